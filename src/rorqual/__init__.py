@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rorqual.engine import Engine, SamplingParams
     from rorqual.tokenizer import load_tokenizer
     from rorqual.weights import load, save
 
     __version__: str
 
-__all__ = ["__version__", "load", "load_tokenizer", "save"]
+__all__ = ["Engine", "SamplingParams", "__version__", "load", "load_tokenizer", "save"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from rorqual import weights
 
         return getattr(weights, name)
+    if name in ("Engine", "SamplingParams"):
+        from rorqual import engine
+
+        return getattr(engine, name)
     if name == "load_tokenizer":
         from rorqual.tokenizer import load_tokenizer
 

@@ -62,6 +62,10 @@ class UsageError(RorqualError):
     """A combination of arguments that has no meaning."""
 
 
+class EngineOverloaded(RorqualError):  # noqa: N818  it says what is, and the fault is nobody's
+    """The engine has as many requests as it may take, or takes none any more."""
+
+
 def listing(items: Sequence[object]) -> str:
     """The first 20 items on a line, then how many more there are."""
     shown = ", ".join(str(item) for item in items[:MAX_LISTED])

@@ -16,13 +16,13 @@ import pytest
 from command import ENVIRONMENT, TIMEOUT_SECONDS, heed_interrupts, run, start
 
 from rorqual.cli.chat import printable
-from rorqual.engine import Conversation, Generator, ModelFolder
+from rorqual.engine import Conversation, Engine, ModelFolder
 
 
 def expected(model_folder: Path, max_tokens: int, *messages: str) -> list[str]:
     folder = ModelFolder.find(str(model_folder))
-    generator = Generator(folder.load_model(), folder.load_tokenizer())
-    talk = Conversation(generator, folder.sampling(max_tokens=max_tokens))
+    engine = Engine(folder.load_model(), folder.load_tokenizer())
+    talk = Conversation(engine, folder.sampling(max_tokens=max_tokens))
     return ["".join(talk.ask(message)) for message in messages]
 
 

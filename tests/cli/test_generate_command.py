@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from command import TIMEOUT_SECONDS, run, start
 
-from rorqual.engine import Generator, ModelFolder, Output
+from rorqual.engine import Engine, ModelFolder, Output
 
 
 def expected(model_folder: Path, max_tokens: int, *prompts: str, raw: bool = False) -> list[Output]:
     folder = ModelFolder.find(str(model_folder))
     tokenizer = folder.load_tokenizer()
-    generator = Generator(folder.load_model(), tokenizer)
+    engine = Engine(folder.load_model(), tokenizer)
     params = folder.sampling(max_tokens=max_tokens)
     outputs = []
     for prompt in prompts:
         chat_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         ids = tokenizer.encode(prompt, bos=True) if raw else chat_ids
-        outputs += generator.generate([ids], params)
+        outputs += engine.generate([ids], params)
     return outputs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rorqual.engine import Conversation, Generator, SamplingParams
+from rorqual.engine import Conversation, Engine, SamplingParams
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
@@ -13,12 +13,12 @@ PARAMS = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture
-def generator(model: DeepseekV3, tokenizer: Tokenizer) -> Generator:
-    return Generator(model, tokenizer)
+def engine(model: DeepseekV3, tokenizer: Tokenizer) -> Engine:
+    return Engine(model, tokenizer)
 
 
-def test_turns_are_remembered_and_the_cache_reused(generator: Generator) -> None:
-    talk = Conversation(generator, PARAMS, system="Sing.")
+def test_turns_are_remembered_and_the_cache_reused(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS, system="Sing.")
     first = "".join(talk.ask("one"))
     assert talk.turns == [("one", first)]
     second = "".join(talk.ask("two"))
@@ -28,23 +28,23 @@ def test_turns_are_remembered_and_the_cache_reused(generator: Generator) -> None
         {"role": "assistant", "content": first},
         {"role": "user", "content": "two"},
     ]
-    prompt_ids = generator.tokenizer.encode_chat(messages)
-    fresh = Generator(generator.model, generator.tokenizer)
+    prompt_ids = engine.tokenizer.encode_chat(messages)
+    fresh = Engine(engine.model, engine.tokenizer)
     assert second == fresh.generate([prompt_ids], PARAMS)[0].text
     talk.clear()
     assert "".join(talk.ask("one")) == first
 
 
-def test_a_closed_answer_is_remembered_as_far_as_it_came(generator: Generator) -> None:
-    talk = Conversation(generator, PARAMS)
+def test_a_closed_answer_is_remembered_as_far_as_it_came(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS)
     pieces = talk.ask("one")
     shown = next(pieces) + next(pieces)
     pieces.close()
     assert talk.turns == [("one", shown)]
 
 
-def test_the_oldest_turns_are_dropped(generator: Generator) -> None:
-    talk = Conversation(generator, PARAMS, system="Sing.")
+def test_the_oldest_turns_are_dropped(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS, system="Sing.")
     num_dropped = 0
     for number in range(30):
         text = f"{number} " + "sea " * 30
@@ -57,18 +57,18 @@ def test_the_oldest_turns_are_dropped(generator: Generator) -> None:
     assert first_left == num_dropped
 
 
-def test_a_message_that_never_fits_changes_nothing(generator: Generator) -> None:
-    talk = Conversation(generator, PARAMS)
+def test_a_message_that_never_fits_changes_nothing(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS)
     "".join(talk.ask("one"))
     with pytest.raises(UsageError, match="does not fit"):
         talk.ask("x1" * 700)
     assert len(talk.turns) == 1
 
 
-def test_raw_prompts_are_independent(generator: Generator) -> None:
-    talk = Conversation(generator, PARAMS, is_raw=True)
+def test_raw_prompts_are_independent(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS, is_raw=True)
     first = "".join(talk.ask("The whale"))
-    ids = generator.tokenizer.encode("The whale", bos=True)
-    assert first == generator.generate([ids], PARAMS)[0].text == "".join(talk.ask("The whale"))
+    ids = engine.tokenizer.encode("The whale", bos=True)
+    assert first == engine.generate([ids], PARAMS)[0].text == "".join(talk.ask("The whale"))
     with pytest.raises(UsageError, match="system"):
-        Conversation(generator, PARAMS, system="Sing.", is_raw=True)
+        Conversation(engine, PARAMS, system="Sing.", is_raw=True)

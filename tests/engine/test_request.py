@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.engine.request import Answer, Request, StopFilter, check_prompt
-from rorqual.engine.sampler import SamplingParams
+from rorqual.engine.answer import Answer, StopFilter
+from rorqual.engine.params import SamplingParams
+from rorqual.engine.request import Request, check_prompt
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
 

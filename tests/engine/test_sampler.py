@@ -1,4 +1,4 @@
-"""Oracle: closed forms of the filtered distributions, and a chi-square test of what is drawn."""
+"""Oracle: closed forms of the filtered distributions, a full sort, and chi-square of the draws."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from rorqual.engine.sampler import SamplingParams, probabilities, random_source, sample
-from rorqual.errors import CheckpointError, UsageError
+from rorqual.engine.params import SamplingParams
+from rorqual.engine.sampler import (
+    BLOCK_PLACES,
+    FIRST_LOOK,
+    check_finite,
+    draw,
+    draw_rows,
+    probabilities,
+    random_source,
+)
+from rorqual.errors import CheckpointError
 
 NUM_DRAWS = 10_000
 CHI_SQUARE_999 = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}  # table: quantile 0.999 by freedom
@@ -24,12 +35,19 @@ CASES: list[tuple[dict[str, Any], list[float]]] = [
     ({"top_p": 0.39}, [0, 0.4, 0, 0, 0]),
     ({"top_p": 0.6}, [0, 0.4, 0, 0.25, 0]),  # the token that crosses stays
     ({"top_p": 0.7}, [0, 0.4, 0, 0.25, 0.2]),
+    ({"top_p": 1.0}, [0.1, 0.4, 0.05, 0.25, 0.2]),
     ({"top_p": 1e-9}, [0, 0.4, 0, 0, 0]),
     ({"min_p": 0.3}, [0, 0.4, 0, 0.25, 0.2]),
+    ({"min_p": 1.0}, [0, 0.4, 0, 0, 0]),
     ({"top_k": 3, "top_p": 0.7}, [0, 0.4, 0, 0.25, 0]),  # 0.65 of the 0.85 that top_k left
+    ({"top_k": 4, "min_p": 0.6}, [0, 0.4, 0, 0.25, 0]),
     ({"temperature": 2.0}, PROBS.sqrt().tolist()),
     ({"temperature": 1e-9}, [0, 1, 0, 0, 0]),
 ]
+
+
+def hot(**settings: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0} | settings)
 
 
 @pytest.mark.parametrize(("settings", "weights"), CASES)
@@ -37,19 +55,62 @@ def test_the_distribution_is_the_closed_form(
     settings: dict[str, Any], weights: list[float]
 ) -> None:
     expected = torch.tensor(weights) / sum(weights)
-    ours = probabilities(LOGITS, SamplingParams(**{"temperature": 1.0} | settings))
+    ours = probabilities(LOGITS, hot(**settings))
     torch.testing.assert_close(ours, expected, atol=EXACT, rtol=EXACT)
+
+
+def by_sorting(logits_V: Tensor, params: SamplingParams) -> Tensor:
+    """The filters, written over a stable sort of the whole vocabulary."""
+    probs_V, ids_V = logits_V.double().softmax(-1).sort(descending=True, stable=True)
+    if params.top_k is not None:
+        probs_V[params.top_k :] = 0
+    if params.top_p is not None:
+        before_V = F.pad(probs_V.cumsum(-1)[:-1], (1, 0))
+        probs_V[before_V >= params.top_p * probs_V.sum()] = 0
+    if params.min_p is not None:
+        probs_V[probs_V < params.min_p * probs_V[0]] = 0
+    return torch.zeros_like(probs_V).scatter(0, ids_V, probs_V / probs_V.sum()).float()
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0])  # flat: top_p needs more than its first look
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0.9},
+        {"top_k": 700},
+        {"top_k": 2000, "top_p": 0.95},
+        {"top_k": 50, "top_p": 0.95, "min_p": 0.1},
+    ],
+)
+def test_filters_equal_a_full_sort(scale: float, settings: dict[str, Any]) -> None:
+    num_ids = 10 * FIRST_LOOK
+    # Exact in bf16, as many models' logits are: plenty of ties at the edges.
+    logits_V = (scale * torch.randn(num_ids)).bfloat16().float()
+    params = hot(**settings)
+    ours, sorted_ = probabilities(logits_V, params), by_sorting(logits_V, params)
+    num_differing = int(((ours > 0) != (sorted_ > 0)).sum())
+    # Sums in another precision may put one token on the other side of the edge.
+    assert num_differing <= (1 if "top_p" in settings else 0)
+    torch.testing.assert_close(ours, sorted_, atol=2 / num_ids, rtol=1e-3)
+
+
+def test_of_equal_tokens_the_lower_ids_stay() -> None:
+    assert probabilities(torch.zeros(8), hot(top_k=3)).nonzero().flatten().tolist() == [0, 1, 2]
+    assert probabilities(torch.zeros(8), hot(top_p=0.4)).nonzero().flatten().tolist() == [*range(4)]
+    assert draw(torch.zeros(8), SamplingParams(temperature=0), 0.9) == 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7}])
 def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
-    params = SamplingParams(temperature=1.0, seed=0, **settings)
+    params = hot(seed=0, **settings)
     source = random_source(params)
-    rows = 1000
-    drawn = torch.zeros(5)
-    for _ in range(NUM_DRAWS // rows):
-        ids = sample(LOGITS.expand(rows, -1), [params] * rows, [source] * rows, 5)
-        drawn += torch.bincount(torch.tensor(ids), minlength=5)
+    uniforms = torch.rand(NUM_DRAWS, dtype=torch.float64, generator=source).tolist()
+    if settings:
+        ids = [draw(LOGITS, params, uniform) for uniform in uniforms]
+    else:
+        ids = draw_rows(LOGITS.expand(NUM_DRAWS, -1), [1.0] * NUM_DRAWS, uniforms)
+        assert ids[:200] == [draw(LOGITS, params, uniform) for uniform in uniforms[:200]]
+    drawn = torch.bincount(torch.tensor(ids), minlength=5)
     expected = probabilities(LOGITS, params) * NUM_DRAWS
     possible = expected > 0
     assert drawn[~possible].sum() == 0
@@ -57,49 +118,36 @@ def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
     assert chi_square < CHI_SQUARE_999[int(possible.sum()) - 1]
 
 
-def test_ids_beyond_the_tokenizer_are_never_sampled() -> None:
-    logits = torch.zeros(1, 8)
-    logits[:, 5:] = 100.0
-    hot = SamplingParams(temperature=5.0, seed=1)
-    source = random_source(hot)
-    drawn = {sample(logits, [hot], [source], 5)[0] for _ in range(300)}
-    assert drawn == {0, 1, 2, 3, 4}
-    assert sample(logits, [SamplingParams(temperature=0)], [source], 5) == [0]
+def test_no_random_number_picks_an_impossible_token() -> None:
+    logits = torch.tensor([-1000.0, 0.0, 0.0, -1000.0])
+    edges = [0.0, 0.5, 0.75, 1 - 2**-53]
+    assert draw_rows(logits.expand(4, -1), [1.0] * 4, edges) == [1, 2, 2, 2]
 
 
-def test_a_seed_fixes_the_draws() -> None:
-    def draws(seed: int | None) -> list[int]:
-        params = SamplingParams(temperature=1.0, seed=seed)
-        source = random_source(params)
-        return [sample(torch.zeros(1, 50), [params], [source], 50)[0] for _ in range(20)]
+def test_a_seed_fixes_the_random_numbers() -> None:
+    def numbers(seed: int | None) -> list[float]:
+        return torch.rand(20, generator=random_source(hot(seed=seed))).tolist()
 
-    assert draws(7) == draws(7)
-    assert draws(7) != draws(8)
-    assert draws(None) != draws(None)
+    assert numbers(7) == numbers(7)
+    assert numbers(7) != numbers(8)
+    assert numbers(None) != numbers(None)
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:
-    params = SamplingParams(temperature=0)
-    logits = torch.tensor([[0.0, float("nan")]])
-    with pytest.raises(CheckpointError, match="not finite"):
-        sample(logits, [params], [random_source(params)], 2)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(CheckpointError, match="not finite"):
+            check_finite(torch.tensor([[0.0, bad]]))
+    check_finite(torch.full((2, 8), 3e38))  # large is not infinite, though the sum is
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"top_k": 0},
-        {"min_p": 2.0},
-        {"seed": -1},
-        {"max_tokens": 0},
-        {"stop": ("",)},
-        {"stop": "text"},
-    ],
-)
-def test_settings_without_meaning_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{next(iter(settings))} is out of range"):
-        SamplingParams(**settings)
+def test_blocks_change_nothing() -> None:
+    """Over several blocks of places, the drawn id is the inverse of the cumulative sum."""
+    logits = 3 * torch.randn(4, 5 * BLOCK_PLACES + 7)
+    logits[:, BLOCK_PLACES : 2 * BLOCK_PLACES] = -1e9  # a whole block of weight 0
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    for uniform in torch.rand(200, dtype=torch.float64).tolist():
+        ids = draw_rows(logits, [1.0] * 4, [uniform] * 4)
+        expected = (cumulative <= uniform).sum(-1).tolist()
+        for row, token_id, likely_id in zip(cumulative, ids, expected, strict=True):
+            is_edge = (row - uniform).abs().min() < EXACT  # float32 weights may fall on either side
+            assert token_id == likely_id or is_edge

@@ -15,7 +15,7 @@ from transformers import (
     DeepseekV3ForCausalLM,
 )
 
-from rorqual.model import Context, DeepseekV3, ModelConfig, build, empty, preset
+from rorqual.model import Context, DeepseekV3, ModelConfig, Part, build, empty, preset
 from rorqual.model.moe import MoE
 
 FLOAT32_RELATIVE = 1e-5  # the issue's bar for float32 logits
@@ -66,28 +66,23 @@ def test_mtp_depths_chain_as_the_report_says() -> None:
     joined = torch.cat(
         [module.enorm(model.model.embed_tokens(ids[:, 2:12])), module.hnorm(first)], dim=-1
     )
-    step = model._step(ids[:, 2:12], None, None, None)
+    step = model._step(ids[:, 2:12], None, None, False)
     expected = module.shared_head.norm(module(module.eh_proj(joined), step)[0])
     torch.testing.assert_close(second, expected)
 
 
 class WholeCache:
-    """The plainest cache: concatenation."""
+    """The plainest cache: concatenation. Every step is one part."""
 
-    def __init__(self) -> None:
+    def __init__(self, use_absorbed: bool) -> None:
+        self.use_absorbed = use_absorbed
         self.latents: dict[int, torch.Tensor] = {}
 
-    def append(self, layer_id: int, latent_BTC: torch.Tensor) -> torch.Tensor:
+    def append(self, layer_id: int, latent_BTL: torch.Tensor) -> list[Part]:
         old = self.latents.get(layer_id)
-        new = latent_BTC if old is None else torch.cat([old, latent_BTC], dim=1)
+        new = latent_BTL if old is None else torch.cat([old, latent_BTL], dim=1)
         self.latents[layer_id] = new
-        return new
-
-
-def context(cache: WholeCache, start: int, stop: int) -> Context:
-    positions = torch.arange(start, stop)[None]
-    visible = torch.arange(stop)[None, None] <= positions[..., None]
-    return Context(positions, visible, cache)
+        return [Part(latent_BTL.shape[0] * latent_BTL.shape[1], new, None, self.use_absorbed)]
 
 
 @pytest.mark.parametrize("name", ["base", "no_q_lora", "groups", "yarn", "v2_greedy"])
@@ -96,16 +91,33 @@ def context(cache: WholeCache, start: int, stop: int) -> Context:
 @torch.no_grad()
 def test_cached_equals_uncached_in_both_forms(name: str, chunk: int, absorbed: bool) -> None:
     model = lively(CONFIGS[name])
-    ids = tokens(model.config, 1, 40)
-    cache = WholeCache()
-    parts = [
-        model.hidden(
-            ids[:, i : i + chunk], context(cache, i, min(i + chunk, 40)), use_absorbed=absorbed
-        ).h_BTD
-        for i in range(0, 40, chunk)
-    ]
+    ids = tokens(model.config, 2, 40)
+    cache = WholeCache(absorbed)
+    parts = []
+    for start in range(0, 40, chunk):
+        positions = torch.arange(start, min(start + chunk, 40))[None]
+        step = ids[:, start : start + chunk]
+        parts.append(model.hidden(step, Context(positions, cache)).h_BTD)
     cached = model.head(torch.cat(parts, dim=1))
     assert relative_error(cached, model(ids)) < FLOAT32_RELATIVE
+
+
+class TwoParts:
+    """A flat step of two sequences without a past: the first two tokens and the last three."""
+
+    def append(self, layer_id: int, latent_BTL: torch.Tensor) -> list[Part]:
+        visible = torch.tensor([[True, False], [True, True]])[None, None]
+        first = Part(2, latent_BTL[:, :2], visible, use_absorbed=True)
+        return [first, Part(3, latent_BTL[:, 2:], None, use_absorbed=False)]
+
+
+@torch.no_grad()
+def test_the_parts_of_a_flat_step_equal_each_alone() -> None:
+    model = lively(CONFIGS["yarn"])
+    ids = tokens(model.config, 1, 5)
+    flat = model.hidden(ids, Context(torch.tensor([[0, 1, 0, 1, 2]]), TwoParts())).h_BTD
+    for part, alone in ((flat[:, :2], ids[:, :2]), (flat[:, 2:], ids[:, 2:])):
+        assert relative_error(part, model.hidden(alone).h_BTD) < FLOAT32_RELATIVE
 
 
 @torch.no_grad()

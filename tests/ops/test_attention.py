@@ -40,3 +40,16 @@ def test_masked_blocks_equal_torch(length: int) -> None:
     ours = attention(q, k, v, visible, 0.3)
     theirs = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_queries", [1, 6, CAUSAL_BLOCK + 3])
+@pytest.mark.parametrize("num_key_heads", [1, 2])
+def test_the_last_queries_of_a_longer_text(num_queries: int, num_key_heads: int) -> None:
+    """They equal the last rows of the whole; one key for all heads equals the key repeated."""
+    length = CAUSAL_BLOCK + 40
+    q, k, v = random_inputs(length)
+    k, v = k[:, :num_key_heads], v[:, :num_key_heads]
+    ours = attention(q[:, :, -num_queries:], k, v, None, 0.3)
+    k, v = k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1)
+    theirs = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    torch.testing.assert_close(ours, theirs[:, :, -num_queries:], rtol=1e-4, atol=1e-5)

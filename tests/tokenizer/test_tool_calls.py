@@ -68,6 +68,7 @@ BROKEN = [
     "a" + WHOLE.replace("\n```json\n", " "),
     "a" + WHOLE.replace("<｜tool▁sep｜>", ""),
     "a" + WHOLE.replace(TOOL_CALL_BEGIN, ""),
+    "a" + WHOLE.replace("f\n", " \n"),
 ]
 
 

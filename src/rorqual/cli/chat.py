@@ -71,7 +71,7 @@ def chat(
       echo "What is 12 + 30?" | rorqual chat
     """
     with loading(model):
-        from rorqual.engine import Conversation, Generator, ModelFolder
+        from rorqual.engine import Conversation, Engine, ModelFolder
 
         folder = ModelFolder.find(model)
         params = folder.sampling(
@@ -79,8 +79,8 @@ def chat(
         )
         set_threads(threads)
         tokenizer = folder.load_tokenizer()
-        generator = Generator(folder.load_model(dtype), tokenizer)
-    converse(Conversation(generator, params, system), opening(folder))
+        engine = Engine(folder.load_model(dtype), tokenizer)
+    converse(Conversation(engine, params, system), opening(folder))
 
 
 def set_threads(threads: int | None) -> None:

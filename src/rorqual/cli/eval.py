@@ -37,7 +37,7 @@ def evaluate(
     """
     import torch
 
-    from rorqual.engine.generate import Generator
+    from rorqual.engine import Engine
     from rorqual.engine.model_folder import ModelFolder
     from rorqual.eval import evaluate_skills
     from rorqual.log import console
@@ -45,12 +45,12 @@ def evaluate(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = ModelFolder.find(model)
-    generator = Generator(folder.load_model(), folder.load_tokenizer(), max_batch=32)
+    engine = Engine(folder.load_model(), folder.load_tokenizer(), max_batch=32)
     results: list[SkillResult] = []
     if skills:
         with console().status("asking"):
-            results = evaluate_skills(generator, skills, seed, skill)
-    compressed = _bits_per_byte(generator, recipe) if recipe is not None else []
+            results = evaluate_skills(engine, skills, seed, skill)
+    compressed = _bits_per_byte(engine, recipe) if recipe is not None else []
     if as_json:
         typer.echo(json.dumps(_as_table(results, compressed), indent=2, ensure_ascii=False))
         return
@@ -58,7 +58,7 @@ def evaluate(
     _print_bits_per_byte(compressed)
 
 
-def _bits_per_byte(generator: Any, path: Path) -> list[SourceResult]:
+def _bits_per_byte(engine: Any, path: Path) -> list[SourceResult]:
     from rorqual.eval import compare_on_held_out
     from rorqual.log import console
     from rorqual.train.recipe import load_recipe
@@ -71,7 +71,7 @@ def _bits_per_byte(generator: Any, path: Path) -> list[SourceResult]:
     ]
     with console().status("coding held-out text"):
         length = recipe.training.sequence_length
-        return compare_on_held_out(generator.model, generator.tokenizer, folders, length)
+        return compare_on_held_out(engine.model, engine.tokenizer, folders, length)
 
 
 def _print_skills(results: list[SkillResult], num_failures: int) -> None:

@@ -31,7 +31,7 @@ from rorqual.files import fsync_path
 from rorqual.log import console
 
 if TYPE_CHECKING:
-    from rorqual.engine import Generator, Output, SamplingParams
+    from rorqual.engine import Engine, Output, SamplingParams
     from rorqual.tokenizer import Tokenizer
 
 LINE_KEYS = ("prompt", "messages", "tools", "id")
@@ -90,7 +90,7 @@ def generate(
     if input_file is not None:
         _check_files(input_file, output_file)
     with loading(model):
-        from rorqual.engine import Conversation, Generator, ModelFolder
+        from rorqual.engine import Conversation, Engine, ModelFolder
 
         folder = ModelFolder.find(model)
         chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
@@ -103,14 +103,14 @@ def generate(
         if input_file is not None:  # before the weights: a fault in the last line shows at once
             num_lines = reader.check(input_file, folder.max_positions())
         loaded = folder.load_model(dtype)
-        generator = Generator(loaded, reader.tokenizer, max_batch=batch_size)
+        engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
     if interactive:
-        talk = Conversation(generator, params, system, is_raw=not is_chat)
+        talk = Conversation(engine, params, system, is_raw=not is_chat)
         converse(talk, opening(folder))
     elif prompt is not None:
-        _answer_one(generator, reader.prompt_ids({"prompt": prompt}), params, as_json)
+        _answer_one(engine, reader.prompt_ids({"prompt": prompt}), params, as_json)
     elif input_file is not None:
-        batch = Batch(generator, reader, params, input_file, num_lines)
+        batch = Batch(engine, reader, params, input_file, num_lines)
         batch.write(output_file) if output_file else batch.show(as_json)
 
 
@@ -217,9 +217,9 @@ class Reader:
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked prompt file on its way through the generator."""
+    """A checked prompt file on its way through the engine."""
 
-    generator: Generator
+    engine: Engine
     reader: Reader
     params: SamplingParams
     input_file: Path
@@ -259,7 +259,7 @@ class Batch:
 
         items = (item for _, item in self.reader.items(self.input_file))
         prompts = (self.reader.prompt_ids(item) for item in items)
-        outputs = self.generator.generate_each(seeded(prompts, self.params))
+        outputs = self.engine.generate_each(seeded(prompts, self.params))
         lines = self.reader.items(self.input_file)
         bar = track(
             zip(lines, outputs, strict=True),
@@ -273,10 +273,10 @@ class Batch:
 
 
 def _answer_one(
-    generator: Generator, prompt_ids: list[int], params: SamplingParams, as_json: bool
+    engine: Engine, prompt_ids: list[int], params: SamplingParams, as_json: bool
 ) -> None:
     """Streams the text, or prints the whole as JSON."""
-    stream = generator.stream(prompt_ids, params)
+    stream = engine.stream(prompt_ids, params)
     for piece in stream:
         if not as_json:
             print(piece, end="", flush=True)

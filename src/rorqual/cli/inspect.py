@@ -118,7 +118,6 @@ def _kernels() -> dict[str, str]:
     """Which of the twins runs on this machine."""
     import torch
 
-    from rorqual.model.transformer import ABSORBED_MAX_QUERIES
     from rorqual.ops.attention import QUERY_BLOCK
 
     has_gpu = torch.cuda.is_available()
@@ -126,7 +125,7 @@ def _kernels() -> dict[str, str]:
     return {
         "grouped GEMM": f"rorqual::grouped_gemm, {grouped}; twin: grouped_gemm_plain",
         "attention": f"explicit products, {QUERY_BLOCK} queries a block",
-        "MLA": f"absorbed up to {ABSORBED_MAX_QUERIES} queries on a cache, expanded beyond",
+        "MLA": "absorbed or expanded, whichever needs fewer products for a step's queries",
         "FP8 weights": "dequantised on loading",
     }
 

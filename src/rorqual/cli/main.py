@@ -37,9 +37,12 @@ class Verb:
 VERBS = {
     "chat": Verb("rorqual.cli.chat:chat", "Talk with a model in the terminal."),
     "generate": Verb("rorqual.cli.generate:generate", "Continue prompts: one, or a whole file."),
+    "serve": Verb("rorqual.cli.serve:serve", "Serve a model: OpenAI's API and a chat page."),
     "inspect": Verb("rorqual.cli.inspect:inspect", "Show and check a model's shapes and sizes."),
     "eval": Verb("rorqual.cli.eval:evaluate", "Measure skills and bits per byte."),
     "train": Verb("rorqual.cli.train:train", "Train a model as a recipe says."),
+    "convert": Verb("rorqual.cli.convert:convert", "Convert between FP8, BF16, shards and GGUF."),
+    "plan": Verb("rorqual.cli.plan:plan", "Plan memory, speed and disk before loading."),
     "data": Verb("rorqual.cli.data:app", "Fetch corpora and build token shards."),
 }
 
@@ -121,6 +124,7 @@ def _options(
     Examples:
       rorqual chat
       rorqual generate --model DIR --prompt "The whale"
+      rorqual serve --port 8000
       rorqual inspect 671b
       rorqual train recipes/tiny.toml
     """

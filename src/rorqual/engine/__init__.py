@@ -1,19 +1,37 @@
-"""The engine: prompts in, answers out, over one cache of latents."""
+"""The engine: requests in, answers out, over one paged cache of latents."""
 
+from rorqual.engine.answer import Answer
+from rorqual.engine.async_engine import AnswerStream, AsyncEngine
 from rorqual.engine.conversation import Conversation
-from rorqual.engine.generate import Generator, Stream, seeded
+from rorqual.engine.engine import Engine
+from rorqual.engine.grammar import Grammar
+from rorqual.engine.logprobs import TokenLogprob
 from rorqual.engine.model_folder import ModelFolder
-from rorqual.engine.request import Output, Request, check_prompt
-from rorqual.engine.sampler import SamplingParams
+from rorqual.engine.offline import Stream, seeded
+from rorqual.engine.params import MAX_SEED, SamplingParams
+from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
+from rorqual.engine.stats import EngineStats
+from rorqual.errors import EngineOverloaded
 
 __all__ = [
+    "MAX_SEED",
+    "Answer",
+    "AnswerStream",
+    "AsyncEngine",
     "Conversation",
-    "Generator",
+    "Engine",
+    "EngineOverloaded",
+    "EngineStats",
+    "FinishReason",
+    "Grammar",
     "ModelFolder",
     "Output",
+    "Piece",
     "Request",
     "SamplingParams",
     "Stream",
+    "TokenLogprob",
+    "Usage",
     "check_prompt",
     "seeded",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import abc
 
-from rorqual.engine.generate import Generator
-from rorqual.engine.sampler import SamplingParams
+from rorqual.engine.engine import Engine
+from rorqual.engine.params import SamplingParams
 from rorqual.errors import UsageError
 
 Turn = tuple[str, str]  # what the user said, what was answered
@@ -21,7 +21,7 @@ class Conversation:
 
     def __init__(
         self,
-        generator: Generator,
+        engine: Engine,
         params: SamplingParams,
         system: str | None = None,
         *,
@@ -29,7 +29,7 @@ class Conversation:
     ) -> None:
         if is_raw and system is not None:
             raise UsageError("a raw prompt has no system text", fix="leave out --system or --raw")
-        self._generator, self._params = generator, params
+        self._engine, self._params = engine, params
         self._system, self._is_raw = system, is_raw
         self.turns: list[Turn] = []
         self.num_dropped_turns = 0
@@ -50,7 +50,7 @@ class Conversation:
         return self._answer(text, prompt_ids)
 
     def _answer(self, text: str, prompt_ids: list[int]) -> abc.Generator[str, None, None]:
-        stream = self._generator.stream(prompt_ids, self._params)
+        stream = self._engine.stream(prompt_ids, self._params)
         try:
             yield from stream
         finally:
@@ -59,19 +59,19 @@ class Conversation:
 
     def _fit(self, text: str) -> tuple[list[int], int]:
         """The prompt's ids, and how many of the oldest turns had to be left out."""
-        # Choice: an answer is given a quarter of the context, or as much as it may ever take.
-        max_positions = self._generator.max_positions
-        room = max_positions - min(self._params.max_tokens, max_positions // 4)
+        # Choice: an answer is given half of the context, or as much as it may ever take.
+        max_positions = self._engine.max_positions
+        room = max_positions - min(self._params.max_tokens, max_positions // 2)
         num_dropped = 0
         prompt_ids = self._prompt_ids(self.turns, text)
         while len(prompt_ids) > room and num_dropped < len(self.turns):
             num_dropped += 1
             prompt_ids = self._prompt_ids(self.turns[num_dropped:], text)
-        self._generator.check_prompt(prompt_ids)
+        self._engine.check_prompt(prompt_ids)
         return prompt_ids, num_dropped
 
     def _prompt_ids(self, turns: list[Turn], text: str) -> list[int]:
-        tokenizer = self._generator.tokenizer
+        tokenizer = self._engine.tokenizer
         if self._is_raw:
             return tokenizer.encode(text, bos=True)
         messages = [] if self._system is None else [{"role": "system", "content": self._system}]

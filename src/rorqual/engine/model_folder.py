@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from rorqual.config import fill, settings
-from rorqual.engine.sampler import SamplingParams
+from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, UsageError
 from rorqual.files import read_json
 from rorqual.model import DeepseekV3

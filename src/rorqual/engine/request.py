@@ -1,18 +1,14 @@
-"""A request, the answer that grows from it, and its output.
-
-The text that a user sees trails the tokens: half a character waits for its other half, and what may
-become a stop string waits until it is one or is not.
-"""
+"""What goes into the engine and what comes out: a request, the pieces of its answer, the whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rorqual.engine.sampler import SamplingParams, random_source
+from rorqual.engine.logprobs import TokenLogprob
+from rorqual.engine.params import SamplingParams
 from rorqual.errors import UsageError
-from rorqual.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,15 +22,52 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What an answer took. Of the prompt's tokens `num_cached_tokens` were in the prefix cache.
+
+    `drafted[k]` counts how often a token was drafted k + 1 places ahead, `accepted[k]` how often it
+    was right.
+    """
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    drafted: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step gave one answer. `text` may be empty: it trails the tokens.
+
+    `usage` comes with the last piece; `prompt_logprobs`, one a prompt token and None for the first,
+    with the first piece if they were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Output:
     """One answer. `token_ids` are all that were sampled, an end-of-sentence included; `text` ends
-    before it, and before a stop string.
+    before it, and before a stop string. Equal outputs may have taken different work.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
-    num_prompt_tokens: int
+    usage: Usage = field(compare=False)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.usage.num_prompt_tokens
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_positions: int) -> None:
@@ -46,7 +79,7 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_positions: int)
             "the prompt does not fit the model's context",
             found=f"{len(prompt_ids)} tokens",
             expected=f"at most {max_positions - 1}, which leaves one for the answer",
-            fix="shorten the prompt, or use a model with a longer context",
+            fix="shorten the prompt, or use a model with a longer context or a larger cache",
         )
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
         raise UsageError(
@@ -55,84 +88,3 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_positions: int)
             expected=f"0 to {vocab_size - 1}",
             fix="encode the prompt with the tokenizer of this model",
         )
-
-
-class StopFilter:
-    """Passes text on, but holds back what a stop string may yet begin with."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.is_stopped = False
-
-    def put(self, text: str) -> str:
-        """The text that is now certain to belong to the answer."""
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.is_stopped = True
-            passed, self._held = self._held[: min(found)], ""
-            return passed
-        num_held = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - num_held
-        passed, self._held = self._held[:cut], self._held[cut:]
-        return passed
-
-    def finish(self) -> str:
-        """What was held back, when the answer ended otherwise."""
-        held, self._held = self._held, ""
-        return held
-
-    def _overlap(self, stop: str) -> int:
-        """How many of the last characters are a beginning of `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
-class Answer:
-    """A running request: what is sampled so far, its text, and why it ended."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer, max_positions: int) -> None:
-        params = request.params
-        self.request = request
-        self.source = random_source(params)
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: FinishReason | None = None
-        self._max_tokens = min(params.max_tokens, max_positions - len(request.prompt_ids))
-        self._stop_ids = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            self._stop_ids.add(tokenizer.eos_id)
-        self._decoder = tokenizer.stream()
-        self._filter = StopFilter(params.stop)
-
-    def put(self, token_id: int) -> str:
-        """Takes the next token; returns the text that is certain now. May end the answer."""
-        assert self.finish_reason is None, "the answer has ended"
-        self.token_ids.append(token_id)
-        text = ""
-        if token_id in self._stop_ids:
-            self.finish_reason = "stop"
-        else:
-            text = self._filter.put(self._decoder.put(token_id))
-            if self._filter.is_stopped:
-                self.finish_reason = "stop"
-            elif len(self.token_ids) >= self._max_tokens:
-                self.finish_reason = "length"
-        if self.finish_reason is not None and not self._filter.is_stopped:
-            text += self._flush()
-        self.text += text
-        return text
-
-    def output(self) -> Output:
-        assert self.finish_reason is not None, "the answer has not ended"
-        num_prompt = len(self.request.prompt_ids)
-        return Output(self.text, self.token_ids, self.finish_reason, num_prompt)
-
-    def _flush(self) -> str:
-        """The rest of a character and of a stop string that never became whole."""
-        text = self._filter.put(self._decoder.finish())
-        if self._filter.is_stopped:
-            self.finish_reason = "stop"
-            return text
-        return text + self._filter.finish()

@@ -1,62 +1,29 @@
-"""Sampling: from logits to a token id, by settings that travel with each request."""
+"""Sampling: from logits to a token id.
 
-# B rows, V vocabulary
+A token costs one random number u: over the ids in their order, it is the first whose cumulative
+weight exceeds u times the total. So what is drawn hardly depends on rounding, and a seed gives the
+same tokens whether they come one by one or as verified drafts.
+"""
+
+# N rows, V vocabulary, C candidates, K likeliest, B blocks of P places
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.errors import CheckpointError, UsageError
+from rorqual.engine.params import SamplingParams
+from rorqual.errors import CheckpointError
 
-DEFAULT_MAX_TOKENS = 4096
-MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How one answer is sampled and where it ends; UsageError for a value without meaning.
-
-    Temperature 0 takes the likeliest token. The filters apply in this order, each to what the one
-    before left: the `top_k` likeliest, the fewest whose probabilities reach `top_p`, those with at
-    least `min_p` times the likeliest's. `stop` strings end the answer and are not part of it. The
-    answer also ends at the end-of-sentence id (unless `ignore_eos`), at one of `stop_token_ids`,
-    after `max_tokens`, and where the context is full.
-    """
-
-    temperature: float = 0.3  # the model's advised temperature (DeepSeek-V3 README)
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        # Comparisons are written so that NaN fails them.
-        _check("temperature", self.temperature, "0 to 100", 0 <= self.temperature <= 100)
-        if self.top_p is not None:
-            _check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
-        if self.top_k is not None:
-            _check("top_k", self.top_k, "1 or more", self.top_k >= 1)
-        if self.min_p is not None:
-            _check("min_p", self.min_p, "0 to 1", 0 <= self.min_p <= 1)
-        if self.seed is not None:
-            _check("seed", self.seed, "0 to 2^63 - 1", 0 <= self.seed <= MAX_SEED)
-        _check("max_tokens", self.max_tokens, "1 or more", self.max_tokens >= 1)
-        is_texts = not isinstance(self.stop, str) and all(self.stop)
-        _check("stop", self.stop, "strings that are not empty", is_texts)
-
-
-def _check(name: str, value: object, expected: str, is_valid: bool) -> None:
-    if not is_valid:
-        raise UsageError(f"{name} is out of range", found=repr(value), expected=expected)
+FIRST_LOOK = 512
+"""How many of the likeliest `top_p` looks at before it sorts them all."""
+ROWS_AT_ONCE = 16
+BLOCK_PLACES = 256
+MIN_TEMPERATURE = 1e-6
 
 
 def random_source(params: SamplingParams) -> torch.Generator:
@@ -69,48 +36,118 @@ def random_source(params: SamplingParams) -> torch.Generator:
     return generator
 
 
+def check_finite(logits_NV: Tensor) -> None:
+    """CheckpointError if the logits are not numbers."""
+    # The sum finds nearly every fault in one pass; large logits may overflow it.
+    if math.isfinite(logits_NV.sum().item()) or torch.isfinite(logits_NV).all():
+        return
+    raise CheckpointError(
+        "the model's output is not finite numbers",
+        found="NaN or infinite logits",
+        fix="check the weights with `rorqual inspect`, or load them as float32",
+    )
+
+
 def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """(V,) float32, the distribution that `sample` draws from at a temperature above 0."""
-    # The largest becomes 0 first, so that no temperature, however small, overflows.
-    scaled_V = (logits_V - logits_V.max()) / max(params.temperature, 1e-6)
-    probs_V, ids_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
-    if params.top_k is not None:
-        probs_V[params.top_k :] = 0
-    if params.top_p is not None:
-        # The token that crosses top_p is kept: a token goes when those before it already reach it.
-        before_V = F.pad(probs_V.cumsum(-1)[:-1], (1, 0))
-        probs_V[before_V >= params.top_p * probs_V.sum()] = 0
-    if params.min_p is not None:
-        probs_V[probs_V < params.min_p * probs_V[0]] = 0
-    return torch.zeros_like(probs_V).scatter(0, ids_V, probs_V / probs_V.sum())
+    """(V,) float32, the distribution that `draw` draws from, at a temperature above 0."""
+    weights_V = _weights(logits_V, params.temperature)
+    ids_C = _kept(weights_V, params)
+    if ids_C is not None:
+        weights_V = torch.zeros_like(weights_V).scatter(0, ids_C, weights_V[ids_C])
+    return weights_V / weights_V.sum()
 
 
-def sample(
-    logits_BV: Tensor,
-    params_B: Sequence[SamplingParams],
-    sources_B: Sequence[torch.Generator],
-    vocab_size: int,
+def draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:
+    """The id that `uniform` (0 <= u < 1) picks; at temperature 0 the likeliest, lowest id first."""
+    if params.temperature == 0:
+        return int(logits_V.argmax())
+    weights_V = _weights(logits_V, params.temperature)
+    ids_C = _kept(weights_V, params)
+    if ids_C is None:
+        return int(_pick(weights_V[None], [uniform]))
+    return int(ids_C[_pick(weights_V[ids_C][None], [uniform])])
+
+
+def draw_rows(
+    logits_NV: Tensor, temperatures_N: Sequence[float], uniforms_N: Sequence[float]
 ) -> list[int]:
-    """One id below `vocab_size` for each row of float32 logits.
-
-    The model's rows beyond the tokenizer's ids exist only to round its shape: they are cut off.
-    CheckpointError if the logits are not numbers.
-    """
-    logits_BV = logits_BV[:, :vocab_size].cpu()
-    if not torch.isfinite(logits_BV).all():
-        raise CheckpointError(
-            "the model's output is not finite numbers",
-            found="NaN or infinite logits",
-            fix="check the weights with `rorqual inspect`, or load them as float32",
-        )
-    greedy_B = logits_BV.argmax(-1).tolist()
+    """`draw` without filters for many rows at once, all at temperatures above 0."""
     ids = []
-    for logits_V, params, source, greedy_id in zip(
-        logits_BV, params_B, sources_B, greedy_B, strict=True
-    ):
-        if params.temperature == 0:
-            ids.append(greedy_id)
-        else:
-            probs_V = probabilities(logits_V, params)
-            ids.append(int(torch.multinomial(probs_V, 1, generator=source)))
+    for start in range(0, len(logits_NV), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        temperatures_N1 = logits_NV.new_tensor(temperatures_N[part])[:, None]
+        ids += _pick(_weights(logits_NV[part], temperatures_N1), uniforms_N[part]).tolist()
     return ids
+
+
+def _weights(logits_XV: Tensor, temperature: float | Tensor) -> Tensor:
+    """Probabilities up to a factor: the likeliest has 1."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature.clamp(min=MIN_TEMPERATURE)
+    else:
+        temperature = max(temperature, MIN_TEMPERATURE)
+    # The largest becomes 0 first, so that no temperature, however small, overflows.
+    return (logits_XV - logits_XV.amax(-1, keepdim=True)).div_(temperature).exp_()
+
+
+def _pick(weights_NC: Tensor, uniforms_N: Sequence[float]) -> Tensor:
+    """(N,) places in each row; never one of weight 0.
+
+    First the block in which the place lies, then the place: sums over blocks are several times
+    faster than the running sum of a whole vocabulary.
+    """
+    num_rows, num_places = weights_NC.shape
+    blocks_NBP = F.pad(weights_NC, (0, -num_places % BLOCK_PLACES)).view(num_rows, -1, BLOCK_PLACES)
+    uniforms = weights_NC.new_tensor(uniforms_N, dtype=torch.float64)
+    # float64: in float32 the tail of many weights would be lost in the sum.
+    sums_NB = blocks_NBP.sum(-1).double().cumsum(-1)
+    targets_N = sums_NB[:, -1] * uniforms
+    block_N = _first_above(sums_NB, targets_N)
+    before_N = F.pad(sums_NB, (1, 0)).gather(-1, block_N[:, None])[:, 0]
+    rows_N = torch.arange(num_rows, device=weights_NC.device)
+    sums_NP = blocks_NBP[rows_N, block_N].double().cumsum(-1)
+    return block_N * BLOCK_PLACES + _first_above(sums_NP, targets_N - before_N)
+
+
+def _first_above(sums_NX: Tensor, targets_N: Tensor) -> Tensor:
+    """(N,) the first place in each row of running sums that exceeds the target."""
+    # Rounding may lift a target to the total itself: the last place with a weight is meant then.
+    totals_N = sums_NX[:, -1]
+    targets_N = targets_N.minimum(totals_N.nextafter(torch.zeros_like(totals_N)))
+    return torch.searchsorted(sums_NX, targets_N[:, None], right=True)[:, 0]
+
+
+def _kept(weights_V: Tensor, params: SamplingParams) -> Tensor | None:
+    """(C,) ids, ascending, that the filters leave; None for all. Of equal ones the lower ids."""
+    if not params.has_filters:
+        return None
+    num_kept, least = len(weights_V), 0.0
+    top_k, top_p = params.top_k or len(weights_V), params.top_p or 1.0
+    if top_k < len(weights_V) or top_p < 1:
+        num_kept, least = _top(weights_V, min(top_k, len(weights_V)), top_p)
+    ids_C = (weights_V >= max(least, params.min_p or 0.0)).nonzero()[:, 0]
+    num_surplus = len(ids_C) - num_kept
+    if num_surplus > 0:  # several are as likely as the last that is kept
+        is_last_C = weights_V[ids_C] == least
+        num_before_C = is_last_C.cumsum(0)
+        ids_C = ids_C[~is_last_C | (num_before_C <= num_before_C[-1] - num_surplus)]
+    return ids_C
+
+
+def _top(weights_V: Tensor, top_k: int, top_p: float) -> tuple[int, float]:
+    """How many of the likeliest `top_k` and then `top_p` leave, and the least of their weights."""
+    if top_p == 1:
+        return top_k, weights_V.topk(top_k).values[-1].item()
+    # A sort of the whole vocabulary is rarely needed: the few likeliest mostly reach top_p.
+    num_seen = min(FIRST_LOOK, top_k)
+    while True:
+        weights_K = weights_V.topk(num_seen).values.double()
+        sums_K = weights_K.cumsum(0)
+        total = (
+            sums_K[-1] if num_seen == top_k < len(weights_V) else weights_V.sum(dtype=torch.float64)
+        )
+        # The token that crosses top_p is kept: one goes when those before it already reach it.
+        num_kept = int((sums_K - weights_K < top_p * total).sum())
+        if num_kept < num_seen or num_seen == top_k:
+            return num_kept, weights_K[num_kept - 1].item()
+        num_seen = min(16 * num_seen, top_k)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rorqual.engine.generate import Generator
-from rorqual.engine.sampler import SamplingParams
+from rorqual.engine import Engine
+from rorqual.engine.params import SamplingParams
 from rorqual.tasks import SKILLS, SkillResult, evaluate
 
 MAX_ANSWER_TOKENS = 200
 
 
-def answer_greedily(generator: Generator) -> Callable[[list[str]], list[str]]:
+def answer_greedily(engine: Engine) -> Callable[[list[str]], list[str]]:
     """A function of questions to answers, each question a conversation of its own."""
     params = SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
 
     def answer(questions: list[str]) -> list[str]:
-        encode = generator.tokenizer.encode_chat
+        encode = engine.tokenizer.encode_chat
         prompts = [encode([{"role": "user", "content": question}]) for question in questions]
-        return [output.text for output in generator.generate(prompts, params)]
+        return [output.text for output in engine.generate(prompts, params)]
 
     return answer
 
 
 def evaluate_skills(
-    generator: Generator,
+    engine: Engine,
     count: int,
     seed: int = 0,
     names: Sequence[str] | None = None,
     on_result: Callable[[SkillResult], None] | None = None,
 ) -> list[SkillResult]:
     """`count` held-out questions of each skill (all, or those named)."""
-    answer = answer_greedily(generator)
+    answer = answer_greedily(engine)
     results = []
     for name in names or list(SKILLS):
         results.append(evaluate(answer, name, count, seed))

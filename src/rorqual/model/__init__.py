@@ -1,15 +1,18 @@
 """The model: configuration, presets, and the transformer itself."""
 
 from rorqual.model.config import ModelConfig, YarnScaling
+from rorqual.model.mla import CacheView, Part
 from rorqual.model.presets import PRESETS, preset
 from rorqual.model.transformer import Context, DeepseekV3, Hidden, build, empty
 
 __all__ = [
     "PRESETS",
+    "CacheView",
     "Context",
     "DeepseekV3",
     "Hidden",
     "ModelConfig",
+    "Part",
     "YarnScaling",
     "build",
     "empty",

@@ -8,10 +8,11 @@ queries against a long cache (decode).
 """
 
 # B batch, T queries, S cached tokens, D hidden size, H heads, C latent (kv_lora_rank),
-# R rotary width, L = C + R, N qk_nope_head_dim, V v_head_dim
+# R rotary width, L = C + R, N qk_nope_head_dim, V v_head_dim; M = B * T tokens of a step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,18 +28,32 @@ from rorqual.ops.attention import attention
 LATENT_NORM_EPS = 1e-6
 
 
-class CacheView(Protocol):
-    """A layer's cache: it takes the new latents and gives back all that queries may look at."""
+class Part(NamedTuple):
+    """The next `num_tokens` tokens of a step, T of each of B sequences, and all they may look at.
 
-    def append(self, layer_id: int, latent_BTC: Tensor) -> Tensor:
-        """Stores (B, T, kv_lora_rank + rotary width); returns (B, S, same)."""
+    `visible` (B, 1, T, S) boolean; None means that a sequence's queries are the last T of its S
+    tokens, and causal.
+    """
+
+    num_tokens: int
+    latent_BSL: Tensor
+    visible: Tensor | None
+    use_absorbed: bool
+
+
+class CacheView(Protocol):
+    """The cache of a step: it takes a layer's new latents and says what the step attends to."""
+
+    def append(self, layer_id: int, latent_BTL: Tensor) -> Sequence[Part]:
+        """Stores the latents of the step's tokens; the parts make up the step, in its order."""
         ...
 
 
 class AttentionStep(NamedTuple):
     """What all layers of one forward share.
 
-    Angles (B, T, R/2); visible (B, 1, T, S) boolean, or None for causal; the cache; the form.
+    Angles (B, T, R/2). With a cache, its parts say what is visible and the form; without one,
+    `visible` (B, 1, T, S) boolean, or None for causal, and `use_absorbed`.
     """
 
     cos: Tensor
@@ -72,11 +87,27 @@ class MLA(nn.Module):
     def forward(self, x_BTD: Tensor, step: AttentionStep) -> Tensor:
         q_nope_BTHN, q_rope_BTHR = self._queries(x_BTD, step)
         latent_BTL = self._latent(x_BTD, step)
-        if step.cache is not None:
-            latent_BTL = step.cache.append(self.layer_id, latent_BTL)
-        attend = self._absorbed if step.use_absorbed else self._expanded
-        out_BTHV = attend(q_nope_BTHN, q_rope_BTHR, latent_BTL, step.visible)
+        if step.cache is None:
+            attend = self._absorbed if step.use_absorbed else self._expanded
+            out_BTHV = attend(q_nope_BTHN, q_rope_BTHR, latent_BTL, step.visible)
+        else:
+            parts = step.cache.append(self.layer_id, latent_BTL)
+            out_MHV = self._by_parts(q_nope_BTHN.flatten(0, 1), q_rope_BTHR.flatten(0, 1), parts)
+            out_BTHV = out_MHV.unflatten(0, x_BTD.shape[:2])
         return self.o_proj(out_BTHV.flatten(2))
+
+    def _by_parts(self, q_nope_MHN: Tensor, q_rope_MHR: Tensor, parts: Sequence[Part]) -> Tensor:
+        sizes = [part.num_tokens for part in parts]
+        outs = []
+        for part, q_nope, q_rope in zip(
+            parts, q_nope_MHN.split(sizes), q_rope_MHR.split(sizes), strict=True
+        ):
+            attend = self._absorbed if part.use_absorbed else self._expanded
+            shape = part.latent_BSL.shape[0], -1
+            q_nope_BTHN, q_rope_BTHR = q_nope.unflatten(0, shape), q_rope.unflatten(0, shape)
+            out_BTHV = attend(q_nope_BTHN, q_rope_BTHR, part.latent_BSL, part.visible)
+            outs.append(out_BTHV.flatten(0, 1))
+        return torch.cat(outs) if len(outs) > 1 else outs[0]
 
     def _queries(self, x_BTD: Tensor, step: AttentionStep) -> tuple[Tensor, Tensor]:
         config = self.config

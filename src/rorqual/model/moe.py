@@ -61,6 +61,7 @@ class LocalDispatcher:
         place_N = place_N.scatter(
             0, dispatched.order_N, torch.arange(place_N.numel(), device=place_N.device)
         )
+        place_N = place_N[: num_tokens * num_choices]
         return out_ND[place_N].view(num_tokens, num_choices, -1).sum(dim=1)
 
 

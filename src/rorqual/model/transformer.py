@@ -4,7 +4,7 @@
 outside. Parameter names are the checkpoint's, with experts stacked.
 """
 
-# B batch, T tokens, S visible tokens, D hidden size, V vocabulary
+# B batch, T tokens, D hidden size, V vocabulary
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ from rorqual.model.mtp import MtpModule
 from rorqual.model.rope import RotaryAngles
 from rorqual.model.router import Router, Routing
 
-ABSORBED_MAX_QUERIES = (
-    8  # Choice: beyond so many queries a step, expanding keys and values is cheaper.
-)
-
 
 class Hidden(NamedTuple):
     """h_BTD after the last norm, and the routing of each sparse layer that was run."""
@@ -35,15 +31,11 @@ class Hidden(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Where a step's tokens stand: positions (B, T), which of the cache's S slots each may see (B,
-    T, S), the cache.
-
-    The slots are ordered as the cache's `append` returns them; the tokens of this step are among
-    them.
+    """Where a step's tokens stand: their rotary positions, and the cache, which knows what each
+    sees.
     """
 
     positions_BT: Tensor
-    visible_BTS: Tensor
     cache: CacheView
 
 
@@ -88,13 +80,13 @@ class DeepseekV3(nn.Module):
         context: Context | None = None,
         *,
         documents_BT: Tensor | None = None,
-        use_absorbed: bool | None = None,
+        use_absorbed: bool = False,
     ) -> Hidden:
         """The body: (B, T) int64 -> hidden states after `model.norm`.
 
         Without a context, tokens start at position 0. With `documents_BT`, non-decreasing numbers
-        of packed documents, each sees itself alone and counts from 0. `use_absorbed` forces a form
-        of MLA; by default short steps on a cache are absorbed.
+        of packed documents, each sees itself alone and counts from 0. `use_absorbed` is MLA's form
+        where no cache chooses it.
         """
         step = self._step(tokens_BT, context, documents_BT, use_absorbed)
         x_BTD = self.model.embed_tokens(tokens_BT)
@@ -116,7 +108,7 @@ class DeepseekV3(nn.Module):
         context: Context | None = None,
         *,
         documents_BT: Tensor | None = None,
-        use_absorbed: bool | None = None,
+        use_absorbed: bool = False,
     ) -> Hidden:
         """Depth `depth`, from 1: the hidden states of depth - 1 -> the next depth's.
 
@@ -161,20 +153,17 @@ class DeepseekV3(nn.Module):
         tokens_BT: Tensor,
         context: Context | None,
         documents_BT: Tensor | None,
-        use_absorbed: bool | None,
+        use_absorbed: bool,
     ) -> AttentionStep:
         visible: Tensor | None = None
         cache: CacheView | None = None
         if context is not None:
             assert documents_BT is None, "a cache holds one document a row"
-            positions_BT, cache = context.positions_BT, context.cache
-            visible = context.visible_BTS[:, None]
+            positions_BT, cache = context
         elif documents_BT is not None:
             positions_BT, visible = isolated(documents_BT)
         else:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-        if use_absorbed is None:
-            use_absorbed = cache is not None and tokens_BT.shape[1] <= ABSORBED_MAX_QUERIES
         cos, sin = self.model.rotary(positions_BT)
         return AttentionStep(cos, sin, visible, cache, use_absorbed)
 

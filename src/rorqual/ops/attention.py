@@ -5,7 +5,8 @@ is narrower than the key. Long inputs are taken in blocks of queries, so that th
 more than a block's memory.
 """
 
-# B batch, H heads, T queries, S keys, C key width, V value width
+# B batch, H heads (queries), G heads (keys: H, or 1 for all), T queries, S keys, C key width,
+# V value width
 
 from __future__ import annotations
 
@@ -17,21 +18,21 @@ CAUSAL_BLOCK = 128  # Choice: keys behind a block of so many queries are not eve
 
 
 def attention(
-    q_BHTC: Tensor, k_BHSC: Tensor, v_BHSV: Tensor, visible: Tensor | None, scale: float
+    q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, visible: Tensor | None, scale: float
 ) -> Tensor:
     """softmax(scale * q k^T, where visible) v -> (B, H, T, V) in v's dtype; the softmax is float32.
 
     `visible` is boolean and broadcasts to (B, 1, T, S): which keys a query may see. None means
-    causal: T = S, and query t sees keys 0..t.
+    causal: the queries are the last T of the S tokens, and query t sees keys 0..S - T + t.
     """
     q_BHTC = q_BHTC * scale
     num_queries = q_BHTC.shape[2]
     if visible is None:
-        return _causal(q_BHTC, k_BHSC, v_BHSV)
+        return _causal(q_BHTC, k_BGSC, v_BGSV)
     if num_queries <= QUERY_BLOCK:
-        return _attend(q_BHTC, k_BHSC, v_BHSV, visible)
+        return _attend(q_BHTC, k_BGSC, v_BGSV, visible)
     blocks = [
-        _attend(q, k_BHSC, v_BHSV, seen)
+        _attend(q, k_BGSC, v_BGSV, seen)
         for q, seen in zip(
             q_BHTC.split(QUERY_BLOCK, 2), visible.split(QUERY_BLOCK, -2), strict=True
         )
@@ -40,20 +41,36 @@ def attention(
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    num_queries = q.shape[2]
+    num_before = k.shape[2] - num_queries
+    if num_queries == 1:
+        return _attend(q, k, v, None)
     blocks = []
-    for start in range(0, q.shape[2], CAUSAL_BLOCK):
-        stop = min(start + CAUSAL_BLOCK, q.shape[2])
-        visible = _causal_mask(start, stop, q.device)
-        blocks.append(_attend(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], visible))
+    for start in range(0, num_queries, CAUSAL_BLOCK):
+        stop = min(start + CAUSAL_BLOCK, num_queries)
+        seen = num_before + stop
+        visible = _causal_mask(num_before + start, seen, q.device)
+        blocks.append(_attend(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], visible))
     return torch.cat(blocks, dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    scores = (q @ k.transpose(-1, -2)).masked_fill(~visible, float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    heads_and_queries = q.shape[1:3]
+    is_multi_query = k.shape[1] == 1 and q.shape[1] > 1
+    if is_multi_query:  # one product for all heads; a broadcast one would copy the keys for each
+        q = q.flatten(1, 2)[:, None]
+    scores = q @ k.transpose(-1, -2)
+    if is_multi_query:
+        scores = scores[:, 0].unflatten(1, heads_and_queries)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    probs = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    if is_multi_query:
+        return (probs.flatten(1, 2)[:, None] @ v)[:, 0].unflatten(1, heads_and_queries)
+    return probs @ v
 
 
 def _causal_mask(start: int, stop: int, device: torch.device) -> Tensor:
-    """(stop - start, stop) boolean: row i, query start + i, sees keys 0..start + i."""
+    """(stop - start, stop) boolean: row i, the token at start + i, sees keys 0..start + i."""
     ones = torch.ones(stop - start, stop, dtype=torch.bool, device=device)
     return ones.tril(diagonal=start)

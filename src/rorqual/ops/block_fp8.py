@@ -22,6 +22,7 @@ from rorqual.errors import RorqualError
 
 BLOCK = 128
 E4M3_MAX = 448.0
+TILE_ELEMENTS = 1 << 17  # a float32 tile of 512 kB stays in a core's second cache
 
 
 def num_blocks(size: int, block: int = BLOCK) -> int:
@@ -29,11 +30,14 @@ def num_blocks(size: int, block: int = BLOCK) -> int:
     return -(-size // block)
 
 
-def quantise_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+def quantise_blocks(
+    weight: Tensor, block: int = BLOCK, *, use_ue8m0: bool = False
+) -> tuple[Tensor, Tensor]:
     """weight (O, I) or (E, O, I) floating -> (float8_e4m3fn same shape, float32 (.., P, Q)).
 
     The largest value of a block becomes 448, the others lose at most a sixteenth of themselves or
-    half of scale/512; an all-zero block gets scale 1. RorqualError for NaN or infinity.
+    half of scale/512; an all-zero block gets scale 1. With `use_ue8m0` the scale is the least power
+    of two that is not below amax/448, as in V3.1. RorqualError for NaN or infinity.
     """
     blocks = _split(weight.detach().float(), block)
     amax = blocks.abs().amax(dim=(-3, -1))
@@ -43,7 +47,7 @@ def quantise_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]
             found="NaN or infinity",
             fix="save in bfloat16 to look at it, or go back to a checkpoint before the fault",
         )
-    scale = _lossless_scale(blocks, amax)
+    scale = _power_of_two_scale(amax) if use_ue8m0 else _lossless_scale(blocks, amax)
     values = _to_e4m3(blocks, scale)
     num_rows, num_columns = weight.shape[-2:]
     joined = values.flatten(-2).flatten(-3, -2)  # (.., P*b, Q*b)
@@ -70,6 +74,39 @@ def dequantise_blocks(
         for i, part in enumerate(weight.split(block[0], dim=-2))
     ]
     return torch.cat(rows, dim=-2).to(dtype)
+
+
+def dequantise_into(
+    out: Tensor, weight: Tensor, scale_inv: Tensor, block: tuple[int, int] = (BLOCK, BLOCK)
+) -> Tensor:
+    """The fast twin of `dequantise_blocks` for a matrix on the CPU: fills and returns `out` (O, I).
+
+    E4M3 has three bits of mantissa and four of exponent; moved to where float32 has them, they mean
+    the same number, subnormals included, times 2^-120. So a shift and a mask take the place of
+    torch's conversion, which is slow, and the scale makes up for the exponent.
+    """
+    num_rows, num_columns = weight.shape
+    bits = weight.view(torch.int8)
+    scale = scale_inv.float()
+    # 480, which the bits of NaN would give, must not come out, nor a scale * 2^120 that overflows.
+    has_nan = bool((weight.view(torch.uint8) & 0x7F).amax() == 0x7F)
+    if has_nan or not bool((scale < 128).all()):
+        return out.copy_(dequantise_blocks(weight, scale_inv, out.dtype, block))
+    scale = (scale * 2.0**120).repeat_interleave(block[1], dim=-1)[:, :num_columns]
+    height = min(block[0], max(1, TILE_ELEMENTS // num_columns))
+    buffer = torch.empty((height, num_columns), dtype=torch.int32)
+    for block_start in range(0, num_rows, block[0]):
+        block_stop = min(block_start + block[0], num_rows)
+        row = scale[block_start // block[0]]
+        for start in range(block_start, block_stop, height):
+            stop = min(start + height, block_stop)
+            tile = buffer[: stop - start].copy_(bits[start:stop])  # the sign fills the upper bits
+            tile.bitwise_left_shift_(20).bitwise_and_(_SIGN_AND_NUMBER)
+            out[start:stop] = tile.view(torch.float32).mul_(row)
+    return out
+
+
+_SIGN_AND_NUMBER = 0x87F00000 - (1 << 32)  # as a signed 32-bit integer
 
 
 def _split(x: Tensor, block: int) -> Tensor:
@@ -111,6 +148,12 @@ def _lossless_scale(blocks: Tensor, amax: Tensor) -> Tensor:
         if not bool(is_open.any()):
             break
     return torch.where(amax > 0, scale, 1.0)
+
+
+def _power_of_two_scale(amax: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(amax / E4M3_MAX)  # mantissa in [0.5, 1)
+    exponent = (exponent - (mantissa == 0.5).int()).clamp_min(-126)
+    return torch.where(amax > 0, torch.ldexp(torch.ones_like(amax), exponent), 1.0)
 
 
 def _is_exact(blocks: Tensor, scale: Tensor) -> Tensor:

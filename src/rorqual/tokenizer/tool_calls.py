@@ -26,7 +26,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rorqual.tokenizer.special import (
     EOS,
@@ -46,12 +47,17 @@ TOOLS_HEADING = (
     "Functions:"
 )
 
+_FUNCTION = "function"
+_FENCE = "\n```json\n"
+_FENCE_END = f"\n```{TOOL_CALL_END}"
+# A name stands on one line and has something in it; `{` begins V3.1's arguments.
+_NAME = r"[^\S\n]*[^\s<{][^\n<{]*"
 # Choice: the fence must close right before the end token. Valid JSON holds no raw newline inside a
 # string, so no argument, not even one that quotes these tokens, can end its own call early.
 _CALL = re.compile(
     rf"\s*{TOOL_CALL_BEGIN}(?:"
-    rf"function{TOOL_SEP}(?P<name>[^\n<]+)\n```json\n(?P<arguments>.*?)\n```"
-    rf"|(?P<name31>[^\n<]+){TOOL_SEP}\s*(?P<arguments31>\{{(?:(?!{TOOL_CALL_END}).)*)"
+    rf"{_FUNCTION}{TOOL_SEP}(?P<name>{_NAME}){_FENCE}(?P<arguments>.*?)\n```"
+    rf"|(?P<name31>{_NAME}){TOOL_SEP}\s*(?P<arguments31>\{{(?:(?!{TOOL_CALL_END}).)*)"
     rf"){TOOL_CALL_END}",
     re.DOTALL,
 )
@@ -103,3 +109,47 @@ def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
         return text, []
     rest = re.sub(rf"^\s*{TOOL_CALLS_END}", "", text[end:])
     return text[: start.start()] + rest, calls
+
+
+@dataclass(frozen=True)
+class CallHeader:
+    """The beginning of a call, `num_chars` long; its arguments follow, up to the text `end`."""
+
+    name: str
+    num_chars: int
+    end: str
+
+
+def read_call_header(text: str) -> CallHeader | Literal["open", "none"]:
+    """For a reader of a stream: what `text`, which comes where a call may begin, is so far.
+
+    "open": more text decides. "none": no call, whatever comes. The forms are `parse_tool_calls`'s.
+    """
+    rest = text.lstrip()
+    if not rest.startswith(TOOL_CALL_BEGIN):
+        return "open" if TOOL_CALL_BEGIN.startswith(rest) else "none"
+    name, sep, after = rest.removeprefix(TOOL_CALL_BEGIN).partition(TOOL_SEP)
+    if not sep:
+        return _open_name(name, TOOL_SEP)
+    if not re.fullmatch(_NAME, name):
+        return "none"
+    arguments = after.lstrip()
+    if arguments.startswith("{"):  # V3.1's form
+        return CallHeader(name.strip(), len(text) - len(arguments), TOOL_CALL_END)
+    if name != _FUNCTION or not arguments:
+        return "none" if arguments else "open"
+    name, fence, after = after.partition(_FENCE)
+    if not fence:
+        return _open_name(name, _FENCE)
+    if not re.fullmatch(_NAME, name):
+        return "none"
+    return CallHeader(name.strip(), len(text) - len(after), _FENCE_END)
+
+
+def _open_name(text: str, end: str) -> Literal["open", "none"]:
+    """Whether `text` may become a name with `end` behind it."""
+    cut = text.find(end[0])
+    name, rest = (text, "") if cut < 0 else (text[:cut], text[cut:])
+    # One letter more makes a name of what is only spaces so far.
+    is_name = re.fullmatch(_NAME, name if rest else name + "x")
+    return "open" if is_name and end.startswith(rest) else "none"

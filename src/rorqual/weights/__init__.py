@@ -1,7 +1,7 @@
-"""Checkpoints: names of the tensors, reading and writing Hugging Face folders."""
+"""Checkpoints: names of the tensors; reading, writing and converting every kind of them."""
 
-from rorqual.weights.folder import load_config
-from rorqual.weights.huggingface_reader import load
 from rorqual.weights.huggingface_writer import save
+from rorqual.weights.model_reader import load
+from rorqual.weights.open import load_config
 
 __all__ = ["load", "load_config", "save"]

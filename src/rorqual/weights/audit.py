@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rorqual.errors import MAX_LISTED, CheckpointError
 from rorqual.log import logger
 from rorqual.model import ModelConfig
-from rorqual.weights.folder import CONFIG, RESTORE, Entry, Folder
-from rorqual.weights.names import IGNORED, SCALE_SUFFIX, StoredTensor, layer_prefix, tensors_of
+from rorqual.weights.folder import RESTORE, refuse_absurd
+from rorqual.weights.names import (
+    IGNORED,
+    SCALE_SUFFIX,
+    StoredTensor,
+    layer_of,
+    layer_prefix,
+    tensors_of,
+)
+from rorqual.weights.source import Entry, TensorSource
 
 FLOATS = ("F32", "BF16", "F16")
 E4M3 = "F8_E4M3"
-ABSURD_TENSORS = 10_000_000  # a hundred times DeepSeek-V3
 SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 
 
@@ -65,21 +71,21 @@ class Audit:
         return RESTORE
 
 
-def audit(folder: Folder) -> Audit:
+def audit(folder: TensorSource) -> Audit:
     """Compares every header entry with `tensors_of` the configuration."""
     config, notes = _without_absent_mtp(folder)
-    _refuse_absurd(config, folder)
+    refuse_absurd(config, folder.path, len(folder.entries))
     expected = {tensor.name: tensor for tensor in tensors_of(config)}
     present = [t for t in expected.values() if t.name in folder.entries]
     report = Audit(config, present, notes=notes)
     for fault in folder.faults:
         report.add("files", fault)
-    present_layers = {_layer_of(name) for name in folder.entries}
+    present_layers = {layer_of(name) for name in folder.entries}
     for tensor in expected.values():
         if tensor.name in folder.entries:
             _check_tensor(folder, tensor, report)
         elif tensor.kind != "copy" and not folder.has_unreadable:
-            is_whole_layer = _layer_of(tensor.name) not in present_layers and not folder.faults
+            is_whole_layer = layer_of(tensor.name) not in present_layers and not folder.faults
             kind = "layers" if is_whole_layer else "tensors"
             report.add(kind, f"missing: {tensor.name} {list(tensor.shape)}")
     for name, entry in folder.entries.items():
@@ -91,20 +97,7 @@ def audit(folder: Folder) -> Audit:
     return report
 
 
-def _refuse_absurd(config: ModelConfig, folder: Folder) -> None:
-    """A config.json with a billion layers is told apart before its names are counted out."""
-    num_expected = config.num_layers_with_mtp * (3 * config.n_routed_experts + 10)
-    if num_expected > ABSURD_TENSORS:
-        raise CheckpointError(
-            "config.json describes far more tensors than any checkpoint has",
-            where=folder.path / CONFIG,
-            found=f"{config.num_layers_with_mtp} layers of {config.n_routed_experts} experts",
-            expected=f"about the {len(folder.entries)} tensors in the files",
-            fix="copy config.json from the weights' source",
-        )
-
-
-def _without_absent_mtp(folder: Folder) -> tuple[ModelConfig, list[str]]:
+def _without_absent_mtp(folder: TensorSource) -> tuple[ModelConfig, list[str]]:
     """transformers keeps num_nextn_predict_layers when it writes a model without those layers."""
     config, notes = folder.config, []
     if config.num_nextn_predict_layers and not folder.faults:
@@ -118,7 +111,7 @@ def _without_absent_mtp(folder: Folder) -> tuple[ModelConfig, list[str]]:
     return config, notes
 
 
-def _check_tensor(folder: Folder, tensor: StoredTensor, report: Audit) -> None:
+def _check_tensor(folder: TensorSource, tensor: StoredTensor, report: Audit) -> None:
     entry = folder.entries[tensor.name]
     if entry.shape != tensor.shape:
         found, wanted = list(entry.shape), list(tensor.shape)
@@ -139,7 +132,9 @@ def _check_tensor(folder: Folder, tensor: StoredTensor, report: Audit) -> None:
         report.notes.append(f"{tensor.name} is stored in {entry.dtype}: rounded before we read it")
 
 
-def _check_scale(folder: Folder, tensor: StoredTensor, scale: Entry | None, report: Audit) -> None:
+def _check_scale(
+    folder: TensorSource, tensor: StoredTensor, scale: Entry | None, report: Audit
+) -> None:
     if folder.quantisation is None:
         report.add(
             "quantisation", f"{tensor.name} is FP8, but config.json has no quantization_config"
@@ -163,13 +158,8 @@ def _belongs_to(name: str, expected: dict[str, StoredTensor]) -> bool:
     return name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in expected
 
 
-def _layer_of(name: str) -> int | None:
-    layer = re.match(r"model\.layers\.(\d{1,9})\.", name)
-    return int(layer[1]) if layer else None
-
-
 def _add_unexpected(config: ModelConfig, entry: Entry, report: Audit) -> None:
-    layer = _layer_of(entry.name)
+    layer = layer_of(entry.name)
     is_beyond = layer is not None and layer >= config.num_layers_with_mtp
     report.add(
         "layers" if is_beyond else "tensors",

@@ -12,10 +12,11 @@ import torch
 from rorqual.errors import MAX_LISTED, RorqualError
 from rorqual.tokenizer import load_tokenizer
 from rorqual.weights.audit import Audit, audit
-from rorqual.weights.folder import Folder, open_folder
-from rorqual.weights.huggingface_reader import read_values
 from rorqual.weights.names import IGNORED, SCALE_SUFFIX
+from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
+from rorqual.weights.source import TensorSource
+from rorqual.weights.values import read_values
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -34,7 +35,7 @@ class Inspection:
     """The checks of a folder; `folder` and `report` are None where it could not be opened."""
 
     checks: list[Check]
-    folder: Folder | None = None
+    folder: TensorSource | None = None
     report: Audit | None = None
 
     @property
@@ -61,7 +62,7 @@ def check_folder(path: Path, *, is_deep: bool = False) -> Inspection:
     A folder that is not there, or has no config.json, is an error and no failed check.
     """
     try:
-        folder = open_folder(path)
+        folder = open_source(path)
         report = audit(folder)
     except RorqualError as problem:
         if not (path / "config.json").is_file():
@@ -88,7 +89,7 @@ def _shown(faults: Sequence[str]) -> str:
     return "\n".join([*faults[:MAX_LISTED], *rest])
 
 
-def _check_bias(folder: Folder) -> Check:
+def _check_bias(folder: TensorSource) -> Check:
     name = "router bias"
     stored = [e for e in folder.entries.values() if e.name.endswith("e_score_correction_bias")]
     if not stored:
@@ -97,7 +98,7 @@ def _check_bias(folder: Folder) -> Check:
     return Check(name, "failed" if rounded else "ok", _shown(rounded) or "float32")
 
 
-def _check_tokenizer(folder: Folder) -> Check:
+def _check_tokenizer(folder: TensorSource) -> Check:
     name, limit = "tokenizer", folder.config.vocab_size
     if not (folder.path / "tokenizer.json").exists():
         return Check(name, "skipped", "no tokenizer.json here")
@@ -108,7 +109,7 @@ def _check_tokenizer(folder: Folder) -> Check:
     return Check(name, "ok" if size <= limit else "failed", f"{size:,} ids for {limit:,} rows")
 
 
-def _check_values(folder: Folder, report: Audit, *, is_deep: bool) -> Check:
+def _check_values(folder: TensorSource, report: Audit, *, is_deep: bool) -> Check:
     name = "values"
     if not is_deep:
         return Check(name, "skipped", "finite or not: --deep reads every weight")
@@ -124,7 +125,7 @@ def _check_values(folder: Folder, report: Audit, *, is_deep: bool) -> Check:
     return Check(name, "failed" if faults else "ok", _shown(faults) or "all finite")
 
 
-def stored_elements(folder: Folder) -> dict[str, tuple[int, int]]:
+def stored_elements(folder: TensorSource) -> dict[str, tuple[int, int]]:
     """dtype -> (tensors, elements) of the files, scales under "scales" and leftovers left out."""
     counts: dict[str, tuple[int, int]] = {}
     for entry in folder.entries.values():

@@ -21,37 +21,15 @@ from torch import Tensor
 from rorqual.errors import MAX_LISTED, CheckpointError, RorqualError
 from rorqual.files import read_json
 from rorqual.model import ModelConfig
+from rorqual.weights.model_args import config_from_model_args, is_model_args
+from rorqual.weights.safetensors_file import DTYPES, RowFiles
+from rorqual.weights.source import Entry, Quantisation
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ABSURD_TENSORS = 10_000_000  # a hundred times DeepSeek-V3
 RESTORE = "download or copy the listed files again from the checkpoint's source"
-
-DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor as a header gives it. `dtype` is safetensors' name for it, such as "BF16"."""
-
-    name: str
-    file: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """What `quantization_config` says: the block of a scale, and whether scales are ue8m0."""
-
-    block: tuple[int, int] = (128, 128)
-    is_ue8m0: bool = False
 
 
 @dataclass
@@ -64,7 +42,11 @@ class Folder:
     entries: dict[str, Entry]
     faults: list[str]
     has_unreadable: bool = False  # some file is missing or broken, so tensors are out of sight
+    table: dict[str, Any] = field(default_factory=dict, repr=False)  # config.json as it stands
+    is_huggingface: bool = True
+    is_verbatim: bool = True
     _open_files: dict[str, Any] = field(default_factory=dict, repr=False)
+    _row_files: RowFiles = field(default_factory=RowFiles, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, backed by the mapped file: copy it before the folder closes."""
@@ -75,6 +57,10 @@ class Folder:
             raise CheckpointError(
                 f"tensor {name} cannot be read: {problem}", where=self.path / entry.file
             ) from None
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) in memory of their own, read without the map; any thread may."""
+        return self._row_files.rows(self.path / self.entries[name].file, name, start, stop)
 
     @property
     def num_files(self) -> int:
@@ -92,6 +78,7 @@ class Folder:
         for file in self._open_files.values():
             file.__exit__(None, None, None)
         self._open_files.clear()
+        self._row_files.close()
 
     def __enter__(self) -> Folder:
         return self
@@ -100,9 +87,9 @@ class Folder:
         self.close()
 
 
-def load_config(path: str | os.PathLike[str]) -> ModelConfig:
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """The shape that a folder's `config.json` gives; ConfigError or CheckpointError names it."""
-    return _config_of(_config_table(Path(path)), Path(path) / CONFIG)
+    return config_of(_config_table(Path(path)), Path(path) / CONFIG)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -113,16 +100,29 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     """
     path = Path(path)
     table = _config_table(path)
-    config = _config_of(table, path / CONFIG)
+    config = config_of(table, path / CONFIG)
     quantisation = _quantisation(table.get("quantization_config"), path / CONFIG)
     mapped_to = _weight_map(path)
     files = sorted(set(mapped_to.values())) if mapped_to is not None else [SINGLE]
-    folder = Folder(path, config, quantisation, {}, [])
+    folder = Folder(path, config, quantisation, {}, [], table=table)
     for file in files:
         _read_header(folder, file)
     if mapped_to is not None:
         _compare_with_index(folder, mapped_to)
     return folder
+
+
+def refuse_absurd(config: ModelConfig, path: Path, num_found: int) -> None:
+    """A config.json with a billion layers is told apart before its names are counted out."""
+    num_expected = config.num_layers_with_mtp * (3 * config.n_routed_experts + 10)
+    if num_expected > ABSURD_TENSORS:
+        raise CheckpointError(
+            "config.json describes far more tensors than any checkpoint has",
+            where=path / CONFIG,
+            found=f"{config.num_layers_with_mtp} layers of {config.n_routed_experts} experts",
+            expected=f"about the {num_found} tensors in the files",
+            fix="copy config.json from the weights' source",
+        )
 
 
 def _config_table(path: Path) -> dict[str, Any]:
@@ -137,8 +137,10 @@ def _config_table(path: Path) -> dict[str, Any]:
         return read_json(path / CONFIG, CheckpointError)
 
 
-def _config_of(table: dict[str, Any], where: Path) -> ModelConfig:
+def config_of(table: dict[str, Any], where: Path) -> ModelConfig:
     with _mend("correct the named value, or copy config.json from the checkpoint's source"):
+        if is_model_args(table):
+            return config_from_model_args(table, where)
         return ModelConfig.from_hf(table, where=where)
 
 

@@ -7,9 +7,9 @@ of 128x128, dynamic activations). FP8 quantises exactly the `self_attn` and `mlp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ from rorqual.files import atomic_directory, write_json
 from rorqual.model import DeepseekV3
 from rorqual.ops.block_fp8 import BLOCK, quantise_blocks
 from rorqual.weights.folder import CONFIG, INDEX, SINGLE
-from rorqual.weights.names import Format, StoredTensor, stored_tensors
+from rorqual.weights.names import Format, Kind, StoredTensor, stored_tensors
 from rorqual.weights.progress import track
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def save(
         num_bytes = sum(tensor.num_bytes_in(dtype) for tensor in stored)
         weight_map: dict[str, str] = {}
         for number, shard in track(list(enumerate(shards, 1)), "saving", num_bytes):
-            file = SINGLE if len(shards) == 1 else _shard_name(number, len(shards))
+            file = SINGLE if len(shards) == 1 else shard_name(number, len(shards))
             values = dict(_values(shard, places, dtype))
             save_file(values, temporary / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(values, file)
@@ -75,14 +75,29 @@ def save(
 def plan_shards(
     stored: Sequence[StoredTensor], dtype: Format, max_shard_bytes: float
 ) -> list[list[StoredTensor]]:
-    """Tensors in order, cut before a shard would exceed the limit; a scale stays with its weight.
+    """Tensors in order, cut before a shard would exceed the limit; see `cut_shards`."""
+    return cut_shards(stored, lambda tensor: tensor.num_bytes_in(dtype), max_shard_bytes)
+
+
+class _HasKind(Protocol):
+    @property
+    def kind(self) -> Kind: ...
+
+
+T = TypeVar("T", bound=_HasKind)
+
+
+def cut_shards(
+    tensors: Sequence[T], size_of: Callable[[T], int], max_shard_bytes: float
+) -> list[list[T]]:
+    """Lists of at most `max_shard_bytes`, in order; a scale stays with its weight.
 
     A tensor larger than the limit is a shard by itself.
     """
-    shards: list[list[StoredTensor]] = [[]]
+    shards: list[list[T]] = [[]]
     num_bytes = 0
-    for tensor in stored:
-        size = tensor.num_bytes_in(dtype)
+    for tensor in tensors:
+        size = size_of(tensor)
         if shards[-1] and tensor.kind != "scale" and num_bytes + size > max_shard_bytes:
             shards.append([])
             num_bytes = 0
@@ -91,7 +106,7 @@ def plan_shards(
     return shards
 
 
-def _shard_name(number: int, num_shards: int) -> str:
+def shard_name(number: int, num_shards: int) -> str:
     return f"model-{number:05d}-of-{num_shards:05d}.safetensors"
 
 

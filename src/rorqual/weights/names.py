@@ -147,6 +147,12 @@ def layer_prefix(layer_id: int) -> str:
     return f"model.layers.{layer_id}."
 
 
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor's name speaks of."""
+    layer = re.match(r"model\.layers\.(\d{1,9})\.", name)
+    return int(layer[1]) if layer else None
+
+
 def _layer_tensors(config: ModelConfig, layer_id: int) -> list[StoredTensor]:
     layer, dim = _Layer(config, layer_prefix(layer_id)), config.hidden_size
     is_mtp = layer_id >= config.num_hidden_layers

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rorqual.log import console
@@ -21,3 +22,30 @@ def track(items: Sequence[T], label: str, num_bytes: int) -> Iterator[T]:
 
     description = f"{label} {num_bytes / 1e9:,.1f} GB"
     yield from rich_track(items, description, console=console(), transient=True)
+
+
+@contextmanager
+def byte_progress(label: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar in bytes on standard error: yields what to call with the bytes done since."""
+    if not console().is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task(label, total=num_bytes)
+        yield lambda done: bar.advance(task, done)

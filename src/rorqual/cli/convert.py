@@ -1,0 +1,151 @@
+"""`rorqual convert`: any checkpoint into any other form, in bounded memory, resumable."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rorqual.weights.convert import Conversion
+    from rorqual.weights.convert_verify import Comparison
+
+FAILED_EXIT = 2
+PIPED_WIDTH = 140  # the table is never cut where nobody watches
+
+
+class ScaleFormat(StrEnum):
+    """How FP8 scales are written."""
+
+    FLOAT32 = "float32"
+    UE8M0 = "ue8m0"
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A checkpoint: its content says of which kind.")
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="A new folder; a new file for gguf.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="bf16, fp8, float32, hf (dtypes stay), shards:N, shards:N:bf16, gguf:MIX.",
+        ),
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the result back and compare.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads [default: one a core, at most 8].")
+    ] = None,
+    keep_mtp: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-mtp/--drop-mtp", help="The MTP layer [default: kept, but not in shards]."
+        ),
+    ] = None,
+    scale_format: Annotated[
+        ScaleFormat | None,
+        typer.Option(help="FP8 scales, ue8m0 as in V3.1 [default: as they are, else float32]."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
+) -> None:
+    """Convert a checkpoint: FP8, BF16, float32, the demo's rank shards, GGUF.
+
+    A tensor at a time: memory stays small, whatever the model's size. An interrupted conversion
+    goes on when the same command is run again. The source is never changed; configuration,
+    tokenizer and other files beside the weights are copied.
+
+    Exits with 2 if --verify finds more than rounding explains.
+
+    Examples:
+
+      rorqual convert DeepSeek-V3 V3-bf16 --to bf16
+
+      rorqual convert V3-bf16 V3-fp8 --to fp8 --scale-format ue8m0 --verify
+
+      rorqual convert DeepSeek-V3 V3-mp16 --to shards:16
+
+      rorqual convert V3-mp16 V3-again --to hf
+    """
+    from rorqual.weights.convert import convert as run
+    from rorqual.weights.convert_files import default_workers
+    from rorqual.weights.convert_plan import Options, Target
+    from rorqual.weights.convert_verify import verify as compare
+    from rorqual.weights.progress import byte_progress
+
+    options = Options(
+        Target.parse(to), keep_mtp, scale_format.value if scale_format is not None else None
+    )
+    done = run(source, destination, options, workers=workers, progress=byte_progress)
+    rows: list[Comparison] = []
+    if verify:
+        rows = compare(
+            source, destination, workers=workers or default_workers(), progress=byte_progress
+        )
+    if as_json:
+        typer.echo(json.dumps(_record(done, to, rows if verify else None), indent=2))
+    else:
+        _print(done, rows)
+    if not all(row.is_within_bound for row in rows):
+        raise typer.Exit(FAILED_EXIT)
+
+
+def _record(done: Conversion, to: str, rows: list[Comparison] | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "destination": str(done.destination),
+        "to": to,
+        "files": done.files,
+        "bytes": done.num_bytes,
+        "bytes_written": done.num_bytes_written,
+        "seconds": round(done.seconds, 3),
+        "notes": done.notes,
+    }
+    if rows is not None:
+        record["verify"] = [row.as_row() for row in rows]
+    return record
+
+
+def _print(done: Conversion, rows: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rorqual.log import console
+
+    if rows:
+        table = Table(box=None, header_style="bold")
+        for index, column in enumerate(
+            ("tensors", "from", "to", "count", "elements", "unequal", "relative error", "largest")
+        ):
+            justify: Any = "left" if index < 3 else "right"
+            table.add_column(column, justify=justify, no_wrap=True)
+        for row in rows:
+            table.add_row(
+                row.type,
+                row.from_dtype,
+                row.to_dtype,
+                f"{row.num_tensors:,}",
+                f"{row.num_elements:,}",
+                f"{row.num_unequal:,}",
+                f"{row.relative_error:.2e}",
+                f"{row.max_error:.2e}",
+                style="" if row.is_within_bound else "bold red",
+            )
+        console_out = Console()
+        if not console_out.is_terminal:
+            console_out = Console(width=PIPED_WIDTH)
+        console_out.print(table)
+    rate = done.num_bytes_written / max(done.seconds, 1e-9)
+    files = f"{len(done.files)} file{'s' if len(done.files) > 1 else ''}"
+    console().print(
+        f"wrote {done.destination}: {files}, {done.num_bytes / 1e9:,.2f} GB "
+        f"in {done.seconds:,.1f} s ({rate / 1e6:,.0f} MB/s)",
+        highlight=False,
+    )

@@ -1,0 +1,227 @@
+"""`rorqual serve`: the OpenAI-compatible server and the chat page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import Field
+
+from rorqual.cli.chat import DtypeName, Model, Threads, loading, set_threads
+from rorqual.config import apply_overrides, fill, settings
+from rorqual.errors import ConfigError, UsageError
+from rorqual.log import console
+
+if TYPE_CHECKING:
+    import socket
+
+    from rorqual.engine import Engine, EngineStats
+    from rorqual.serve.settings import ServerSettings
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+SECTIONS = ("server", "engine")
+
+
+@settings
+class EngineOptions:
+    """The engine's settings that have no flag of their own."""
+
+    max_step_tokens: int = Field(default=512, gt=0)
+    block_tokens: int = Field(default=16, gt=0)
+    use_prefix_cache: bool = True
+    max_queue: int = Field(default=256, ge=0)
+
+
+def serve(
+    model: Model = "tiny",
+    host: Annotated[str, typer.Option(help="0.0.0.0 serves other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Keys that may ask, one a line. [default: everybody may]"),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="The model's name in requests; further ones alias it."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A site whose pages may ask; may be repeated."),
+    ] = None,
+    files_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps uploaded files. [default: a temporary folder]"),
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest time an answer may take.")
+    ] = None,
+    speculate: Annotated[
+        int, typer.Option(metavar="K", min=0, help="Tokens that the MTP module drafts ahead.")
+    ] = 0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers that run side by side.")] = 32,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The cache: 2GiB, 500M, or 0.5 of the free memory."),
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str, typer.Option(help="auto, float32, bf16, fp8 or q8: how latents are kept.")
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of prompt and answer. [default: the model's]")
+    ] = None,
+    batch_invariant: Annotated[
+        bool, typer.Option("--batch-invariant", help="The same text in any batch; slower.")
+    ] = False,
+    dtype: DtypeName = "auto",
+    threads: Threads = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="K=V", help="server.max_body_bytes=... and the like: docs/api.md."
+        ),
+    ] = None,
+) -> None:
+    """Serve a model: OpenAI's API, DeepSeek's fields, and a chat page at /.
+
+    The first Ctrl-C or SIGTERM lets running answers finish; the second ends at once.
+
+    \b
+    Examples:
+      rorqual serve
+      rorqual serve --model DIR --speculate 1 --port 0
+      rorqual serve --model DIR --host 0.0.0.0 --api-key-file keys.txt
+    """
+    _need_extra()
+    from rorqual.serve.server import open_socket
+
+    table = _overrides(set_ or [])
+    options = fill(EngineOptions, table["engine"], "--set engine")
+    bound = open_socket(host, port)
+    with bound:
+        chosen = {
+            "cors_origins": tuple(cors_origin or ()),
+            "files_dir": files_dir,
+            "request_timeout_seconds": request_timeout,
+        }
+        server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
+        with loading(model):
+            from rorqual.engine import Engine, ModelFolder
+
+            folder = ModelFolder.find(model)
+            set_threads(threads)
+            engine = Engine(
+                folder.load_model(dtype),
+                folder.load_tokenizer(),
+                speculate=speculate,
+                max_batch=max_batch,
+                max_step_tokens=options.max_step_tokens,
+                cache_memory=None if cache_memory is None else parse_memory(cache_memory),
+                kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # Engine checks it
+                block_tokens=options.block_tokens,
+                use_prefix_cache=options.use_prefix_cache,
+                is_batch_invariant=batch_invariant,
+                max_model_len=max_model_len,
+            )
+        names = served_model_name or [folder.name]
+        _run(engine, folder.sampling(), names, options, server_settings, bound)
+
+
+def _run(
+    engine: Engine,
+    defaults: Any,
+    names: list[str],
+    options: EngineOptions,
+    server_settings: ServerSettings,
+    bound: socket.socket,
+) -> None:
+    from rorqual.engine import AsyncEngine
+    from rorqual.serve.app import create_app
+    from rorqual.serve.server import Server, address_of
+    from rorqual.serve.settings import ServedModel
+
+    served = ServedModel(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        tokenizer=engine.tokenizer,
+        max_positions=engine.max_positions,
+        defaults=defaults,
+    )
+    app = create_app(AsyncEngine(engine, max_queue=options.max_queue), served, server_settings)
+    lines = greeting(
+        address_of(bound), served.name, engine.stats(), options.block_tokens, server_settings
+    )
+    console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    Server(app, on_notice=_notice).run(sockets=[bound])
+
+
+def greeting(
+    address: str, name: str, stats: EngineStats, block_tokens: int, chosen: ServerSettings
+) -> list[str]:
+    """What is served, where, with how much cache, and a line to try."""
+    header = '-H "Authorization: Bearer $KEY" ' if chosen.api_keys else ""
+    lines = [
+        f"{name} at {address}  (API: {address}/v1, chat page: {address}/)",
+        f"Cache: {stats.num_blocks * block_tokens:,} tokens in {stats.num_blocks:,} blocks",
+        f"Try: curl {address}/v1/chat/completions {header}-H 'Content-Type: application/json' "
+        """-d '{"messages": [{"role": "user", "content": "What is 12 + 30?"}]}'""",
+        "Ctrl-C lets running answers finish and ends.",
+    ]
+    if not chosen.api_keys and not chosen.is_loopback:
+        lines.append("WARNING: other machines can reach this server, and no API key is asked for.")
+    return lines
+
+
+def _server_settings(
+    table: dict[str, Any],
+    chosen: dict[str, Any],
+    api_key_file: Path | None,
+    bound: socket.socket,
+) -> ServerSettings:
+    from rorqual.serve.auth import read_keys
+    from rorqual.serve.server import is_loopback
+    from rorqual.serve.settings import ServerSettings
+
+    keys = read_keys(api_key_file) if api_key_file is not None else ()
+    values = {name: value for name, value in chosen.items() if value not in (None, ())}
+    values |= {"api_keys": keys, "is_loopback": is_loopback(bound)}
+    return fill(ServerSettings, table | values, "rorqual serve")
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    table = apply_overrides({name: {} for name in SECTIONS}, pairs)
+    if unknown := sorted(set(table) - set(SECTIONS)):
+        raise ConfigError(
+            f"--set {unknown[0]!r} is unknown", expected="server.NAME=VALUE or engine.NAME=VALUE"
+        )
+    return table
+
+
+def parse_memory(text: str) -> int | float:
+    """Bytes (`2GiB`, `500M`, `1000000`) or a fraction of the free memory (`0.5`). UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(
+            "--cache-memory is no size", found=text, expected="2GiB, 500M, or a fraction like 0.5"
+        )
+    number = float(match[1])
+    if match[2] is None and number < 1:
+        return number
+    return int(number * UNITS[match[2] or ""])
+
+
+def _notice(text: str) -> None:
+    console().print(text, markup=False, highlight=False)
+
+
+def _need_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as problem:
+        raise UsageError(
+            f"the server needs a package that is not installed: {problem.name}",
+            fix="pip install 'rorqual[serve]'",
+        ) from None

@@ -1,0 +1,204 @@
+"""The engine behind an asyncio loop: one thread runs the steps, tasks take the pieces.
+
+The thread owns the engine. Requests and cancellations reach it through a queue between two steps;
+what a step gave goes back to the loop in one call. Neither side ever waits for the other: pieces
+lie in a queue per answer, which `max_tokens` bounds, so a slow reader stalls nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from queue import SimpleQueue
+
+from rorqual.engine.answer import Answer
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Piece, Request
+from rorqual.engine.stats import EngineStats
+from rorqual.errors import EngineOverloaded
+from rorqual.log import logger
+
+POLL_SECONDS = 0.02
+
+Item = Piece | BaseException
+Command = tuple[int, Request | None]  # the number of an answer: begin it, or (None) cancel it
+
+
+class AnswerStream:
+    """`async for piece in stream`: the pieces of one answer, until it ends.
+
+    Giving up one `anext` (a timeout, for keep-alives) loses nothing. `aclose` cancels the answer,
+    as does forgetting the stream; `contextlib.aclosing` does it at the right time.
+    """
+
+    def __init__(self, owner: AsyncEngine, number: int, inbox: asyncio.Queue[Item]) -> None:
+        self._owner, self._number, self._inbox = owner, number, inbox
+        self._is_over = False
+        self.is_waiting = True  # no piece has come yet
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._is_over:
+            raise StopAsyncIteration
+        item = await self._inbox.get()
+        self.is_waiting = False
+        if isinstance(item, BaseException):
+            self._is_over = True
+            raise item
+        self._is_over = item.finish_reason is not None
+        return item
+
+    async def aclose(self) -> None:
+        """Cancels the answer if it is not over."""
+        self._is_over = True
+        self._owner.cancel(self._number)
+
+    def __del__(self) -> None:
+        self._owner.cancel(self._number)
+
+
+class AsyncEngine:
+    """At most `engine.max_batch + max_queue` answers are open at a time; more are refused."""
+
+    def __init__(self, engine: Engine, *, max_queue: int = 256) -> None:
+        self._engine = engine
+        self._max_open = engine.max_batch + max_queue
+        self._numbers = count()
+        self._inboxes: dict[int, asyncio.Queue[Item]] = {}  # of the open answers
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_open = False
+
+    async def start(self) -> None:
+        """Begins to run steps, for the loop of the caller."""
+        assert self._thread is None, "the engine was started before"
+        worker = _Worker(self._engine, self._commands, asyncio.get_running_loop(), self._deliver)
+        self._thread = threading.Thread(target=worker.run, name="rorqual-engine", daemon=True)
+        self._thread.start()
+        self._is_open = True
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Takes no new requests and waits for the running ones; whether all came to their end."""
+        self._is_open = False
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._inboxes:
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stops; answers that are not done end with EngineOverloaded."""
+        self._is_open = False
+        if self._thread is not None:
+            self._commands.put(None)
+            await asyncio.to_thread(self._thread.join)
+        problem = EngineOverloaded("the engine was closed before the answer was complete")
+        self._deliver([(number, problem) for number in list(self._inboxes)])
+
+    def submit(self, request: Request) -> AnswerStream:
+        """Queues a request. UsageError if its prompt cannot be answered, EngineOverloaded if too
+        many are open or none is taken; what else is wrong with it comes out of the stream.
+        """
+        if not self._is_open:
+            raise EngineOverloaded("the engine takes no requests now")
+        if len(self._inboxes) >= self._max_open:
+            raise EngineOverloaded("too many requests", found=f"{self._max_open} are open")
+        self._engine.check_prompt(request.prompt_ids)
+        number = next(self._numbers)
+        inbox = self._inboxes[number] = asyncio.Queue()
+        self._commands.put((number, request))
+        return AnswerStream(self, number, inbox)
+
+    def cancel(self, number: int) -> None:
+        """Ends an answer that is not done. Any thread may call it."""
+        if self._inboxes.pop(number, None) is not None:
+            self._commands.put((number, None))
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def _deliver(self, items: list[tuple[int, Item]]) -> None:
+        """Runs in the loop, once a step."""
+        for number, item in items:
+            inbox = self._inboxes.get(number)
+            if inbox is None:
+                continue  # it was cancelled
+            inbox.put_nowait(item)
+            if isinstance(item, BaseException) or item.finish_reason is not None:
+                del self._inboxes[number]
+
+
+class _Worker:
+    """The thread's side: it alone touches the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        commands: SimpleQueue[Command | None],
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[list[tuple[int, Item]]], None],
+    ) -> None:
+        self._engine, self._commands = engine, commands
+        self._loop, self._deliver = loop, deliver
+        self._answers: dict[int, Answer] = {}
+        self._numbers: dict[Answer, int] = {}
+
+    def run(self) -> None:
+        """Until a None is among the commands."""
+        while self._obey():
+            if self._engine.has_work:
+                self._step()
+        self._end_all()
+
+    def _obey(self) -> bool:
+        """Takes all commands there are, waiting for one if nothing runs; False for the last."""
+        while not (self._engine.has_work and self._commands.empty()):
+            command = self._commands.get()
+            if command is None:
+                return False
+            number, request = command
+            if request is not None:
+                self._add(number, request)
+            elif (answer := self._answers.get(number)) is not None:
+                self._forget(answer)
+        return True
+
+    def _add(self, number: int, request: Request) -> None:
+        try:
+            answer = self._engine.add(request)
+        except Exception as problem:  # noqa: BLE001  it belongs to whoever waits for the answer
+            self._send([(number, problem)])
+            return
+        self._answers[number], self._numbers[answer] = answer, number
+
+    def _step(self) -> None:
+        try:
+            pieces = self._engine.step()
+        except Exception as problem:  # noqa: BLE001  its readers must not wait for ever
+            logger(__name__).exception("a step of the engine failed; its answers are cancelled")
+            self._send([(number, problem) for number in self._end_all()])
+            return
+        self._send([(self._numbers[answer], piece) for answer, piece in pieces])
+        for answer, piece in pieces:
+            if piece.finish_reason is not None:
+                self._forget(answer)
+
+    def _end_all(self) -> list[int]:
+        numbers = list(self._answers)
+        for answer in list(self._numbers):
+            self._forget(answer)
+        return numbers
+
+    def _forget(self, answer: Answer) -> None:
+        self._engine.cancel(answer)
+        del self._answers[self._numbers.pop(answer)]
+
+    def _send(self, items: list[tuple[int, Item]]) -> None:
+        if items and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, items)

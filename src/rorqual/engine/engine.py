@@ -1,0 +1,294 @@
+"""The engine: many requests through one model, step by step.
+
+A step schedules tokens of many sequences, drafts, runs the model once over all of them, verifies,
+and commits. The engine is synchronous and belongs to one thread; nothing is global, so several may
+live in one process. `AsyncEngine` puts one behind an asyncio loop.
+"""
+
+# T tokens of a span, D hidden size
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rorqual.engine.answer import Answer
+from rorqual.engine.blocks import BlockPool
+from rorqual.engine.cache_formats import CacheDtype, check_cache_dtype
+from rorqual.engine.grammar import GrammarCompiler
+from rorqual.engine.invariant import InvariantRunner
+from rorqual.engine.logprobs import token_logprobs
+from rorqual.engine.memory import budget_bytes, num_blocks
+from rorqual.engine.model_folder import ModelFolder
+from rorqual.engine.offline import Stream, answer_in_order, seeded
+from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
+from rorqual.engine.params import SamplingParams
+from rorqual.engine.request import Output, Piece, Request, check_prompt
+from rorqual.engine.runner import Runner
+from rorqual.engine.scheduler import Limits, Scheduler, Segment
+from rorqual.engine.sequence import TokenSequence
+from rorqual.engine.speculative import Speculator
+from rorqual.engine.stats import EngineStats
+from rorqual.engine.verify import Verified, verify
+from rorqual.errors import UsageError
+from rorqual.model import DeepseekV3
+from rorqual.tokenizer import Tokenizer
+
+LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probabilities
+
+
+class Engine:
+    """Answers requests with one model: a folder's, or one that is there with its tokenizer.
+
+    `speculate` tokens are drafted a step. `cache_memory` is bytes (int) or a share of the free
+    memory (float). Where the cache is smaller than the model's context, it is the context's limit.
+    `is_batch_invariant` gives the same text in any company, slower.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | DeepseekV3,
+        tokenizer: Tokenizer | None = None,
+        *,
+        dtype: str = "auto",
+        speculate: int = 0,
+        max_batch: int = 32,
+        max_step_tokens: int = 512,
+        cache_memory: int | float | None = None,
+        kv_cache_dtype: CacheDtype = "auto",
+        block_tokens: int = 16,
+        use_prefix_cache: bool = True,
+        is_batch_invariant: bool = False,
+        max_model_len: int | None = None,
+    ) -> None:
+        if not isinstance(model, DeepseekV3):
+            folder = ModelFolder.find(str(model))
+            tokenizer = tokenizer or folder.load_tokenizer()
+            model = folder.load_model(dtype)
+        if tokenizer is None:
+            raise UsageError("a model without a folder needs a tokenizer", fix="give it both")
+        check_settings(model, tokenizer, speculate, max_batch, max_step_tokens, block_tokens)
+        check_cache_dtype(kv_cache_dtype)
+        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+        config, like = model.config, model.model.embed_tokens.weight
+        max_positions = _max_positions(model, max_model_len)
+        num_depths = min(speculate, config.num_nextn_predict_layers)
+        size = block_bytes(config, block_tokens, kv_cache_dtype, like.dtype, num_depths)
+        wanted = max_batch * -(-max_positions // block_tokens) * size
+        blocks = num_blocks(budget_bytes(cache_memory, wanted, like.device), size)
+        self.max_positions = min(max_positions, blocks * block_tokens)
+        self._cache = PagedLatentCache(
+            config, (blocks + 1, block_tokens), kv_cache_dtype, like.detach(), num_depths
+        )
+        self._pool = BlockPool(blocks)
+        limits = Limits(block_tokens, max_batch, max_step_tokens, speculate, use_prefix_cache)
+        self._scheduler = Scheduler(self._pool, limits)
+        # The last block of the cache is not in the pool: it is there for dummy tokens.
+        self._runner = (
+            InvariantRunner(model, self._cache, spare_block=blocks)
+            if is_batch_invariant
+            else Runner(model, self._cache)
+        )
+        self._speculator = Speculator(self._runner, self._cache, tokenizer.vocab_size)
+        self._grammars = GrammarCompiler(tokenizer)
+        self._sequences: dict[Answer, TokenSequence] = {}
+        self._arrivals = count()
+        self._block_tokens = block_tokens
+        self._num_prompt_tokens = self._num_output_tokens = 0
+        self._drafted, self._accepted = [0] * speculate, [0] * speculate
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """UsageError if no answer to this prompt is possible."""
+        check_prompt(prompt_ids, self.model.config.vocab_size, self.max_positions)
+
+    def add(self, request: Request) -> Answer:
+        """Queues a request; UsageError if there can be no answer."""
+        self.check_prompt(request.prompt_ids)
+        answer = Answer(request, self.tokenizer, self.max_positions, self._grammars)
+        sequence = TokenSequence(answer, next(self._arrivals), self._block_tokens)
+        self._sequences[answer] = sequence
+        self._scheduler.add(sequence)
+        self._num_prompt_tokens += len(request.prompt_ids)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Ends an answer that is not done; its blocks are free at once."""
+        sequence = self._sequences.pop(answer, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def step(self) -> list[tuple[Answer, Piece]]:
+        """Runs the model once; what each answer gained."""
+        segments = self._scheduler.schedule()
+        if not segments:
+            return []
+        self._speculator.draft(segments)
+        hidden = self._runner.run([segment.span for segment in segments])
+        verified = self._verify(segments, hidden)
+        return self._commit(segments, hidden, verified)
+
+    def stats(self) -> EngineStats:
+        scheduler, pool = self._scheduler, self._pool
+        return EngineStats(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free,
+            num_prefix_queried_tokens=scheduler.num_queried_tokens,
+            num_prefix_hit_tokens=scheduler.num_hit_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            drafted=tuple(self._drafted),
+            accepted=tuple(self._accepted),
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Output]:
+        """One output a prompt, in order; `on_progress` is told the number that is done.
+
+        Every prompt is checked first. Prompt i draws from `seed + i`, so its answer does not depend
+        on what runs beside it.
+        """
+        for prompt_ids in prompts:
+            self.check_prompt(prompt_ids)
+        outputs = []
+        for output in self.generate_each(seeded(prompts, params)):
+            outputs.append(output)
+            if on_progress is not None:
+                on_progress(len(outputs))
+        return outputs
+
+    def generate_each(self, requests: Iterable[Request]) -> Iterator[Output]:
+        """Outputs in the order of the requests, which are drawn only as there is room."""
+        return answer_in_order(self, requests)
+
+    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+        """TokenSequence as it comes; UsageError, at once, if there can be no answer."""
+        self.check_prompt(prompt_ids)
+        return Stream(self, Request(prompt_ids, params))
+
+    def _verify(self, segments: list[Segment], hidden: list[Tensor]) -> dict[int, Verified]:
+        """Segment number -> the new tokens, for those that reach the end of their text."""
+        ready = [i for i, segment in enumerate(segments) if segment.is_last]
+        if not ready:
+            return {}
+        rows = [hidden[i][segments[i].num_tokens - 1 :] for i in ready]
+        drafts = [segments[i].drafts for i in ready]
+        states = [segments[i].sequence.answer.state for i in ready]
+        verified = verify(self._runner.logits(torch.cat(rows)), drafts, states)
+        return dict(zip(ready, verified, strict=True))
+
+    def _commit(
+        self, segments: list[Segment], hidden: list[Tensor], verified: dict[int, Verified]
+    ) -> list[tuple[Answer, Piece]]:
+        pieces = []
+        prompts = [segment.sequence for segment in segments if not segment.is_decode]
+        for i, segment in enumerate(segments):
+            sequence, num_kept = segment.sequence, segment.num_tokens
+            answer = sequence.answer
+            if answer.needs_prompt_logprobs:
+                self._add_prompt_logprobs(answer, segment.start, hidden[i])
+            if i in verified:
+                piece = answer.commit(verified[i], len(segment.drafts))
+                pieces.append((answer, piece))
+                sequence.token_ids += piece.token_ids
+                num_kept += len(piece.token_ids) - 1
+                self._count(piece, len(segment.drafts), verified[i].num_accepted)
+            self._speculator.note(sequence, segment.start, hidden[i][:num_kept])
+            sequence.num_computed = segment.start + num_kept
+        self._speculator.follow(prompts)
+        for segment in segments:
+            sequence = segment.sequence
+            self._scheduler.publish(sequence, self._speculator.num_complete(sequence))
+            if sequence.answer.finish_reason is not None:
+                self.cancel(sequence.answer)
+        return pieces
+
+    def _add_prompt_logprobs(self, answer: Answer, start: int, h_TD: Tensor) -> None:
+        """How likely each prompt token was that follows one of these from `start` on."""
+        known, num_top = answer.prompt_logprobs, answer.request.params.prompt_logprobs
+        assert known is not None, "nobody asked for them"
+        assert num_top is not None, "nobody asked for them"
+        prompt_ids = answer.request.prompt_ids
+        stop = min(start + len(h_TD), len(prompt_ids) - 1)
+        for first in range(len(known) - 1, stop, LOGPROB_ROWS):
+            last = min(first + LOGPROB_ROWS, stop)
+            logits = self._runner.logits(h_TD[first - start : last - start])
+            known += token_logprobs(
+                logits,
+                list(prompt_ids[first + 1 : last + 1]),
+                num_top,
+                self.tokenizer.vocab_size,
+            )
+
+    def _count(self, piece: Piece, num_drafted: int, num_accepted: int) -> None:
+        self._num_output_tokens += len(piece.token_ids)
+        for position in range(num_drafted):
+            self._drafted[position] += 1
+            self._accepted[position] += position < num_accepted
+
+
+def check_settings(
+    model: DeepseekV3,
+    tokenizer: Tokenizer,
+    speculate: int,
+    max_batch: int,
+    max_step_tokens: int,
+    block_tokens: int,
+) -> None:
+    """UsageError for what has no meaning with this model."""
+    config = model.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(
+            "the tokenizer does not belong to the model",
+            found=f"{tokenizer.vocab_size} ids",
+            expected=f"at most the model's vocabulary of {config.vocab_size}",
+        )
+    sizes = {
+        "max_batch": max_batch,
+        "max_step_tokens": max_step_tokens,
+        "block_tokens": block_tokens,
+    }
+    for name, value in sizes.items():
+        if value < 1:
+            raise UsageError(f"{name} is out of range", found=value, expected="1 or more")
+    if speculate < 0:
+        raise UsageError("speculate is out of range", found=speculate, expected="0 or more")
+    if speculate and not config.num_nextn_predict_layers:
+        raise UsageError(
+            "the model has no MTP module to speculate with",
+            found=f"speculate {speculate}",
+            fix="leave out speculation, or use a checkpoint with num_nextn_predict_layers",
+        )
+    if speculate and block_tokens < config.num_nextn_predict_layers:
+        raise UsageError(
+            "blocks are too small to speculate with",
+            found=f"{block_tokens} tokens",
+            expected=f"at least the {config.num_nextn_predict_layers} MTP modules",
+        )
+
+
+def _max_positions(model: DeepseekV3, max_model_len: int | None) -> int:
+    limit = model.config.max_position_embeddings
+    if max_model_len is None:
+        return limit
+    if not 2 <= max_model_len <= limit:
+        raise UsageError(
+            "max_model_len is out of range",
+            found=max_model_len,
+            expected=f"2 to the model's context of {limit}",
+        )
+    return max_model_len

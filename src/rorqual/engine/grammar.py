@@ -1,0 +1,278 @@
+"""Constrained output: which tokens may follow, so that the answer fits a grammar.
+
+llguidance does the parsing (Earley over regex derivatives). Choice: it and not xgrammar, for it is
+one wheel of 7 MB without dependencies, where xgrammar brings Triton (770 MB) to a CPU machine; both
+take well under a millisecond for a mask of 129k tokens. It is optional: without it, only a request
+with a grammar fails.
+
+Special tokens are never text: no string or `.` of a grammar matches one. A grammar of the kind
+"grammar" can ask for one by name (`<｜tool▁sep｜>`), outside its strings.
+"""
+
+# V vocabulary: the tokenizer's ids
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rorqual.errors import UsageError
+from rorqual.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+MAX_TEXT_CHARS = 262_144
+MAX_DEPTH = 64
+"""Of brackets. The library recurses along brackets, rules and references, and where the stack ends
+it takes the process with it (seen with a chain of 3,000 rules or `$ref`s in 8 MB of stack)."""
+MAX_RULES = 512
+"""Rules of a grammar, and `$ref`s of a schema."""
+MAX_PATTERNS = 32
+"""Patterns of properties in a schema: each is compared with each (100 took a second)."""
+MAX_MULTIPLE = 100_000
+"""Of `multipleOf`, whose automaton has a state for each remainder."""
+MAX_CACHED = 32
+MAX_REASON_CHARS = 500
+LIMITS: dict[str, Any] = {
+    "max_lexer_states": 20_000,  # 1 to 2 kB each, so that a grammar takes 40 MB at most
+    "initial_lexer_fuel": 300_000,  # the library's 1,000,000 may take seconds to run out
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,  # texts of users stay out of messages to others
+}
+
+JSON_OPTIONS = {
+    # Choice: at most as much whitespace in one place as a deeply indented line has. Without a limit
+    # a weak model may go on with newlines until its answer is full.
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
+    "item_separator": ",",
+    "key_separator": ":",
+    # Nothing is dropped in silence: a keyword that would not be enforced is an error.
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like; `text` depends on the kind.
+
+    json_object: any object, no text. json_schema: the schema as JSON. regex: Rust's syntax, to be
+    matched whole; its digits are those of every script. choice: a JSON list of strings. grammar:
+    llguidance's Lark dialect.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            kinds = ", ".join(get_args(GrammarKind))
+            raise UsageError("unknown kind of grammar", found=repr(self.kind), expected=kinds)
+
+
+class GrammarCompiler:
+    """Makes matchers for one tokenizer; keeps the last `max_entries` compiled grammars.
+
+    Threads may share it. It costs nothing until the first grammar comes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, max_entries: int = MAX_CACHED) -> None:
+        self._tokenizer, self._max_entries = tokenizer, max_entries
+        self._lock = threading.Lock()
+        self._ll_tokenizer: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> GrammarMatcher:
+        """A matcher at the grammar's beginning; UsageError saying what is wrong with the text."""
+        with self._lock:
+            first = self._compiled.get(grammar)
+            if first is None:
+                first = self._compile(grammar)
+                self._compiled[grammar] = first
+                if len(self._compiled) > self._max_entries:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return GrammarMatcher(first.deep_copy(), self._tokenizer)
+
+    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+        try:
+            import llguidance
+        except ImportError:
+            raise UsageError(
+                "constrained output needs the package llguidance",
+                found="it is not installed",
+                fix="pip install 'rorqual[serve]'",
+            ) from None
+        _check_size(grammar)
+        if self._ll_tokenizer is None:
+            self._ll_tokenizer = llguidance.LLTokenizer(_Vocabulary(self._tokenizer))  # type: ignore[arg-type]
+        limits = llguidance.LLParserLimits(**LIMITS)
+        try:
+            text = _library_text(grammar, llguidance.LLMatcher)
+        except ValueError as problem:
+            raise _malformed(grammar, str(problem)) from None
+        matcher = llguidance.LLMatcher(self._ll_tokenizer, text, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise _malformed(grammar, matcher.get_error())
+        probe = matcher.deep_copy()
+        if not any(probe.compute_bitmask()) or probe.is_error():
+            raise _malformed(grammar, f"it matches no text. {probe.get_error()}")
+        return matcher
+
+
+class GrammarMatcher:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: Tokenizer) -> None:
+        self._matcher = matcher
+        self._eos_id, self._vocab_size = tokenizer.eos_id, tokenizer.vocab_size
+        self.failure: str | None = None  # why it had to give up: the grammar became too complex
+
+    def allowed(self) -> Tensor:
+        """(V,) bool: the tokens that may come next; end-of-sentence where the text may end.
+
+        There is always one: end-of-sentence alone where the text must end, or after a failure.
+        """
+        allowed_V = np.zeros(self._vocab_size, dtype=np.uint8)
+        if self.failure is None:
+            bits = self._matcher.compute_bitmask()
+            if not self._note_failure():
+                all_V = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
+                allowed_V[:] = all_V[: self._vocab_size]
+        if self.failure is not None or not allowed_V.any():
+            self.failure = self.failure or "no token can go on from here"
+            allowed_V[self._eos_id] = 1
+        return torch.from_numpy(allowed_V).bool()
+
+    def put(self, token_id: int) -> None:
+        """Takes the next token, which must be an allowed one and not the end."""
+        if self.failure is None and not self._matcher.consume_token(token_id):
+            self._note_failure()
+
+    def rollback(self, num_tokens: int) -> None:
+        """Forgets the last tokens."""
+        is_done = self._matcher.rollback(num_tokens)
+        assert is_done, f"cannot forget {num_tokens} tokens: {self._matcher.get_error()}"
+
+    def num_possible(self, token_ids: Sequence[int]) -> int:
+        """How many of these could come next, one after the other."""
+        if self.failure is not None:
+            return 0
+        return self._matcher.validate_tokens(list(token_ids))
+
+    def _note_failure(self) -> bool:
+        if self._matcher.is_error():
+            self.failure = self._matcher.get_error()
+        return self.failure is not None
+
+
+class _Vocabulary:
+    """A tokenizer in the shape that llguidance reads: bytes of each id, and which are special."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = tokenizer.eos_id
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = list(tokenizer.token_bytes)
+        self.special_token_ids = sorted(tokenizer.special_ids.values())
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        return self._tokenizer.encode(text)
+
+
+def _library_text(grammar: Grammar, matcher: type[llguidance.LLMatcher]) -> str:
+    """What llguidance takes; ValueError saying what is wrong."""
+    if grammar.kind == "json_object":
+        return matcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)  # type: ignore[arg-type]
+    if grammar.kind == "json_schema":
+        _check_schema(_parse_json(grammar.text))
+        return matcher.grammar_from_json_schema(grammar.text, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
+    if grammar.kind == "regex":
+        return matcher.grammar_from_regex(grammar.text)
+    if grammar.kind == "choice":
+        choices = _parse_json(grammar.text)
+        is_texts = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
+        if not is_texts or not choices:
+            raise ValueError("a choice is a JSON list of strings that are not empty")
+        return matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+    _check_schema([*_inline_schemas(grammar.text)])
+    return matcher.grammar_from_lark(grammar.text)
+
+
+def _inline_schemas(text: str) -> Iterator[Any]:
+    """The schemas that a grammar has after `%json`."""
+    for mark in re.finditer(r"%json\s*", text):
+        try:
+            yield json.JSONDecoder().raw_decode(text, mark.end())[0]
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"not JSON after %json: {problem}") from None
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"not JSON: {problem}") from None
+
+
+def _check_size(grammar: Grammar) -> None:
+    """UsageError for a text that would take the library too long, or too deep."""
+    text = grammar.text
+    depth = deepest = 0
+    for bracket in re.findall(r"\\.|[()\[\]{}]", text, re.DOTALL):
+        depth += bracket in "([{"
+        depth -= bracket in ")]}"
+        deepest = max(deepest, depth)
+    _check_at_most("characters", len(text), MAX_TEXT_CHARS)
+    _check_at_most("brackets inside each other", deepest, MAX_DEPTH)
+    if grammar.kind == "grammar":
+        num_rules = len(re.findall(r"^[ \t]*[?!A-Za-z_][^\n]*?:", text, re.MULTILINE))
+        _check_at_most("rules", num_rules, MAX_RULES)
+
+
+def _check_schema(schema: Any) -> None:
+    """As `_check_size`, for what only the parsed schema tells."""
+    num_references = num_patterns = 0
+    values = [schema]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            num_references += "$ref" in value
+            patterns = value.get("patternProperties")
+            num_patterns += len(patterns) if isinstance(patterns, dict) else 0
+            multiple = value.get("multipleOf")
+            if isinstance(multiple, int | float):
+                _check_at_most("as multipleOf", multiple, MAX_MULTIPLE)
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    _check_at_most("times $ref", num_references, MAX_RULES)
+    _check_at_most("patternProperties", num_patterns, MAX_PATTERNS)
+
+
+def _check_at_most(what: str, number: float, most: int) -> None:
+    if number > most:
+        raise UsageError(
+            "the grammar is too large", found=f"{number} {what}", expected=f"at most {most}"
+        )
+
+
+def _malformed(grammar: Grammar, problem: str) -> UsageError:
+    reason = problem.replace("<non-verbose/>", "").strip()
+    return UsageError(f"the {grammar.kind} cannot be used: {reason[:MAX_REASON_CHARS]}")

@@ -1,0 +1,54 @@
+"""Log-probabilities as users see them: of the model's own distribution, before any setting."""
+
+# N rows of logits, V vocabulary, K alternatives
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """`top` are the likeliest ids with their log-probabilities, the likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def token_logprobs(
+    logits_NV: Tensor, token_ids: Sequence[int], num_top: int, vocab_size: int
+) -> tuple[TokenLogprob, ...]:
+    """Row n's float32 logits say how likely `token_ids[n]` was, beside `num_top` alternatives.
+
+    This is the softmax at temperature 1 over the tokenizer's ids; what never can be sampled has no
+    part in it.
+    """
+    assert len(logits_NV) == len(token_ids), "one row of logits for each id"
+    return tuple(
+        row
+        for start in range(0, len(token_ids), ROWS_AT_ONCE)
+        for row in _rows(
+            logits_NV[start : start + ROWS_AT_ONCE, :vocab_size],
+            token_ids[start : start + ROWS_AT_ONCE],
+            min(num_top, vocab_size),
+        )
+    )
+
+
+def _rows(logits_NV: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
+    ids_N = torch.tensor(token_ids, device=logits_NV.device)
+    total_N1 = logits_NV.float().logsumexp(-1, keepdim=True)
+    chosen_N = (logits_NV.gather(-1, ids_N[:, None]) - total_N1)[:, 0].tolist()
+    top_NK, top_ids_NK = logits_NV.topk(num_top, dim=-1)
+    tops = zip(top_ids_NK.tolist(), (top_NK - total_N1).tolist(), strict=True)
+    return [
+        TokenLogprob(token_id, logprob, tuple(zip(top_ids, top, strict=True)))
+        for token_id, logprob, (top_ids, top) in zip(token_ids, chosen_N, tops, strict=True)
+    ]

@@ -1,0 +1,114 @@
+"""How one answer is sampled and where it ends: settings that travel with each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rorqual.engine.grammar import Grammar
+from rorqual.errors import UsageError
+
+DEFAULT_MAX_TOKENS = 4096
+MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
+BAN = -100.0
+"""The `logit_bias` that takes a token out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one answer is sampled and where it ends; UsageError for a value without meaning.
+
+    Temperature 0 takes the likeliest token. What changes the logits comes first, in this order:
+    `grammar` leaves the tokens that may go on; `repetition_penalty` divides positive logits of
+    tokens in the prompt or the answer and multiplies negative ones (CTRL, arXiv 1909.05858);
+    `frequency_penalty` times the count of a token in the answer, and `presence_penalty` once, are
+    subtracted (OpenAI); `logit_bias` is added, -100 bans unless nothing else is left. Then the
+    temperature, and the filters, each on what the one before left: the `top_k` likeliest, the
+    fewest whose probabilities reach `top_p`, those with at least `min_p` times the likeliest's.
+
+    `logprobs` asks for each token's log-probability and that many alternatives, `prompt_logprobs`
+    for the prompt's. `stop` strings end the answer and are not part of it. It also ends at the
+    end-of-sentence id (unless `ignore_eos`), at one of `stop_token_ids`, after `max_tokens`, and
+    where the context is full.
+    """
+
+    temperature: float = 0.3  # the model's advised temperature (DeepSeek-V3 README)
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+    def __post_init__(self) -> None:
+        # Comparisons are written so that NaN fails them.
+        _check("temperature", self.temperature, "0 to 100", 0 <= self.temperature <= 100)
+        if self.top_p is not None:
+            _check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+        if self.top_k is not None:
+            _check("top_k", self.top_k, "1 or more", self.top_k >= 1)
+        if self.min_p is not None:
+            _check("min_p", self.min_p, "0 to 1", 0 <= self.min_p <= 1)
+        self._check_penalties()
+        if self.seed is not None:
+            _check("seed", self.seed, "0 to 2^63 - 1", 0 <= self.seed <= MAX_SEED)
+        _check("max_tokens", self.max_tokens, "1 or more", self.max_tokens >= 1)
+        is_texts = not isinstance(self.stop, str) and all(self.stop)
+        _check("stop", self.stop, "strings that are not empty", is_texts)
+        for name in ("logprobs", "prompt_logprobs"):
+            number = getattr(self, name)
+            if number is not None:
+                _check(name, number, f"0 to {MAX_LOGPROBS}", 0 <= number <= MAX_LOGPROBS)
+        if self.grammar is not None and self.ignore_eos:
+            raise UsageError(
+                "ignore_eos has no meaning with a grammar",
+                expected="an answer that ends where its grammar does",
+                fix="leave out ignore_eos",
+            )
+
+    def _check_penalties(self) -> None:
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, "0.01 to 100", 0.01 <= penalty <= 100)
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(name, value, "-2 to 2", -2 <= value <= 2)
+        if self.logit_bias is None:
+            return
+        for token_id, bias in self.logit_bias.items():
+            is_id = isinstance(token_id, int) and token_id >= 0
+            _check("logit_bias", token_id, "token ids as keys", is_id)
+            _check("logit_bias", bias, "-100 to 100", -100 <= bias <= 100)
+        # A frozen dataclass allows this in __post_init__ only so; the caller's dict may change.
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were seen count."""
+        return self.repetition_penalty != 1 or bool(self.frequency_penalty or self.presence_penalty)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the logits alone, at some temperature, are the distribution."""
+        is_changed = self.grammar is not None or self.has_penalties or bool(self.logit_bias)
+        return not is_changed and (self.temperature == 0 or not self.has_filters)
+
+    @property
+    def has_filters(self) -> bool:
+        is_cut = self.top_p is not None and self.top_p < 1
+        return is_cut or self.top_k is not None or bool(self.min_p)
+
+
+def _check(name: str, value: object, expected: str, is_valid: bool) -> None:
+    if not is_valid:
+        raise UsageError(f"{name} is out of range", found=repr(value), expected=expected)

@@ -1,0 +1,170 @@
+"""What sampling remembers of one answer: counts for the penalties, its grammar, its random numbers.
+
+The state moves only by tokens that are in the answer for good, so speculation needs no way back:
+`verify` looks at a draft's logits after the drafts before it were accepted, and stops at the first
+that was not.
+"""
+
+# V vocabulary
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rorqual.engine.grammar import GrammarCompiler, GrammarMatcher
+from rorqual.engine.params import BAN, SamplingParams
+from rorqual.engine.sampler import random_source
+from rorqual.errors import UsageError
+from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+
+UNIFORMS_AT_ONCE = 32
+
+
+class SamplingState:
+    """Belongs to one answer; only `verify` moves it.
+
+    UsageError for a grammar that cannot be used, and for ids that the tokenizer does not have. A
+    prompt that ends inside `<think>` lets the model think first: the grammar begins after the
+    `</think>`, unless it names that token itself.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        tokenizer: Tokenizer,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        self.params = params
+        self.vocab_size = tokenizer.vocab_size
+        self._eos_id = tokenizer.eos_id
+        self.end_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            self.end_ids |= {tokenizer.eos_id}
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._source = random_source(params)
+        self._uniforms: deque[float] = deque()
+        self._begin_penalties(prompt_ids)
+        self._begin_bias()
+        self._think_end_id = tokenizer.special_ids.get(THINK_END)
+        self._is_thinking = False
+        self._matcher: GrammarMatcher | None = None
+        if params.grammar is not None:
+            assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
+            self._matcher = grammars.compile(params.grammar)
+            is_aware = params.grammar.kind == "grammar" and THINK_END in params.grammar.text
+            self._is_thinking = not is_aware and _is_thinking(prompt_ids, tokenizer)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the grammar had to give up, so that the answer is no complete text of it."""
+        return self._matcher is not None and self._matcher.failure is not None
+
+    def uniform(self, offset: int = 0) -> float:
+        """The random number of the token `offset` places ahead."""
+        while len(self._uniforms) <= offset:
+            block = torch.rand(UNIFORMS_AT_ONCE, dtype=torch.float64, generator=self._source)
+            self._uniforms.extend(block.tolist())
+        return self._uniforms[offset]
+
+    def adjust(self, logits_V: Tensor) -> Tensor:
+        """The logits that temperature and filters work on; what may not come next has -inf."""
+        params = self.params
+        if self._matcher is not None:
+            logits_V = logits_V.masked_fill(~self._allowed(self._matcher), -torch.inf)
+        if params.repetition_penalty != 1:
+            factor = params.repetition_penalty
+            penalised_V = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
+            logits_V = torch.where(self._is_seen_V, penalised_V, logits_V)
+        if params.frequency_penalty or params.presence_penalty:
+            logits_V = logits_V - params.frequency_penalty * self._counts_V
+            logits_V = logits_V - params.presence_penalty * (self._counts_V > 0)
+        if params.logit_bias:
+            logits_V = logits_V.index_add(0, self._bias_ids, self._biases)
+            left_V = logits_V.index_fill(0, self._banned_ids, -torch.inf)
+            if left_V.max() > -torch.inf:  # else the grammar leaves banned tokens only
+                logits_V = left_V
+        return logits_V
+
+    def commit(self, token_id: int) -> None:
+        """Takes a token of the answer."""
+        if self._uniforms:
+            self._uniforms.popleft()
+        if self.params.repetition_penalty != 1:
+            self._is_seen_V[token_id] = True
+        if self.params.frequency_penalty or self.params.presence_penalty:
+            self._counts_V[token_id] += 1
+        if self._matcher is None or token_id in self.end_ids:
+            return
+        if self._is_thinking:
+            self._is_thinking = token_id != self._think_end_id
+        else:
+            self._matcher.put(token_id)
+
+    def prune(self, draft_ids: Sequence[int]) -> list[int]:
+        """The first of these drafts, as many as the grammar allows: running more would be vain."""
+        drafts = list(draft_ids)
+        if self._matcher is None:
+            return drafts
+        start = 0
+        if self._is_thinking:
+            if self._think_end_id not in drafts:
+                return drafts
+            start = drafts.index(self._think_end_id) + 1
+        ends = [index for index in range(start, len(drafts)) if drafts[index] in self.end_ids]
+        end = min(ends, default=len(drafts))
+        num_possible = self._matcher.num_possible(drafts[start:end])
+        # An end after possible tokens is left to `verify`: it knows whether the text may end there.
+        is_all = start + num_possible == end
+        return drafts[: end + 1] if is_all else drafts[: start + num_possible]
+
+    def _allowed(self, matcher: GrammarMatcher) -> Tensor:
+        if self._is_thinking:
+            allowed_V = torch.ones(self.vocab_size, dtype=torch.bool)
+            allowed_V[self._eos_id] = False  # the answer to the grammar is still to come
+            return allowed_V
+        allowed_V = matcher.allowed()
+        if allowed_V[self._eos_id]:
+            allowed_V[list(self.end_ids)] = True
+        return allowed_V
+
+    def _begin_penalties(self, prompt_ids: Sequence[int]) -> None:
+        params = self.params
+        if params.repetition_penalty != 1:
+            self._is_seen_V = torch.zeros(self.vocab_size, dtype=torch.bool)
+            # A prompt may hold ids of the model that the tokenizer does not have.
+            known = [token_id for token_id in set(prompt_ids) if token_id < self.vocab_size]
+            self._is_seen_V[known] = True
+        if params.frequency_penalty or params.presence_penalty:
+            self._counts_V = torch.zeros(self.vocab_size)
+
+    def _begin_bias(self) -> None:
+        bias = self.params.logit_bias or {}
+        self._check_ids("logit_bias", list(bias))
+        added = {token_id: value for token_id, value in bias.items() if value > BAN}
+        self._bias_ids = torch.tensor(list(added), dtype=torch.long)
+        self._biases = torch.tensor(list(added.values()), dtype=torch.float32)
+        banned = [token_id for token_id in bias if token_id not in added]
+        self._banned_ids = torch.tensor(banned, dtype=torch.long)
+
+    def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
+        unknown = [token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size]
+        if unknown:
+            raise UsageError(
+                f"{name} has a token id that does not exist",
+                found=unknown[0],
+                expected=f"0 to {self.vocab_size - 1}",
+            )
+
+
+def _is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether the last of the prompt's `<think>` and `</think>` tokens is a `<think>`."""
+    begin_id = tokenizer.special_ids.get(THINK_BEGIN)
+    marks = (begin_id, tokenizer.special_ids.get(THINK_END))
+    last = next((token_id for token_id in reversed(prompt_ids) if token_id in marks), None)
+    return last is not None and last == begin_id

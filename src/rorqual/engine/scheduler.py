@@ -1,0 +1,210 @@
+"""The scheduler: which tokens of which sequences run in a step, and who gets the blocks.
+
+Bookkeeping without tensors. A step's budget of tokens goes to the running answers first, a token
+each and their drafts, then to prompts in chunks. Requests are admitted first come, first served.
+One that finds too few blocks may be overtaken by smaller ones, but only so many times: then it has
+aged enough that all wait for it. When a running answer needs a block and none is free, the newest
+sequence is preempted: its blocks go, and it waits to be computed again from its text.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from rorqual.engine.blocks import BlockPool
+from rorqual.engine.flat_step import Span
+from rorqual.engine.sequence import TokenSequence
+
+MAX_OVERTAKEN = 32
+LOOK_AHEAD = 8  # Choice: how many that wait are tried in a step
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may hold, and how a sequence's text is cut into blocks."""
+
+    block_tokens: int
+    max_batch: int
+    max_step_tokens: int
+    num_drafts: int
+    use_prefix_cache: bool
+
+
+@dataclass
+class Segment:
+    """What one sequence runs in a step: its next `num_tokens` tokens, and drafts behind them."""
+
+    sequence: TokenSequence
+    start: int
+    num_tokens: int
+    num_drafts: int = 0
+    drafts: list[int] = field(default_factory=list)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it reaches the end of the text, so that the next token can be sampled."""
+        return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is one answer's next token, perhaps with drafts."""
+        return self.is_last and self.num_tokens == 1
+
+    @property
+    def span(self) -> Span:
+        known = self.sequence.token_ids[self.start : self.start + self.num_tokens]
+        return Span(known + self.drafts, self.start, self.sequence.blocks)
+
+
+class Scheduler:
+    """`waiting` and `running` are in the order of arrival."""
+
+    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+        self._pool, self._limits = pool, limits
+        self.waiting: list[TokenSequence] = []
+        self.running: list[TokenSequence] = []
+        self.num_preemptions = 0
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
+
+    def add(self, sequence: TokenSequence) -> None:
+        """Puts a sequence in the queue. Whoever adds it has checked that alone it fits the pool."""
+        insort(self.waiting, sequence, key=attrgetter("arrival"))
+
+    def remove(self, sequence: TokenSequence) -> None:
+        """Takes a sequence out, done or not; its blocks are free at once."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._pool.release(sequence.forget())
+
+    def schedule(self) -> list[Segment]:
+        """The next step. Every segment's sequence owns the blocks of all its slots."""
+        segments = list(self._decodes())
+        budget = self._limits.max_step_tokens
+        budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments)
+        for sequence in self.running:
+            if budget > 0 and not sequence.is_decoding:
+                segments.append(self._chunk(sequence, budget))
+                budget -= segments[-1].num_tokens
+        admitted = self._admitted(segments)
+        while budget > 0 and (newcomer := next(admitted, None)) is not None:
+            segments.append(self._chunk(newcomer, budget))
+            budget -= segments[-1].num_tokens
+        return segments
+
+    def publish(self, sequence: TokenSequence, num_complete: int) -> None:
+        """Makes the blocks findable that lie within the first `num_complete` tokens."""
+        if not self._limits.use_prefix_cache:
+            return
+        num_full = num_complete // self._limits.block_tokens
+        for number in range(sequence.num_published, num_full):
+            self._pool.publish(sequence.blocks[number], sequence.key(number))
+        sequence.num_published = max(sequence.num_published, num_full)
+
+    def _decodes(self) -> Iterator[Segment]:
+        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        # Whoever runs was admitted within a budget that held all others, so each gets its token.
+        spare = self._limits.max_step_tokens - len(decoding)
+        for sequence in decoding:
+            num_drafts = min(self._limits.num_drafts, sequence.answer.num_left - 1, spare)
+            num_tokens = len(sequence.token_ids)
+            if not self._can_grow(sequence, num_tokens + num_drafts):
+                num_drafts = 0
+            if self._make_room(sequence, num_tokens):
+                self._grow(sequence, num_tokens + num_drafts)
+                spare -= num_drafts
+                yield Segment(sequence, sequence.num_computed, 1, num_drafts)
+
+    def _make_room(self, sequence: TokenSequence, num_slots: int) -> bool:
+        """Preempts the newest until the sequence can grow; False if it was itself the newest.
+
+        Older ones had their turn in this step before it, so none that runs in it is touched.
+        """
+        while sequence in self.running and not self._can_grow(sequence, num_slots):
+            newest = self.running.pop()
+            self._pool.release(newest.forget())
+            self.num_preemptions += 1
+            self.add(newest)
+        return sequence in self.running
+
+    def _chunk(self, sequence: TokenSequence, budget: int) -> Segment:
+        num_left = len(sequence.token_ids) - sequence.num_computed
+        return Segment(sequence, sequence.num_computed, min(num_left, budget))
+
+    def _admitted(self, segments: list[Segment]) -> Iterator[TokenSequence]:
+        """Each that finds room, admitted when the caller asks for it.
+
+        One whose next block is being computed in this very step waits for it: several answers to
+        one prompt compute it once.
+        """
+        passed: list[TokenSequence] = []
+        for sequence in self.waiting[:LOOK_AHEAD]:
+            if len(self.running) >= self._limits.max_batch:
+                return
+            shared = self._known_blocks(sequence)
+            if self._is_coming(sequence, len(shared), segments):
+                continue
+            if self._fits(sequence, shared):
+                for older in passed:
+                    older.num_overtaken += 1
+                self._admit(sequence, shared)
+                yield sequence
+            elif sequence.num_overtaken >= MAX_OVERTAKEN:
+                return
+            else:
+                passed.append(sequence)
+
+    def _known_blocks(self, sequence: TokenSequence) -> list[int]:
+        """Blocks of its beginning that are in the cache, but for the last token: it has to run."""
+        if not self._limits.use_prefix_cache or sequence.answer.needs_prompt_logprobs:
+            return []
+        num_full = (len(sequence.token_ids) - 1) // self._limits.block_tokens
+        return self._pool.find(sequence.key(number) for number in range(num_full))
+
+    def _is_coming(self, sequence: TokenSequence, number: int, segments: list[Segment]) -> bool:
+        """Whether a segment will fill the same block as the sequence's block `number`."""
+        size = self._limits.block_tokens
+        stop = (number + 1) * size
+        is_shared = self._limits.use_prefix_cache and not sequence.answer.needs_prompt_logprobs
+        return (
+            is_shared
+            and stop < len(sequence.token_ids)
+            and any(
+                segment.start < stop <= segment.start + segment.num_tokens
+                and segment.sequence.key(number) == sequence.key(number)
+                for segment in segments
+            )
+        )
+
+    def _fits(self, sequence: TokenSequence, shared: list[int]) -> bool:
+        num_new = self._num_blocks(len(sequence.token_ids)) - len(shared)
+        # Choice: each that runs may grow by a block before the newcomer would be preempted again.
+        num_needed = num_new + self._pool.num_idle(shared) + len(self.running)
+        return num_needed <= self._pool.num_free
+
+    def _admit(self, sequence: TokenSequence, shared: list[int]) -> None:
+        self.waiting.remove(sequence)
+        self._pool.hold(shared)
+        sequence.blocks = list(shared)
+        sequence.num_published = len(shared)
+        sequence.num_computed = len(shared) * self._limits.block_tokens
+        self._grow(sequence, len(sequence.token_ids))
+        insort(self.running, sequence, key=attrgetter("arrival"))
+        if not sequence.answer.token_ids:  # a preempted one asks again for what it had
+            sequence.answer.num_cached_tokens = sequence.num_computed
+            self.num_queried_tokens += len(sequence.token_ids)
+            self.num_hit_tokens += sequence.num_computed
+
+    def _can_grow(self, sequence: TokenSequence, num_slots: int) -> bool:
+        return self._num_blocks(num_slots) - len(sequence.blocks) <= self._pool.num_free
+
+    def _grow(self, sequence: TokenSequence, num_slots: int) -> None:
+        count = self._num_blocks(num_slots) - len(sequence.blocks)
+        if count > 0:
+            last = sequence.blocks[-1] if sequence.blocks else None
+            sequence.blocks += self._pool.take(count, after=last)
+
+    def _num_blocks(self, num_slots: int) -> int:
+        return -(-num_slots // self._limits.block_tokens)

@@ -1,0 +1,122 @@
+"""From logits to committed tokens: speculative verification, and plain decoding as its simplest
+case.
+
+A draft is a guess at one token, so rejection sampling (arXiv 2211.17192) accepts draft d with
+probability p(d), and else draws from p without d. The same law comes from drawing a token from p as
+if there were no draft, and going on while it equals the draft. So it is done here, for then a seed
+gives the same text with and without speculation, at every temperature and with every setting.
+"""
+
+# N rows of logits, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rorqual.engine.logprobs import TokenLogprob, token_logprobs
+from rorqual.engine.sampler import check_finite, draw, draw_rows
+from rorqual.engine.sampling_state import SamplingState
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Tokens that an answer takes in one step: `num_accepted` drafts and, unless one of these
+    ended the answer, a new one.
+
+    `logprobs` has one entry a token if the request asked for them.
+    """
+
+    token_ids: tuple[int, ...]
+    num_accepted: int
+    logprobs: tuple[TokenLogprob, ...]
+
+
+def verify(
+    logits_NV: Tensor, drafts: Sequence[Sequence[int]], states: Sequence[SamplingState]
+) -> list[Verified]:
+    """Chooses the next tokens of each answer, and moves its state past them.
+
+    Answer i owns the next `1 + len(drafts[i])` rows of float32 logits; its row j stands after its
+    first j drafts. CheckpointError if the logits are not numbers. Ids beyond the tokenizer, rows
+    that only round the model's shape, are never chosen.
+    """
+    assert len(drafts) == len(states), "one list of drafts for each answer"
+    if not states:
+        return []
+    starts = [0]
+    for draft_ids in drafts:
+        starts.append(starts[-1] + 1 + len(draft_ids))
+    assert len(logits_NV) == starts[-1], f"{len(logits_NV)} rows of logits for {starts[-1]} tokens"
+    logits_NV = logits_NV[:, : states[0].vocab_size]
+    check_finite(logits_NV)
+    plain_N = _choose_plain(logits_NV, starts, states)
+    results = []
+    for start, draft_ids, state in zip(starts[:-1], drafts, states, strict=True):
+        token_ids, num_accepted = _walk(logits_NV[start:], plain_N[start:], draft_ids, state)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if state.params.logprobs is not None:
+            rows_NV = logits_NV[start : start + len(token_ids)]
+            logprobs = token_logprobs(rows_NV, token_ids, state.params.logprobs, state.vocab_size)
+        results.append(Verified(tuple(token_ids), num_accepted, logprobs))
+    return results
+
+
+def _walk(
+    logits_NV: Tensor,
+    plain_N: Sequence[int | None],
+    draft_ids: Sequence[int],
+    state: SamplingState,
+) -> tuple[list[int], int]:
+    """(committed ids, how many of them are drafts)."""
+    token_ids: list[int] = []
+    for offset in range(1 + len(draft_ids)):
+        token_id = plain_N[offset]
+        if token_id is None:
+            logits_V = state.adjust(logits_NV[offset].cpu())
+            uniform = state.uniform() if state.params.temperature > 0 else 0.0
+            token_id = draw(logits_V, state.params, uniform)
+        token_ids.append(token_id)
+        state.commit(token_id)
+        is_draft = offset < len(draft_ids) and token_id == draft_ids[offset]
+        if not is_draft:
+            return token_ids, offset
+        if token_id in state.end_ids:
+            return token_ids, offset + 1
+    raise AssertionError("the row after the last draft has none of its own")
+
+
+def _choose_plain(
+    logits_NV: Tensor, starts: Sequence[int], states: Sequence[SamplingState]
+) -> list[int | None]:
+    """What each row chooses, where that depends on nothing before it: all these rows at once."""
+    greedy: list[int] = []
+    drawn: list[int] = []
+    temperatures: list[float] = []
+    uniforms: list[float] = []
+    for index, state in enumerate(states):
+        rows = range(starts[index], starts[index + 1])
+        if not state.params.is_plain:
+            continue
+        if state.params.temperature == 0:
+            greedy += rows
+        else:
+            drawn += rows
+            temperatures += [state.params.temperature] * len(rows)
+            uniforms += [state.uniform(offset) for offset in range(len(rows))]
+    chosen_N: list[int | None] = [None] * len(logits_NV)
+    if greedy:
+        ids = _take(logits_NV, greedy).argmax(-1).tolist()
+        for row, token_id in zip(greedy, ids, strict=True):
+            chosen_N[row] = token_id
+    if drawn:
+        ids = draw_rows(_take(logits_NV, drawn), temperatures, uniforms)
+        for row, token_id in zip(drawn, ids, strict=True):
+            chosen_N[row] = token_id
+    return chosen_N
+
+
+def _take(logits_NV: Tensor, rows: list[int]) -> Tensor:
+    return logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]

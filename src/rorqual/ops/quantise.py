@@ -1,0 +1,152 @@
+"""Values to the blocks of a GGUF type and back, whole tensors in pieces of bounded memory."""
+
+# R rows of C values, B bytes a row
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import RorqualError, listing
+from rorqual.ops import k_quants, k_quants_encode, quant_blocks
+from rorqual.ops.quant_bits import as_bytes
+from rorqual.ops.quant_types import CODED, FLOAT_TYPES, QUANT_TYPES, SMALL_BLOCKS, QuantType
+
+PIECE_VALUES = 1 << 18  # values encoded at once: the search's buffers stay in the cache
+DECODE_VALUES = 1 << 20
+
+_FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Q8_0": quant_blocks.decode_q8_0,
+    "Q4_0": quant_blocks.decode_q4_0,
+    "Q4_1": quant_blocks.decode_q4_1,
+    "Q5_0": quant_blocks.decode_q5_0,
+    "Q5_1": quant_blocks.decode_q5_1,
+    "Q2_K": k_quants.decode_q2_k,
+    "Q3_K": k_quants.decode_q3_k,
+    "Q4_K": k_quants.decode_q4_k,
+    "Q5_K": k_quants.decode_q5_k,
+    "Q6_K": k_quants.decode_q6_k,
+}
+_ENCODERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "Q8_0": quant_blocks.encode_q8_0,
+    "Q4_0": quant_blocks.encode_q4_0,
+    "Q4_1": quant_blocks.encode_q4_1,
+    "Q5_0": quant_blocks.encode_q5_0,
+    "Q5_1": quant_blocks.encode_q5_1,
+    "Q2_K": k_quants_encode.encode_q2_k,
+    "Q3_K": k_quants_encode.encode_q3_k,
+    "Q4_K": k_quants_encode.encode_q4_k,
+    "Q5_K": k_quants_encode.encode_q5_k,
+    "Q6_K": k_quants_encode.encode_q6_k,
+}
+
+
+def coded_type(name: str) -> QuantType:
+    """The type of that name; RorqualError if values cannot be encoded or decoded with it."""
+    if name not in CODED:
+        raise RorqualError(f"no coder for tensors of type {name}", expected=listing(CODED))
+    return QUANT_TYPES[name]
+
+
+def decode_blocks(raw: Tensor, type_name: str, out: Tensor | None = None) -> Tensor:
+    """Bytes (R, B) uint8 -> values (R, C) float32, or copied into `out` of that many values."""
+    kind = coded_type(type_name)
+    num_rows, num_bytes = raw.shape
+    num_columns = num_bytes // kind.block_bytes * kind.block_values
+    assert num_bytes == kind.num_bytes(num_columns), f"{num_bytes} bytes are no {type_name} row"
+    values = torch.empty(num_rows, num_columns) if out is None else out
+    assert values.numel() == num_rows * num_columns, "out is of another size"
+    assert values.is_contiguous(), "out must be contiguous"
+    if type_name in FLOAT_TYPES:
+        floats = raw.contiguous().view(_FLOAT_DTYPES[type_name])
+        values.view(num_rows, num_columns).copy_(floats)
+        return values
+    blocks = raw.contiguous().view(-1, kind.block_bytes)
+    places = values.view(-1, kind.block_values)
+    step = DECODE_VALUES // kind.block_values
+    for start in range(0, len(blocks), step):
+        places[start : start + step] = _DECODERS[type_name](blocks[start : start + step])
+    return values
+
+
+def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = None) -> Tensor:
+    """Values (R, C) floating -> bytes (R, B) uint8.
+
+    `importance` (C,) >= 0 weighs the columns' squared errors, as llama.cpp's importance matrix
+    does: the mean square of what the column is multiplied with. RorqualError for values that are
+    not finite or that the type's float16 scales cannot reach.
+    """
+    kind = coded_type(type_name)
+    num_rows, num_columns = values.shape
+    assert kind.fits(num_columns), f"rows of {num_columns} are no whole blocks of {type_name}"
+    if type_name in FLOAT_TYPES:
+        floats = values.detach().to(_FLOAT_DTYPES[type_name])
+        _require_finite(floats, values, type_name)
+        return as_bytes(floats)
+    encoded = torch.empty(num_rows, kind.num_bytes(num_columns), dtype=torch.uint8)
+    step = max(1, PIECE_VALUES // num_columns)
+    for start in range(0, num_rows, step):
+        rows = values[start : start + step].detach().float()
+        _require_finite(rows, rows, type_name)
+        weight = None if importance is None else _weight(rows, importance.float(), type_name)
+        blocks = rows.reshape(-1, kind.block_values)
+        found = _ENCODERS[type_name](blocks, weight)
+        _require_finite_scales(found, type_name)
+        encoded[start : start + step] = found.view(len(rows), -1)
+    return encoded
+
+
+def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
+    """What an encoder takes: the column's importance, for small blocks times sqrt(sigma^2 + x^2)
+    of the row, as K-quants do for themselves."""
+    weight = importance_C.expand_as(rows)
+    if type_name in SMALL_BLOCKS:
+        squares = rows.square()
+        weight = weight * (squares.mean(1, keepdim=True) + squares).sqrt_()
+    return weight.reshape(-1, QUANT_TYPES[type_name].block_values)
+
+
+def _require_finite(coded: Tensor, values: Tensor, type_name: str) -> None:
+    if bool(torch.isfinite(coded).all()):
+        return
+    if bool(torch.isfinite(values).all()):
+        raise _too_large(type_name, float(values.abs().max()))
+    raise RorqualError(
+        f"a weight has values that are not finite, which {type_name} must not hold",
+        found="NaN or infinity",
+        fix="go back to a checkpoint before the fault",
+    )
+
+
+def _require_finite_scales(blocks: Tensor, type_name: str) -> None:
+    """No float16 scale of an encoded block may have overflown."""
+    for start in _HALVES[type_name]:
+        half = blocks[:, start : start + 2].contiguous().view(torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            raise _too_large(type_name, None)
+
+
+def _too_large(type_name: str, found: float | None) -> RorqualError:
+    return RorqualError(
+        f"a weight has values too large for {type_name}, whose numbers or scales are float16",
+        found=found,
+        fix="write this checkpoint as BF16",
+    )
+
+
+# Where the float16 scales lie in a block.
+_HALVES = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}

@@ -1,0 +1,91 @@
+"""Bytes of the weights in each format: on disk as files hold them, in memory as a model does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+from rorqual.errors import UsageError
+from rorqual.model import ModelConfig
+from rorqual.ops.quant_types import FLOAT_TYPES
+from rorqual.weights.gguf_mixes import MIXES, mix_of
+from rorqual.weights.gguf_writer import plan_tasks
+from rorqual.weights.names import EMBEDDING, Format, stored_tensors
+
+SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}
+GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
+WEIGHT_FORMATS = (*SAFETENSORS, *GGUF)
+GIB = 1 << 30
+# unsloth's list for V3 (SPEC §5) counts GiB, rounded up, but Q8_0 in decimal GB.
+DECIMAL_MIXES = ("Q8_0",)
+
+
+def check_format(name: str) -> str:
+    """The format's name in our spelling; UsageError for an unknown one."""
+    known = {known.lower(): known for known in WEIGHT_FORMATS} | {"bfloat16": "bf16"}
+    if name.lower() not in known:
+        raise UsageError(f"unknown format {name!r}", expected=", ".join(WEIGHT_FORMATS))
+    return known[name.lower()]
+
+
+@lru_cache(maxsize=64)
+def disk_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of the tensors in the files. Headers and metadata, thousandths of it, are not counted.
+
+    Safetensors with the MTP layer and its copies of embedding and head; GGUF without, as published.
+    """
+    if format in SAFETENSORS:
+        stored = SAFETENSORS[format]
+        return sum(tensor.num_bytes_in(stored) for tensor in stored_tensors(config, stored))
+    return memory_bytes(config, format)
+
+
+@lru_cache(maxsize=64)
+def memory_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of the main model's weights in memory, without the MTP layer."""
+    return sum(num_bytes for _, num_bytes in _main_tensors(config, format))
+
+
+@lru_cache(maxsize=64)
+def expert_bytes(config: ModelConfig, format: str) -> float:
+    """Bytes of one routed expert of one layer, the mean over the layers; 0 if there is none."""
+    num_layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
+    stacks = (size for name, size in _main_tensors(config, format) if _is_expert(name))
+    return sum(stacks) / max(1, num_layers * config.n_routed_experts)
+
+
+@lru_cache(maxsize=64)
+def embedding_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of the input embedding, of which a token reads one row; 0 where it is the head too."""
+    if config.tie_word_embeddings:
+        return 0
+    names = (EMBEDDING, "token_embd.weight")
+    return sum(size for name, size in _main_tensors(config, format) if name in names)
+
+
+def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
+    """The GGUF mix whose size is nearest: files of other mixes are planned as that one."""
+    return min(GGUF, key=lambda mix: abs(memory_bytes(config, mix) - num_bytes))
+
+
+def unsloth_size(config: ModelConfig, mix: str) -> int:
+    """The size as unsloth's list gives it: whole GiB rounded up, decimal GB for Q8_0."""
+    num_bytes = disk_bytes(config, mix)
+    return round(num_bytes / 1e9) if mix in DECIMAL_MIXES else math.ceil(num_bytes / GIB)
+
+
+def _main_tensors(config: ModelConfig, format: str) -> Iterator[tuple[str, int]]:
+    """(name in the files, bytes) of the main model's tensors, FP8 scales included."""
+    main = config.with_changes(num_nextn_predict_layers=0)
+    if format in SAFETENSORS:
+        stored = SAFETENSORS[format]
+        for tensor in stored_tensors(main, stored, repeat_mtp_embedding=False):
+            yield tensor.name, tensor.num_bytes_in(stored)
+        return
+    for task in plan_tasks(main, mix_of(format)):
+        yield task.tensor.name, task.planned.num_bytes
+
+
+def _is_expert(name: str) -> bool:
+    return ".mlp.experts." in name or name.endswith("_exps.weight")

@@ -1,0 +1,1 @@
+"""The server: OpenAI's and DeepSeek's routes over the engine."""

@@ -1,0 +1,89 @@
+"""The application: routes, guards around them, and the engine's life within it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from rorqual.serve import errors
+from rorqual.serve.answers import EngineFace
+from rorqual.serve.auth import AuthGuard
+from rorqual.serve.batch_routes import batch_router
+from rorqual.serve.batches import Batches
+from rorqual.serve.files import FileStore
+from rorqual.serve.limits import LimitGuard
+from rorqual.serve.page_routes import page_router
+from rorqual.serve.routes import ERRORS, api_router, health_router
+from rorqual.serve.service import Service
+from rorqual.serve.settings import ServedModel, ServerSettings
+
+DESCRIPTION = "OpenAI's routes with DeepSeek's fields. Unknown fields are refused by name."
+
+
+def create_app(
+    engine: EngineFace, model: ServedModel, settings: ServerSettings | None = None
+) -> FastAPI:
+    """An ASGI application that starts and closes `engine` with its lifespan.
+
+    `app.state.service` holds what the routes share.
+    """
+    settings = settings or ServerSettings()
+    service = Service(engine, model, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        files = FileStore(settings)
+        app.state.files, app.state.batches = files, Batches(service, files)
+        try:
+            await engine.start()
+            service.is_started = True
+            yield
+        finally:
+            service.is_draining = True
+            await app.state.batches.close()
+            await engine.close()
+            files.close()
+
+    app = FastAPI(
+        title="Rorqual",
+        version=version("rorqual"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        # FastAPI's own pages load scripts from elsewhere; the description is a route of ours.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    errors.install(app)
+    app.include_router(api_router())
+    app.include_router(batch_router(), responses=ERRORS)
+    app.include_router(health_router())
+    app.include_router(page_router())
+    # The last one added is the outermost.
+    app.add_middleware(LimitGuard, service=service)
+    app.add_middleware(AuthGuard, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["retry-after"],
+        )
+    return app
+
+
+async def drain(app: FastAPI) -> bool:
+    """Takes no new requests and waits for the running ones; whether all of them finished in time.
+
+    The caller stops the server afterwards.
+    """
+    service: Service = app.state.service
+    service.is_draining = True
+    return await service.drain(app.state.batches.drain())

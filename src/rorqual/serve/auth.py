@@ -1,0 +1,135 @@
+"""Who may ask: API keys from a file, and no other site's pages.
+
+Keys are compared by `hmac.compare_digest` over hashes of equal length, every key each time, so
+that the time tells nothing. A browser sends `Origin` with a page's request: one that is neither
+this server nor in `--cors-origin` is refused, and a keyless server on a loopback address answers
+only to a loopback name, so that no foreign page reaches it through a name that points here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rorqual.errors import UsageError
+from rorqual.serve.errors import ApiError
+from rorqual.serve.settings import ServerSettings
+
+OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
+OPEN_PREFIX = "/page/"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+MIN_KEY_CHARACTERS = 8
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """One key a line; blank lines and lines that begin with # are skipped. UsageError if none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"the key file cannot be read: {problem}", where=path) from None
+    keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
+    if not keys:
+        raise UsageError("there is no key in the file", where=path, expected="one key a line")
+    for number, key in enumerate(keys, 1):
+        if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or " " in key:
+            raise UsageError(  # never shows the key
+                f"key {number} cannot be used",
+                where=path,
+                expected=f"at least {MIN_KEY_CHARACTERS} ASCII characters without spaces",
+            )
+    return keys
+
+
+class Keys:
+    """The keys of a server; without any, everybody may ask."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    @property
+    def are_needed(self) -> bool:
+        return bool(self._digests)
+
+    def owner(self, authorization: str | None) -> str | None:
+        """A name for the key in `Authorization: Bearer KEY`, made from its hash; None: no such key.
+
+        Files and batches belong to an owner.
+        """
+        scheme, _, given = (authorization or "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        is_known = False
+        for known in self._digests:  # all of them, whichever it is
+            is_known |= hmac.compare_digest(digest, known)
+        if scheme.lower() != "bearer" or not is_known:
+            return None
+        return hashlib.sha256(b"owner" + digest).hexdigest()[:16]
+
+
+class AuthGuard:
+    """ASGI middleware: 401 without a valid key, 403 for another site's page."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._settings = app, settings
+        self._keys = Keys(settings.api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        path = scope["path"]
+        owner: str | None = ""
+        problem = self._foreign(headers)
+        if self._keys.are_needed and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
+            owner = self._keys.owner(headers.get("authorization"))
+        if problem is None and owner is None:
+            problem = ApiError(
+                401,
+                "no valid API key; send `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        if problem is not None:
+            await problem.response()(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner
+        await self._app(scope, receive, send)
+
+    def _foreign(self, headers: Headers) -> ApiError | None:
+        host = headers.get("host", "")
+        is_open = self._settings.is_loopback and not self._keys.are_needed
+        if is_open and _name(f"//{host}") not in LOOPBACK_NAMES:
+            message = (
+                f"this server answers to localhost, not to {host[:100]!r}; to serve it under "
+                "another name start it with --api-key-file"
+            )
+            return ApiError(403, message, code="wrong_host")
+        origin = headers.get("origin")
+        allowed = self._settings.cors_origins
+        if origin is None or "*" in allowed or origin in allowed:
+            return None
+        if _place(origin) == host:
+            return None
+        message = f"pages of {origin[:100]!r} may not use this server; see --cors-origin"
+        return ApiError(403, message, code="wrong_origin")
+
+
+def _place(origin: str) -> str | None:
+    """host:port of an origin; None for `null` and what is no URL."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def _name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

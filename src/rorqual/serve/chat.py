@@ -1,0 +1,68 @@
+"""`POST /v1/chat/completions`, also without `/v1` and under `/beta` as DeepSeek has it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rorqual.engine import Request
+from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
+from rorqual.serve.prompts import chat_messages, chat_tools, is_thinking
+from rorqual.serve.reply import AnswerResponse, collect
+from rorqual.serve.sampling import choices, sampling_params
+from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.service import Service, new_id
+from rorqual.serve.tool_grammar import chat_grammar
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """A checked chat: requests for the engine, and what their pieces become."""
+
+    requests: list[Request]
+    assembler: ChatAssembler
+
+
+async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
+    """ApiError for whatever is wrong with the request."""
+    service.check_model(body.model)
+    tokenizer = service.model.tokenizer
+    messages, tools = chat_messages(body), chat_tools(body)
+    prompt_ids = await service.aside(lambda: tokenizer.encode_chat(messages, tools), "messages")
+    service.check_prompt(prompt_ids, "messages")
+    begins_thinking = is_thinking(prompt_ids, tokenizer)
+    params = sampling_params(
+        body,
+        service.model.defaults,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=chat_grammar(body, tokenizer, is_thinking=begins_thinking),
+    )
+    num_choices = body.n or 1
+    head = ReplyHead(
+        id=new_id("chatcmpl-"),
+        created=int(time.time()),
+        model=service.model.name,
+        has_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    assembler = ChatAssembler(
+        head,
+        tokenizer,
+        num_choices,
+        has_tools=tools is not None,
+        is_thinking=begins_thinking,
+        has_logprobs=bool(body.logprobs),
+    )
+    return ChatJob([Request(prompt_ids, each) for each in choices(params, num_choices)], assembler)
+
+
+async def answer_chat(service: Service, body: ChatRequest) -> AnswerResponse:
+    """The response of the route, streamed or not."""
+    job = await prepare_chat(service, body)
+    return AnswerResponse(service, job.requests, job.assembler, is_stream=bool(body.stream))
+
+
+async def collect_chat(service: Service, body: ChatRequest) -> str:
+    """The reply's JSON, for batches."""
+    job = await prepare_chat(service, body)
+    return await collect(service, job.requests, job.assembler)

@@ -1,0 +1,186 @@
+"""What a client is told when its request fails: a status and `{"error": {...}}`.
+
+400 the request cannot be read or cannot be a prompt, 401 no valid key, 413 too large, 422 a field
+is unknown or out of range, 429 the queue is full, 503 draining or overloaded, 504 too slow, 500 our
+own fault.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from rorqual.errors import RorqualError
+from rorqual.log import logger
+from rorqual.serve.schemas_common import TAGGED, TAGS
+
+log = logger("serve")
+
+MAX_FAULTS = 5
+MAX_SHOWN_CHARACTERS = 80
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+INTERNAL = "the server failed on this request; its log says more"
+
+
+class ApiError(Exception):
+    """An answer with an error status; `param` names the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> str:
+        """The JSON text of the reply."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error})  # ASCII, so that half a surrogate pair does no harm
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, media_type="application/json")
+
+    @classmethod
+    def of(cls, problem: RorqualError, param: str | None, code: str | None = None) -> ApiError:
+        """A fault that a lower room found in the request: 400, with its place as `param`."""
+        return cls(400, describe(problem), param=place_of(problem) or param, code=code)
+
+
+def describe(problem: RorqualError) -> str:
+    """A RorqualError on one line; its `fix` speaks to whoever started the server, so it stays."""
+    text = problem.what if problem.where is None else f"{problem.where}: {problem.what}"
+    notes = [f"found {problem.found}"] if problem.found is not None else []
+    notes += [f"expected {problem.expected}"] if problem.expected is not None else []
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def place_of(problem: RorqualError) -> str | None:
+    """`messages[2]` and the like, where the tokenizer names such a place."""
+    where = problem.where
+    if isinstance(where, str) and where.startswith(("messages[", "tools[")):
+        return where
+    return None
+
+
+def overloaded(message: str, retry_after_seconds: int = 1) -> ApiError:
+    """503: this server takes no request just now."""
+    headers = {"retry-after": str(retry_after_seconds), "connection": "close"}
+    return ApiError(503, message, code="overloaded", headers=headers)
+
+
+def queue_full(retry_after_seconds: int) -> ApiError:
+    headers = {"retry-after": str(retry_after_seconds)}
+    return ApiError(429, "the queue is full; try again later", code="queue_full", headers=headers)
+
+
+def validation_error(faults: Sequence[Any], known_fields: Sequence[str] = ()) -> ApiError:
+    """One error for all that pydantic found: 400 if it is no JSON object, else 422 with names."""
+    first = faults[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+    if tuple(first["loc"]) == ("body",) and first["type"] != "mismatch":
+        message = "the body must be a JSON object, sent with content-type: application/json"
+        return ApiError(400, message, code="invalid_body")
+    texts = [_fault(fault, known_fields) for fault in faults[:MAX_FAULTS]]
+    if len(faults) > MAX_FAULTS:
+        texts.append(f"and {len(faults) - MAX_FAULTS} more")
+    is_unknown = first["type"] == "extra_forbidden"
+    code = "unknown_field" if is_unknown else "invalid_value"
+    param = first.get("ctx", {}).get("param") or _place(first["loc"])
+    return ApiError(422, "; ".join(texts), code=code, param=param)
+
+
+def _fault(fault: Any, known_fields: Sequence[str]) -> str:
+    place = _place(fault["loc"])
+    if fault["type"] == "mismatch":
+        return str(fault["msg"])
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place, known_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown or unsupported field {place!r}{hint}"
+    if fault["type"] == "missing":
+        return f"missing field {place!r}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    found = fault.get("input")
+    if not isinstance(found, str | int | float | bool) or fault["type"] == "value_error":
+        return f"{place}: {message}"
+    return f"{place}: {message} (found {repr(found)[:MAX_SHOWN_CHARACTERS]})"
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """`messages[0].content` from pydantic's path, without the names of union members."""
+    parts = list(loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc)
+    if parts and parts[0] in TAGGED:
+        num_before = 2 if parts[0] == "messages" else 1  # messages[0], then its role
+        del parts[num_before : num_before + 1]
+    named = [part for part in parts if part not in TAGS]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
+    return text.removeprefix(".") or "body"
+
+
+def install(app: FastAPI) -> None:
+    """Gives every failure of `app` the same shape."""
+
+    async def on_api_error(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, ApiError), "registered for ApiError"
+        return problem.response()
+
+    async def on_invalid(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, RequestValidationError), "registered for this type"
+        return validation_error(problem.errors(), fields_of(problem.body, request)).response()
+
+    async def on_http(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException), "registered for HTTPException"
+        reason = {
+            404: f"no such route: {request.url.path}",
+            405: f"{request.method} is not allowed here",
+        }
+        default = problem.detail or HTTPStatus(problem.status_code).phrase
+        message = reason.get(problem.status_code, default)
+        return ApiError(problem.status_code, message, headers=problem.headers).response()
+
+    async def on_bug(request: Request, problem: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path)  # the traceback follows
+        return ApiError(500, INTERNAL, code="internal_error").response()
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def fields_of(body: object, request: Request) -> list[str]:
+    """The names that the route's schema knows, for a hint at the nearest."""
+    route = request.scope.get("route")
+    schema = getattr(getattr(route, "body_field", None), "field_info", None)
+    fields = getattr(getattr(schema, "annotation", None), "model_fields", {})
+    return list(fields)

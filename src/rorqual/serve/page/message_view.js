@@ -1,0 +1,255 @@
+/** One message on the page: a question that can be edited, or an answer that may still grow. */
+import { copyButton, h, icon, iconButton, textButton } from "./dom.js";
+import { MarkdownView } from "./markdown.js";
+import { figures } from "./stats.js";
+
+/**
+ * @typedef {import("./conversation.js").Message} Message
+ * @typedef {{isLive: boolean, isQueued: boolean, siblings: Message[], canChange: boolean}} State
+ *   canChange: no answer is being written in this conversation
+ * @typedef {{regenerate(id: string): void, edit(id: string, text: string): void,
+ *   show(id: string): void}} Actions
+ */
+
+const ENDINGS = {
+  stopped: "Stopped.",
+  length: "Cut off: the longest answer, or the context, was reached.",
+  error: "Broken off before its end.",
+  content_filter: "Ended by the server's filter.",
+};
+
+export class MessageView {
+  /**
+   * @param {Message} message
+   * @param {Actions} actions
+   */
+  constructor(message, actions) {
+    this.message = message;
+    this.actions = actions;
+    this.footer = h("footer", { class: "message-foot" });
+    const isUser = message.role === "user";
+    this.body = isUser ? h("div", { class: "bubble" }) : h("div", { class: "markdown" });
+    this.node = h(
+      "article",
+      { class: `message ${message.role}`, "data-id": message.id },
+      h("h2", { class: "visually-hidden" }, isUser ? "You" : "Answer"),
+    );
+    if (!isUser) {
+      this.#makeReasoning();
+      this.markdown = new MarkdownView(this.body);
+      this.note = h("p", { class: "note", hidden: true });
+      this.node.append(this.reasoning, this.body, this.note, this.footer);
+    } else {
+      this.node.append(this.body, this.footer);
+    }
+  }
+
+  /**
+   * @param {Message} message
+   * @param {State} state
+   */
+  update(message, state) {
+    this.message = message;
+    this.state = state;
+    if (message.role === "user") {
+      if (this.shownText !== message.content) this.body.textContent = message.content;
+      this.shownText = message.content;
+    } else {
+      this.#updateAnswer();
+    }
+    this.#updateFooter();
+  }
+
+  #makeReasoning() {
+    this.reasoningTitle = h("span", {}, "Thinking");
+    const text = h("div", { class: "markdown reasoning-text" });
+    this.reasoningMarkdown = new MarkdownView(text);
+    this.reasoning = h(
+      "details",
+      { class: "reasoning", hidden: true },
+      h(
+        "summary",
+        {
+          on: {
+            click: () => {
+              this.isFoldChosen = true;
+            },
+          },
+        },
+        icon("chevron"),
+        this.reasoningTitle,
+      ),
+      text,
+    );
+  }
+
+  #updateAnswer() {
+    const { message, state } = this;
+    const isThinking = state.isLive && !message.content;
+    this.node.setAttribute("aria-busy", String(state.isLive));
+    this.node.classList.toggle("live", state.isLive);
+    this.reasoning.hidden = !message.reasoning;
+    if (message.reasoning) {
+      this.reasoningMarkdown.update(message.reasoning);
+      // Open while there is nothing else to read, unless the reader chose otherwise.
+      if (!this.isFoldChosen) this.reasoning.open = isThinking;
+      this.reasoning.classList.toggle("live", isThinking);
+      const seconds = message.timing?.reasoningSeconds;
+      this.reasoningTitle.textContent = isThinking
+        ? "Thinking"
+        : typeof seconds === "number"
+          ? `Thought for ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`
+          : "Thoughts";
+    }
+    this.markdown.update(message.content);
+    const note = this.#noteText();
+    this.note.hidden = note === "";
+    this.note.classList.toggle("waiting", state.isLive);
+    if (this.note.textContent !== note) this.note.textContent = note;
+  }
+
+  #noteText() {
+    const { message, state } = this;
+    if (state.isLive) {
+      if (message.content || message.reasoning) return "";
+      return state.isQueued ? "Waiting in the server's queue" : "Reading";
+    }
+    if (message.finish === null)
+      return "Unfinished: the page was closed, or another tab is still writing.";
+    if (message.finish === "stop" && !message.content && !message.reasoning)
+      return "The model gave an empty answer.";
+    return ENDINGS[message.finish] ?? "";
+  }
+
+  #updateFooter() {
+    const { message, state } = this;
+    // Rebuilt only when it would look different, so that the keyboard's focus stays in it.
+    const mark = JSON.stringify([
+      state.isLive,
+      state.canChange,
+      message.usage,
+      message.finish,
+      this.isEditing,
+      state.siblings.map(({ id }) => id),
+      message.timing && !state.isLive ? message.timing : null,
+    ]);
+    if (mark === this.footerMark) return;
+    this.footerMark = mark;
+    this.footer.hidden = state.isLive || Boolean(this.isEditing);
+    if (this.footer.hidden) {
+      this.footer.replaceChildren();
+      return;
+    }
+    const buttons = h("div", { class: "message-actions" });
+    buttons.append(copyButton("Copy message", () => this.message.content));
+    if (message.role === "user") {
+      buttons.append(
+        iconButton("pencil", "Edit message", () => this.#edit(), { disabled: !state.canChange }),
+      );
+    } else {
+      buttons.append(
+        iconButton("refresh", "Write another answer", () => this.actions.regenerate(message.id), {
+          disabled: !state.canChange,
+        }),
+      );
+    }
+    if (state.siblings.length > 1) buttons.append(this.#branches());
+    const items = message.role === "assistant" ? figures(message) : [];
+    this.footer.replaceChildren(buttons);
+    if (items.length > 0) {
+      this.footer.append(
+        h(
+          "ul",
+          { class: "figures", "aria-label": "Figures of this answer" },
+          ...items.map(({ text, detail }) => h("li", { title: detail }, text)),
+        ),
+      );
+    }
+  }
+
+  #branches() {
+    const { siblings, canChange } = this.state;
+    const index = siblings.findIndex(({ id }) => id === this.message.id);
+    const step = (by, name, label) =>
+      iconButton(name, label, () => this.actions.show(siblings[index + by].id), {
+        disabled: !canChange || !siblings[index + by],
+      });
+    return h(
+      "span",
+      { class: "branches" },
+      step(-1, "left", "Earlier version"),
+      h(
+        "span",
+        { "aria-label": `Version ${index + 1} of ${siblings.length}` },
+        `${index + 1}/${siblings.length}`,
+      ),
+      step(1, "right", "Later version"),
+    );
+  }
+
+  #edit() {
+    const area = h("textarea", { "aria-label": "Edit message", rows: 1 });
+    area.value = this.message.content;
+    const close = () => {
+      this.isEditing = false;
+      this.shownText = null;
+      this.node.classList.remove("editing");
+      this.update(this.message, this.state);
+      this.footer.querySelector("[aria-label='Edit message']")?.focus();
+    };
+    const send = () => {
+      const text = area.value.trim();
+      if (!text || !this.state.canChange) return;
+      this.isEditing = false;
+      this.shownText = null;
+      this.node.classList.remove("editing");
+      this.actions.edit(this.message.id, text);
+    };
+    const onKey = (event) => {
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        close();
+      } else if (isSendKey(event)) {
+        event.preventDefault();
+        send();
+      }
+    };
+    area.addEventListener("keydown", onKey);
+    area.addEventListener("input", () => fitHeight(area));
+    this.isEditing = true;
+    this.node.classList.add("editing");
+    this.body.replaceChildren(
+      area,
+      h(
+        "div",
+        { class: "edit-actions" },
+        textButton("Cancel", "button", close),
+        textButton("Send", "button primary", send),
+      ),
+    );
+    this.#updateFooter();
+    fitHeight(area);
+    area.focus();
+    area.setSelectionRange(area.value.length, area.value.length);
+  }
+}
+
+/**
+ * Whether a key press sends: Enter without Shift, outside an input method's composition. A phone's
+ * Enter makes a new line, for it has no Shift+Enter.
+ * @param {KeyboardEvent} event
+ */
+export function isSendKey(event) {
+  const isComposing = event.isComposing || event.keyCode === 229;
+  const isPhone = window.matchMedia("(hover: none) and (pointer: coarse)").matches;
+  return event.key === "Enter" && !event.shiftKey && !isComposing && !isPhone;
+}
+
+/**
+ * Makes a text box as high as its text; the style sheet limits it.
+ * @param {HTMLTextAreaElement} area
+ */
+export function fitHeight(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
+}

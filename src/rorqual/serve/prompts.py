@@ -1,0 +1,137 @@
+"""From request bodies to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rorqual.errors import TokenizerError
+from rorqual.serve.errors import ApiError
+from rorqual.serve.schemas_chat import (
+    AssistantMessage,
+    ChatMessage,
+    ChatRequest,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolMessage,
+)
+from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+
+
+def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
+    """Messages as the tokenizer's templates take them.
+
+    The prompt format has no call ids: outputs stand in the order of the calls. ApiError 400 for an
+    output whose call is not the last assistant message's.
+    """
+    ordered = _order_outputs(body.messages)
+    return [_message(message, is_last=message is ordered[-1]) for message in ordered]
+
+
+def chat_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
+    """Definitions to show the model; none if it must not call any."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [_definition(tool) for tool in body.tools]
+
+
+def is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether the prompt ends inside `<think>`, so that the answer begins with reasoning."""
+    begin = tokenizer.special_ids.get(THINK_BEGIN)
+    end = tokenizer.special_ids.get(THINK_END)
+    turns = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.user_id, tokenizer.assistant_id}
+    for token_id in reversed(prompt_ids):
+        if token_id == begin:
+            return True
+        if token_id == end or token_id in turns:
+            return False
+    return False
+
+
+def fim_prompt(prefix: Sequence[int], suffix: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """`<fim_begin>prefix<fim_hole>suffix<fim_end>` after BOS: the answer is the middle."""
+    begin, hole, end = tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id
+    if begin is None or hole is None or end is None:
+        message = "this model's tokenizer has no fill-in-the-middle tokens"
+        raise ApiError(400, message, code="unsupported", param="suffix")
+    return [tokenizer.bos_id, begin, *prefix, hole, *suffix, end]
+
+
+def check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """TokenizerError for an id beyond the vocabulary."""
+    if wrong := [token_id for token_id in ids if token_id >= tokenizer.vocab_size]:
+        raise TokenizerError(
+            "no such token id", found=wrong[0], expected=f"0 to {tokenizer.vocab_size - 1}"
+        )
+
+
+def _order_outputs(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    ordered: list[ChatMessage] = []
+    calls: list[str] = []
+    outputs: list[ToolMessage] = []
+    for index, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            _check_output(message, index, calls, outputs)
+            outputs.append(message)
+            continue
+        ordered += _in_call_order(outputs, calls)
+        outputs = []
+        ordered.append(message)
+        if isinstance(message, AssistantMessage):
+            calls = [call.id for call in message.tool_calls or []]
+        elif message.role == "user":
+            calls = []
+    return ordered + _in_call_order(outputs, calls)
+
+
+def _in_call_order(outputs: Sequence[ToolMessage], calls: Sequence[str]) -> list[ChatMessage]:
+    by_id = {output.tool_call_id: output for output in outputs}
+    return [by_id[call_id] for call_id in dict.fromkeys(calls) if call_id in by_id]
+
+
+def _check_output(
+    message: ToolMessage, index: int, calls: Sequence[str], outputs: Sequence[ToolMessage]
+) -> None:
+    place = f"messages[{index}].tool_call_id"
+    if message.tool_call_id not in calls:
+        text = f"{place}: no call of the assistant message before it has this id"
+        raise ApiError(400, text, code="invalid_messages", param=place)
+    if any(output.tool_call_id == message.tool_call_id for output in outputs):
+        text = f"{place}: this call has its output already"
+        raise ApiError(400, text, code="invalid_messages", param=place)
+
+
+def _message(message: ChatMessage, *, is_last: bool) -> dict[str, Any]:
+    text = _text(message.content)
+    if not isinstance(message, AssistantMessage):
+        return {"role": message.role, "content": text}
+    if message.reasoning_content is not None and message.prefix and is_last:
+        end = f"{THINK_END}{text}" if text else ""
+        text = f"{THINK_BEGIN}{message.reasoning_content}{end}"
+    rendered: dict[str, Any] = {"role": "assistant", "content": text}
+    if message.tool_calls:
+        rendered["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.prefix:
+        rendered["prefix"] = True
+        rendered["content"] = text or ""
+    return rendered
+
+
+def _text(content: str | list[TextPart] | None) -> str | None:
+    """Choice: text parts follow each other directly; nothing is added that nobody wrote."""
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"type": "function", "function": function}
+
+
+def _definition(tool: Tool) -> dict[str, Any]:
+    """As the client wrote it, but without `strict`, which is not meant for the model."""
+    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
+    return {"type": "function", "function": function}

@@ -1,0 +1,175 @@
+"""Sending an answer: whole or as events, with signs of life while it waits.
+
+A reply begins with its first piece, so that errors before it still have their status. When nothing
+comes for `keep_alive_seconds` it begins anyway: a stream with a comment, a whole reply with an
+empty line (white space before JSON), as DeepSeek's service does; an error after that is an error
+event, or an error body under status 200. A client that leaves, or reads nothing for
+`stall_seconds`, has its answers cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from rorqual.engine import Piece, Request
+from rorqual.log import logger
+from rorqual.serve.errors import INTERNAL, ApiError
+from rorqual.serve.service import Service
+
+log = logger("serve")
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+class Assembler(Protocol):
+    """Turns the pieces of a request's answers into JSON texts."""
+
+    def put(self, index: int, piece: Piece) -> Iterable[str]:
+        """The stream's chunks for this piece; remembers it for `whole`."""
+        ...
+
+    def last(self) -> Iterable[str]:
+        """Chunks after all answers have ended."""
+        ...
+
+    def whole(self) -> str:
+        """The unstreamed reply."""
+        ...
+
+
+class ClientGoneError(Exception):
+    """The client left, or reads nothing any more."""
+
+
+class AnswerResponse(Response):
+    """An ASGI response that runs the requests while it is sent."""
+
+    def __init__(
+        self,
+        service: Service,
+        requests: Sequence[Request],
+        assembler: Assembler,
+        *,
+        is_stream: bool,
+    ) -> None:
+        super().__init__(None, 200)
+        self._service, self._requests, self._assembler = service, requests, assembler
+        self._is_stream = is_stream
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = asyncio.create_task(self._write(send))
+        watcher = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if not writer.done():
+                self._service.metrics.note_disconnect()
+        finally:
+            writer.cancel()
+            watcher.cancel()
+            await asyncio.wait({writer, watcher})
+        if not writer.cancelled():
+            writer.result()  # raises what it raised
+
+    async def _write(self, send: Send) -> None:
+        limit = self._service.settings.request_timeout_seconds
+        try:
+            async with asyncio.timeout(limit):
+                await self._run(send)
+        except TimeoutError:
+            # The client must not simply try again what takes too long.
+            headers = {"x-should-retry": "false"}
+            message = f"the answer took longer than this server's limit of {limit:g} s"
+            await self._fail(send, ApiError(504, message, code="timeout", headers=headers))
+        except ClientGoneError:
+            self._service.metrics.note_disconnect()
+        except Exception as problem:  # the boundary: whatever it is, the client is told
+            error = self._service.api_error(problem)
+            if error is None and not self._has_begun:
+                raise
+            if error is not None and error.status == 400 and error.param is None:
+                error.param = self._param_at_fault()
+            if error is None:
+                log.error("an answer failed", exc_info=problem)
+                error = ApiError(500, INTERNAL, code="internal_error")
+            await self._fail(send, error)
+
+    def _param_at_fault(self) -> str | None:
+        """What the engine can still refuse after all other checks is a grammar."""
+        has_grammar = any(request.params.grammar is not None for request in self._requests)
+        return "response_format" if has_grammar else None
+
+    async def _run(self, send: Send) -> None:
+        tick = self._service.settings.keep_alive_seconds
+        async with self._service.answers(self._requests) as answers:
+            while (events := await answers.next(tick)) != []:
+                if events is None:
+                    await self._send(send, KEEP_ALIVE if self._is_stream else b"\n")
+                    continue
+                chunks = [c for index, piece in events for c in self._assembler.put(index, piece)]
+                if self._is_stream and chunks:
+                    await self._send(send, b"".join(map(event, chunks)))
+        if self._is_stream:
+            await self._send(send, b"".join(map(event, self._assembler.last())) + DONE, is_end=True)
+        else:
+            await self._send(send, self._assembler.whole().encode(), is_end=True)
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        """Before the first byte an error response of its own; after it, what can still be said."""
+        if not self._has_begun:
+            raise error
+        body = event(error.body()) if self._is_stream else error.body().encode()
+        try:
+            await self._send(send, body, is_end=True)
+        except ClientGoneError:
+            self._service.metrics.note_disconnect()
+
+    async def _send(self, send: Send, body: bytes, *, is_end: bool = False) -> None:
+        try:
+            async with asyncio.timeout(self._service.settings.stall_seconds) as stall:
+                if not self._has_begun:
+                    self._has_begun = True
+                    await send(self._start(len(body) if is_end else None))
+                await send({"type": "http.response.body", "body": body, "more_body": not is_end})
+        except TimeoutError:
+            if stall.expired():
+                raise ClientGoneError from None
+            raise
+
+    def _start(self, content_length: int | None) -> dict[str, object]:
+        kind = b"text/event-stream; charset=utf-8" if self._is_stream else b"application/json"
+        headers = [(b"content-type", kind), (b"cache-control", b"no-cache")]
+        if self._is_stream:
+            headers.append((b"x-accel-buffering", b"no"))  # nginx passes events on at once
+        if content_length is not None and not self._is_stream:
+            headers.append((b"content-length", str(content_length).encode()))
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def event(text: str) -> bytes:
+    """One server-sent event. JSON escapes line breaks, but not those that only Unicode knows: a
+    client that splits text by Python's rules would break there.
+    """
+    return b"data: " + text.translate(LINE_ENDS).encode() + b"\n\n"
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def collect(service: Service, requests: Sequence[Request], assembler: Assembler) -> str:
+    """The unstreamed reply without a client to send it to: for batches."""
+    async with service.answers(requests) as answers:
+        while events := await answers.next(None):
+            for index, piece in events:
+                for _ in assembler.put(index, piece):
+                    pass
+    return assembler.whole()

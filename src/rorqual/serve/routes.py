@@ -1,0 +1,179 @@
+"""The routes of models, answers, tokens and health; batches and the page have files of their own.
+
+OpenAI's paths are the described ones. The same routes without `/v1` (DeepSeek's base path) and
+under `/beta` (its base for FIM and prefixes) are aliases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from rorqual.serve.chat import answer_chat
+from rorqual.serve.completions import answer_completion
+from rorqual.serve.errors import ApiError
+from rorqual.serve.prompts import check_ids
+from rorqual.serve.schemas_chat import ChatReply, ChatRequest
+from rorqual.serve.schemas_common import ErrorBody
+from rorqual.serve.schemas_completions import (
+    CompletionReply,
+    CompletionRequest,
+    DetokenizeReply,
+    DetokenizeRequest,
+    TokenizeReply,
+    TokenizeRequest,
+)
+from rorqual.serve.service import Service
+from rorqual.serve.tokens_text import token_text
+from rorqual.tokenizer import Tokenizer
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "The body is no JSON, or the prompt cannot be answered.",
+        401: "No valid API key.",
+        403: "Another site's page, or another host name.",
+        404: "No such model, file or batch.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        422: "A field is unknown, unsupported or out of range.",
+        429: "The queue is full; see Retry-After.",
+        500: "The server's fault.",
+        503: "Overloaded or shutting down; see Retry-After.",
+        504: "The answer took longer than the server allows.",
+    }.items()
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "The answer, or with `stream` its chunks as server-sent events.",
+    }
+}
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "rorqual"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[ModelCard]
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def api_router() -> APIRouter:
+    """Answers, models and tokens."""
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/v1/chat/completions", response_model=ChatReply, responses=EVENTS)
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        """The next message of a conversation."""
+        return await answer_chat(service_of(request), body)
+
+    @router.post("/v1/completions", response_model=CompletionReply, responses=EVENTS)
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        """Continues text or token ids; with `suffix` fills in the middle."""
+        return await answer_completion(service_of(request), body)
+
+    @router.get("/v1/models", response_model=ModelList)
+    async def list_models(request: Request) -> Any:
+        return ModelList(data=_cards(service_of(request)))
+
+    @router.get("/v1/models/{model_id:path}", response_model=ModelCard)
+    async def get_model(request: Request, model_id: str) -> Any:
+        service = service_of(request)
+        service.check_model(model_id)
+        return next(card for card in _cards(service) if card.id == model_id)
+
+    @router.post("/tokenize", response_model=TokenizeReply, response_model_exclude_none=True)
+    async def tokenize(request: Request, body: TokenizeRequest) -> Any:
+        """Ids of a text, or of a conversation as the chat route reads it."""
+        service = service_of(request)
+        service.check_model(body.model)
+        tokenizer = service.model.tokenizer
+        ids = await service.aside(lambda: _tokenize(body, tokenizer), "messages")
+        texts = [token_text(token_id, tokenizer) for token_id in ids]
+        return TokenizeReply(
+            count=len(ids),
+            max_model_len=service.model.max_positions,
+            tokens=ids,
+            token_strs=texts if body.return_token_strs else None,
+        )
+
+    @router.post("/detokenize", response_model=DetokenizeReply)
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Any:
+        """The text of ids; special tokens show as their names."""
+        service = service_of(request)
+        service.check_model(body.model)
+        tokenizer = service.model.tokenizer
+
+        def decode() -> str:
+            check_ids(body.tokens, tokenizer)
+            return tokenizer.decode(body.tokens)
+
+        return DetokenizeReply(prompt=await service.aside(decode, "tokens"))
+
+    aliases = {"include_in_schema": False}
+    for prefix in ("", "/beta"):
+        router.post(prefix + "/chat/completions", **aliases)(chat)  # type: ignore[arg-type]
+        router.post(prefix + "/completions", **aliases)(complete)  # type: ignore[arg-type]
+        router.get(prefix + "/models", **aliases)(list_models)  # type: ignore[arg-type]
+        router.get(prefix + "/models/{model_id:path}", **aliases)(get_model)  # type: ignore[arg-type]
+    return router
+
+
+def health_router() -> APIRouter:
+    """What load balancers and Prometheus ask."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/ready", responses={503: {"model": ErrorBody}})
+    async def ready(request: Request) -> Any:
+        """New requests are taken: 503 while starting and while draining."""
+        service = service_of(request)
+        if service.is_started and not service.is_draining:
+            return {"status": "ready"}
+        state = "draining" if service.is_draining else "starting"
+        return ApiError(503, f"the server is {state}", code=state).response()
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Prometheus text format."""
+        return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def description(request: Request) -> Response:
+        return JSONResponse(request.app.openapi())
+
+    return router
+
+
+def _cards(service: Service) -> list[ModelCard]:
+    model = service.model
+    return [
+        ModelCard(id=name, created=model.created, max_model_len=model.max_positions)
+        for name in model.names
+    ]
+
+
+def _tokenize(body: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
+    if body.prompt is not None:
+        return tokenizer.encode(body.prompt, bos=body.add_special_tokens is not False)
+    wants_prompt = body.add_generation_prompt is not False
+    return tokenizer.encode_chat(body.messages or [], body.tools, wants_prompt)

@@ -1,0 +1,143 @@
+"""The completion route's request and replies: OpenAI's older text interface, with FIM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+from rorqual.serve.schemas_common import (
+    MAX_CHOICES,
+    MAX_INT64,
+    MAX_TOP_LOGPROBS,
+    JsonObject,
+    SamplingFields,
+    Strict,
+    UsageBody,
+    mismatch,
+)
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
+
+
+def _prompt_tag(value: Any) -> str:
+    """Which kind of prompt this is, told by its first element."""
+    if not isinstance(value, list):
+        return "one-text"
+    first = value[0] if value else ""
+    if isinstance(first, list):
+        return "token-id-lists"
+    return "token-ids" if isinstance(first, int) else "several-texts"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("one-text")]
+    | Annotated[list[str], Tag("several-texts"), Field(min_length=1, max_length=MAX_CHOICES)]
+    | Annotated[list[TokenId], Tag("token-ids"), Field(min_length=1)]
+    | Annotated[
+        list[Annotated[list[TokenId], Field(min_length=1)]],
+        Tag("token-id-lists"),
+        Field(min_length=1, max_length=MAX_CHOICES),
+    ],
+    Discriminator(_prompt_tag),
+]
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Prompt = Field(
+        description="A text, texts, token ids, or lists of them. A text gets a begin-of-sentence "
+        "token; ids are taken as they are. Names of special tokens in a text are plain text."
+    )
+    suffix: str | None = Field(
+        default=None, description="Fill in the middle: what comes after the answer."
+    )
+    echo: bool | None = Field(default=None, description="The prompt comes before the answer.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Alternatives per token; with `echo` also of the prompt's tokens.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_INT64,
+        description="Longest answer; 0 only scores the prompt. Default: 4096 or what the "
+        "context leaves, if that is less.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompletionRequest:
+        if self.echo and self.suffix is not None:
+            raise mismatch("suffix", "echo and suffix do not go together")
+        if self.stream_options is not None and not self.stream:
+            raise mismatch("stream_options", "stream_options needs stream: true")
+        is_batch = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        num_answers = (len(self.prompt) if is_batch else 1) * (self.n or 1)
+        if num_answers > MAX_CHOICES:
+            message = f"{num_answers} answers (prompts x n); at most {MAX_CHOICES}"
+            raise mismatch("n", message)
+        return self
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionReply(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+class TokenizeRequest(Strict):
+    """A text, or a conversation as the chat route would read it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[JsonObject] | None = Field(default=None, min_length=1)
+    tools: list[JsonObject] | None = None
+    add_special_tokens: bool | None = Field(
+        default=None, description="Begin-of-sentence before a text. Default: true."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="End a conversation where the answer begins. Default: true."
+    )
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise mismatch("prompt", "give prompt or messages, one of them")
+        if self.prompt is not None and self.tools is not None:
+            raise mismatch("tools", "tools need messages")
+        return self
+
+
+class TokenizeReply(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class DetokenizeReply(BaseModel):
+    prompt: str

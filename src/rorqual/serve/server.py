@@ -1,0 +1,123 @@
+"""uvicorn around the application, with an orderly end.
+
+The first SIGTERM or SIGINT drains: the socket stays open, so that new requests get a 503 they can
+read, running ones finish (at most `drain_timeout_seconds`), and the process ends with 0. A second
+signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from rorqual.errors import UsageError
+from rorqual.serve.app import drain
+
+EXIT_AT_ONCE = 1
+HEADER_BYTES = 64 * 1024
+BACKLOG = 2048
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket, before the model is loaded: a port in use shows at once. UsageError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except (OSError, OverflowError) as problem:
+        raise UsageError(
+            f"cannot listen there: {problem}",
+            where=f"{host}:{port}",
+            fix="choose another --port (0 takes a free one) or --host",
+        ) from None
+    return bound
+
+
+def address_of(bound: socket.socket) -> str:
+    """http://host:port as a browser takes it."""
+    host, port = bound.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    host = str(bound.getsockname()[0])
+    return host == "::1" or host.startswith("127.")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, but a signal drains."""
+
+    def __init__(self, app: FastAPI, on_notice: Callable[[str], None] = lambda text: None) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,  # no access log: paths and addresses are nobody's business
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+        )
+        super().__init__(config)
+        self._app, self._on_notice = app, on_notice
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Runs in the main thread between two instructions: it only asks the loop to act."""
+        if self._loop is None or not self.started:
+            self.should_exit = True
+        elif self.is_draining:
+            self.end_at_once()
+        else:
+            self._app.state.service.is_draining = True
+            self._loop.call_soon_threadsafe(self.begin_drain)
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self._app.state.service.is_draining)
+
+    def begin_drain(self) -> None:
+        """From the loop's own thread."""
+        if self._drain is None:
+            self._drain = asyncio.ensure_future(self._end_well())
+
+    def end_at_once(self) -> None:
+        """Without a goodbye to anybody; only the temporary files go first."""
+        store = self._app.state.files
+        if self._app.state.service.settings.files_dir is None:
+            shutil.rmtree(store.folder, ignore_errors=True)
+        os._exit(EXIT_AT_ONCE)
+
+    async def _end_well(self) -> None:
+        num_running = self._app.state.service.num_in_flight
+        self._on_notice(
+            f"Finishing {num_running} requests; no new ones are taken. Ctrl-C again ends at once."
+        )
+        if not await drain(self._app):
+            self._on_notice("Some requests did not finish in time and were cancelled.")
+            self.config.timeout_graceful_shutdown = 0
+        self.should_exit = True

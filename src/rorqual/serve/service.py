@@ -1,0 +1,87 @@
+"""What all routes share: the engine, the model, the settings, the metrics, the draining flag."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from rorqual.engine import EngineOverloaded, Request, check_prompt
+from rorqual.errors import RorqualError
+from rorqual.serve.answers import Answers, EngineFace
+from rorqual.serve.errors import ApiError, describe, overloaded, queue_full
+from rorqual.serve.metrics import Metrics
+from rorqual.serve.settings import ServedModel, ServerSettings
+
+T = TypeVar("T")
+POLL_SECONDS = 0.05
+
+
+class Service:
+    """One served model. `app.state.service` is it."""
+
+    def __init__(self, engine: EngineFace, model: ServedModel, settings: ServerSettings) -> None:
+        self.engine, self.model, self.settings = engine, model, settings
+        self.metrics = Metrics(engine.stats)
+        self.is_started = False
+        self.is_draining = False
+        self.num_in_flight = 0
+
+    def note_in_flight(self, change: int) -> None:
+        """Counts requests that have begun and those that have their whole response."""
+        self.num_in_flight += change
+        self.metrics.note_in_flight(self.num_in_flight)
+
+    def check_model(self, name: str | None) -> None:
+        """404 for a model that is not served."""
+        if name is not None and name not in self.model.names:
+            message = f"the model {name[:100]!r} is not served; there is {self.model.name!r}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+
+    def check_prompt(self, prompt_ids: Sequence[int], param: str) -> None:
+        """400 for a prompt that cannot be answered."""
+        try:
+            check_prompt(prompt_ids, self.model.tokenizer.vocab_size, self.model.max_positions)
+        except RorqualError as problem:
+            is_long = len(prompt_ids) >= self.model.max_positions
+            code = "context_length_exceeded" if is_long else "invalid_prompt"
+            raise ApiError(400, describe(problem), code=code, param=param) from None
+
+    async def aside(self, work: Callable[[], T], param: str) -> T:
+        """Runs tokenising and the like off the event loop; its RorqualError becomes a 400."""
+        try:
+            return await asyncio.to_thread(work)
+        except RorqualError as problem:
+            raise ApiError.of(problem, param, code="invalid_prompt") from None
+
+    async def drain(self, batches: Coroutine[object, object, None]) -> bool:
+        """Waits until the engine, the batches and the responses have finished; False: too late."""
+        limit = self.settings.drain_timeout_seconds
+        try:
+            async with asyncio.timeout(limit):
+                await batches
+                while self.num_in_flight:  # also those that are on their way to the engine
+                    await asyncio.sleep(POLL_SECONDS)
+                return await self.engine.drain(limit)
+        except TimeoutError:
+            return False
+
+    def answers(self, requests: Sequence[Request]) -> Answers:
+        return Answers(self.engine, requests, self.metrics)
+
+    def api_error(self, problem: BaseException) -> ApiError | None:
+        """What a client is told of an error that came out of the engine; None for a bug."""
+        if isinstance(problem, ApiError):
+            return problem
+        if isinstance(problem, EngineOverloaded):
+            if self.is_draining:
+                return overloaded("the server is shutting down")
+            return queue_full(self.settings.retry_after_seconds)
+        if isinstance(problem, RorqualError):
+            return ApiError(400, describe(problem), code="invalid_request")
+        return None
+
+
+def new_id(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)

@@ -1,0 +1,57 @@
+"""What the operator chooses: limits, keys, origins, where files lie."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from rorqual.config import settings
+from rorqual.engine import SamplingParams
+from rorqual.tokenizer import Tokenizer
+
+MIB = 2**20
+
+
+@settings
+class ServerSettings:
+    """Limits of the HTTP side; `rorqual serve --set server.NAME=VALUE` changes one."""
+
+    api_keys: tuple[str, ...] = Field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    is_loopback: bool = True
+    """Bound to this machine only: without a key, pages of other sites are then kept out by Host."""
+    max_body_bytes: int = Field(default=4 * MIB, gt=0)
+    max_concurrent_requests: int = Field(default=512, gt=0)
+    body_timeout_seconds: float = Field(default=30.0, gt=0)
+    request_timeout_seconds: float | None = Field(default=None, gt=0)
+    """From a request's start to its last token; None: as long as it takes."""
+    keep_alive_seconds: float = Field(default=10.0, gt=0)
+    """Silence after which a waiting client gets a comment (stream) or an empty line."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """How long a client may leave what was sent unread before its answer is given up."""
+    drain_timeout_seconds: float = Field(default=60.0, ge=0)
+    retry_after_seconds: int = Field(default=2, ge=0)
+    files_dir: Path | None = None
+    max_file_bytes: int = Field(default=64 * MIB, gt=0)
+    max_stored_bytes: int = Field(default=1024 * MIB, gt=0)
+    max_files: int = Field(default=1000, gt=0)
+    batch_concurrency: int = Field(default=8, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the routes know of the model: its names, its tokenizer, its own sampling advice."""
+
+    name: str
+    tokenizer: Tokenizer
+    max_positions: int
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+    aliases: tuple[str, ...] = ()
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)

@@ -1,0 +1,182 @@
+"""The folder that a conversion writes into: what it began, what is finished, what may be resumed.
+
+A record lies in the folder until the last file is there. Shards take their names only when they are
+whole and on the disk, so an interrupted conversion (Ctrl-C, kill -9, a full disk) loses the shards
+in work and no others, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rorqual.errors import CheckpointError, UsageError
+from rorqual.files import atomic_write, fsync_path, read_json, write_json
+from rorqual.weights.open import UNFINISHED
+from rorqual.weights.source import TensorSource
+
+LOCK = ".rorqual-convert.lock"
+# Names that we give to files in work; `atomic_write` ends its own with eight random characters.
+_IN_WORK = re.compile(r"\..+\.(part|[a-z0-9_]{8})")
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|gguf|bin|pt|pth|ckpt|h5|msgpack|onnx|part)|config\.json|model_args\.json"
+    r"|model\.safetensors\.index\.json|\..*"
+)
+
+
+@dataclass
+class Record:
+    """An open destination. `finished` maps the shards that are whole to their size."""
+
+    folder: Path
+    job: dict[str, Any]
+    finished: dict[str, int]
+    is_new_folder: bool
+
+    def add(self, name: str) -> None:
+        self.finished[name] = (self.folder / name).stat().st_size
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.folder / UNFINISHED, {"job": self.job, "finished": self.finished})
+
+    def is_finished(self, name: str, num_bytes: int) -> bool:
+        """By the record, or by a name that was given just before the end."""
+        file = self.folder / name
+        return file.is_file() and file.stat().st_size == num_bytes
+
+    def close(self) -> None:
+        """The conversion is complete: the record goes last."""
+        fsync_path(self.folder)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        (self.folder / LOCK).unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """After an error: removes what is in work, and a folder in which nothing is finished."""
+        remove_files_in_work(self.folder)
+        with suppress(OSError):
+            (self.folder / LOCK).unlink(missing_ok=True)
+            names = {path.name for path in self.folder.iterdir()} - {UNFINISHED}
+            if not names:
+                (self.folder / UNFINISHED).unlink(missing_ok=True)
+                if self.is_new_folder:
+                    self.folder.rmdir()
+
+
+def remove_files_in_work(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _IN_WORK.fullmatch(path.name) and path.name not in (UNFINISHED, LOCK):
+            path.unlink(missing_ok=True)
+
+
+def check_places(source: Path, destination: Path) -> None:
+    """UsageError if the conversion would write over, into or around its source."""
+    ours, theirs = destination.resolve(), source.resolve()
+    is_same = ours == theirs or (ours.exists() and ours.samefile(theirs))
+    if is_same or theirs in ours.parents or ours in theirs.parents:
+        raise UsageError(
+            "the destination lies in the source, or the source in it",
+            where=destination,
+            found=f"source {source}",
+            fix="choose a folder elsewhere; nothing was written",
+        )
+
+
+@contextmanager
+def open_record(folder: Path, job: dict[str, Any]) -> Iterator[Record]:
+    """Takes a new or empty folder, or one that this very job began; UsageError for any other."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is a file; a folder is needed", where=folder)
+    is_new = not folder.exists()
+    names = set() if is_new else {path.name for path in folder.iterdir()}
+    has_record = UNFINISHED in names
+    if names - {LOCK} and not has_record:
+        raise UsageError(
+            "already exists and is not empty",
+            where=folder,
+            fix="choose another folder or remove this one; nothing was written",
+        )
+    finished: dict[str, int] = {}
+    if has_record:
+        table = read_json(folder / UNFINISHED, CheckpointError)
+        _compare_jobs(folder, table.get("job"), job)
+        finished = dict(table.get("finished", {}))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        _lock(lock, folder)
+        record = Record(folder, job, finished, is_new)
+        try:
+            remove_files_in_work(folder)
+            record.write()
+            yield record
+        except BaseException:
+            record.abandon()
+            raise
+
+
+def job_of(source: TensorSource, **options: Any) -> dict[str, Any]:
+    """What makes two runs the same conversion: the source's files, and what was asked for."""
+    import rorqual
+
+    path = source.path
+    files = sorted({entry.file for entry in source.entries.values()})
+    stats = {name: (path / name if path.is_dir() else path).stat() for name in files}
+    job = {
+        "rorqual": rorqual.__version__,
+        **options,
+        "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+    }
+    same: dict[str, Any] = json.loads(json.dumps(job))
+    return same
+
+
+def _compare_jobs(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
+    if found == wanted:
+        return
+    found = found if isinstance(found, dict) else {}
+    other = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
+    raise UsageError(
+        "another conversion was begun here",
+        where=folder,
+        found=", ".join(f"{key} {str(found.get(key))[:60]}" for key in other),
+        expected=", ".join(f"{key} {str(wanted.get(key))[:60]}" for key in other),
+        fix="finish it with its own command, remove the folder, or choose another",
+    )
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError("another conversion is writing into this folder", where=folder) from None
+
+
+def side_files(source: TensorSource) -> list[Path]:
+    """Files beside the weights that belong to the model: tokenizer, generation defaults, licence.
+
+    Files of the folder itself; weights in any format, hidden files and subfolders are left.
+    """
+    path = source.path
+    if not path.is_dir():
+        return []
+    return sorted(f for f in path.iterdir() if f.is_file() and not _WEIGHTS.fullmatch(f.name))
+
+
+def copy_side_files(source: TensorSource, folder: Path) -> list[str]:
+    """Copies them, whole or not at all."""
+    copied = []
+    for file in side_files(source):
+        with file.open("rb") as read, atomic_write(folder / file.name) as written:
+            shutil.copyfileobj(read, written)
+        copied.append(file.name)
+    return copied

@@ -1,0 +1,230 @@
+"""A `deepseek2` GGUF file seen as a checkpoint: tensors under Hugging Face's names, decoded.
+
+Stacked experts are given one by one, and both forms of `kv_b_proj` as the one tensor that it is in
+a checkpoint, so that audit, loader and converter need to know nothing of GGUF.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import CheckpointError
+from rorqual.model import ModelConfig
+from rorqual.ops.quant_types import CODED
+from rorqual.tokenizer import Tokenizer
+from rorqual.weights.gguf_file import GgufFile, read_gguf
+from rorqual.weights.gguf_format import TensorInfo
+from rorqual.weights.gguf_metadata import config_of, require_deepseek2
+from rorqual.weights.gguf_names import GgufTensor, gguf_tensors, half_names
+from rorqual.weights.gguf_tokenizer import TOKENS, tokenizer_of
+from rorqual.weights.source import Entry, Quantisation
+
+VERBATIM = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ABSURD_TENSORS = 10_000_000
+_FUSED = "ffn_gate_up_exps.weight"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A checkpoint tensor that is consecutive rows of one of the file's."""
+
+    info: TensorInfo
+    first_row: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """kv_b_proj from `attn_k_b` (H, R, N), transposed a head, and `attn_v_b` (H, V, R)."""
+
+    k_info: TensorInfo
+    v_info: TensorInfo
+    shape: tuple[int, ...]
+
+
+class GgufSource:
+    """An opened GGUF model; a `TensorSource`. Any thread may read."""
+
+    quantisation: Quantisation | None = None
+    is_huggingface = False
+    is_verbatim = False
+    has_unreadable = False
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.path = file.path
+        self.table: dict[str, Any] = {}
+        self.faults: list[str] = []
+        self.entries: dict[str, Entry] = {}
+        self.config = config_of(file.metadata, file.tensors, file.path)
+        self._places: dict[str, _Rows | _Halves] = {}
+        _refuse_absurd(self.config, file)
+        unused = set(file.tensors)
+        for tensor in gguf_tensors(self.config, is_split=False, has_copies=True):
+            unused -= self._find(tensor)
+        for name in sorted(unused):
+            info = file.tensors[name]
+            self.entries[name] = Entry(name, info.file.name, info.shape, info.kind.name)
+
+    @property
+    def num_files(self) -> int:
+        return len(self.file.files)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer; TokenizerError if it has none that we know."""
+        return tokenizer_of(self.file.metadata, self.path)
+
+    def num_bytes(self) -> int:
+        return self.file.num_bytes()
+
+    def read(self, name: str) -> Tensor:
+        return self.read_rows(name, 0, self.entries[name].shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        place = self._places[name]
+        if isinstance(place, _Halves):
+            return self._join(place, start, stop)
+        info = place.info
+        if len(place.shape) == 1:
+            return self._decode(info, 0, 1)[0, start:stop]
+        return self._decode(info, place.first_row + start, place.first_row + stop)
+
+    def write_side_files(self, folder: Path) -> None:
+        """The tokenizer as `tokenizer.json` and its configuration, if the file has one."""
+        if TOKENS in self.file.metadata:
+            self.tokenizer.save(folder)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> GgufSource:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _find(self, tensor: GgufTensor) -> set[str]:
+        """Notes where a tensor's sources lie; returns the file's names that were used."""
+        infos = self.file.tensors
+        if tensor.name.endswith("attn_kv_b.weight"):
+            k_name, v_name = half_names(tensor.name)
+            if k_name in infos and v_name in infos:
+                self._add_halves(tensor, infos[k_name], infos[v_name])
+                return {k_name, v_name, tensor.name}  # early files have all three
+        if tensor.name in infos:
+            info = infos[tensor.name]
+            shape = _full_shape(info, len(tensor.shape))
+            if tensor.part == "stack":
+                self._add_stack(tensor, info, 0, shape[-2])
+            else:
+                self._add(tensor.sources[0].name, _Rows(info, 0, shape), info)
+            return {tensor.name}
+        prefix, _, last = tensor.name.rpartition("ffn_")
+        fused = prefix + _FUSED
+        if tensor.part == "stack" and last != "down_exps.weight" and fused in infos:
+            rows = _full_shape(infos[fused], 3)[-2] // 2
+            self._add_stack(tensor, infos[fused], rows if last.startswith("up") else 0, rows)
+            return {fused}
+        return set()
+
+    def _add(self, name: str, place: _Rows | _Halves, *infos: TensorInfo) -> None:
+        """A type that we cannot decode stays as it is: the audit reports it."""
+        kinds = {info.kind.name for info in infos}
+        strange = sorted(kinds - set(CODED))
+        dtype = kinds.pop() if len(kinds) == 1 else "F32"
+        shown = strange[0] if strange else dtype if dtype in VERBATIM else "F32"
+        self.entries[name] = Entry(name, infos[0].file.name, place.shape, shown)
+        self._places[name] = place
+
+    def _add_stack(self, tensor: GgufTensor, info: TensorInfo, first: int, rows: int) -> None:
+        """Expert e has `rows` rows from `first` on of the e-th matrix."""
+        shape = _full_shape(info, 3)
+        if len(shape) != 3 or shape[0] != len(tensor.sources) or rows == 0:
+            self.faults.append(
+                f"wrong shape: {info.name} is {list(info.shape)}, expected {list(tensor.shape)}"
+            )
+            return
+        for expert_id, source in enumerate(tensor.sources):
+            place = _Rows(info, expert_id * shape[1] + first, (rows, shape[2]))
+            self._add(source.name, place, info)
+
+    def _add_halves(self, tensor: GgufTensor, k_info: TensorInfo, v_info: TensorInfo) -> None:
+        c = self.config
+        heads, latent = c.num_attention_heads, c.kv_lora_rank
+        wanted = {
+            k_info: (heads, latent, c.qk_nope_head_dim),
+            v_info: (heads, c.v_head_dim, latent),
+        }
+        for info, shape in wanted.items():
+            if _full_shape(info, 3) != shape:
+                self.faults.append(
+                    f"wrong shape: {info.name} is {list(info.shape)}, expected {list(shape)}"
+                )
+                return
+        source = tensor.sources[0]
+        self._add(source.name, _Halves(k_info, v_info, source.shape), k_info, v_info)
+
+    def _join(self, place: _Halves, start: int, stop: int) -> Tensor:
+        """Rows of (H, N + V, R): a head's keys, then its values; whole heads are read."""
+        latent, nope = place.k_info.shape[-2:]
+        width = nope + place.v_info.shape[-2]
+        first, last = start // width, -(-stop // width)
+        keys = self._decode(place.k_info, first * latent, last * latent)
+        values = self._decode(place.v_info, first * (width - nope), last * (width - nope))
+        per_head = [
+            keys.view(-1, latent, nope).transpose(1, 2),
+            values.view(-1, width - nope, latent),
+        ]
+        rows = torch.cat([half.to(self._dtype_of(place)) for half in per_head], 1)
+        return rows.view(-1, latent)[start - first * width : stop - first * width]
+
+    def _dtype_of(self, place: _Halves) -> torch.dtype:
+        kinds = {place.k_info.kind.name, place.v_info.kind.name}
+        return VERBATIM.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+    def _decode(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        """Float types as stored, the others as float32."""
+        if info.kind.name in VERBATIM:
+            return self.file.read_raw(info.name, start, stop).view(VERBATIM[info.kind.name])
+        return self.file.read_rows(info.name, start, stop)
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GgufSource:
+    """Opens a file, any part of a split one, or a folder with one model.
+
+    CheckpointError for a broken file or another architecture, ConfigError for an impossible shape.
+    """
+    file = read_gguf(path)
+    require_deepseek2(file.metadata, file.path)
+    return GgufSource(file)
+
+
+def load_gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer in a GGUF file of any architecture; TokenizerError if it is not of our kind."""
+    with read_gguf(path) as file:
+        return tokenizer_of(file.metadata, file.path)
+
+
+def _full_shape(info: TensorInfo, num_dimensions: int) -> tuple[int, ...]:
+    """The shape with outer dimensions of one, which ggml drops when it writes."""
+    return (1,) * (num_dimensions - len(info.shape)) + info.shape
+
+
+def _refuse_absurd(config: ModelConfig, file: GgufFile) -> None:
+    """Keys of a billion layers are told apart before names are counted out."""
+    num_expected = config.num_layers_with_mtp * (3 * config.n_routed_experts + 10)
+    if num_expected > ABSURD_TENSORS or config.num_layers_with_mtp > len(file.tensors):
+        raise CheckpointError(
+            "its keys describe far more tensors than it has",
+            where=file.path,
+            found=f"{config.num_layers_with_mtp} layers of {config.n_routed_experts} experts",
+            expected=f"about the {len(file.tensors)} tensors in the file",
+            fix="get the file again from its source",
+        )

@@ -1,0 +1,284 @@
+"""Writes a checkpoint of any kind as GGUF: architecture `deepseek2`, a mix of types, its tokenizer.
+
+Values are read, encoded and written in pieces of rows, several at a time by threads that do not
+wait for each other's pieces; the file is the same whatever their number. FP8 is dequantised on the
+way, so that no other copy of the weights is needed. An interrupted file is continued (see
+`gguf_container`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import CheckpointError, RorqualError, UsageError
+from rorqual.model import ModelConfig
+from rorqual.ops.quantise import encode_blocks
+from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.weights.convert_files import one_thread_each
+from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short
+from rorqual.weights.gguf_file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
+from rorqual.weights.gguf_format import Value
+from rorqual.weights.gguf_metadata import metadata_of
+from rorqual.weights.gguf_mixes import Mix, mix_of, type_of
+from rorqual.weights.gguf_names import GgufTensor, gguf_tensors
+from rorqual.weights.gguf_tokenizer import tokenizer_metadata
+from rorqual.weights.names import StoredTensor
+from rorqual.weights.source import TensorSource
+from rorqual.weights.values import StoredRows
+
+Advance = Callable[[int], None]
+MAX_PARTS = 99_999
+PIECES_AHEAD = 2  # a worker, so that none waits while a piece is written
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A tensor of the file, and how it is stored."""
+
+    tensor: GgufTensor
+    planned: PlannedTensor
+
+
+def write_gguf(
+    source: TensorSource,
+    destination: Path,
+    mix: str,
+    *,
+    keep_mtp: bool = True,
+    workers: int = 1,
+    advance: Advance | None = None,
+    tokenizer: Tokenizer | None = None,
+    importance: Mapping[str, Tensor] | None = None,
+    is_split_mla: bool = True,
+    max_file_bytes: int | None = None,
+) -> list[Path]:
+    """Writes the model and returns the files; `destination` names the one, or the parts' prefix.
+
+    `tokenizer` is the source's own if not given. `importance` maps the file's tensor names to
+    (columns,) or (experts, columns). `is_split_mla=False` writes `attn_kv_b` as before April 2025.
+    With `max_file_bytes` parts `NAME-00001-of-00003.gguf` are cut between tensors. `advance` is
+    told the source's bytes as they are read. UsageError for an unknown mix or a tokenizer that does
+    not fit; CheckpointError for values that cannot be stored, or a full disk.
+    """
+    chosen = mix_of(mix)
+    config = source.config if keep_mtp else source.config.with_changes(num_nextn_predict_layers=0)
+    tokenizer = tokenizer or _tokenizer_of(source)
+    metadata = metadata_of(config, chosen.file_type, is_split=is_split_mla)
+    metadata["general.name"] = destination.name.removesuffix(".gguf")
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, config)
+        metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
+    tasks = plan_tasks(config, chosen, is_split_mla=is_split_mla)
+    pieces = _Pieces(source, importance or {}, advance or (lambda num_bytes: None))
+    parts = _cut(tasks, max_file_bytes)
+    files = _names(destination, len(parts))
+    fingerprint = _fingerprint(source, mix, importance)
+    writers = []
+    for number, (file, part) in enumerate(zip(files, parts, strict=True)):
+        keys: dict[str, Value | Short] = dict(metadata) if number == 0 else {}
+        if len(parts) > 1:
+            keys |= _split_keys(number, len(parts), len(tasks))
+        planned = [task.planned for task in part]
+        writers.append(GgufWriter(file, keys, planned, fingerprint=fingerprint, is_hidden=True))
+    with one_thread_each(), ThreadPoolExecutor(workers, "gguf", _one_thread) as pool:
+        for writer, part in zip(writers, parts, strict=True):
+            with writer:
+                for task in part[writer.num_done :]:
+                    writer.write(task.planned, _in_order(pool, pieces.jobs(task), workers))
+    for writer in writers:  # no part has its name before all are whole
+        writer.publish()
+    return files
+
+
+def plan_tasks(config: ModelConfig, mix: Mix, *, is_split_mla: bool = True) -> list[_Task]:
+    """Every tensor of the file with its type, in the order of the file."""
+    tasks = []
+    for tensor in gguf_tensors(config, is_split=is_split_mla):
+        kind = type_of(
+            mix,
+            tensor.name,
+            tensor.shape,
+            config.num_layers_with_mtp,
+            is_tied=config.tie_word_embeddings,
+        )
+        tasks.append(_Task(tensor, PlannedTensor(tensor.name, kind, tensor.shape)))
+    return tasks
+
+
+def gguf_bytes(config: ModelConfig, mix: str) -> int:
+    """Bytes of the tensors of such a file: what `rorqual plan` shows."""
+    return sum(task.planned.num_bytes for task in plan_tasks(config, mix_of(mix)))
+
+
+Job = Callable[[], Tensor]
+
+
+class _Pieces:
+    """Cuts a tensor into jobs, each of which reads and encodes some rows."""
+
+    def __init__(
+        self, source: TensorSource, importance: Mapping[str, Tensor], advance: Advance
+    ) -> None:
+        self.source, self.importance, self.advance = source, importance, advance
+
+    def jobs(self, task: _Task) -> Iterator[Job]:
+        tensor, kind = task.tensor, task.planned.kind.name
+        weights = self.importance.get(tensor.name)
+        for index, stored in enumerate(tensor.sources):
+            weight = weights[index] if weights is not None and weights.dim() == 2 else weights
+            if tensor.part in ("k_b", "v_b"):
+                yield self._half_job(task, stored, weight)
+                continue
+            rows = StoredRows(self.source, stored)
+            if len(stored.shape) == 1:
+                yield self._job(rows, (0, stored.shape[0]), kind, weight, is_vector=True)
+                continue
+            for span in rows.chunks():
+                yield self._job(rows, span, kind, weight)
+
+    def _job(
+        self,
+        rows: StoredRows,
+        span: tuple[int, int],
+        kind: str,
+        weight: Tensor | None,
+        *,
+        is_vector: bool = False,
+    ) -> Job:
+        def run() -> Tensor:
+            values = rows.values(*span)
+            if is_vector:
+                values = values.unsqueeze(0)
+            encoded = _encode(rows.tensor, values, kind, weight)
+            self._count(rows.tensor, span[1] - span[0])
+            return encoded
+
+        return run
+
+    def _half_job(self, task: _Task, stored: StoredTensor, weight: Tensor | None) -> Job:
+        """kv_b_proj is small enough to be read whole."""
+        is_key = task.tensor.part == "k_b"
+
+        def run() -> Tensor:
+            c = self.source.config
+            values = StoredRows(self.source, stored).values(0, stored.shape[0])
+            heads = values.view(c.num_attention_heads, -1, c.kv_lora_rank)
+            split = c.qk_nope_head_dim
+            half = heads[:, :split].transpose(1, 2) if is_key else heads[:, split:]
+            flat = half.reshape(-1, half.shape[-1])
+            if not is_key:  # counted once, with the second half
+                self._count(stored, stored.shape[0])
+            return _encode(stored, flat, task.planned.kind.name, weight)
+
+        return run
+
+    def _count(self, tensor: StoredTensor, num_rows: int) -> None:
+        width = torch.Size(tensor.shape[1:]).numel()
+        dtype = self.source.entries[tensor.name].dtype
+        item_bytes = {"F32": 4, "BF16": 2, "F16": 2}.get(dtype, 1)
+        self.advance(num_rows * width * item_bytes)
+
+
+def _encode(stored: StoredTensor, values: Tensor, kind: str, weight: Tensor | None) -> Tensor:
+    try:
+        return encode_blocks(values, kind, weight)
+    except RorqualError as problem:
+        raise CheckpointError(
+            f"{stored.name}: {problem.what}", found=problem.found, fix=problem.fix
+        ) from None
+
+
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[Job], workers: int) -> Iterator[Tensor]:
+    """The jobs' results in their order; only a few are ahead, so that memory stays bounded."""
+    waiting: deque[Future[Tensor]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) >= workers * PIECES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for job_ahead in waiting:
+            job_ahead.cancel()
+
+
+def _one_thread() -> None:
+    """The workers are the parallelism; torch's own would only compete with them."""
+    torch.set_num_threads(1)
+
+
+def _tokenizer_of(source: TensorSource) -> Tokenizer | None:
+    own = getattr(source, "tokenizer", None)
+    if isinstance(own, Tokenizer):
+        return own
+    folder = source.path if source.path.is_dir() else source.path.parent
+    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(
+            "the tokenizer has more ids than the model's vocabulary",
+            found=tokenizer.vocab_size,
+            expected=f"at most {config.vocab_size}",
+        )
+
+
+def _cut(tasks: Sequence[_Task], max_file_bytes: int | None) -> list[list[_Task]]:
+    """Tensors in order, cut before a file's tensors would exceed the limit."""
+    if max_file_bytes is None:
+        return [list(tasks)]
+    parts: list[list[_Task]] = [[]]
+    num_bytes = 0
+    for task in tasks:
+        size = task.planned.num_bytes
+        if parts[-1] and num_bytes + size > max_file_bytes:
+            parts.append([])
+            num_bytes = 0
+        parts[-1].append(task)
+        num_bytes += size
+    if len(parts) > MAX_PARTS:
+        raise UsageError("max_file_bytes is too small", found=f"{len(parts):,} files")
+    return parts
+
+
+def _names(destination: Path, num_parts: int) -> list[Path]:
+    if num_parts == 1:
+        return [destination]
+    stem = destination.name.removesuffix(".gguf")
+    return [
+        destination.with_name(f"{stem}-{number:05}-of-{num_parts:05}.gguf")
+        for number in range(1, num_parts + 1)
+    ]
+
+
+def _split_keys(number: int, num_parts: int, num_tensors: int) -> dict[str, Value | Short]:
+    return {
+        SPLIT_NO: Short(number),
+        SPLIT_COUNT: Short(num_parts),
+        SPLIT_TENSORS: num_tensors,
+    }
+
+
+def _fingerprint(
+    source: TensorSource, mix: str, importance: Mapping[str, Tensor] | None
+) -> str | None:
+    """What a continued file must have been made from; None, so no continuing, with an importance
+    that came from memory."""
+    if importance is not None:
+        return None
+    folder = source.path if source.path.is_dir() else source.path.parent
+    files = sorted({entry.file for entry in source.entries.values()})
+    facts = []
+    for name in files:
+        status = (folder / name).stat()
+        facts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join([str(folder.resolve()), mix, *facts])

@@ -1,0 +1,75 @@
+"""Reads a checkpoint of any kind into a model: a tensor at a time, dequantised on the way."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import CheckpointError, UsageError
+from rorqual.log import logger
+from rorqual.model import DeepseekV3, empty
+from rorqual.weights.audit import audit
+from rorqual.weights.names import HEAD, StoredTensor
+from rorqual.weights.open import open_source
+from rorqual.weights.progress import track
+from rorqual.weights.source import TensorSource
+from rorqual.weights.values import read_values
+
+LoadDtype = Literal["float32", "bfloat16"]
+
+
+def load(
+    path: str | os.PathLike[str], dtype: LoadDtype = "float32", device: str = "cpu"
+) -> DeepseekV3:
+    """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
+
+    A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides.
+    CheckpointError lists all that is missing, unexpected, repeated, misshapen, of a wrong dtype or
+    unreadable, before any weight is read; ConfigError for a configuration that is not ours.
+    """
+    if dtype not in get_args(LoadDtype):
+        raise UsageError(
+            f"a model cannot be loaded as {dtype!r}",
+            expected=" or ".join(get_args(LoadDtype)),
+            fix="FP8 checkpoints are dequantised on loading: choose bfloat16 or float32",
+        )
+    with open_source(path) as opened:
+        return load_from(opened, dtype, device)
+
+
+def load_from(
+    source: TensorSource, dtype: LoadDtype = "float32", device: str = "cpu"
+) -> DeepseekV3:
+    """The model in an opened checkpoint; see `load`."""
+    report = audit(source)
+    report.raise_faults(source.path)
+    model = empty(report.config, getattr(torch, dtype), device)
+    places = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for tensor in track(report.tensors, "loading", source.num_bytes()):
+            if tensor.kind != "copy":
+                place = tensor.part_of(places[tensor.parameter])
+                place.copy_(read_values(source, tensor, device))
+        for tensor in report.tensors:
+            if tensor.kind == "copy":
+                _check_copy(source, tensor, tensor.part_of(places[tensor.parameter]))
+    return model.eval()
+
+
+def _check_copy(source: TensorSource, tensor: StoredTensor, original: Tensor) -> None:
+    values = read_values(source, tensor).to(original.device, original.dtype)
+    if torch.equal(values, original):
+        return
+    if tensor.name == HEAD:
+        raise CheckpointError(
+            f"{HEAD} differs from {tensor.parameter}, but config.json ties them",
+            where=source.path,
+            fix="set tie_word_embeddings to false in config.json",
+        )
+    # Choice: fine-tuned releases leave stale copies here, and the report shares them (§2.2).
+    logger(__name__).warning(
+        "%s: %s differs from %s; the shared one is used", source.path, tensor.name, tensor.parameter
+    )

@@ -1,0 +1,83 @@
+"""The values of a stored tensor, FP8 dequantised: whole, or by rows in bounded memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import CheckpointError
+from rorqual.ops.block_fp8 import dequantise_blocks, dequantise_into, num_blocks
+from rorqual.weights.folder import RESTORE
+from rorqual.weights.names import StoredTensor
+from rorqual.weights.source import TensorSource
+
+CHUNK_ELEMENTS = 2_000_000  # read, converted and written at once: a few megabytes a worker
+
+
+def read_values(source: TensorSource, tensor: StoredTensor, device: str = "cpu") -> Tensor:
+    """A tensor as stored, or dequantised to float32 if it is FP8; perhaps a view of the file."""
+    values = source.read(tensor.name)
+    if values.dtype != torch.float8_e4m3fn:
+        return values
+    scale = read_scale(source, tensor)
+    assert source.quantisation is not None, "the audit lets no FP8 pass without its configuration"
+    if device == "cpu":
+        return dequantise_into(torch.empty(values.shape), values, scale, source.quantisation.block)
+    block = source.quantisation.block
+    return dequantise_blocks(values.to(device), scale.to(device), block=block)
+
+
+def read_scale(source: TensorSource, tensor: StoredTensor) -> Tensor:
+    """The float32 scales of an FP8 tensor; CheckpointError if any is negative or not finite."""
+    scale = source.read(tensor.scale_name).float()
+    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+        raise CheckpointError(
+            f"{tensor.scale_name} has scales that are negative or not finite",
+            where=source.path / source.entries[tensor.scale_name].file,
+            fix=RESTORE,
+        )
+    return scale
+
+
+class StoredRows:
+    """Rows of one tensor: as stored, or as floating-point values. Any thread may have its own."""
+
+    def __init__(self, source: TensorSource, tensor: StoredTensor) -> None:
+        self.source, self.tensor = source, tensor
+        self.entry = source.entries[tensor.name]
+        self.is_fp8 = self.entry.dtype == "F8_E4M3"
+        self.scale = read_scale(source, tensor) if self.is_fp8 else None
+
+    def chunks(self, rows: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+        """Ranges of rows that fit into a chunk, cut between blocks of an FP8 scale."""
+        first, last = rows or (0, self.entry.shape[0])
+        block = math.lcm(self._block[0], 128) if len(self.entry.shape) > 1 else 1
+        width = math.prod(self.entry.shape[1:])
+        step = block * max(1, CHUNK_ELEMENTS // (width * block))
+        return [(start, min(start + step, last)) for start in range(first, last, step)]
+
+    def raw(self, start: int, stop: int) -> Tensor:
+        return self.source.read_rows(self.tensor.name, start, stop)
+
+    def values(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows [start, stop) in `dtype`."""
+        if self.scale is None:
+            return self.raw(start, stop).to(dtype)
+        height = self._block[0]
+        first = start - start % height
+        stored = self.raw(first, stop)
+        scale = self.scale[first // height : num_blocks(stop, height)]
+        out = torch.empty(stored.shape, dtype=dtype)
+        return dequantise_into(out, stored, scale, self._block)[start - first :]
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        quantisation = self.source.quantisation
+        return (128, 128) if quantisation is None else quantisation.block
+
+
+def read_float_rows(source: TensorSource, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+    """Rows as float32 values; see `StoredRows`, which reads the scales only once."""
+    return StoredRows(source, tensor).values(start, stop)

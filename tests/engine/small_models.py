@@ -1,0 +1,64 @@
+"""Tiny models of the engine's tests, and greedy decoding in closed form."""
+
+from __future__ import annotations
+
+import torch
+
+from rorqual.engine.paged_cache import block_bytes
+from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.tokenizer import Tokenizer
+
+BLOCK_TOKENS = 16
+CONFIG = ModelConfig(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    moe_intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    first_k_dense_replace=1,
+    q_lora_rank=24,
+    kv_lora_rank=16,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    num_nextn_predict_layers=1,
+    max_position_embeddings=700,
+    initializer_range=0.1,
+)
+
+
+def guessing(num_depths: int) -> DeepseekV3:
+    """A model whose MTP depths are often right: a token's successor hangs mostly on the token.
+
+    All blocks whisper beside the embedding, and `eh_proj` passes the embedding on.
+    """
+    model = build(CONFIG.with_changes(num_nextn_predict_layers=num_depths), seed=5).eval()
+    dim = CONFIG.hidden_size
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                parameter.mul_(0.12)
+            if name.endswith("eh_proj.weight"):
+                parameter.mul_(0.02)[:, :dim].add_(torch.eye(dim) * 0.1)
+    return model
+
+
+@torch.no_grad()
+def greedy_loop(
+    model: DeepseekV3, tokenizer: Tokenizer, prompt: list[int], count: int
+) -> list[int]:
+    """The oracle in closed form: the whole text through the model for every token."""
+    ids = list(prompt)
+    for _ in range(count):
+        logits_V = model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size]
+        ids.append(int(logits_V.argmax()))
+    return ids[len(prompt) :]
+
+
+def memory_of(model: DeepseekV3, num_blocks: int, num_depths: int = 0) -> int:
+    """Bytes of a cache of so many blocks."""
+    size = block_bytes(model.config, BLOCK_TOKENS, "float32", torch.float32, num_depths)
+    return num_blocks * size

@@ -1,0 +1,197 @@
+"""Oracle: the same requests through the synchronous engine."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from rorqual.engine import (
+    AnswerStream,
+    AsyncEngine,
+    Engine,
+    EngineOverloaded,
+    Grammar,
+    Request,
+    SamplingParams,
+)
+from rorqual.errors import RorqualError, UsageError
+from rorqual.model import DeepseekV3
+from rorqual.tokenizer import Tokenizer
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=600, ignore_eos=True)
+TIMEOUT_SECONDS = 60
+
+
+def run(test: Coroutine[None, None, None]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await test
+
+    asyncio.run(limited())
+
+
+@asynccontextmanager
+async def started(engine: Engine, max_queue: int = 256) -> AsyncIterator[AsyncEngine]:
+    face = AsyncEngine(engine, max_queue=max_queue)
+    await face.start()
+    try:
+        yield face
+    finally:
+        await face.close()
+
+
+async def text_of(stream: AnswerStream) -> str:
+    return "".join([piece.text async for piece in stream])
+
+
+async def until_free(face: AsyncEngine) -> None:
+    """Waits until nothing holds a block."""
+    while (stats := face.stats()).num_free_blocks < stats.num_blocks:
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def engine(model: DeepseekV3, tokenizer: Tokenizer) -> Engine:
+    return Engine(model, tokenizer, max_batch=4)
+
+
+def test_many_at_once_equal_each_alone(engine: Engine, prompts: list[list[int]]) -> None:
+    expected = [output.text for output in engine.generate(prompts, GREEDY)]
+
+    async def test() -> None:
+        async with started(engine) as face:
+            streams = [face.submit(Request(prompt, GREEDY)) for prompt in prompts]
+            assert all(stream.is_waiting for stream in streams)
+            assert await asyncio.gather(*map(text_of, streams)) == expected
+            assert await face.drain(1.0)
+
+    run(test())
+
+
+def test_a_given_up_wait_loses_nothing(engine: Engine, prompts: list[list[int]]) -> None:
+    expected = engine.generate(prompts[:1], GREEDY)[0]
+
+    async def test() -> None:
+        async with started(engine) as face:
+            stream = face.submit(Request(prompts[0], GREEDY))
+            pieces = []
+            while not pieces or pieces[-1].finish_reason is None:
+                try:
+                    pieces.append(await asyncio.wait_for(anext(stream), 0.0005))
+                except TimeoutError:
+                    continue
+            assert [i for piece in pieces for i in piece.token_ids] == expected.token_ids
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+
+    run(test())
+
+
+def test_closed_and_forgotten_streams_free_their_blocks(
+    engine: Engine, prompts: list[list[int]]
+) -> None:
+    async def test() -> None:
+        async with started(engine) as face:
+            async with aclosing(face.submit(Request(prompts[2], LONG))) as stream:
+                await anext(stream)
+            await until_free(face)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            forgotten = face.submit(Request(prompts[2], LONG))
+            await anext(forgotten)
+            del forgotten
+            gc.collect()
+            await until_free(face)
+
+            async def reader() -> None:
+                async with aclosing(face.submit(Request(prompts[4], LONG))) as pieces:
+                    async for _ in pieces:
+                        pass
+
+            task = asyncio.create_task(reader())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.wait([task])
+            await until_free(face)
+            assert face.stats().num_running == 0
+
+    run(test())
+
+
+def test_a_reader_that_sleeps_stalls_nobody(engine: Engine, prompts: list[list[int]]) -> None:
+    async def test() -> None:
+        async with started(engine) as face:
+            sleeper = face.submit(Request(prompts[1], GREEDY))
+            assert await text_of(face.submit(Request(prompts[2], LONG)))
+            assert await text_of(sleeper)  # all of it waits there
+
+    run(test())
+
+
+def test_too_many_are_refused(engine: Engine) -> None:
+    async def test() -> None:
+        async with started(engine, max_queue=2) as face:
+            streams = [face.submit(Request([5, n], LONG)) for n in range(6)]
+            with pytest.raises(EngineOverloaded, match="too many"):
+                face.submit(Request([7], GREEDY))
+            await streams[0].aclose()
+            assert await text_of(face.submit(Request([7], GREEDY)))
+            for stream in streams:
+                await stream.aclose()
+
+    run(test())
+
+
+def test_draining_finishes_what_runs_and_takes_nothing(engine: Engine) -> None:
+    async def test() -> None:
+        face = AsyncEngine(engine)
+        with pytest.raises(EngineOverloaded):
+            face.submit(Request([5], GREEDY))  # not started yet
+        await face.start()
+        stream, endless = face.submit(Request([5], GREEDY)), face.submit(Request([6], LONG))
+        assert not await face.drain(0.001)
+        with pytest.raises(EngineOverloaded):
+            face.submit(Request([7], GREEDY))
+        await endless.aclose()
+        assert await face.drain(30)
+        assert len(await text_of(stream)) > 0
+        await face.close()
+
+    run(test())
+
+
+def test_closing_ends_open_answers(engine: Engine) -> None:
+    async def test() -> None:
+        face = AsyncEngine(engine)
+        await face.start()
+        stream = face.submit(Request([5], LONG))
+        await anext(stream)
+        await face.close()
+        with pytest.raises(EngineOverloaded, match="closed"):
+            await text_of(stream)
+        assert not engine.has_work
+
+    run(test())
+
+
+def test_faults_reach_whoever_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(engine) as face:
+            with pytest.raises(UsageError, match="empty"):
+                face.submit(Request([], GREEDY))
+            bad = SamplingParams(grammar=Grammar("regex", "("))
+            with pytest.raises(RorqualError):
+                await text_of(face.submit(Request([5], bad)))
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "step", lambda: 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    await text_of(face.submit(Request([5], GREEDY)))
+            await until_free(face)
+            assert await text_of(face.submit(Request([5], GREEDY)))
+
+    run(test())

@@ -1,0 +1,80 @@
+"""Oracle: the ranges of DeepSeek's and OpenAI's API, one value outside of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from rorqual.engine.grammar import Grammar
+from rorqual.engine.params import SamplingParams
+from rorqual.errors import UsageError
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": NAN},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": 0},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": NAN},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1},
+        {"logit_bias": {3: 101.0}},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {"3": 1.0}},
+        {"seed": -1},
+        {"max_tokens": 0},
+        {"stop": ("",)},
+        {"stop": "text"},
+        {"logprobs": 21},
+        {"prompt_logprobs": -1},
+    ],
+)
+def test_settings_without_meaning_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(settings))} is out of range"):
+        SamplingParams(**settings)
+
+
+def test_an_answer_with_a_grammar_ends_where_the_grammar_does() -> None:
+    with pytest.raises(UsageError, match="ignore_eos"):
+        SamplingParams(grammar=Grammar("json_object"), ignore_eos=True)
+    with pytest.raises(UsageError, match="unknown kind"):
+        Grammar("xml")  # type: ignore[arg-type]
+
+
+def test_nothing_can_be_changed_afterwards() -> None:
+    bias = {3: 1.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[3] = 50.0
+    assert params.logit_bias == {3: 1.0}
+    with pytest.raises(TypeError):
+        params.logit_bias[3] = 2.0  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.temperature = 1.0  # type: ignore[misc]
+    assert dataclasses.replace(params, seed=1).logit_bias == {3: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_plain"),
+    [
+        ({}, True),
+        ({"temperature": 0.0, "top_p": 0.5}, True),  # greedy: no filter removes the likeliest
+        ({"top_p": 1.0, "min_p": 0.0}, True),
+        ({"top_p": 0.9}, False),
+        ({"temperature": 0.0, "presence_penalty": 1.0}, False),
+        ({"logit_bias": {1: 1.0}}, False),
+        ({"grammar": Grammar("json_object")}, False),
+    ],
+)
+def test_plain_means_that_logits_and_temperature_are_all(
+    settings: dict[str, Any], is_plain: bool
+) -> None:
+    assert SamplingParams(**settings).is_plain == is_plain

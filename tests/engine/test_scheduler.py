@@ -1,0 +1,201 @@
+"""The order and the budget of steps, by hand; hypothesis drives whole lives of sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+from typing import cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.engine.answer import Answer
+from rorqual.engine.blocks import BlockPool
+from rorqual.engine.request import Request
+from rorqual.engine.scheduler import MAX_OVERTAKEN, Limits, Scheduler, Segment
+from rorqual.engine.sequence import TokenSequence
+
+SIZE = 4
+
+
+@dataclass(eq=False)
+class FakeAnswer:
+    """What the scheduler sees of an answer."""
+
+    request: Request
+    num_left: int
+    token_ids: list[int] = field(default_factory=list)
+    needs_prompt_logprobs: bool = False
+    num_cached_tokens: int = 0
+
+
+class Desk:
+    """A scheduler, and a model that answers with ever new tokens."""
+
+    def __init__(self, num_blocks: int, **changes: object) -> None:
+        values = {
+            "block_tokens": SIZE,
+            "max_batch": 8,
+            "max_step_tokens": 10,
+            "num_drafts": 0,
+            "use_prefix_cache": False,
+        }
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(self.pool, Limits(**{**values, **changes}))  # type: ignore[arg-type]
+        self.numbers = count(1000)
+        self.arrivals = count()
+
+    def add(self, prompt: list[int], num_left: int = 50) -> TokenSequence:
+        answer = FakeAnswer(Request(prompt, None), num_left)  # type: ignore[arg-type]
+        sequence = TokenSequence(cast(Answer, answer), next(self.arrivals), SIZE)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[Segment]:
+        """Schedules, checks what must always hold, and takes one token where a text has ended."""
+        segments = self.scheduler.schedule()
+        owners = [segment.sequence for segment in segments]
+        assert len(set(map(id, owners))) == len(owners), "a sequence runs twice"
+        for segment in segments:
+            end = segment.start + segment.num_tokens + segment.num_drafts
+            assert end <= len(segment.sequence.blocks) * SIZE, "a token without a block"
+            assert segment.start == segment.sequence.num_computed
+        for segment in segments:
+            sequence = segment.sequence
+            is_last = segment.is_last
+            sequence.num_computed = segment.start + segment.num_tokens
+            if is_last:
+                answer = cast(FakeAnswer, sequence.answer)
+                answer.num_left -= 1
+                answer.token_ids.append(next(self.numbers))
+                sequence.token_ids.append(answer.token_ids[-1])
+            self.scheduler.publish(sequence, sequence.num_computed)
+            if sequence.answer.num_left == 0:
+                self.scheduler.remove(sequence)
+        return segments
+
+
+def shape(segments: list[Segment]) -> list[tuple[int, int]]:
+    return [(segment.sequence.arrival, segment.num_tokens) for segment in segments]
+
+
+def test_answers_come_first_and_prompts_share_the_rest() -> None:
+    desk = Desk(100)
+    desk.add([1] * 6)
+    desk.add([2] * 15)
+    desk.add([3] * 3)
+    assert shape(desk.step()) == [(0, 6), (1, 4)]
+    assert shape(desk.step()) == [(0, 1), (1, 9)]
+    assert shape(desk.step()) == [(0, 1), (1, 2), (2, 3)]
+    assert shape(desk.step()) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_the_budget_bounds_how_many_run() -> None:
+    desk = Desk(100, max_step_tokens=2, num_drafts=3)
+    for number in range(4):
+        desk.add([number], num_left=3)
+    for _ in range(3):
+        segments = desk.step()
+        assert shape(segments) == [(0, 1), (1, 1)]
+        assert sum(segment.num_drafts for segment in segments) == 0
+    assert shape(desk.step()) == [(2, 1), (3, 1)]
+
+
+def test_drafts_take_what_the_budget_leaves_and_never_outlive_the_answer() -> None:
+    desk = Desk(100, num_drafts=3, max_step_tokens=7)
+    desk.add([1] * 2)
+    desk.add([2] * 2, num_left=3)
+    desk.step()
+    assert [segment.num_drafts for segment in desk.step()] == [3, 1]
+    assert [segment.num_drafts for segment in desk.step()] == [3, 0]
+
+
+def test_the_newest_is_preempted_and_waits_first() -> None:
+    desk = Desk(6, max_step_tokens=50)
+    old, new = desk.add([1] * 7), desk.add([2] * 7)
+    desk.add([3] * 7)
+    assert shape(desk.step()) == [(0, 7), (1, 7)]  # the third would leave no room to grow
+    while desk.scheduler.num_preemptions == 0:
+        segments = desk.step()
+    assert [segment.sequence for segment in segments] == [old]
+    assert desk.scheduler.waiting[0] is new
+    assert (new.num_computed, new.blocks) == (0, [])
+    assert len(new.answer.token_ids) > 0
+
+
+def test_small_ones_overtake_only_so_often() -> None:
+    desk = Desk(30, max_step_tokens=200)
+    desk.add([1] * 20, num_left=10_000)
+    desk.step()
+    big = desk.add([2] * 100)
+    for number in range(2 * MAX_OVERTAKEN):
+        small = desk.add([3, number], num_left=1)
+        desk.step()
+        was_overtaken = small not in desk.scheduler.waiting
+        assert was_overtaken == (number < MAX_OVERTAKEN)
+        if not was_overtaken:
+            break
+    assert big.num_overtaken == MAX_OVERTAKEN
+    assert desk.scheduler.waiting[0] is big
+
+
+def test_known_beginnings_are_shared_and_the_last_token_runs() -> None:
+    desk = Desk(50, use_prefix_cache=True, max_step_tokens=100)
+    desk.add([1] * 8, num_left=1)
+    desk.step()
+    again = desk.add([1] * 8)
+    longer = desk.add([1] * 8 + [2] * 3)
+    assert shape(desk.step()) == [(1, 4), (2, 3)]
+    assert again.blocks[0] == longer.blocks[0]
+    assert again.blocks[1] != longer.blocks[1]
+    assert again.answer.num_cached_tokens == 4
+    assert desk.scheduler.num_hit_tokens == 4 + 8
+    assert desk.scheduler.num_queried_tokens == 8 + 8 + 11
+
+
+def test_answers_to_one_prompt_compute_it_once() -> None:
+    desk = Desk(50, use_prefix_cache=True, max_step_tokens=100)
+    for _ in range(3):
+        desk.add([1] * 10)
+    desk.add([2] * 3)
+    assert shape(desk.step()) == [(0, 10), (3, 3)]
+    assert shape(desk.step()) == [(0, 1), (3, 1), (1, 2), (2, 2)]
+    apart = Desk(50, max_step_tokens=100)
+    for _ in range(2):
+        apart.add([1] * 10)
+    assert shape(apart.step()) == [(0, 10), (1, 10)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20), st.integers(0, 3)), max_size=12),
+    st.integers(13, 30),
+    st.integers(1, 20),
+    st.integers(0, 3),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_everyone_is_served_and_every_block_comes_back(
+    requests: list[tuple[int, int, int]],
+    num_blocks: int,
+    max_step_tokens: int,
+    num_drafts: int,
+    use_prefix_cache: bool,
+) -> None:
+    desk = Desk(
+        num_blocks,
+        max_step_tokens=max_step_tokens,
+        num_drafts=num_drafts,
+        use_prefix_cache=use_prefix_cache,
+        max_batch=5,
+    )
+    sequences = []
+    for length, num_left, pause in requests:
+        sequences.append(desk.add([length % 3] * length, num_left))
+        for _ in range(pause):
+            desk.step()
+    for _ in range(5000):
+        if not desk.scheduler.waiting and not desk.scheduler.running:
+            break
+        assert desk.step(), "nobody runs although somebody waits"
+    assert [len(s.answer.token_ids) for s in sequences] == [left for _, left, _ in requests]
+    assert desk.pool.num_free == num_blocks

@@ -1,0 +1,120 @@
+"""Oracles: plain decoding for the text, and the MTP modules over the whole text for the drafts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import greedy_loop, memory_of
+
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.model import DeepseekV3
+from rorqual.tokenizer import Tokenizer
+
+NUM_TOKENS = 20
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+
+
+@torch.no_grad()
+def drafts_after(model: DeepseekV3, ids: list[int], count: int, vocab_size: int) -> list[int]:
+    """What the MTP modules guess behind a text, computed without any cache.
+
+    Depth d runs over all it can; beyond the last depth its own states stand for what comes next.
+    """
+    num_depths = min(count, model.config.num_nextn_predict_layers)
+    drafts: list[int] = []
+    h = model.hidden(torch.tensor([ids])).h_BTD[:, :-1]
+    for depth in range(1, num_depths + 1):
+        text = torch.tensor([(ids + drafts)[depth:]])
+        if depth < num_depths:
+            h = model.mtp_hidden(depth, h[:, : text.shape[1]], text).h_BTD
+            drafts.append(int(model.head(h[0, -1])[:vocab_size].argmax()))
+    while len(drafts) < count:
+        text = torch.tensor([(ids + drafts)[num_depths:]])
+        out = model.mtp_hidden(num_depths, h, text).h_BTD
+        drafts.append(int(model.head(out[0, -1])[:vocab_size].argmax()))
+        h = torch.cat([h, out[:, -1:]], dim=1)
+    return drafts
+
+
+@torch.no_grad()
+def acceptance(
+    model: DeepseekV3, tokenizer: Tokenizer, prompt: list[int], answer: list[int], count: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(drafted, accepted) by position of a greedy answer, from drafts without a cache."""
+    drafted, accepted = [0] * count, [0] * count
+    done = 1  # the first token comes from the prompt's own step
+    while done < len(answer):
+        num_drafts = min(count, len(answer) - done - 1)
+        ids = prompt + answer[:done]
+        num_right = 0
+        if len(ids) > min(count, model.config.num_nextn_predict_layers):
+            guesses = drafts_after(model, ids, count, tokenizer.vocab_size)[:num_drafts]
+            while num_right < len(guesses) and guesses[num_right] == answer[done + num_right]:
+                num_right += 1
+            for position in range(len(guesses)):
+                drafted[position] += 1
+                accepted[position] += position < num_right
+        done += num_right + 1
+    return tuple(drafted), tuple(accepted)
+
+
+@pytest.mark.parametrize("speculate", [1, 4])
+@pytest.mark.parametrize("max_step_tokens", [5, 512])
+def test_drafts_are_those_of_the_modules_without_a_cache(
+    guesser: DeepseekV3,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    speculate: int,
+    max_step_tokens: int,
+) -> None:
+    """Chunked prompts, blocks from the prefix cache and rejected drafts leave no trace."""
+    prompts = prompts[1:5]
+    engine = Engine(guesser, tokenizer, speculate=speculate, max_step_tokens=max_step_tokens)
+    outputs = [engine.generate([prompt], GREEDY)[0] for prompt in prompts]
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.token_ids == greedy_loop(guesser, tokenizer, prompt, NUM_TOKENS)
+        expected = acceptance(guesser, tokenizer, prompt, output.token_ids, speculate)
+        assert (output.usage.drafted, output.usage.accepted) == expected
+    assert outputs[1].usage.accepted[0] > 0, "the test model guesses nothing"
+    stats = engine.stats()
+    sums = zip(*(output.usage.accepted for output in outputs), strict=True)
+    assert stats.accepted == tuple(map(sum, sums))
+    again = engine.generate(prompts, GREEDY)  # from cached blocks, and in company
+    assert again == outputs
+    assert again[1].usage.num_cached_tokens == 80
+    if max_step_tokens == 512:
+        assert [output.usage.accepted for output in again] == [
+            output.usage.accepted for output in outputs
+        ]
+
+
+def test_preempted_and_cancelled_answers_leave_speculation_whole(
+    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    num_depths = min(2, guesser.config.num_nextn_predict_layers)
+    memory = memory_of(guesser, 11, num_depths)
+    engine = Engine(guesser, tokenizer, speculate=2, cache_memory=memory)
+    calm = Engine(guesser, tokenizer)
+    engine.cancel(engine.add(Request(prompts[2], GREEDY)))
+    abandoned = engine.add(Request(prompts[4], GREEDY))
+    engine.step()
+    engine.step()
+    engine.cancel(abandoned)
+    params = SamplingParams(temperature=0.7, seed=1, max_tokens=50, ignore_eos=True)
+    assert engine.generate(prompts, params) == calm.generate(prompts, params)
+    stats = engine.stats()
+    assert stats.num_preemptions > 0
+    assert stats.num_free_blocks == stats.num_blocks == 11
+
+
+def test_fewer_steps_than_tokens(
+    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """What speculation is for: an accepted draft saves a step."""
+    engine = Engine(guesser, tokenizer, speculate=1)
+    answer = engine.add(Request(prompts[4], GREEDY))
+    num_steps = 0
+    while engine.has_work:
+        engine.step()
+        num_steps += 1
+    assert num_steps == NUM_TOKENS - answer.usage.accepted[0] < NUM_TOKENS

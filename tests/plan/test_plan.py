@@ -1,0 +1,231 @@
+"""The plan's figures. Oracles: SPEC's counts and unsloth's list, closed forms written out here, the
+engine's own cache, a simulation of routing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rorqual.engine.cache_formats import bytes_per_token
+from rorqual.errors import UsageError
+from rorqual.model import preset
+from rorqual.model.flops import count_parameters, forward_flops_per_token
+from rorqual.plan import HARDWARE, find_hardware, measure, plan_inference
+from rorqual.plan.hardware import USABLE_SHARE, Hardware
+from rorqual.plan.inference import Wish, longest_context
+from rorqual.plan.memory import KV_FORMATS, cache_bytes_per_token
+from rorqual.plan.sizes import disk_bytes, memory_bytes, unsloth_size
+from rorqual.plan.speed import distinct_experts, read_bytes, speed_of
+
+V3 = preset("671b")
+# SPEC §5, in its own mixed units: GiB rounded up, but Q8_0 in decimal GB.
+UNSLOTH = {
+    "Q2_K_XS": 207,
+    "Q2_K_L": 228,
+    "Q3_K_M": 298,
+    "Q4_K_M": 377,
+    "Q5_K_M": 443,
+    "Q6_K": 513,
+    "Q8_0": 712,
+}
+UNSLOTH_TOLERANCE = 0.005  # issue 4
+EXACT = 1e-12
+
+
+@pytest.mark.parametrize("mix", UNSLOTH)
+def test_disk_sizes_are_those_of_unsloths_list(mix: str) -> None:
+    assert unsloth_size(V3, mix) == pytest.approx(UNSLOTH[mix], rel=UNSLOTH_TOLERANCE)
+
+
+def test_disk_sizes_of_safetensors() -> None:
+    count = count_parameters(V3)
+    biases = 256 * (58 + 1)
+    stored = count.total + count.mtp_repeated
+    assert disk_bytes(V3, "float32") == 4 * stored
+    assert disk_bytes(V3, "bf16") == 2 * stored + 2 * biases
+    # SPEC §1: 684,531,386,000 elements, scales included; the files of the release have 688.6 GB.
+    num_scales = 684_531_386_000 - stored
+    extra = disk_bytes(V3, "fp8") - stored - 4 * num_scales  # of BF16 and float32 over FP8
+    assert 0 < extra < 0.01 * stored
+    assert disk_bytes(V3, "fp8") == pytest.approx(688.6e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "16b", "671b"])
+@pytest.mark.parametrize("format", ["fp8", "Q8_0", "Q4_K_M"])
+def test_memory_is_disk_without_mtp(name: str, format: str) -> None:
+    config = preset(name).with_changes(num_nextn_predict_layers=0)
+    assert memory_bytes(config, format) == disk_bytes(config, format)
+    assert memory_bytes(preset(name), format) == memory_bytes(config, format)
+
+
+def test_cache_bytes_of_v3() -> None:
+    """facts/gguf.md for BF16 and llama.cpp's types; our engine's own count for its formats."""
+    assert cache_bytes_per_token(V3, "bf16") == 70_272
+    assert cache_bytes_per_token(V3, "q8_0") == 37_332
+    assert cache_bytes_per_token(V3, "q4_0") == 19_764
+    for kv in ("float32", "bf16", "fp8", "q8"):
+        for name in ("tiny", "671b"):
+            config = preset(name)
+            ours = config.num_hidden_layers * bytes_per_token(config, kv, torch.bfloat16)  # type: ignore[arg-type]
+            assert cache_bytes_per_token(config, kv) == ours, (name, kv)
+
+
+def test_distinct_experts_in_expectation() -> None:
+    config = preset("small")
+    source = random.Random(0)
+    num_rounds, num_tokens = 2000, 8
+    total = 0
+    for _ in range(num_rounds):
+        chosen: set[int] = set()
+        for _ in range(num_tokens):
+            chosen |= set(source.sample(range(config.n_routed_experts), config.num_experts_per_tok))
+        total += len(chosen)
+    assert distinct_experts(config, num_tokens) == pytest.approx(total / num_rounds, rel=0.01)
+    assert distinct_experts(config, 1) == pytest.approx(config.num_experts_per_tok, rel=EXACT)
+    assert distinct_experts(V3, 10**6) == 256
+
+
+def test_a_token_reads_the_activated_parameters() -> None:
+    """One stream in BF16: two bytes each of SPEC's activated parameters without the embedding, and
+    the float32 biases, which are not among them.
+    """
+    count = count_parameters(V3)
+    biases = 256 * 58
+    expected = 2 * (count.activated - count.embedding) + 4 * biases
+    assert read_bytes(V3, "bf16", 1) == pytest.approx(expected, rel=EXACT)
+    everything = memory_bytes(V3, "bf16") - 2 * count.embedding
+    assert read_bytes(V3, "bf16", 10**6) == pytest.approx(everything, rel=EXACT)
+
+
+def test_speed_is_the_roofline() -> None:
+    device = Hardware("toy", 1e12, 1e12, {"bf16": 1e15}, "invented", step_tokens=4096)
+    one = speed_of(V3, device, weights="bf16", kv="bf16", context=4096, batch=1)
+    seconds = (read_bytes(V3, "bf16", 1) + 4096 * 70_272) / 1e12
+    assert one.decode_bound == "bandwidth"
+    assert one.decode_tokens_per_second == pytest.approx(1 / seconds, rel=EXACT)
+    fast = replace(device, bandwidth=1e18)
+    many = speed_of(V3, fast, weights="bf16", kv="bf16", context=4096, batch=64)
+    flops = forward_flops_per_token(V3, 4096, use_absorbed=True)
+    assert many.decode_bound == "compute"
+    assert many.decode_tokens_per_second == pytest.approx(1e15 / flops, rel=EXACT)
+    assert many.decode_tokens_per_second_per_stream == pytest.approx(1e15 / flops / 64, rel=EXACT)
+    prefill = 1e15 / forward_flops_per_token(V3, 4097 / 2)
+    assert many.prefill_tokens_per_second == pytest.approx(prefill, rel=EXACT)
+
+
+def test_fp8_uses_the_faster_products() -> None:
+    h800 = HARDWARE["H800"]
+    fast = replace(h800, bandwidth=1e18)
+    eight = speed_of(V3, fast, weights="fp8", kv="bf16", context=4096, batch=256)
+    wide = speed_of(V3, fast, weights="bf16", kv="bf16", context=4096, batch=256)
+    ratio = eight.decode_tokens_per_second / wide.decode_tokens_per_second
+    assert ratio == pytest.approx(1978.9 / 989.4, rel=EXACT)
+
+
+def test_v3_on_eight_devices() -> None:
+    """The README's ways to run it: FP8 fits on eight H200 and not on eight H100."""
+    fits = plan_inference(V3, find_hardware("8xH200"), weights="fp8", context=32768, batch=8)
+    assert fits.is_fitting
+    assert fits.suggestions == []
+    fails = plan_inference(V3, find_hardware("8xH100"), weights="fp8", context=32768, batch=8)
+    assert not fails.is_fitting
+    assert fails.max_context == 0
+    assert any(s.startswith("--weights Q6_K") for s in fails.suggestions)
+    assert any(s.startswith("--on 10xH100") for s in fails.suggestions)
+
+
+def test_every_suggestion_fits() -> None:
+    cases = [
+        ("8xH100", "fp8", 163840, 64),
+        ("RTX4090", "bf16", 4096, 1),
+        ("8xH200", "fp8", 163840, 64),
+    ]
+    num_suggestions = 0
+    for on, weights, context, batch in cases:
+        hardware = find_hardware(on)
+        planned = plan_inference(V3, hardware, weights=weights, context=context, batch=batch)
+        assert not planned.is_fitting
+        for suggestion in planned.suggestions:
+            changes = suggestion.partition("(")[0].split()
+            flags = dict(zip(changes[::2], changes[1::2], strict=True))
+            wish = Wish(
+                V3,
+                flags.get("--weights", weights),
+                flags.get("--kv", "bf16"),
+                int(flags.get("--context", context)),
+                int(flags.get("--batch", batch)),
+            )
+            assert wish.fits(find_hardware(flags.get("--on", on))), suggestion
+            num_suggestions += 1
+    assert num_suggestions >= 6
+
+
+def test_the_longest_context_is_the_longest() -> None:
+    hardware = find_hardware("8xH200")
+    wish = Wish(V3, "fp8", "bf16", 4096, 64)
+    longest = longest_context(wish, hardware)
+    assert 4096 < longest < V3.max_position_embeddings
+    assert replace(wish, context=longest).fits(hardware)
+    assert not replace(wish, context=longest + 1).fits(hardware)
+
+
+def test_names_of_hardware() -> None:
+    assert find_hardware("8xh200") == find_hardware("8 x H200") == HARDWARE["H200"].times(8)
+    assert find_hardware("RTX 4090").label == "RTX4090"
+    assert find_hardware("16xAscend910B").label == "16x910B"
+    assert find_hardware("8xH200").usable_bytes == pytest.approx(USABLE_SHARE * 8 * 141e9)
+    for text in ("H300", "0xH100", "2xhere", ""):
+        with pytest.raises(UsageError, match="unknown hardware"):
+            find_hardware(text) if text else find_hardware("x")
+    for device in HARDWARE.values():
+        assert device.source
+        assert device.memory_bytes > device.bandwidth / 1000
+
+
+def test_wrong_wishes() -> None:
+    hardware = HARDWARE["H800"]
+    with pytest.raises(UsageError, match="unknown format 'int3'"):
+        plan_inference(V3, hardware, weights="int3")
+    with pytest.raises(UsageError, match="unknown format of the cache"):
+        plan_inference(V3, hardware, kv="int3")
+    with pytest.raises(UsageError, match="longer than the model's positions"):
+        plan_inference(V3, hardware, context=200_000)
+    assert "fp8" in KV_FORMATS
+
+
+def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake() -> dict[str, object]:
+        calls.append(1)
+        return {"bandwidth": 3e10, "flops": {"float32": 1e11, "bf16": 4e11}}
+
+    monkeypatch.setattr(measure, "measure", fake)
+    file = tmp_path / "cache/here.json"
+    first = measure.this_machine(file)
+    assert measure.this_machine(file) == first
+    assert len(calls) == 1
+    assert first.bandwidth == 3e10
+    assert first.memory_bytes > 1e8
+    table = json.loads(file.read_text())
+    file.write_text(json.dumps(table | {"machine": "another"}))
+    measure.this_machine(file)
+    file.write_text("{ broken")
+    measure.this_machine(file)
+    assert len(calls) == 3
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert measure.cache_file() == tmp_path / "xdg/rorqual/here.json"
+
+
+def test_a_small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(measure, "GEMM_SIZE", 64)
+    table = measure.measure()
+    assert table["bandwidth"] > 1e8
+    assert set(table["flops"]) == {"float32", "bf16"}

