@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 import rorqual
-from rorqual.engine.generate import Generator
+from rorqual.engine import Engine
 from rorqual.engine.model_folder import ModelFolder
 from rorqual.eval import evaluate_skills
 
@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(
     not FOLDER.exists(), reason="the tiny model has not been shipped yet: see docs/log.md"
 )
 MAX_BYTES = 20_000_000
-MAX_STORED_ELEMENTS = 16_500_000
+MAX_STORED_ELEMENTS = 9_100_000
 QUESTIONS = 40
 FLOAT32_RELATIVE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
+def engine() -> Engine:
     folder = ModelFolder.find("tiny")
-    return Generator(folder.load_model(), folder.load_tokenizer(), max_batch=QUESTIONS)
+    return Engine(folder.load_model(), folder.load_tokenizer(), max_batch=QUESTIONS)
 
 
 def test_it_is_small_and_stored_as_the_recipe_says() -> None:
@@ -40,10 +40,12 @@ def test_it_is_small_and_stored_as_the_recipe_says() -> None:
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             tensor = file.get_slice(name)
             elements += torch.Size(tensor.get_shape()).numel()
-            is_projection = name.endswith("proj.weight") and "eh_proj" not in name
+            is_projection = (
+                name.endswith(("proj.weight", "proj_with_mqa.weight")) and "eh_proj" not in name
+            )
             assert (tensor.get_dtype() == "F8_E4M3") == is_projection, name
-            assert "layers.4.embed_tokens" not in name
-            assert "layers.4.shared_head.head" not in name
+            assert "layers.5.embed_tokens" not in name
+            assert "layers.5.shared_head.head" not in name
     assert elements < MAX_STORED_ELEMENTS
 
 
@@ -54,37 +56,39 @@ def test_its_card_is_whole() -> None:
 
 
 @torch.no_grad()
-def test_transformers_computes_the_same(generator: Generator) -> None:
+def test_transformers_computes_the_same(engine: Engine, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, DeepseekV3ForCausalLM
 
-    theirs = DeepseekV3ForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    # Its own FP8 path rounds to bfloat16 on a CPU (tests/weights compares that one).
+    rorqual.save(engine.model, str(tmp_path / "float32"), dtype="float32")
+    theirs = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "float32").eval()
     messages = [{"role": "user", "content": "What is 47 + 85?"}]
-    ids = generator.tokenizer.encode_chat(messages)
+    ids = engine.tokenizer.encode_chat(messages)
     rendered = AutoTokenizer.from_pretrained(FOLDER).apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
     assert rendered == ids
-    ours = generator.model(torch.tensor([ids]))
+    ours = engine.model(torch.tensor([ids]))
     logits = theirs(torch.tensor([ids])).logits
     assert float((ours - logits).norm() / logits.norm()) < FLOAT32_RELATIVE
 
 
-def test_a_first_conversation_succeeds(generator: Generator) -> None:
-    from rorqual.engine.sampler import SamplingParams
+def test_a_first_conversation_succeeds(engine: Engine) -> None:
+    from rorqual.engine import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=100)
-    asked = {"What is 47 + 85?": "132", "spell garden": "g-a-r-d-e-n", "hello": "Hello"}
-    prompts = [generator.tokenizer.encode_chat([{"role": "user", "content": q}]) for q in asked]
-    for output, expected in zip(generator.generate(prompts, params), asked.values(), strict=True):
+    asked = {"What is 47 + 85?": "132", "3 feet in inches": "36 inches", "hello": "Hello"}
+    prompts = [engine.tokenizer.encode_chat([{"role": "user", "content": q}]) for q in asked]
+    for output, expected in zip(engine.generate(prompts, params), asked.values(), strict=True):
         assert expected in output.text
         assert output.finish_reason == "stop"
 
 
-FLOORS: dict[str, float] = {}
+FLOORS = {"arithmetic": 0.75, "units": 0.75, "python": 0.65, "capitals": 0.6, "opposites": 0.55}
 
 
-def test_skills_on_unseen_questions(generator: Generator) -> None:
-    results = {result.skill: result for result in evaluate_skills(generator, QUESTIONS, seed=7)}
+def test_skills_on_unseen_questions(engine: Engine) -> None:
+    results = {result.skill: result for result in evaluate_skills(engine, QUESTIONS, seed=7)}
     for skill, floor in FLOORS.items():
         assert results[skill].accuracy >= floor, results[skill]
 
