@@ -116,7 +116,7 @@ def our_logits(path: Path, tokens: list[int]) -> torch.Tensor:
 def test_float32_logits_are_ours(
     tmp_path: Path, tokenizer: Tokenizer, name: str, is_split_mla: bool
 ) -> None:
-    """Every key and tensor is understood as we mean it: routing in groups, YaRN, both forms of MLA."""
+    """Every key and tensor is understood as we mean it: groups, YaRN, both forms of MLA."""
     save(random_model(CONFIGS[name]), tmp_path / "hf", "float32", tokenizer)
     path = written(tmp_path / "hf", tmp_path / "m.gguf", "F32", is_split_mla=is_split_mla)
     tokens = torch.randint(3, 380, (NUM_TOKENS,)).tolist()

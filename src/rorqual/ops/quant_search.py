@@ -54,37 +54,39 @@ def fit_scale_and_min(
     safe_w = torch.where(sum_w > 0, sum_w, 1.0)
     mean_G = (weight_nG * x_nG).sum(0) / safe_w
     weighted_nG = weight_nG * (x_nG - mean_G)
+    # Memory is taken once: megabytes that come and go cost more than the arithmetic.
+    codes, product = torch.empty_like(x_nG), torch.empty_like(x_nG)
 
-    def try_with(offset: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes less the middle, and the weighted sums of code, code^2 and centred x * code.
+    def try_with(offset: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes less the middle into `codes`; weighted sums of code, code^2 and centred x * code.
 
         They are counted from the best minimum so far, as the reference does: it pays.
         """
         width = high_G - best_low_G
         factor = torch.where(width > 0, (top + offset) / width, 0.0)
-        codes = torch.addcmul(-best_low_G * factor - middle, x_nG, factor)
+        torch.addcmul(-best_low_G * factor - middle, x_nG, factor, out=codes)
         codes.round_().clamp_(-middle, top - middle)
-        product = weight_nG * codes
+        torch.mul(weight_nG, codes, out=product)
         sum_l = product.sum(0)
         sum_ll = product.mul_(codes).sum(0)
         sum_xl = torch.mul(weighted_nG, codes, out=product).sum(0)
-        return codes, sum_l, sum_ll, sum_xl
+        return sum_l, sum_ll, sum_xl
 
-    def absolute_error(codes: Tensor, scale: Tensor, at_middle: Tensor) -> Tensor:
+    def absolute_error(scale: Tensor, at_middle: Tensor) -> Tensor:
         return codes.mul_(scale).add_(at_middle).sub_(x_nG).abs_().mul_(weight_nG).sum(0)
 
     # The first candidate reaches both extremes and is not fitted.
     scale_G = (high_G - best_low_G) / top
     at_middle = best_low_G + scale_G * middle
-    codes, sum_l, sum_ll, sum_xl = try_with(0.0)
+    sum_l, sum_ll, sum_xl = try_with(0.0)
     if use_absolute:
-        best_G = -absolute_error(codes, scale_G, at_middle)
+        best_G = -absolute_error(scale_G, at_middle)
     else:
         shift = at_middle - mean_G
         best_G = scale_G * (2 * (sum_xl - shift * sum_l) - scale_G * sum_ll)
         best_G -= shift * shift * sum_w
     for offset in grid:
-        codes, sum_l, sum_ll, sum_xl = try_with(offset)
+        sum_l, sum_ll, sum_xl = try_with(offset)
         variance = sum_ll - sum_l * sum_l / safe_w
         is_usable = variance > 0
         scale = sum_xl / torch.where(is_usable, variance, 1.0)
@@ -102,7 +104,7 @@ def fit_scale_and_min(
             scale = torch.where(is_above, through_zero, scale)
             at_middle = torch.where(is_above, scale * middle, at_middle)
         if use_absolute:
-            quality = -absolute_error(codes, scale, at_middle)
+            quality = -absolute_error(scale, at_middle)
         is_better = is_usable & (quality > best_G)
         best_G = torch.where(is_better, quality, best_G)
         scale_G = torch.where(is_better, scale, scale_G)
@@ -124,10 +126,11 @@ def fit_scale(
     weighted_nG = weight_nG * x_nG
     best_G = torch.zeros_like(extreme_G)
     scale_G = torch.zeros_like(extreme_G)
+    codes, product = torch.empty_like(x_nG), torch.empty_like(x_nG)
     for offset in grid:
-        codes = (x_nG * ((half + offset) * inverse_G)).round_().clamp_(-half, half - 1)
-        product = weighted_nG * codes
-        sum_xl = product.sum(0)
+        torch.mul(x_nG, (half + offset) * inverse_G, out=codes)
+        codes.round_().clamp_(-half, half - 1)
+        sum_xl = torch.mul(weighted_nG, codes, out=product).sum(0)
         sum_ll = torch.mul(weight_nG, codes, out=product).mul_(codes).sum(0)
         scale = torch.where(sum_ll > 0, sum_xl / sum_ll, 0.0)
         quality = scale * sum_xl
