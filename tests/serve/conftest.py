@@ -1,4 +1,6 @@
-"""A small tokenizer with every special token, and a live server over the fake engine."""
+"""A small tokenizer with every special token, a live server over the fake engine, and the chat page
+in a browser before its stub (`stage`, `chat`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from fake_engine import FakeEngine
 from live import Live, running
 from openai import OpenAI
 from served import SCRIPT, TEXTS, make_model
+from stage import Chat, Stage, open_stage
 
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel, ServerSettings
@@ -39,3 +42,15 @@ def live(engine: FakeEngine, model: ServedModel) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def client(live: Live) -> OpenAI:
     return OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with open_stage() as stage:
+        yield stage
+
+
+@pytest.fixture
+def chat(stage: Stage) -> Iterator[Chat]:
+    with stage.chat() as chat:
+        yield chat

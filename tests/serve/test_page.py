@@ -8,29 +8,16 @@ error, a breach of the Content-Security-Policy or a request elsewhere (`stage.Ch
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stage import PLAYWRIGHT, Chat, Stage, needs_browser, open_stage
+from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = needs_browser
 
 REGENERATE = "[aria-label='Write another answer']"
 LONG = "go on for long"
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with open_stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def chat(stage: Stage) -> Iterator[Chat]:
-    with stage.chat() as chat:
-        yield chat
 
 
 def wait_for(is_true: Any) -> None:

@@ -11,25 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import PLAYWRIGHT, Chat, Stage, needs_browser, open_stage
+from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = needs_browser
 
 LONG = "go on for long"
 PREFIX = "rorqual.chat.v1."
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with open_stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def chat(stage: Stage) -> Iterator[Chat]:
-    with stage.chat() as chat:
-        yield chat
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ Oracle: the browser's own layout and computed colours; contrast after WCAG 2.2 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stage import PLAYWRIGHT, Chat, Stage, needs_browser, open_stage
+from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = needs_browser
@@ -38,18 +37,6 @@ WIDE = f"""# A heading with {"a" * 90}
 """
 MIN_CONTRAST = 4.5
 SIDEWAYS = "() => document.documentElement.scrollWidth - innerWidth"
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with open_stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def chat(stage: Stage) -> Iterator[Chat]:
-    with stage.chat() as chat:
-        yield chat
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])

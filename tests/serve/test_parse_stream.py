@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,14 +14,12 @@ from hypothesis import strategies as st
 from rorqual.serve.parse_stream import (
     Content,
     Event,
-    ParsedAnswer,
     Reasoning,
     StreamParser,
     ToolCallArguments,
     ToolCallCut,
     ToolCallEnd,
     ToolCallStart,
-    collect,
     new_call_id,
 )
 from rorqual.tokenizer import parse_tool_calls
@@ -47,6 +47,37 @@ PIECES = [
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 cuts = st.randoms(use_true_random=False)
+
+
+@dataclass
+class ParsedAnswer:
+    """A whole answer; `tool_calls` in the shape of an API message's."""
+
+    reasoning: str | None = None
+    content: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+def collect(events: Iterable[Event]) -> ParsedAnswer:
+    """The answer that the events of one parser describe; a call that was cut off is content."""
+    answer = ParsedAnswer()
+    for event in events:
+        match event:
+            case Reasoning(text):
+                answer.reasoning = (answer.reasoning or "") + text
+            case Content(text):
+                answer.content += text
+            case ToolCallStart(_, call_id, name):
+                function = {"name": name, "arguments": ""}
+                answer.tool_calls.append({"id": call_id, "type": "function", "function": function})
+            case ToolCallArguments(_, text):
+                answer.tool_calls[-1]["function"]["arguments"] += text
+            case ToolCallCut(_, text):
+                answer.tool_calls.pop()
+                answer.content += text
+            case ToolCallEnd():
+                pass
+    return answer
 
 
 def parse(parser: StreamParser, pieces: list[str]) -> list[Event]:

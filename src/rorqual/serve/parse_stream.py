@@ -12,9 +12,8 @@ newlines around these two belong to the format and are dropped.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rorqual.tokenizer.special import (
     EOS,
@@ -228,34 +227,3 @@ class StreamParser:
             ends = (n for n in range(longest, 0, -1) if self._text.endswith(marker[:n]))
             num_held = max(num_held, next(ends, 0))
         return self._text[: len(self._text) - num_held]
-
-
-@dataclass
-class ParsedAnswer:
-    """A whole answer; `tool_calls` in the shape of an API message's."""
-
-    reasoning: str | None = None
-    content: str = ""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-
-
-def collect(events: Iterable[Event]) -> ParsedAnswer:
-    """The answer that the events of one parser describe; a call that was cut off is content."""
-    answer = ParsedAnswer()
-    for event in events:
-        match event:
-            case Reasoning(text):
-                answer.reasoning = (answer.reasoning or "") + text
-            case Content(text):
-                answer.content += text
-            case ToolCallStart(_, call_id, name):
-                function = {"name": name, "arguments": ""}
-                answer.tool_calls.append({"id": call_id, "type": "function", "function": function})
-            case ToolCallArguments(_, text):
-                answer.tool_calls[-1]["function"]["arguments"] += text
-            case ToolCallCut(_, text):
-                answer.tool_calls.pop()
-                answer.content += text
-            case ToolCallEnd():
-                pass
-    return answer
