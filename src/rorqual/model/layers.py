@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rorqual.ops import linear as ops
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight; the statistics are float32 whatever x's dtype. Shape (..., D) -> (...,
@@ -24,9 +26,14 @@ class RMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-def linear(num_inputs: int, num_outputs: int) -> nn.Linear:
-    """A Linear without bias: no projection of the architecture has one."""
-    return nn.Linear(num_inputs, num_outputs, bias=False)
+class Linear(nn.Linear):
+    """x (..., I) -> (..., O), without a bias: no projection of the architecture has one."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(num_inputs, num_outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight)
 
 
 class FeedForward(nn.Module):
@@ -34,9 +41,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = linear(hidden_size, intermediate_size)
-        self.up_proj = linear(hidden_size, intermediate_size)
-        self.down_proj = linear(intermediate_size, hidden_size)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
-from rorqual.model.layers import RMSNorm, linear
+from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.rope import rotate
 from rorqual.ops.attention import attention
+from rorqual.ops.linear import head_linear
 
 # Choice: as in DeepSeek's published modelling code and transformers, the norms of the latents keep
 # this epsilon whatever `rms_norm_eps` says (V3 has 1e-6 in both places).
@@ -72,17 +73,17 @@ class MLA(nn.Module):
         self.num_heads = config.num_attention_heads
         q_width = self.num_heads * config.qk_head_dim
         if config.q_lora_rank is None:
-            self.q_proj = linear(config.hidden_size, q_width)
+            self.q_proj = Linear(config.hidden_size, q_width)
         else:
-            self.q_a_proj = linear(config.hidden_size, config.q_lora_rank)
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = linear(config.q_lora_rank, q_width)
-        self.kv_a_proj_with_mqa = linear(config.hidden_size, config.latent_dim)
+            self.q_b_proj = Linear(config.q_lora_rank, q_width)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.latent_dim)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = linear(
+        self.kv_b_proj = Linear(
             config.kv_lora_rank, self.num_heads * (config.qk_nope_head_dim + config.v_head_dim)
         )
-        self.o_proj = linear(self.num_heads * config.v_head_dim, config.hidden_size)
+        self.o_proj = Linear(self.num_heads * config.v_head_dim, config.hidden_size)
 
     def forward(self, x_BTD: Tensor, step: AttentionStep) -> Tensor:
         q_nope_BTHN, q_rope_BTHR = self._queries(x_BTD, step)
@@ -145,10 +146,11 @@ class MLA(nn.Module):
         config = self.config
         w_HXC = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         w_uk_HNC, w_uv_HVC = w_HXC.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
-        q_latent = torch.einsum("bthn,hnc->bhtc", q_nope, w_uk_HNC)
-        q_BHTL = torch.cat([q_latent, q_rope.transpose(1, 2)], dim=-1)
+        q_latent = head_linear(q_nope.flatten(0, 1), w_uk_HNC.transpose(1, 2))
+        q_BHTL = torch.cat([q_latent.view(*q_rope.shape[:3], -1), q_rope], dim=-1).transpose(1, 2)
         k_B1SL = latent[:, None]  # one key for all heads
         out_BHTC = attention(
             q_BHTL, k_B1SL, k_B1SL[..., : config.kv_lora_rank], visible, config.softmax_scale
         )
-        return torch.einsum("bhtc,hvc->bthv", out_BHTC, w_uv_HVC)
+        out_MHV = head_linear(out_BHTC.transpose(1, 2).flatten(0, 1), w_uv_HVC)
+        return out_MHV.view(*q_nope.shape[:3], -1)

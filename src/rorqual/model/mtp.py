@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
-from rorqual.model.layers import RMSNorm, linear
+from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.mla import AttentionStep
 from rorqual.model.router import Routing
 
@@ -41,7 +41,7 @@ class MtpModule(Block):
         super().__init__(config, layer_id)
         self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = linear(2 * config.hidden_size, config.hidden_size)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.shared_head = SharedHead(config)
 
     def predict(

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
+from rorqual.ops.linear import linear_float32
 
 
 class Routing(NamedTuple):
@@ -50,7 +50,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = F.linear(x_TD.float(), self.weight.float())
+            logits_TE = linear_float32(x_TD, self.weight)
         if config.scoring_func == "sigmoid":
             scores_TE = logits_TE.sigmoid()
             chosen_TE = scores_TE.detach() + self.e_score_correction_bias

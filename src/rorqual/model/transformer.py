@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
-from rorqual.model.layers import RMSNorm, linear
+from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.mla import AttentionStep, CacheView
 from rorqual.model.mtp import MtpModule
 from rorqual.model.rope import RotaryAngles
 from rorqual.model.router import Router, Routing
+from rorqual.ops.linear import logits
 
 
 class Hidden(NamedTuple):
@@ -66,7 +67,7 @@ class DeepseekV3(nn.Module):
         super().__init__()
         self.config = config
         self.model = Body(config)
-        self.lm_head = linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.use_activation_checkpointing = False
@@ -129,7 +130,7 @@ class DeepseekV3(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """(..., D) -> float32 logits (..., V)."""
-        return self.lm_head(h).float()
+        return logits(h, self.lm_head.weight)
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Hidden.routing`: main layers first, then the MTP modules."""

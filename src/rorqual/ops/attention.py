@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rorqual.ops.linear import widens
+
 QUERY_BLOCK = 1024
 CAUSAL_BLOCK = 128  # Choice: keys behind a block of so many queries are not even multiplied.
 
@@ -25,6 +27,9 @@ def attention(
     `visible` is boolean and broadcasts to (B, 1, T, S): which keys a query may see. None means
     causal: the queries are the last T of the S tokens, and query t sees keys 0..S - T + t.
     """
+    if widens(k_BGSC):
+        wide = attention(q_BHTC.float(), k_BGSC.float(), v_BGSV.float(), visible, scale)
+        return wide.to(v_BGSV.dtype)
     q_BHTC = q_BHTC * scale
     num_queries = q_BHTC.shape[2]
     if visible is None:

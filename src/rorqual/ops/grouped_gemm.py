@@ -15,6 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops.compiled import can_compile
+from rorqual.ops.linear import expert_rows, linear, widens
+
+# Choice: so few rows that hardly two fall to one expert go through one kernel, a weight read a row.
+GATHER_ROWS = 64
+
 
 def grouped_gemm_plain(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     """The twin: rows of expert e are the next counts_E[e] rows of x; returns y_NO in x's dtype."""
@@ -70,6 +76,8 @@ def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed:
     if x_NI.is_cuda:
         offsets_E = counts_E.cumsum(0).to(torch.int32)
         return F.grouped_mm(x_NI, weight, offs=offsets_E)
+    if transposed and widens(weight_EOI):
+        return _multiply_widened(x_NI, weight_EOI, counts_E)
     y = x_NI.new_empty(x_NI.shape[0], weight.shape[2])
     start = 0
     for expert_id, count in enumerate(counts_E.tolist()):
@@ -77,6 +85,20 @@ def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed:
             torch.mm(x_NI[start : start + count], weight[expert_id], out=y[start : start + count])
         start += count
     return y
+
+
+def _multiply_widened(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+    if len(x_NI) <= GATHER_ROWS and can_compile():
+        experts_N = torch.arange(len(counts_E)).repeat_interleave(counts_E)
+        return expert_rows(x_NI, weight_EOI, experts_N)
+    y_NO = x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
+    start = 0
+    for expert_id, count in enumerate(counts_E.tolist()):
+        if count:
+            rows = slice(start, start + count)
+            y_NO[rows] = linear(x_NI[rows], weight_EOI[expert_id])
+        start += count
+    return y_NO
 
 
 def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""Functions of tensors as kernels: torch's Inductor compiles them, once for each set of shapes.
+
+`torch.compile` checks its guards at every call, 30 to 60 microseconds; a decode step makes hundreds
+of calls that take little more. Here a shape is looked up and that is all, so a function may depend
+on nothing but its tensors' shapes, strides, dtypes and values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rorqual.log import logger
+
+log = logger("ops")
+
+_building = threading.Lock()
+
+
+class Compiled:
+    """Calls `function` through kernels for the CPU; without gradients. See `can_compile`."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
+        self._kernels: dict[Any, Callable[..., Tensor]] = {}
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        key = tuple([(t.shape, t.stride(), t.dtype) for t in tensors])
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            with _building:
+                kernel = self._kernels[key] = self._build(tensors)
+        return kernel(*tensors)
+
+    def _build(self, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        _say_once()
+        graph = make_fx(self._function, tracing_mode="fake")(*tensors)
+        return torch._inductor.compile(graph, list(tensors))  # type: ignore[return-value]
+
+
+@cache
+def can_compile() -> bool:
+    """Is there a C++ compiler that Inductor can use? If not, a warning says what that costs."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        log.warning(
+            "no C++ compiler: bfloat16 decodes several times slower on this processor, which has "
+            "no bfloat16 arithmetic (install g++ or clang++, or load the model as float32)"
+        )
+        return False
+    return True
+
+
+@cache
+def _say_once() -> None:
+    log.info("compiling kernels for bfloat16 weights: seconds each, kept on disk for next time")
