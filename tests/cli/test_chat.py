@@ -100,8 +100,11 @@ class Terminal:
         while not re.search(pattern, self.seen, re.DOTALL):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen[-500:]!r}"
             self.send("\x03")
-            if select.select([self.descriptor], [], [], 5.0)[0]:
+            # Its echo comes before what it does: a second press now would hit the next line.
+            while select.select([self.descriptor], [], [], 5.0)[0]:
                 self.seen += os.read(self.descriptor, 65536).decode(errors="replace")
+                if re.search(pattern, self.seen, re.DOTALL):
+                    break
         self.seen = ""
 
     def exit_code(self) -> int:

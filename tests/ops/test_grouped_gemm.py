@@ -27,4 +27,6 @@ def test_equals_the_loop(counts: list[int], dtype: torch.dtype) -> None:
 def test_operator_is_well_formed() -> None:
     x = torch.randn(7, 4, requires_grad=True)
     weight = torch.randn(3, 5, 4, requires_grad=True)
-    torch.library.opcheck(grouped_gemm, (x, weight, torch.tensor([2, 0, 5])))
+    torch.library.opcheck(
+        torch.ops.rorqual.grouped_gemm.default, (x, weight, torch.tensor([2, 0, 5]))
+    )

@@ -1,14 +1,15 @@
 """Functions of tensors as kernels: torch's Inductor compiles them, once for each set of shapes.
 
 `torch.compile` checks its guards at every call, 30 to 60 microseconds; a decode step makes hundreds
-of calls that take little more. Here a shape is looked up and that is all, so a function may depend
-on nothing but its tensors' shapes, strides, dtypes and values.
+of calls that take little more. Here a shape is looked up and the generated code called (docs/log.md
+has the figures), so a function may depend on nothing but its tensors' shapes, strides, dtypes and
+values. The two entries of Inductor used here are not its public ones: torch's version is bounded.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +29,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
-        self._kernels: dict[Any, Callable[..., Tensor]] = {}
+        self._kernels: dict[Any, Callable[[list[Tensor]], Sequence[Tensor]]] = {}
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         key = tuple([(t.shape, t.stride(), t.dtype) for t in tensors])
@@ -36,12 +37,20 @@ class Compiled:
         if kernel is None:
             with _building:
                 kernel = self._kernels[key] = self._build(tensors)
-        return kernel(*tensors)
+        return kernel(list(tensors))[0]
 
-    def _build(self, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    def _build(self, tensors: tuple[Tensor, ...]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.decomposition import select_decomp_table
+
         _say_once()
-        graph = make_fx(self._function, tracing_mode="fake")(*tensors)
-        return torch._inductor.compile(graph, list(tensors))  # type: ignore[return-value]
+        trace = make_fx(
+            lambda *inputs: (self._function(*inputs),), select_decomp_table(), tracing_mode="fake"
+        )
+        graph = trace(*tensors)
+        inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+        with torch.no_grad():
+            return compile_fx_inner(graph, inputs).current_callable  # type: ignore[attr-defined]
 
 
 @cache

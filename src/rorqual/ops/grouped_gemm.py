@@ -1,6 +1,6 @@
 """Grouped GEMM: each expert's rows times that expert's matrix, in one call.
 
-`grouped_gemm` is a custom operator, so that torch.compile treats it as one opaque node: on CPU the
+It calls a custom operator, so that torch.compile treats it as one opaque node: on CPU the
 built-in `F.grouped_mm` cannot be compiled in float32. Its plain twin is `grouped_gemm_plain`, a
 loop over the experts.
 """
@@ -30,17 +30,22 @@ def grouped_gemm_plain(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Te
     )
 
 
-@torch.library.custom_op("rorqual::grouped_gemm", mutates_args=())
 def grouped_gemm(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     """y_NO = x_NI @ weight_EOI[e].T for the counts_E[e] rows of each expert e, in order.
 
     Args: x (N, I) and weight (E, O, I) of one floating dtype, counts (E,) int64 with sum N.
     Returns: (N, O). Differentiable in x and weight.
     """
+    multiply = _multiply_widened if widens(weight_EOI) else _forward_op
+    return multiply(x_NI, weight_EOI, counts_E)
+
+
+@torch.library.custom_op("rorqual::grouped_gemm", mutates_args=())
+def _forward_op(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     return _multiply(x_NI, weight_EOI, counts_E, transposed=True)
 
 
-@grouped_gemm.register_fake
+@_forward_op.register_fake
 def _(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     return x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
 
@@ -68,7 +73,7 @@ def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
     return (*_backward_op(grad_NO, *ctx.saved_tensors), None)
 
 
-grouped_gemm.register_autograd(_backward, setup_context=_keep_inputs)
+_forward_op.register_autograd(_backward, setup_context=_keep_inputs)
 
 
 def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed: bool) -> Tensor:
@@ -76,8 +81,6 @@ def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed:
     if x_NI.is_cuda:
         offsets_E = counts_E.cumsum(0).to(torch.int32)
         return F.grouped_mm(x_NI, weight, offs=offsets_E)
-    if transposed and widens(weight_EOI):
-        return _multiply_widened(x_NI, weight_EOI, counts_E)
     y = x_NI.new_empty(x_NI.shape[0], weight.shape[2])
     start = 0
     for expert_id, count in enumerate(counts_E.tolist()):
@@ -89,7 +92,8 @@ def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed:
 
 def _multiply_widened(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     if len(x_NI) <= GATHER_ROWS and can_compile():
-        experts_N = torch.arange(len(counts_E)).repeat_interleave(counts_E)
+        numbers_E = torch.arange(len(counts_E))
+        experts_N = numbers_E.repeat_interleave(counts_E, output_size=len(x_NI))
         return expert_rows(x_NI, weight_EOI, experts_N)
     y_NO = x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
     start = 0

@@ -58,7 +58,7 @@ def linear_float32(x: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def logits(h: Tensor, weight_VD: Tensor) -> Tensor:
-    """h (..., D) -> float32 (..., V), from sums of the weight's dtype where no wider are at hand."""
+    """h (..., D) -> float32 (..., V); the sums are as wide as the processor's path makes them."""
     return _wide_linear(h, weight_VD) if widens(weight_VD) else F.linear(h, weight_VD).float()
 
 
@@ -67,14 +67,14 @@ def head_linear(x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:
     if not widens(weight_HOI):
         return torch.einsum("mhi,hoi->mho", x_MHI, weight_HOI)
     if len(x_MHI) <= FEW_ROWS and can_compile():
-        return _by_eights(_head_rows, x_MHI.float(), weight_HOI).to(weight_HOI.dtype)
+        return _by_eights(_head_rows, x_MHI.float(), weight_HOI)
     y_MHO = torch.einsum("mhi,hoi->mho", x_MHI.float(), weight_HOI.float())
     return y_MHO.to(weight_HOI.dtype)
 
 
 def expert_rows(x_NI: Tensor, weight_EOI: Tensor, experts_N: Tensor) -> Tensor:
     """y_NO = x_NI[n] @ weight_EOI[experts_N[n]].T for a few rows, without copying any weight."""
-    return _expert_rows(x_NI.float(), weight_EOI, experts_N).to(weight_EOI.dtype)
+    return _expert_rows(x_NI.float(), weight_EOI, experts_N)
 
 
 def _wide_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
@@ -121,11 +121,12 @@ def _sum_rows(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
 
 def _sum_head_rows(x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:
     wide_HOI = weight_HOI.float()
-    return torch.stack([(wide_HOI * x_HI[:, None]).sum(-1) for x_HI in x_MHI.unbind()])
+    sums = [(wide_HOI * x_HI[:, None]).sum(-1) for x_HI in x_MHI.unbind()]
+    return torch.stack(sums).to(weight_HOI.dtype)
 
 
 def _sum_expert_rows(x_NI: Tensor, weight_EOI: Tensor, experts_N: Tensor) -> Tensor:
-    return (weight_EOI[experts_N].float() * x_NI[:, None]).sum(-1)
+    return (weight_EOI[experts_N].float() * x_NI[:, None]).sum(-1).to(weight_EOI.dtype)
 
 
 _rows = Compiled(_sum_rows)
