@@ -66,6 +66,10 @@ class EngineOverloaded(RorqualError):  # noqa: N818  it says what is, and the fa
     """The engine has as many requests as it may take, or takes none any more."""
 
 
+class EngineFailed(RorqualError):  # noqa: N818  it says what is, as EngineOverloaded does
+    """The engine cannot go on: its thread ended, or step after step fails."""
+
+
 def listing(items: Sequence[object]) -> str:
     """The first 20 items on a line, then how many more there are."""
     shown = ", ".join(str(item) for item in items[:MAX_LISTED])

@@ -1,17 +1,23 @@
-"""Writes that are whole or absent: temporary name, fsync, rename (STYLE rule 19)."""
+"""Writes that are whole or absent: temporary name, fsync, rename (STYLE rule 19).
+
+Modes are those that `open` and `mkdir` give, so the umask decides who may read.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from rorqual.errors import RorqualError, UsageError
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}")  # as `_temporary` makes them
 
 
 def fsync_path(path: Path) -> None:
@@ -29,17 +35,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = _temporary(path)
     try:
-        with os.fdopen(descriptor, mode, encoding=encoding) as file:
+        with open(temporary, mode.replace("w", "x"), encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         fsync_path(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -60,14 +65,18 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
             fix="choose another directory or remove this one; nothing was written",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _temporary(path)
+    temporary.mkdir()
+    file_mode = temporary.stat().st_mode & 0o666
     try:
         yield temporary
         for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():  # some libraries make theirs private
+                file.chmod(file_mode)
             fsync_path(file)
-        os.chmod(temporary, 0o755)
         if path.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = _temporary(path)
+            old.mkdir()
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
@@ -77,6 +86,17 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def final_name(path: Path) -> str | None:
+    """The name that a file or directory in work was to take; None if it is not one of ours."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return match[1] if match else None
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:

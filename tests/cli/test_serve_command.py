@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
-import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from command import TIMEOUT_SECONDS, run, start
+from command import TIMEOUT_SECONDS, run
 from openai import OpenAI
+from serving import serving
 
 from rorqual.cli.serve import parse_memory
 from rorqual.errors import UsageError
@@ -24,38 +20,6 @@ from rorqual.errors import UsageError
 LONG = {"max_tokens": 3000, "logit_bias": {"1": -100}, "stream": True}
 AT_ONCE_SECONDS = 20
 """A second signal waits for nothing; what remains is a busy machine's time to end a process."""
-
-
-@contextmanager
-def serving(folder: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A started server and its address."""
-    process = start("serve", "--model", folder, "--port", 0, *flags)
-    killer = threading.Timer(TIMEOUT_SECONDS, process.kill)
-    killer.start()
-    try:
-        assert process.stderr is not None
-        lines = [process.stderr.readline().decode() for _ in range(4)]
-        address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
-        assert address is not None, lines + process.stderr.readlines()
-        assert "tokens in" in lines[1]
-        assert "curl http://127.0.0.1" in lines[2]
-        wait_until_ready(address[0])
-        yield process, address[0]
-    finally:
-        killer.cancel()
-        process.kill()
-        process.communicate()
-
-
-def wait_until_ready(address: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(address + "/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not become ready")
 
 
 def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from rorqual.engine.draft_policy import FixedDrafts
 from rorqual.engine.paged_cache import block_bytes
 from rorqual.model import DeepseekV3, ModelConfig, build
 from rorqual.tokenizer import Tokenizer
 
 BLOCK_TOKENS = 16
+ALWAYS = FixedDrafts(100)
+"""As many drafts as `speculate` allows in every step, so that no test hangs on time."""
 CONFIG = ModelConfig(
     vocab_size=320,
     hidden_size=64,

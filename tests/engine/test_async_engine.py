@@ -13,11 +13,13 @@ from rorqual.engine import (
     AnswerStream,
     AsyncEngine,
     Engine,
+    EngineFailed,
     EngineOverloaded,
     Grammar,
     Request,
     SamplingParams,
 )
+from rorqual.engine.async_engine import MAX_FAILED_STEPS
 from rorqual.errors import RorqualError, UsageError
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
@@ -193,5 +195,67 @@ def test_faults_reach_whoever_waits(engine: Engine, monkeypatch: pytest.MonkeyPa
                     await text_of(face.submit(Request([5], GREEDY)))
             await until_free(face)
             assert await text_of(face.submit(Request([5], GREEDY)))
+
+    run(test())
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("the device is gone"), SystemExit(3)])
+def test_an_engine_that_cannot_go_on_says_so_and_leaves_nobody_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    """A fault in every step, or one that ends the thread."""
+
+    def fail() -> None:
+        raise fault
+
+    async def test() -> None:
+        async with started(engine) as face:
+            monkeypatch.setattr(engine, "step", fail)
+            for _ in range(MAX_FAILED_STEPS - 1 if isinstance(fault, Exception) else 0):
+                with pytest.raises(type(fault)):
+                    await text_of(face.submit(Request([5], GREEDY)))
+                assert face.failure is None
+            streams = [face.submit(Request([5, n], GREEDY)) for n in range(8)]
+            ends = await asyncio.gather(*map(text_of, streams), return_exceptions=True)
+            assert all(isinstance(end, RuntimeError | EngineFailed) for end in ends)
+            while face.failure is None:
+                await asyncio.sleep(0.01)
+            with pytest.raises(EngineFailed, match=type(fault).__name__):
+                face.submit(Request([5], GREEDY))
+            assert await face.drain(1.0), "nothing is open"
+
+    run(test())
+
+
+def test_lost_blocks_are_a_failure(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(engine) as face:
+
+            def fail() -> None:
+                engine._pool.take(1, after=None)
+                raise ValueError
+
+            monkeypatch.setattr(engine, "step", fail)
+            with pytest.raises(ValueError):
+                await text_of(face.submit(Request([5], GREEDY)))
+            while face.failure is None:
+                await asyncio.sleep(0.01)
+
+    run(test())
+
+
+def test_the_first_grammar_finds_its_trie(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    llguidance = pytest.importorskip("llguidance")
+    made = []
+    build = llguidance.LLTokenizer
+    monkeypatch.setattr(llguidance, "LLTokenizer", lambda *args: made.append(1) or build(*args))
+
+    async def test() -> None:
+        async with started(engine) as face:
+            while not made:
+                await asyncio.sleep(0.01)
+            params = SamplingParams(grammar=Grammar("regex", "a"), temperature=0)
+            assert await text_of(face.submit(Request([5], params))) == "a"
+            assert made == [1]
 
     run(test())

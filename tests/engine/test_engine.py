@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from small_models import BLOCK_TOKENS, greedy_loop, memory_of
+from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import rorqual
@@ -69,6 +69,7 @@ def test_batches_chunks_and_drafts_change_no_token(
         max_batch=max_batch,
         max_step_tokens=max_step_tokens,
         speculate=speculate,
+        draft_policy=ALWAYS,
     )
     assert tokens_of(engine, prompts) == expected
     assert engine.stats().num_preemptions == 0
@@ -84,7 +85,13 @@ def test_the_prefix_cache_changes_no_token(
     use_prefix_cache: bool,
     speculate: int,
 ) -> None:
-    engine = Engine(model, tokenizer, use_prefix_cache=use_prefix_cache, speculate=speculate)
+    engine = Engine(
+        model,
+        tokenizer,
+        use_prefix_cache=use_prefix_cache,
+        speculate=speculate,
+        draft_policy=ALWAYS,
+    )
     assert tokens_of(engine, prompts) == expected
     longer = [prompt + answer for prompt, answer in zip(prompts, expected, strict=True)]
     for cut in (0, 15, 16, 30):
@@ -114,6 +121,7 @@ def test_preemption_changes_no_token(
         model,
         tokenizer,
         speculate=speculate,
+        draft_policy=ALWAYS,
         use_prefix_cache=use_prefix_cache,
         cache_memory=memory_of(model, 13, speculate),
         max_step_tokens=40,
@@ -124,7 +132,7 @@ def test_preemption_changes_no_token(
     assert stats.num_preemptions > 0
     assert stats.num_free_blocks == stats.num_blocks == 13
     sampled = SamplingParams(temperature=1, seed=5, max_tokens=NUM_TOKENS, ignore_eos=True)
-    calm = Engine(model, tokenizer, speculate=speculate)
+    calm = Engine(model, tokenizer, speculate=speculate, draft_policy=ALWAYS)
     assert engine.generate(prompts, sampled) == calm.generate(prompts, sampled)
 
 
@@ -140,6 +148,7 @@ def test_cancels_at_random_leak_no_block_and_disturb_nobody(
         model,
         tokenizer,
         speculate=speculate,
+        draft_policy=ALWAYS,
         cache_memory=memory_of(model, 20, min(speculate, 1)),
         max_step_tokens=30,
         max_batch=5,
@@ -179,7 +188,7 @@ def test_seeded_answers_are_the_same_in_any_company(
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=11, max_tokens=24)
     one = Engine(model, tokenizer, max_batch=1).generate(prompts, params)
     five = Engine(model, tokenizer, max_batch=5, max_step_tokens=9).generate(prompts, params)
-    drafted = Engine(model, tokenizer, speculate=2).generate(prompts, params)
+    drafted = Engine(model, tokenizer, speculate=2, draft_policy=ALWAYS).generate(prompts, params)
     assert one == five == drafted
     other = SamplingParams(temperature=1.0, top_p=0.9, seed=99, max_tokens=24)
     assert one != Engine(model, tokenizer).generate(prompts, other)
@@ -189,7 +198,7 @@ def test_seeded_answers_are_the_same_in_any_company(
 def test_pieces_add_up_to_the_answer(
     model: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
-    engine = Engine(model, tokenizer, speculate=1)
+    engine = Engine(model, tokenizer, speculate=1, draft_policy=ALWAYS)
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=2)
     answer = engine.add(Request(prompts[2], params))
     pieces = []
@@ -238,7 +247,7 @@ def test_the_context_is_a_clear_limit(model: DeepseekV3, tokenizer: Tokenizer) -
         engine.generate([[5], [5] * 700], GREEDY)
     last = engine.generate([[5] * 699], GREEDY)[0]
     assert (len(last.token_ids), last.finish_reason) == (1, "length")
-    short = Engine(model, tokenizer, max_model_len=50, speculate=3)
+    short = Engine(model, tokenizer, max_model_len=50, speculate=3, draft_policy=ALWAYS)
     with pytest.raises(UsageError, match="does not fit"):
         short.add(Request([5] * 50, GREEDY))
     whole = short.generate([[5] * 30], GREEDY)[0]

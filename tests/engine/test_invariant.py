@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import ALWAYS
 from torch import Tensor
 
 from rorqual.engine import Engine, SamplingParams
@@ -53,7 +54,14 @@ def test_engines_agree_in_every_bit(
 ) -> None:
     params = SamplingParams(temperature=1, seed=3, max_tokens=8, logprobs=4, ignore_eos=True)
     alone = Engine(model, tokenizer, is_batch_invariant=True, max_batch=1)
-    crowd = Engine(model, tokenizer, is_batch_invariant=True, max_step_tokens=37, speculate=1)
+    crowd = Engine(
+        model,
+        tokenizer,
+        is_batch_invariant=True,
+        max_step_tokens=37,
+        speculate=1,
+        draft_policy=ALWAYS,
+    )
     assert alone.generate(prompts, params) == crowd.generate(prompts, params)
     stats = crowd.stats()
     assert stats.num_free_blocks == stats.num_blocks

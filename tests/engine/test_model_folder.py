@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from rorqual.engine import ModelFolder
@@ -67,6 +68,38 @@ def test_what_is_saved_is_loaded(tmp_path: Path, model: DeepseekV3, tokenizer: T
     assert next(folder.load_model("bfloat16").parameters()).dtype.itemsize == 2
     with pytest.raises(UsageError, match="dtype"):
         folder.load_model("int4")
+
+
+def gguf_with(path: Path, **advice: float) -> ModelFolder:
+    """A file of keys only, written by the `gguf` package."""
+    writer = gguf.GGUFWriter(path, "deepseek2")
+    for name, value in advice.items():
+        getattr(writer, f"add_sampling_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return ModelFolder.find(str(path))
+
+
+def test_a_gguf_file_has_advice_too(tmp_path: Path) -> None:
+    folder = gguf_with(tmp_path / "m.gguf", temp=0.7, top_k=40, top_p=0.9, min_p=0.05)
+    params = folder.sampling(top_p=0.5)
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.5, 40, 0.05)
+    (tmp_path / "chat.json").write_text('{"sampling": {"temperature": 0.1}}', encoding="utf-8")
+    assert folder.sampling().temperature == 0.7  # the file was named, not the folder
+    whole = ModelFolder.find(str(tmp_path)).sampling()
+    assert (whole.temperature, whole.top_k) == (0.1, 40)
+    with pytest.raises(ConfigError, match="temperature"):
+        gguf_with(tmp_path / "hot.gguf", temp=-3.0).sampling()
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.bin", "m-00001-of-00001.gguf"])
+def test_names_of_files(tmp_path: Path, name: str) -> None:
+    found = {"m.gguf": "m", "m.bin": "m.bin", "m-00001-of-00001.gguf": "m"}
+    folder = gguf_with(tmp_path / name)
+    assert (folder.name, folder.kind) == (found[name], "gguf")
+    assert not folder.is_chat()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

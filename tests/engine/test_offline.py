@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from small_models import ALWAYS
 
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.offline import WINDOW_PER_ROW
@@ -107,7 +108,7 @@ def test_stop_strings_end_the_text(
     model: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
     for speculate in (0, 2):
-        engine = Engine(model, tokenizer, speculate=speculate)
+        engine = Engine(model, tokenizer, speculate=speculate, draft_policy=ALWAYS)
         whole = engine.generate([prompts[4]], GREEDY)[0].text
         stop = whole[20:25]
         params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, stop=("never", stop))

@@ -32,16 +32,16 @@ class FakeAnswer:
 class Desk:
     """A scheduler, and a model that answers with ever new tokens."""
 
-    def __init__(self, num_blocks: int, **changes: object) -> None:
+    def __init__(self, num_blocks: int, num_drafts: int = 0, **changes: object) -> None:
         values = {
             "block_tokens": SIZE,
             "max_batch": 8,
             "max_step_tokens": 10,
-            "num_drafts": 0,
             "use_prefix_cache": False,
         }
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(self.pool, Limits(**{**values, **changes}))  # type: ignore[arg-type]
+        self.num_drafts = num_drafts
         self.numbers = count(1000)
         self.arrivals = count()
 
@@ -53,7 +53,7 @@ class Desk:
 
     def step(self) -> list[Segment]:
         """Schedules, checks what must always hold, and takes one token where a text has ended."""
-        segments = self.scheduler.schedule()
+        segments = self.scheduler.schedule(self.num_drafts)
         owners = [segment.sequence for segment in segments]
         assert len(set(map(id, owners))) == len(owners), "a sequence runs twice"
         for segment in segments:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from small_models import greedy_loop, memory_of
+from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 
 from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.draft_policy import FixedDrafts, PayingDrafts
+from rorqual.engine.flat_step import Span
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 
@@ -69,7 +73,13 @@ def test_drafts_are_those_of_the_modules_without_a_cache(
 ) -> None:
     """Chunked prompts, blocks from the prefix cache and rejected drafts leave no trace."""
     prompts = prompts[1:5]
-    engine = Engine(guesser, tokenizer, speculate=speculate, max_step_tokens=max_step_tokens)
+    engine = Engine(
+        guesser,
+        tokenizer,
+        speculate=speculate,
+        draft_policy=ALWAYS,
+        max_step_tokens=max_step_tokens,
+    )
     outputs = [engine.generate([prompt], GREEDY)[0] for prompt in prompts]
     for prompt, output in zip(prompts, outputs, strict=True):
         assert output.token_ids == greedy_loop(guesser, tokenizer, prompt, NUM_TOKENS)
@@ -93,7 +103,7 @@ def test_preempted_and_cancelled_answers_leave_speculation_whole(
 ) -> None:
     num_depths = min(2, guesser.config.num_nextn_predict_layers)
     memory = memory_of(guesser, 11, num_depths)
-    engine = Engine(guesser, tokenizer, speculate=2, cache_memory=memory)
+    engine = Engine(guesser, tokenizer, speculate=2, draft_policy=ALWAYS, cache_memory=memory)
     calm = Engine(guesser, tokenizer)
     engine.cancel(engine.add(Request(prompts[2], GREEDY)))
     abandoned = engine.add(Request(prompts[4], GREEDY))
@@ -111,10 +121,84 @@ def test_fewer_steps_than_tokens(
     guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
     """What speculation is for: an accepted draft saves a step."""
-    engine = Engine(guesser, tokenizer, speculate=1)
+    engine = Engine(guesser, tokenizer, speculate=1, draft_policy=ALWAYS)
     answer = engine.add(Request(prompts[4], GREEDY))
     num_steps = 0
     while engine.has_work:
         engine.step()
         num_steps += 1
     assert num_steps == NUM_TOKENS - answer.usage.accepted[0] < NUM_TOKENS
+
+
+class Clock:
+    """An engine whose steps take chosen times: a second, and so much more for each draft."""
+
+    def __init__(self, engine: Engine, seconds_per_draft: float) -> None:
+        self.now = 0.0
+        self.seconds_per_draft = seconds_per_draft
+        run = engine._runner.run
+
+        def timed(spans: Sequence[Span]) -> list[torch.Tensor]:
+            self.now += 1.0 + self.seconds_per_draft * (len(spans[0].token_ids) - 1)
+            return run(spans)
+
+        engine._runner.run = timed  # type: ignore[method-assign]
+        engine._draft_policy = PayingDrafts(1, clock=lambda: self.now)
+
+
+def test_drafting_stops_where_it_does_not_pay_and_the_text_stays(
+    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """Slow verification ends it, fast one brings it back; texts, cache and drafts stay right."""
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    prompts = prompts[3:]
+    plain = Engine(guesser, tokenizer).generate(prompts, params)
+    engine = Engine(guesser, tokenizer, speculate=1)
+    clock = Clock(engine, seconds_per_draft=2.0)
+    for _ in range(3):
+        assert engine.generate(prompts, params) == plain
+    assert engine.stats().num_drafts == 0
+    before = engine.stats().drafted[0]
+    assert engine.generate(prompts, params) == plain
+    num_tried = engine.stats().drafted[0] - before
+    assert num_tried < 0.1 * len(prompts) * params.max_tokens
+    clock.seconds_per_draft = 0.01
+    for _ in range(20):
+        assert engine.generate(prompts, params) == plain
+        if engine.stats().num_drafts == 1:
+            break
+    assert engine.stats().num_drafts == 1
+    # After all that starting and stopping the drafts are those of a fresh engine.
+    engine._draft_policy = ALWAYS
+    fresh = Engine(guesser, tokenizer, speculate=1, draft_policy=ALWAYS).generate(prompts, params)
+    for output, expected in zip(engine.generate(prompts, params), fresh, strict=True):
+        assert output == expected
+        assert output.usage.accepted == expected.usage.accepted
+
+
+def test_depths_follow_a_text_that_grows_without_drafts(
+    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """Its blocks get published as without speculation, and no state waits for longer than one."""
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    never = FixedDrafts(0)
+    engine = Engine(guesser, tokenizer, speculate=1, draft_policy=never)
+    answers = [engine.add(Request(prompt, params)) for prompt in prompts]
+    while engine.has_work:
+        engine.step()
+        for answer in answers:
+            sequence = engine._sequences.get(answer)
+            if sequence is not None and sequence.depths is not None:
+                assert all(len(depth.rows_TD) <= BLOCK_TOKENS for depth in sequence.depths)
+    plain = Engine(guesser, tokenizer)
+    assert [answer.output() for answer in answers] == plain.generate(prompts, params)
+    longer = [[*p, *a.token_ids, 5] for p, a in zip(prompts, answers, strict=True)]
+    cached = [output.usage.num_cached_tokens for output in engine.generate(longer, GREEDY)]
+    assert cached == [output.usage.num_cached_tokens for output in plain.generate(longer, GREEDY)]
+    assert min(cached) >= 96
+    # What the depths made of the text in the meantime is what they would have made at once.
+    engine._draft_policy = ALWAYS
+    fresh = Engine(guesser, tokenizer, speculate=1, draft_policy=ALWAYS)
+    for prompt in longer:
+        both = [each.generate([prompt], GREEDY)[0].usage.accepted for each in (engine, fresh)]
+        assert both[0] == both[1]

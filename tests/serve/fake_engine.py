@@ -10,7 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
-from rorqual.engine import EngineOverloaded, EngineStats, Piece, Request, TokenLogprob, Usage
+from rorqual.engine import (
+    EngineFailed,
+    EngineOverloaded,
+    EngineStats,
+    Piece,
+    Request,
+    TokenLogprob,
+    Usage,
+)
 from rorqual.tokenizer import Tokenizer
 
 DEFAULT = "The whale swims in the sea."
@@ -45,7 +53,8 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.num_open = self.num_cancelled = self.num_done = self.num_output_tokens = 0
         self.is_started = self.is_closed = self.is_draining = False
-        self.failure: Exception | None = None
+        self.problem: Exception | None = None
+        self.failure: EngineFailed | None = None
         self._known_prefixes: set[tuple[int, ...]] = set()
 
     async def start(self) -> None:
@@ -84,6 +93,7 @@ class FakeEngine:
             num_preemptions=0,
             drafted=(10,) * self.num_drafts,
             accepted=(8,) * self.num_drafts,
+            num_drafts=self.num_drafts,
         )
 
     async def _answer(self, request: Request) -> AsyncIterator[Piece]:
@@ -107,8 +117,8 @@ class FakeEngine:
         for start in starts:
             await self.gate.wait()
             await asyncio.sleep(self.step_seconds)
-            if self.failure is not None:
-                raise self.failure
+            if self.problem is not None:
+                raise self.problem
             chunk = ids[start : start + self.step_tokens]
             self.num_output_tokens += len(chunk)
             shown = "".join(decoder.put(i) for i in chunk if i != self.tokenizer.eos_id)
@@ -138,6 +148,10 @@ class FakeEngine:
         if found:
             text = text[: min(found)]
             ids = self.tokenizer.encode(text, allow_special=True) or [self.tokenizer.eos_id]
+        stops = [at for at, i in enumerate(ids) if i in request.params.stop_token_ids]
+        if stops:  # the token that stops is no text, as the engine has it
+            text = self.tokenizer.decode(ids[: stops[0]])
+            ids = ids[: stops[0] + 1]
         if len(ids) > request.params.max_tokens:
             ids, reason = ids[: request.params.max_tokens], "length"
         return ids, text, reason

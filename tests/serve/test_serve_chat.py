@@ -16,6 +16,8 @@ from openai import OpenAI
 from served import TIME, WEATHER
 
 from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import TOOL_CALL_END, TOOL_CALLS_END
+from rorqual.tokenizer.tool_calls import render_tool_calls
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[Any] = [
@@ -163,6 +165,28 @@ def test_tool_calls_are_the_same_streamed_or_not(client: OpenAI, question: str) 
     assert (whole.message.content or "") == streamed["content"]
     assert len({call.id for call in whole.message.tool_calls}) == len(calls)
     assert all(call["id"] for call in streamed["calls"].values())
+
+
+@pytest.mark.parametrize("question", ["call two", "say and call"])
+def test_without_parallel_calls_the_first_one_ends_the_answer(
+    client: OpenAI, engine: FakeEngine, tokenizer: Tokenizer, question: str
+) -> None:
+    one: Any = {"tools": TOOLS, "parallel_tool_calls": False}
+    whole = ask(client, question, **one)
+    streamed = fold(ask(client, question, **one, stream=True))
+    choice = whole.choices[0]
+    assert choice.finish_reason == streamed["finish"] == "tool_calls"
+    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls]
+    assert calls == [("weather", '{"city": "Oslo"}')]
+    assert calls == [(c["name"], c["arguments"]) for c in streamed["calls"].values()]
+    assert (choice.message.content or "") == streamed["content"]
+    assert TOOL_CALL_END not in (choice.message.content or "")
+    said = "Let me look." if question == "say and call" else ""
+    first = said + render_tool_calls([WEATHER]).removesuffix(TOOL_CALLS_END)
+    assert whole.usage.completion_tokens == len(tokenizer.encode(first, allow_special=True))
+    many = ask(client, question, tools=TOOLS, parallel_tool_calls=True).choices[0]
+    assert len(many.message.tool_calls) == (2 if question == "call two" else 1)
+    assert ask(client, "hello", **one).choices[0].finish_reason == "stop"
 
 
 def test_a_call_that_is_cut_off_is_no_tool_call(client: OpenAI) -> None:

@@ -20,6 +20,7 @@ from real import make_engine, serve_engine
 from rorqual.engine import Engine, SamplingParams
 from rorqual.serve.app import create_app
 from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import TOOL_CALLS_END
 
 HELLO: Any = [{"role": "user", "content": "The whale swims in the deep sea, and then"}]
 CITY = {
@@ -139,6 +140,44 @@ def test_a_forced_call_is_a_call(real_client: OpenAI, tokenizer: Tokenizer, choi
             assert set(value) <= {"city", "days"}
             if call.function.name == "weather":  # type: ignore[union-attr]
                 assert value["city"] in ("Oslo", "Rome")
+
+
+def test_forced_calls_without_parallel_ones_are_one(
+    real_client: OpenAI, tokenizer: Tokenizer
+) -> None:
+    """A random model, that makes several where it may."""
+    nums: dict[bool, set[int]] = {}
+    for is_parallel in (True, False):
+        for seed in range(4):
+            ask: Any = {
+                "model": "sei",
+                "messages": HELLO,
+                "tools": TOOLS,
+                "tool_choice": "required",
+                "parallel_tool_calls": is_parallel,
+                "temperature": 1,
+                "seed": seed,
+                "max_tokens": 400,
+                "logit_bias": {
+                    str(tokenizer.special_ids["<think>"]): -100,
+                    str(tokenizer.special_ids[TOOL_CALLS_END]): -4,
+                },
+            }
+            got = real_client.chat.completions.create(**ask).choices[0]
+            nums.setdefault(is_parallel, set()).add(len(got.message.tool_calls or []))
+            if not is_parallel:
+                assert got.finish_reason == "tool_calls"
+                chunks = [
+                    c.choices[0] for c in real_client.chat.completions.create(**ask, stream=True)
+                ]
+                parts = [p for c in chunks for p in c.delta.tool_calls or []]
+                (call,) = got.message.tool_calls or []
+                assert {part.index for part in parts} == {0}
+                text = "".join(part.function.arguments or "" for part in parts)  # type: ignore[union-attr]
+                assert text == call.function.arguments  # type: ignore[union-attr]
+                assert chunks[-1].finish_reason == "tool_calls"
+    assert nums[False] == {1}
+    assert max(nums[True]) > 1, "nothing would have shown a fault"
 
 
 def test_a_grammar_that_cannot_be_is_refused(real_client: OpenAI) -> None:

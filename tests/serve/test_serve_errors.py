@@ -37,7 +37,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"tempreature": 1}, "tempreature", "did you mean 'temperature'"),
         ({"service_tier": "auto"}, "service_tier", "unknown or unsupported field"),
         ({"functions": []}, "functions", "unknown or unsupported field"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "True"),
+        ({"parallel_tool_calls": "no way"}, "parallel_tool_calls", "boolean"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"temperature": "1"}, "temperature", "valid number"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -222,12 +222,12 @@ def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
 
 
 def test_a_bug_is_a_500_without_details(live: Live, client: OpenAI, engine: FakeEngine) -> None:
-    engine.failure = ZeroDivisionError("a secret")
+    engine.problem = ZeroDivisionError("a secret")
     try:
         response = post(live, {"messages": HELLO})
         streamed = post(live, {"messages": HELLO, "stream": True})
     finally:
-        engine.failure = None
+        engine.problem = None
     for got in (response, streamed):
         assert got.status_code == 500
         assert error_of(got)["code"] == "internal_error"

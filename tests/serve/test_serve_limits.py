@@ -175,7 +175,7 @@ def test_an_error_after_the_stream_began_is_an_event(tokenizer: Tokenizer) -> No
         messages: Any = COUNT["messages"]
         stream = client.chat.completions.create(model="sei", messages=messages, stream=True)
         next(iter(stream))
-        engine.failure = EngineOverloaded("gone")
+        engine.problem = EngineOverloaded("gone")
         with pytest.raises(openai.APIError, match="try again later"):
             list(stream)
 
@@ -201,6 +201,19 @@ def test_a_body_that_never_ends_is_408(tokenizer: Tokenizer) -> None:
         with raw(live) as connection:
             connection.sendall(request_head(live, 1000) + b'{"messages"')
             assert b"408" in connection.recv(4096).split(b"\r\n")[0]
+        assert httpx.post(live.url + CHAT, json=HELLO).status_code == 200
+
+
+def test_a_client_that_leaves_within_its_body_leaves_nothing(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine(tokenizer)
+    with serving(tokenizer, engine) as live:
+        service = live.app.state.service
+        for _ in range(3):
+            with raw(live) as connection:
+                connection.sendall(request_head(live, 1000) + b'{"messages": [')
+                wait_until(lambda: service.num_in_flight == 1)
+            wait_until(lambda: service.num_in_flight == 0)
+        assert engine.requests == []
         assert httpx.post(live.url + CHAT, json=HELLO).status_code == 200
 
 

@@ -28,6 +28,7 @@ EMPTY = EngineStats(
     num_preemptions=0,
     drafted=(),
     accepted=(),
+    num_drafts=0,
 )
 
 
@@ -53,6 +54,7 @@ def test_everything_is_there_from_the_start_and_nothing_is_negative() -> None:
         "rorqual_time_to_first_token_seconds_count",
         "rorqual_inter_token_seconds_count",
         "rorqual_acceptance_ratio position=1",
+        "rorqual_draft_length",
         "rorqual_answers_total reason=stop",
         "rorqual_http_responses_total status=429",
     ):
@@ -78,6 +80,7 @@ def test_counts_follow_what_was_served(tokenizer: Tokenizer) -> None:
     assert got["rorqual_http_responses_total status=200"] == 3
     assert got["rorqual_http_responses_total status=422"] == 1
     assert got["rorqual_acceptance_ratio position=2"] == 0.8
+    assert got["rorqual_draft_length"] == 2
     assert got["rorqual_http_requests_in_flight"] == 0
     assert all(value >= 0 for value in got.values())
 

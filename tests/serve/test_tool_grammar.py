@@ -112,3 +112,11 @@ def test_a_regex_beside_tools_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ApiError) as caught:
         accepts(tokenizer, "", response_format={"type": "regex", "regex": "a"})
     assert caught.value.param == "response_format"
+
+
+@pytest.mark.parametrize(("text", "is_good"), [(OSLO, True), (BOTH, False), (WRONG, False)])
+@pytest.mark.parametrize("fields", [{"tool_choice": "required"}, {"tools": tools(strict=True)}])
+def test_without_parallel_calls_there_is_one(
+    tokenizer: Tokenizer, text: str, is_good: bool, fields: dict[str, Any]
+) -> None:
+    assert accepts(tokenizer, text, parallel_tool_calls=False, **fields) == is_good

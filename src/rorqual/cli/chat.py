@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +26,25 @@ HELP = """\
 /exit   leave (so does Ctrl-D)
 /help   show this
 Ctrl-C stops an answer; at the prompt it clears the line."""
+MAX_DRAFTS = 2
+"""With an MTP module; the engine takes as many of these as pay."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Model = Annotated[
-    str, typer.Option("--model", metavar="DIR", help="A checkpoint folder, or tiny (bundled).")
+    str,
+    typer.Option(
+        "--model",
+        metavar="DIR|FILE",
+        help="A Hugging Face folder, a folder of rank shards, a GGUF file, or tiny (bundled).",
+    ),
+]
+TokenizerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR|FILE",
+        help="A folder, tokenizer.json or GGUF file to take it from. [default: the model's own]",
+    ),
 ]
 Temperature = Annotated[
     float | None,
@@ -42,7 +58,9 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions t
 DtypeName = Annotated[
     str,
     typer.Option(
-        "--dtype", help="auto, float32 or bfloat16. Auto: float32 up to a billion parameters."
+        "--dtype",
+        help="auto, float32 or bfloat16: what weights are decoded to, FP8 and GGUF's types too. "
+        "Auto: float32 up to a billion parameters, bfloat16 beyond.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")]
@@ -50,6 +68,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: all co
 
 def chat(
     model: Model = "tiny",
+    tokenizer: TokenizerPath = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -68,18 +87,23 @@ def chat(
     Examples:
       rorqual chat
       rorqual chat --model DIR --temperature 0
+      rorqual chat --model DeepSeek-V3-Q4_K_M-00001-of-00009.gguf
       echo "What is 12 + 30?" | rorqual chat
     """
     with loading(model):
         from rorqual.engine import Conversation, Engine, ModelFolder
 
-        folder = ModelFolder.find(model)
+        folder = ModelFolder.find(model, tokenizer)
         params = folder.sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_new_tokens
         )
         set_threads(threads)
-        tokenizer = folder.load_tokenizer()
-        engine = Engine(folder.load_model(dtype), tokenizer)
+        vocabulary = folder.load_tokenizer()
+        weights = folder.load_model(dtype)
+        # A seed promises the same text again. Drafts keep it but for a bfloat16 model's rounding,
+        # which hangs on how many tokens run at once.
+        is_drafting = seed is None and weights.config.num_nextn_predict_layers > 0
+        engine = Engine(weights, vocabulary, speculate=MAX_DRAFTS if is_drafting else 0)
     converse(Conversation(engine, params, system), opening(folder))
 
 

@@ -19,6 +19,7 @@ from rorqual.cli.chat import (
     System,
     Temperature,
     Threads,
+    TokenizerPath,
     TopK,
     TopP,
     converse,
@@ -40,6 +41,7 @@ EXPECTED_LINE = '{"prompt": "..."} or {"messages": [...]}, optionally with "tool
 
 def generate(
     model: Model = "tiny",
+    tokenizer: TokenizerPath = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One prompt.")] = None,
     input_file: Annotated[
         Path | None,
@@ -65,7 +67,7 @@ def generate(
         typer.Option(
             "--chat/--raw",
             help="Prompts are messages, or plain text to be continued. "
-            "[default: chat if the model's folder has a chat template]",
+            "[default: chat if the model has a chat template]",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run side by side.")] = 8,
@@ -84,15 +86,16 @@ def generate(
       rorqual generate --prompt "What is 12 + 30?"
       rorqual generate --model DIR --raw --prompt "The whale" --stop "." --max-new-tokens 40
       rorqual generate --model DIR --input-file F.jsonl --output-file G.jsonl --temperature 0
+      rorqual generate --model FILE.gguf --prompt "The whale"
     """
     sources = {"--prompt": prompt, "--input-file": input_file, "--interactive": interactive or None}
-    _check_sources(sources, output_file)
+    check_sources(sources, output_file)
     if input_file is not None:
         _check_files(input_file, output_file)
     with loading(model):
         from rorqual.engine import Conversation, Engine, ModelFolder
 
-        folder = ModelFolder.find(model)
+        folder = ModelFolder.find(model, tokenizer)
         chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
         stops = tuple(stop) if stop else None
         params = folder.sampling(**chosen, stop=stops, max_tokens=max_new_tokens)
@@ -114,7 +117,7 @@ def generate(
         batch.write(output_file) if output_file else batch.show(as_json)
 
 
-def _check_sources(sources: dict[str, Any], output_file: Path | None) -> None:
+def check_sources(sources: dict[str, Any], output_file: Path | None) -> None:
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) != 1:
         raise UsageError(
@@ -142,11 +145,12 @@ def _check_files(input_file: Path, output_file: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Reader:
-    """From lines of a prompt file to token ids."""
+    """From lines of a prompt file to token ids. `is_plain`: each is a prompt, whatever the name."""
 
     tokenizer: Tokenizer
     is_chat: bool
     system: str | None
+    is_plain: bool = False
 
     def __post_init__(self) -> None:
         if self.system is not None and not self.is_chat:
@@ -176,7 +180,11 @@ class Reader:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as problem:
                     raise UsageError(f"is not UTF-8: {problem}", where=place) from None
-                if text.strip():
+                if not text.strip():
+                    continue
+                if self.is_plain:
+                    yield place, {"prompt": text.strip()}
+                else:
                     is_json = path.suffix == ".jsonl"
                     yield place, self._item(text, place) if is_json else {"prompt": text}
 
@@ -227,7 +235,7 @@ class Batch:
 
     def show(self, as_json: bool) -> None:
         """Answers to standard output, in the order of the lines."""
-        for answer in self._answers():
+        for answer in self.answers():
             print(_json(answer) if as_json else answer["text"], flush=True)
 
     def write(self, output_file: Path) -> None:
@@ -236,7 +244,7 @@ class Batch:
         num_written = 0
         try:
             with partial.open("w", encoding="utf-8") as file:
-                for answer in self._answers():
+                for answer in self.answers():
                     file.write(_json(answer) + "\n")
                     file.flush()
                     num_written += 1
@@ -251,7 +259,7 @@ class Batch:
             raise
         console().print(f"{num_written} answers are in {output_file}")
 
-    def _answers(self) -> Iterator[dict[str, Any]]:
+    def answers(self) -> Iterator[dict[str, Any]]:
         """The file is read again as rows come free, so its length costs no memory."""
         from rich.progress import track
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from rorqual.cli.chat import DtypeName, Model, Threads, loading, set_threads
+from rorqual.cli.chat import DtypeName, Model, Threads, TokenizerPath, loading, set_threads
 from rorqual.config import apply_overrides, fill, settings
 from rorqual.errors import ConfigError, UsageError
 from rorqual.log import console
@@ -36,6 +36,7 @@ class EngineOptions:
 
 def serve(
     model: Model = "tiny",
+    tokenizer: TokenizerPath = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 serves other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key_file: Annotated[
@@ -58,7 +59,8 @@ def serve(
         float | None, typer.Option(metavar="SECONDS", help="Longest time an answer may take.")
     ] = None,
     speculate: Annotated[
-        int, typer.Option(metavar="K", min=0, help="Tokens that the MTP module drafts ahead.")
+        int,
+        typer.Option(metavar="K", min=0, help="Tokens that the MTP module drafts ahead at most."),
     ] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that run side by side.")] = 32,
     cache_memory: Annotated[
@@ -91,6 +93,7 @@ def serve(
     Examples:
       rorqual serve
       rorqual serve --model DIR --speculate 1 --port 0
+      rorqual serve --model FILE.gguf
       rorqual serve --model DIR --host 0.0.0.0 --api-key-file keys.txt
     """
     _need_extra()
@@ -109,7 +112,7 @@ def serve(
         with loading(model):
             from rorqual.engine import Engine, ModelFolder
 
-            folder = ModelFolder.find(model)
+            folder = ModelFolder.find(model, tokenizer)
             set_threads(threads)
             engine = Engine(
                 folder.load_model(dtype),
@@ -138,7 +141,7 @@ def _run(
 ) -> None:
     from rorqual.engine import AsyncEngine
     from rorqual.serve.app import create_app
-    from rorqual.serve.server import Server, address_of
+    from rorqual.serve.server import EXIT_FAILED, Server, address_of
     from rorqual.serve.settings import ServedModel
 
     served = ServedModel(
@@ -153,7 +156,10 @@ def _run(
         address_of(bound), served.name, engine.stats(), options.block_tokens, server_settings
     )
     console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    Server(app, on_notice=_notice).run(sockets=[bound])
+    server = Server(app, on_notice=_notice)
+    server.run(sockets=[bound])
+    if server.failure is not None:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def greeting(

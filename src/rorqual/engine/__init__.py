@@ -11,7 +11,7 @@ from rorqual.engine.offline import Stream, seeded
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
 from rorqual.engine.stats import EngineStats
-from rorqual.errors import EngineOverloaded
+from rorqual.errors import EngineFailed, EngineOverloaded
 
 __all__ = [
     "MAX_SEED",
@@ -20,6 +20,7 @@ __all__ = [
     "AsyncEngine",
     "Conversation",
     "Engine",
+    "EngineFailed",
     "EngineOverloaded",
     "EngineStats",
     "FinishReason",

@@ -3,6 +3,10 @@
 The thread owns the engine. Requests and cancellations reach it through a queue between two steps;
 what a step gave goes back to the loop in one call. Neither side ever waits for the other: pieces
 lie in a queue per answer, which `max_tokens` bounds, so a slow reader stalls nobody.
+
+A step that fails ends the answers that ran, and the engine goes on. It gives up, `failure` says so,
+and nothing is taken any more, when step after step fails, when blocks were lost, or when the thread
+itself ends: then a new process has to help.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ from rorqual.engine.answer import Answer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Piece, Request
 from rorqual.engine.stats import EngineStats
-from rorqual.errors import EngineOverloaded
+from rorqual.errors import EngineFailed, EngineOverloaded
 from rorqual.log import logger
 
 POLL_SECONDS = 0.02
+MAX_FAILED_STEPS = 3
+"""In a row. One may be one request's fault; so many are the engine's."""
 
 Item = Piece | BaseException
 Command = tuple[int, Request | None]  # the number of an answer: begin it, or (None) cancel it
@@ -72,13 +78,17 @@ class AsyncEngine:
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_open = False
+        self.failure: EngineFailed | None = None
 
     async def start(self) -> None:
-        """Begins to run steps, for the loop of the caller."""
+        """Begins to run steps, for the loop of the caller; warms up beside it."""
         assert self._thread is None, "the engine was started before"
-        worker = _Worker(self._engine, self._commands, asyncio.get_running_loop(), self._deliver)
+        loop = asyncio.get_running_loop()
+        worker = _Worker(self._engine, self._commands, loop, self._deliver, self._fail)
         self._thread = threading.Thread(target=worker.run, name="rorqual-engine", daemon=True)
         self._thread.start()
+        warm_up = threading.Thread(target=self._engine.warm_up, name="rorqual-warm-up", daemon=True)
+        warm_up.start()
         self._is_open = True
 
     async def drain(self, timeout_seconds: float) -> bool:
@@ -103,8 +113,11 @@ class AsyncEngine:
 
     def submit(self, request: Request) -> AnswerStream:
         """Queues a request. UsageError if its prompt cannot be answered, EngineOverloaded if too
-        many are open or none is taken; what else is wrong with it comes out of the stream.
+        many are open or none is taken, EngineFailed if there is no engine any more; what else is
+        wrong with it comes out of the stream.
         """
+        if self.failure is not None:
+            raise self.failure
         if not self._is_open:
             raise EngineOverloaded("the engine takes no requests now")
         if len(self._inboxes) >= self._max_open:
@@ -133,6 +146,11 @@ class AsyncEngine:
             if isinstance(item, BaseException) or item.finish_reason is not None:
                 del self._inboxes[number]
 
+    def _fail(self, failure: EngineFailed) -> None:
+        """Runs in the loop, at the end of a thread that was not asked to end."""
+        self.failure, self._is_open = failure, False
+        self._deliver([(number, failure) for number in list(self._inboxes)])
+
 
 class _Worker:
     """The thread's side: it alone touches the engine."""
@@ -143,18 +161,26 @@ class _Worker:
         commands: SimpleQueue[Command | None],
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[list[tuple[int, Item]]], None],
+        fail: Callable[[EngineFailed], None],
     ) -> None:
         self._engine, self._commands = engine, commands
-        self._loop, self._deliver = loop, deliver
+        self._loop, self._deliver, self._fail = loop, deliver, fail
+        self._num_failed_steps = 0
         self._answers: dict[int, Answer] = {}
         self._numbers: dict[Answer, int] = {}
 
     def run(self) -> None:
-        """Until a None is among the commands."""
-        while self._obey():
-            if self._engine.has_work:
-                self._step()
-        self._end_all()
+        """Until a None is among the commands, or the engine cannot go on."""
+        try:
+            while self._obey():
+                if self._engine.has_work:
+                    self._step()
+            self._end_all()
+        except BaseException as problem:  # noqa: BLE001  whoever waits must not wait for ever
+            logger(__name__).critical("the engine gives up", exc_info=problem)
+            failure = problem if isinstance(problem, EngineFailed) else _failure(problem)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._fail, failure)
 
     def _obey(self) -> bool:
         """Takes all commands there are, waiting for one if nothing runs; False for the last."""
@@ -183,11 +209,21 @@ class _Worker:
         except Exception as problem:  # noqa: BLE001  its readers must not wait for ever
             logger(__name__).exception("a step of the engine failed; its answers are cancelled")
             self._send([(number, problem) for number in self._end_all()])
+            self._check(problem)
             return
+        self._num_failed_steps = 0
         self._send([(self._numbers[answer], piece) for answer, piece in pieces])
         for answer, piece in pieces:
             if piece.finish_reason is not None:
                 self._forget(answer)
+
+    def _check(self, problem: Exception) -> None:
+        """EngineFailed if there is no going on after this problem, whose answers are gone."""
+        self._num_failed_steps += 1
+        stats = self._engine.stats()
+        has_lost_blocks = stats.num_free_blocks < stats.num_blocks
+        if has_lost_blocks or self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise _failure(problem)
 
     def _end_all(self) -> list[int]:
         numbers = list(self._answers)
@@ -202,3 +238,11 @@ class _Worker:
     def _send(self, items: list[tuple[int, Item]]) -> None:
         if items and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver, items)
+
+
+def _failure(problem: BaseException) -> EngineFailed:
+    return EngineFailed(
+        "the engine has failed and cannot go on",
+        found=type(problem).__name__,
+        fix="restart the server; its log says more",
+    )

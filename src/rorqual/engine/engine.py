@@ -19,6 +19,7 @@ from torch import Tensor
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.cache_formats import CacheDtype, check_cache_dtype
+from rorqual.engine.draft_policy import DraftPolicy, Outcome, PayingDrafts
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import token_logprobs
@@ -44,7 +45,8 @@ LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probab
 class Engine:
     """Answers requests with one model: a folder's, or one that is there with its tokenizer.
 
-    `speculate` tokens are drafted a step. `cache_memory` is bytes (int) or a share of the free
+    At most `speculate` tokens are drafted a step, as many as pay unless `draft_policy` says
+    otherwise; the text is the same. `cache_memory` is bytes (int) or a share of the free
     memory (float). Where the cache is smaller than the model's context, it is the context's limit.
     `is_batch_invariant` gives the same text in any company, slower.
     """
@@ -64,6 +66,7 @@ class Engine:
         use_prefix_cache: bool = True,
         is_batch_invariant: bool = False,
         max_model_len: int | None = None,
+        draft_policy: DraftPolicy | None = None,
     ) -> None:
         if not isinstance(model, DeepseekV3):
             folder = ModelFolder.find(str(model))
@@ -85,7 +88,7 @@ class Engine:
             config, (blocks + 1, block_tokens), kv_cache_dtype, like.detach(), num_depths
         )
         self._pool = BlockPool(blocks)
-        limits = Limits(block_tokens, max_batch, max_step_tokens, speculate, use_prefix_cache)
+        limits = Limits(block_tokens, max_batch, max_step_tokens, use_prefix_cache)
         self._scheduler = Scheduler(self._pool, limits)
         # The last block of the cache is not in the pool: it is there for dummy tokens.
         self._runner = (
@@ -94,6 +97,7 @@ class Engine:
             else Runner(model, self._cache)
         )
         self._speculator = Speculator(self._runner, self._cache, tokenizer.vocab_size)
+        self._draft_policy = draft_policy or PayingDrafts(speculate)
         self._grammars = GrammarCompiler(tokenizer)
         self._sequences: dict[Answer, TokenSequence] = {}
         self._arrivals = count()
@@ -119,6 +123,10 @@ class Engine:
         self._num_prompt_tokens += len(request.prompt_ids)
         return answer
 
+    def warm_up(self) -> None:
+        """Does beforehand what the first grammar would have to wait for. Any thread may call it."""
+        self._grammars.warm_up()
+
     def cancel(self, answer: Answer) -> None:
         """Ends an answer that is not done; its blocks are free at once."""
         sequence = self._sequences.pop(answer, None)
@@ -127,13 +135,22 @@ class Engine:
 
     def step(self) -> list[tuple[Answer, Piece]]:
         """Runs the model once; what each answer gained."""
-        segments = self._scheduler.schedule()
+        num_drafts = self._draft_policy.begin(self._scheduler.num_decoding)
+        segments = self._scheduler.schedule(min(num_drafts, len(self._drafted)))
         if not segments:
             return []
         self._speculator.draft(segments)
         hidden = self._runner.run([segment.span for segment in segments])
         verified = self._verify(segments, hidden)
-        return self._commit(segments, hidden, verified)
+        is_decode = [segment.is_decode for segment in segments]
+        pieces = self._commit(segments, hidden, verified)
+        outcomes = [
+            Outcome(segments[i].num_drafts, v.num_accepted)
+            for i, v in verified.items()
+            if is_decode[i]
+        ]
+        self._draft_policy.end(outcomes, is_decode=all(is_decode))
+        return pieces
 
     def stats(self) -> EngineStats:
         scheduler, pool = self._scheduler, self._pool
@@ -149,6 +166,7 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             drafted=tuple(self._drafted),
             accepted=tuple(self._accepted),
+            num_drafts=min(self._draft_policy.num_drafts, len(self._drafted)),
         )
 
     def generate(
@@ -196,6 +214,7 @@ class Engine:
     ) -> list[tuple[Answer, Piece]]:
         pieces = []
         prompts = [segment.sequence for segment in segments if not segment.is_decode]
+        answers = [segment.sequence for segment in segments if segment.is_decode]
         for i, segment in enumerate(segments):
             sequence, num_kept = segment.sequence, segment.num_tokens
             answer = sequence.answer
@@ -209,7 +228,7 @@ class Engine:
                 self._count(piece, len(segment.drafts), verified[i].num_accepted)
             self._speculator.note(sequence, segment.start, hidden[i][:num_kept])
             sequence.num_computed = segment.start + num_kept
-        self._speculator.follow(prompts)
+        self._speculator.follow(prompts, answers)
         for segment in segments:
             sequence = segment.sequence
             self._scheduler.publish(sequence, self._speculator.num_complete(sequence))

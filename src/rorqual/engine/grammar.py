@@ -18,6 +18,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -85,7 +86,7 @@ class Grammar:
 class GrammarCompiler:
     """Makes matchers for one tokenizer; keeps the last `max_entries` compiled grammars.
 
-    Threads may share it. It costs nothing until the first grammar comes.
+    Threads may share it. It costs nothing until the first grammar comes, or `warm_up`.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, max_entries: int = MAX_CACHED) -> None:
@@ -106,24 +107,27 @@ class GrammarCompiler:
             self._compiled.move_to_end(grammar)
             return GrammarMatcher(first.deep_copy(), self._tokenizer)
 
-    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
-        try:
-            import llguidance
-        except ImportError:
-            raise UsageError(
-                "constrained output needs the package llguidance",
-                found="it is not installed",
-                fix="pip install 'rorqual[serve]'",
-            ) from None
-        _check_size(grammar)
+    def warm_up(self) -> None:
+        """Builds what the first grammar would have to wait for; nothing without the library."""
+        with self._lock, suppress(UsageError):
+            self._tokens()
+
+    def _tokens(self) -> llguidance.LLTokenizer:
+        """The library's trie of all tokens; UsageError without the library."""
         if self._ll_tokenizer is None:
-            self._ll_tokenizer = llguidance.LLTokenizer(_Vocabulary(self._tokenizer))  # type: ignore[arg-type]
+            library = _library()
+            self._ll_tokenizer = library.LLTokenizer(_Vocabulary(self._tokenizer))
+        return self._ll_tokenizer
+
+    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+        llguidance, tokens = _library(), self._tokens()
+        _check_size(grammar)
         limits = llguidance.LLParserLimits(**LIMITS)
         try:
             text = _library_text(grammar, llguidance.LLMatcher)
         except ValueError as problem:
             raise _malformed(grammar, str(problem)) from None
-        matcher = llguidance.LLMatcher(self._ll_tokenizer, text, log_level=0, limits=limits)
+        matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise _malformed(grammar, matcher.get_error())
         probe = matcher.deep_copy()
@@ -194,6 +198,18 @@ class _Vocabulary:
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
         return self._tokenizer.encode(text)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise UsageError(
+            "constrained output needs the package llguidance",
+            found="it is not installed",
+            fix="pip install 'rorqual[serve]'",
+        ) from None
+    return llguidance
 
 
 def _library_text(grammar: Grammar, matcher: type[llguidance.LLMatcher]) -> str:

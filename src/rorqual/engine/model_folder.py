@@ -1,31 +1,51 @@
-"""A model's folder as the engine meets it: where it is, how it likes to be sampled, how it chats.
+"""A checkpoint as the engine meets it: where it is, how it likes to be sampled, how it chats.
 
-Beside the Hugging Face files a folder may hold `chat.json`, which the terminal chat reads:
+It is a Hugging Face folder, a folder of rank shards, or a GGUF file. Beside the weights a folder
+may hold `chat.json`, which the terminal chat reads:
 `{"opening": "...", "examples": ["..."], "sampling": {"temperature": 0.3}}`.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from rorqual.config import fill, settings
 from rorqual.engine.params import SamplingParams
-from rorqual.errors import CheckpointError, ConfigError, UsageError
+from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
 from rorqual.files import read_json
-from rorqual.model import DeepseekV3
+from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.tokenizer import Tokenizer, load_tokenizer
-from rorqual.weights import load, load_config
+from rorqual.weights import load_config
+from rorqual.weights.folder import config_of
+from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
+from rorqual.weights.gguf_metadata import require_deepseek2
+from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
+from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
+from rorqual.weights.model_reader import load_from
+from rorqual.weights.open import SourceKind, kind_of, open_source
+from rorqual.weights.safetensors_file import looks_like_safetensors
+from rorqual.weights.shards_reader import open_shards
+from rorqual.weights.source import TensorSource
 
 DTYPES = ("auto", "float32", "bfloat16")
 BUNDLED = "tiny"
 CHAT_CARD = "chat.json"
 GENERATION = "generation_config.json"
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
+# llama.cpp's keys of advice on sampling (gguf-py's constants.py) -> SamplingDefaults' fields
+GGUF_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.min_p": "min_p",
+}
 
 
 @settings
@@ -50,77 +70,140 @@ class ChatCard:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checkpoint folder, and the name that the user gave it."""
+    """A checkpoint of any kind, and the name that it is known by.
+
+    `path` is a folder, or a GGUF file. `tokenizer` is a folder or file that is used instead of the
+    checkpoint's own, `config` a shape instead of that which lies beside rank shards.
+    """
 
     name: str
     path: Path
+    kind: SourceKind
+    tokenizer: Path | None = None
+    config: ModelConfig | None = None
 
     @classmethod
-    def find(cls, name: str) -> ModelFolder:
-        """`tiny` is the model in the package; anything else is a path."""
-        if name != BUNDLED:
-            path = Path(name)
-            if not path.is_dir():
-                raise CheckpointError(
-                    "is a file; a model's folder is needed" if path.exists() else "no such folder",
-                    where=path,
-                    expected=f"a checkpoint folder, or the bundled model {BUNDLED!r}",
-                    fix="check the path; models are not downloaded",
-                )
-            return cls(path.resolve().name, path)
-        path = Path(__file__).parents[1] / BUNDLED
-        if not (path / "config.json").is_file():
+    def find(
+        cls, name: str, tokenizer: Path | None = None, *, shards_config: Path | None = None
+    ) -> ModelFolder:
+        """`tiny` is the model in the package; anything else is a path, its kind told by content.
+
+        CheckpointError for what is no checkpoint, or a GGUF file of another architecture.
+        """
+        path = _bundled() if name == BUNDLED else Path(name)
+        if not path.exists():
             raise CheckpointError(
-                "the bundled model is missing from this installation",
+                "no such folder or file",
                 where=path,
-                fix="install the package again, train it with `rorqual train`, "
-                "or name a folder with --model",
+                expected=f"a checkpoint folder, a GGUF file, or the bundled model {BUNDLED!r}",
+                fix="check the path; models are not downloaded",
             )
-        return cls(BUNDLED, path)
+        kind = kind_of(path)
+        if path.is_file() and kind != "gguf":
+            raise _no_checkpoint(path)
+        config = None
+        if shards_config is not None:
+            if kind != "shards":
+                raise UsageError(
+                    f"--config {shards_config} is for rank shards, this is another kind",
+                    where=path,
+                    fix="leave it out: the checkpoint has its own",
+                )
+            config = config_of(read_json(shards_config, ConfigError), shards_config)
+        folder = cls(BUNDLED if name == BUNDLED else _title(path), path, kind, tokenizer, config)
+        if kind == "gguf":
+            folder._gguf  # noqa: B018  another architecture is refused here
+        return folder
 
     def card(self) -> ChatCard:
         """What `chat.json` says; an empty card without it."""
-        file = self.path / CHAT_CARD
-        return fill(ChatCard, read_json(file, ConfigError), file) if file.exists() else ChatCard()
+        file = self._beside(CHAT_CARD)
+        return ChatCard() if file is None else fill(ChatCard, read_json(file, ConfigError), file)
 
     def is_chat(self) -> bool:
-        """Whether the folder carries a chat template of its own, or a chat card."""
-        if (self.path / CHAT_CARD).exists() or (self.path / "chat_template.jinja").exists():
+        """Whether there is a chat template in the tokenizer's files, or a chat card."""
+        if self._beside(CHAT_CARD) is not None:
             return True
-        file = self.path / "tokenizer_config.json"
-        return file.exists() and bool(read_json(file, ConfigError).get("chat_template"))
+        if self.tokenizer is None and self.kind == "gguf":
+            return TEMPLATE in self._gguf.metadata
+        return _has_template(self.tokenizer or self.path)
 
     def sampling(self, **chosen: Any) -> SamplingParams:
-        """The user's values, else the card's, else `generation_config.json`'s, else the defaults.
+        """The user's values, else the card's, else the checkpoint's advice, else the defaults.
 
-        `chosen` are SamplingParams' fields; None means not chosen.
+        `chosen` are SamplingParams' fields; None means not chosen. The advice is that of
+        `generation_config.json`, before that of a GGUF file's keys.
         """
-        values = self._generation_config() | _given(self.card().sampling)
+        values = self._gguf_advice() if self.kind == "gguf" else {}
+        values |= self._generation_config() | _given(self.card().sampling)
         values |= {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams(**values)
 
     def load_tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        """The one that was chosen, else the checkpoint's; TokenizerError names the flag."""
+        if self.tokenizer is not None:
+            if self.tokenizer.exists() and kind_of(self.tokenizer) == "gguf":
+                return load_gguf_tokenizer(self.tokenizer)
+            return load_tokenizer(self.tokenizer)
+        try:
+            if self.kind == "gguf":
+                return tokenizer_of(self._gguf.metadata, self._gguf.path)
+            return load_tokenizer(self.path)
+        except TokenizerError as problem:
+            mend = f"{problem.fix}; or " if problem.fix else ""
+            raise TokenizerError(
+                problem.what,
+                where=problem.where,
+                found=problem.found,
+                expected=problem.expected,
+                fix=f"{mend}name another with --tokenizer (chat, generate, serve)",
+            ) from None
 
     def max_positions(self) -> int:
+        if self.config is not None:
+            return self.config.max_position_embeddings
+        if self.kind == "gguf":
+            with self._open() as source:
+                return source.config.max_position_embeddings
         return load_config(self.path).max_position_embeddings
 
     def load_model(self, dtype: str = "auto") -> DeepseekV3:
         """The weights, as "float32", "bfloat16" or "auto"; UsageError for another dtype.
 
+        Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype.
         Choice: "auto" is float32 up to a billion parameters, bfloat16 beyond.
         """
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}", expected=", ".join(DTYPES))
-        if dtype == "auto":
-            num_parameters = count_parameters(load_config(self.path)).total
-            dtype = "float32" if num_parameters <= MAX_FLOAT32_PARAMETERS else "bfloat16"
-        return load(self.path, "float32" if dtype == "float32" else "bfloat16")
+        with self._open() as source:
+            if dtype == "auto":
+                num_parameters = count_parameters(source.config).total
+                dtype = "float32" if num_parameters <= MAX_FLOAT32_PARAMETERS else "bfloat16"
+            return load_from(source, "float32" if dtype == "float32" else "bfloat16")
+
+    def _open(self) -> TensorSource:
+        if self.config is not None:
+            return open_shards(self.path, self.config)
+        return GgufSource(self._gguf) if self.kind == "gguf" else open_source(self.path)
+
+    @functools.cached_property
+    def _gguf(self) -> GgufFile:
+        """The file's header, read once."""
+        file = read_gguf(self.path)
+        require_deepseek2(file.metadata, file.path)
+        return file
+
+    def _beside(self, name: str) -> Path | None:
+        """A file in the model's folder; a GGUF file that was named itself has none."""
+        file = self.path / name
+        return file if self.path.is_dir() and file.exists() else None
 
     def _generation_config(self) -> dict[str, Any]:
         """The fields of transformers' file that mean something here; it has many that do not."""
-        file = self.path / GENERATION
-        table = read_json(file, ConfigError) if file.exists() else {}
+        file = self._beside(GENERATION)
+        if file is None:
+            return {}
+        table = read_json(file, ConfigError)
         names = ("temperature", "top_p", "top_k", "min_p")
         values = _given(fill(SamplingDefaults, {k: table[k] for k in names if k in table}, file))
         if table.get("do_sample") is False:
@@ -128,6 +211,57 @@ class ModelFolder:
         if isinstance(ends := table.get("eos_token_id"), list):
             values["stop_token_ids"] = tuple(ends)
         return values
+
+    def _gguf_advice(self) -> dict[str, Any]:
+        metadata = self._gguf.metadata
+        found = {name: metadata[key] for key, name in GGUF_SAMPLING.items() if key in metadata}
+        for name, value in found.items():
+            if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
+                found[name] = float(str(np.float32(value)))
+        return _given(fill(SamplingDefaults, found, self._gguf.path))
+
+
+def _bundled() -> Path:
+    path = Path(__file__).parents[1] / BUNDLED
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            "the bundled model is missing from this installation",
+            where=path,
+            fix="install the package again, train it with `rorqual train`, "
+            "or name a folder with --model",
+        )
+    return path
+
+
+def _no_checkpoint(path: Path) -> CheckpointError:
+    if looks_like_safetensors(path):
+        fix = "name the folder that holds it: its configuration and tokenizer lie there"
+    else:
+        fix = "name a GGUF file, or the folder that holds the weights"
+    return CheckpointError("is a file, but no GGUF model", where=path, fix=fix)
+
+
+def _title(path: Path) -> str:
+    """A folder's name, or a GGUF file's without its ending and its number."""
+    name = path.resolve().name
+    if path.is_dir():
+        return name
+    part = SPLIT_NAME.fullmatch(name)
+    return part["prefix"] if part else name.removesuffix(".gguf")
+
+
+def _has_template(path: Path) -> bool:
+    """Whether a folder, a `tokenizer.json` or a GGUF file brings a chat template."""
+    if path.exists() and kind_of(path) == "gguf":
+        with read_gguf(path) as file:
+            return TEMPLATE in file.metadata
+    folder = path if path.is_dir() else path.parent
+    if (folder / "chat_template.jinja").exists():
+        return True
+    settings_file = folder / "tokenizer_config.json"
+    if not settings_file.exists():
+        return False
+    return bool(read_json(settings_file, ConfigError).get("chat_template"))
 
 
 def _given(advice: SamplingDefaults) -> dict[str, Any]:

@@ -29,7 +29,6 @@ class Limits:
     block_tokens: int
     max_batch: int
     max_step_tokens: int
-    num_drafts: int
     use_prefix_cache: bool
 
 
@@ -79,9 +78,16 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._pool.release(sequence.forget())
 
-    def schedule(self) -> list[Segment]:
-        """The next step. Every segment's sequence owns the blocks of all its slots."""
-        segments = list(self._decodes())
+    @property
+    def num_decoding(self) -> int:
+        """How many answers want their next token."""
+        return sum(1 for sequence in self.running if sequence.is_decoding)
+
+    def schedule(self, num_drafts: int = 0) -> list[Segment]:
+        """The next step, with at most so many drafts an answer. Every segment's sequence owns the
+        blocks of all its slots.
+        """
+        segments = list(self._decodes(num_drafts))
         budget = self._limits.max_step_tokens
         budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments)
         for sequence in self.running:
@@ -103,12 +109,12 @@ class Scheduler:
             self._pool.publish(sequence.blocks[number], sequence.key(number))
         sequence.num_published = max(sequence.num_published, num_full)
 
-    def _decodes(self) -> Iterator[Segment]:
+    def _decodes(self, max_drafts: int) -> Iterator[Segment]:
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
         # Whoever runs was admitted within a budget that held all others, so each gets its token.
         spare = self._limits.max_step_tokens - len(decoding)
         for sequence in decoding:
-            num_drafts = min(self._limits.num_drafts, sequence.answer.num_left - 1, spare)
+            num_drafts = min(max_drafts, sequence.answer.num_left - 1, spare)
             num_tokens = len(sequence.token_ids)
             if not self._can_grow(sequence, num_tokens + num_drafts):
                 num_drafts = 0

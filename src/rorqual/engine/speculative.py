@@ -7,7 +7,8 @@ tokens; `verify` accepts exactly those that would have been sampled, so the text
 
 Each depth has latents of its own. They follow the main model's: while a prompt is computed, right
 behind it; while an answer grows, at the next draft, when the accepted tokens' true hidden states
-are known. What a draft wrote beyond the text is overwritten then.
+are known, or a block at a time while nothing is drafted. What a draft wrote beyond the text is
+overwritten then.
 """
 
 # T tokens of a span, D hidden size
@@ -73,15 +74,29 @@ class Speculator:
         if self._num_depths:
             self._extend(sequence, 0, start + 1, h_TD)
 
-    def follow(self, sequences: Sequence[TokenSequence]) -> None:
-        """Brings the depths behind texts that were just computed."""
-        if self._num_depths and sequences:
-            self._catch_up(sequences, [sequence.num_computed for sequence in sequences])
+    def follow(self, prompts: Sequence[TokenSequence], answers: Sequence[TokenSequence]) -> None:
+        """Brings the depths behind prompts that were just computed.
+
+        Answers that grow without drafts follow a block at a time, all together: then their blocks
+        can be published, what waits for the depths stays small, and drafting can begin anew.
+        """
+        if not self._num_depths:
+            return
+        due = [s for s in answers if s.answer.finish_reason is not None and self._has_block(s)]
+        if any(s.num_computed - self.num_complete(s) >= self._block_tokens for s in answers):
+            due = list(answers)
+        if late := [*prompts, *due]:
+            self._catch_up(late, [sequence.num_computed for sequence in late])
 
     def num_complete(self, sequence: TokenSequence) -> int:
         """How many tokens have their latents in every layer that is in use."""
         states = self._states(sequence)
         return min([sequence.num_computed, *(state.next_slot for state in states)])
+
+    def _has_block(self, sequence: TokenSequence) -> bool:
+        """Whether a block becomes complete if the depths follow."""
+        size = self._block_tokens
+        return sequence.num_computed // size > self.num_complete(sequence) // size
 
     def _states(self, sequence: TokenSequence) -> list[DepthState]:
         """Begun where the sequence begins: at its start, or behind blocks from the cache."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Prefix queries and hits are in tokens. `drafted` and `accepted` count by draft position."""
+    """Prefix queries and hits are in tokens. `drafted` and `accepted` count by draft position;
+    `num_drafts` are drafted for each answer now.
+    """
 
     num_waiting: int
     num_running: int
@@ -20,3 +22,4 @@ class EngineStats:
     num_preemptions: int
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
+    num_drafts: int

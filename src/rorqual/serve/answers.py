@@ -14,7 +14,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Protocol
 
-from rorqual.engine import EngineOverloaded, EngineStats, Piece, Request
+from rorqual.engine import EngineFailed, EngineOverloaded, EngineStats, Piece, Request
 from rorqual.serve.metrics import Metrics
 
 Event = tuple[int, Piece]
@@ -42,6 +42,11 @@ class EngineFace(Protocol):
     def submit(self, request: Request) -> PieceStream: ...
 
     def stats(self) -> EngineStats: ...
+
+    @property
+    def failure(self) -> EngineFailed | None:
+        """Why it can answer nothing any more, if so."""
+        ...
 
 
 class Answers:

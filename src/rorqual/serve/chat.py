@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rorqual.engine import Request
 from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
@@ -13,6 +13,7 @@ from rorqual.serve.sampling import choices, sampling_params
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service, new_id
 from rorqual.serve.tool_grammar import chat_grammar
+from rorqual.tokenizer.special import TOOL_CALL_END
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=chat_grammar(body, tokenizer, is_thinking=begins_thinking),
     )
+    is_single = tools is not None and body.parallel_tool_calls is False
+    if is_single and (call_end_id := tokenizer.special_ids.get(TOOL_CALL_END)) is not None:
+        params = replace(params, stop_token_ids=(*params.stop_token_ids, call_end_id))
     num_choices = body.n or 1
     head = ReplyHead(
         id=new_id("chatcmpl-"),
@@ -52,6 +56,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         has_tools=tools is not None,
         is_thinking=begins_thinking,
         has_logprobs=bool(body.logprobs),
+        is_single=is_single,
     )
     return ChatJob([Request(prompt_ids, each) for each in choices(params, num_choices)], assembler)
 

@@ -35,7 +35,7 @@ from rorqual.serve.schemas_chat import (
 from rorqual.serve.tokens_text import chat_logprob
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END, TOOL_CALL_END
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class _Choice:
 
 
 class ChatAssembler:
-    """The `Assembler` of the chat route."""
+    """The `Assembler` of the chat route. `is_single`: an answer ends with its first call."""
 
     def __init__(
         self,
@@ -121,11 +121,14 @@ class ChatAssembler:
         has_tools: bool,
         is_thinking: bool,
         has_logprobs: bool,
+        is_single: bool = False,
     ) -> None:
         self._head, self._tokenizer, self._has_logprobs = head, tokenizer, has_logprobs
+        self._is_single = is_single
         self._choices = [
             _Choice(
-                StreamParser(has_tools=has_tools, is_thinking=is_thinking), is_thinking=is_thinking
+                StreamParser(has_tools=has_tools, is_single=is_single, is_thinking=is_thinking),
+                is_thinking=is_thinking,
             )
             for _ in range(num_choices)
         ]
@@ -136,6 +139,8 @@ class ChatAssembler:
         choice = self._choices[index]
         self._count_reasoning(choice, piece.token_ids)
         events = choice.parser.put(piece.text)
+        if self._is_stopped_by_call(piece) and choice.parser.is_in_call:
+            events = [*events, *choice.parser.put(TOOL_CALL_END)]
         if piece.finish_reason is not None:
             events = [*events, *choice.parser.finish()]
         deltas = [delta for event in events if (delta := choice.take(event)) is not None]
@@ -151,7 +156,8 @@ class ChatAssembler:
             for number, delta in enumerate(deltas)
         ]
         if piece.finish_reason is not None:
-            is_call = piece.finish_reason == "stop" and choice.num_complete_calls > 0
+            is_whole = piece.finish_reason == "stop" or self._is_single
+            is_call = is_whole and choice.num_complete_calls > 0
             choice.finish_reason = "tool_calls" if is_call else piece.finish_reason
             assert piece.usage is not None, "the last piece carries the usage"
             self._usages[index] = piece.usage
@@ -186,6 +192,12 @@ class ChatAssembler:
                 if choice["message"][name] is None:
                     del choice["message"][name]
         return json.dumps(body, ensure_ascii=False)
+
+    def _is_stopped_by_call(self, piece: Piece) -> bool:
+        """Whether the token that ends a call ended the answer: it is then not in the text."""
+        call_end_id = self._tokenizer.special_ids.get(TOOL_CALL_END)
+        is_end = self._is_single and piece.token_ids[-1:] == (call_end_id,)
+        return is_end and piece.finish_reason == "stop"
 
     def _usage(self) -> Any:
         num_reasoning = sum(choice.num_reasoning_tokens for choice in self._choices)

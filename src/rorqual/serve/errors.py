@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from rorqual.errors import RorqualError
+from rorqual.errors import EngineFailed, RorqualError
 from rorqual.log import logger
 from rorqual.serve.schemas_common import TAGGED, TAGS
 
@@ -40,6 +40,7 @@ TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+ENGINE_FAILED = "engine_failed"
 INTERNAL = "the server failed on this request; its log says more"
 
 
@@ -62,6 +63,8 @@ class ApiError(Exception):
     def body(self) -> str:
         """The JSON text of the reply."""
         kind = TYPES.get(self.status, "invalid_request_error")
+        if self.code == ENGINE_FAILED:
+            kind = "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error})  # ASCII, so that half a surrogate pair does no harm
 
@@ -99,6 +102,12 @@ def overloaded(message: str, retry_after_seconds: int = 1) -> ApiError:
 def queue_full(retry_after_seconds: int) -> ApiError:
     headers = {"retry-after": str(retry_after_seconds)}
     return ApiError(429, "the queue is full; try again later", code="queue_full", headers=headers)
+
+
+def engine_failed(failure: EngineFailed) -> ApiError:
+    """503: no request will be answered by this process again."""
+    message = f"{describe(failure)}; {failure.fix}"
+    return ApiError(503, message, code=ENGINE_FAILED, headers={"connection": "close"})
 
 
 def validation_error(faults: Sequence[Any], known_fields: Sequence[str] = ()) -> ApiError:

@@ -119,6 +119,7 @@ class EngineCollector(Collector):
         yield _counter("prompt_tokens", "Tokens of prompts.", stats.num_prompt_tokens)
         yield _counter("output_tokens", "Tokens of answers.", stats.num_output_tokens)
         yield _counter("preemptions", "Answers set back for room.", stats.num_preemptions)
+        yield _gauge("draft_length", "MTP drafts for each answer now.", stats.num_drafts)
         yield from _speculation(stats.drafted, stats.accepted)
 
 

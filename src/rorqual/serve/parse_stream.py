@@ -78,23 +78,29 @@ class StreamParser:
     """`put` takes any piece of text, `finish` ends it; both return the events that are certain.
 
     Without `has_tools` calls stay in the content. `is_thinking` says that the prompt ended inside
-    `<think>`.
+    `<think>`. With `is_single` the answer ends with its first call: what follows is dropped.
     """
 
     def __init__(
         self,
         *,
         has_tools: bool = False,
+        is_single: bool = False,
         is_thinking: bool = False,
         make_id: Callable[[], str] = new_call_id,
     ) -> None:
-        self._has_tools, self._make_id = has_tools, make_id
+        self._has_tools, self._is_single, self._make_id = has_tools, is_single, make_id
         self._text = ""  # what has come and is in no event yet
         self._is_last = False
         self._num_calls = 0
         self._header: CallHeader | None = None
         self._call: list[str] = []  # the call that is open, as far as it has been read
         self._step = self._reasoning_start if is_thinking else self._start
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call is open, so that its end may come."""
+        return self._step == self._arguments
 
     def put(self, text: str) -> list[Event]:
         self._text += text
@@ -198,7 +204,11 @@ class StreamParser:
         if mark:
             yield ToolCallEnd(self._num_calls)
             self._num_calls += 1
-            self._step = self._next_header
+            self._step = self._over if self._is_single else self._next_header
+
+    def _over(self) -> Iterator[Event]:
+        self._text = ""
+        yield from ()
 
     def _after_calls(self) -> Iterator[Event]:
         rest = self._text.lstrip()

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from rorqual.serve.chat import answer_chat
 from rorqual.serve.completions import answer_completion
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, engine_failed
 from rorqual.serve.prompts import check_ids
 from rorqual.serve.schemas_chat import ChatReply, ChatRequest
 from rorqual.serve.schemas_common import ErrorBody
@@ -138,15 +138,18 @@ def health_router() -> APIRouter:
     """What load balancers and Prometheus ask."""
     router = APIRouter()
 
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    @router.get("/health", responses={503: {"model": ErrorBody}})
+    async def health(request: Request) -> Any:
+        """The process and its engine work: 503 asks for a restart."""
+        failure = service_of(request).engine.failure
+        return {"status": "ok"} if failure is None else engine_failed(failure).response()
 
     @router.get("/ready", responses={503: {"model": ErrorBody}})
     async def ready(request: Request) -> Any:
-        """New requests are taken: 503 while starting and while draining."""
+        """New requests are taken: 503 while starting, while draining and without an engine."""
         service = service_of(request)
+        if service.engine.failure is not None:
+            return engine_failed(service.engine.failure).response()
         if service.is_started and not service.is_draining:
             return {"status": "ready"}
         state = "draining" if service.is_draining else "starting"

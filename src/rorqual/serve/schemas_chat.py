@@ -191,8 +191,8 @@ class ChatRequest(SamplingFields):
     tool_choice: ToolChoice | None = Field(
         default=None, description="Default: auto with tools, none without."
     )
-    parallel_tool_calls: Literal[True] | None = Field(
-        default=None, description="Only `true`, which is how it always is."
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="`false`: the answer ends after its first call."
     )
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None

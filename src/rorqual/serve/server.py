@@ -3,6 +3,9 @@
 The first SIGTERM or SIGINT drains: the socket stays open, so that new requests get a 503 they can
 read, running ones finish (at most `drain_timeout_seconds`), and the process ends with 0. A second
 signal ends it at once.
+
+If the engine fails for good, health checks and requests are told so for `failed_seconds`; then the
+server ends, and `failure` says why, for whoever started it to start it anew.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from rorqual.errors import UsageError
+from rorqual.errors import EngineFailed, UsageError
 from rorqual.serve.app import drain
 
 EXIT_AT_ONCE = 1
+EXIT_FAILED = 1
 HEADER_BYTES = 64 * 1024
 BACKLOG = 2048
 
@@ -81,10 +85,24 @@ class Server(uvicorn.Server):
         self._app, self._on_notice = app, on_notice
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.failure: EngineFailed | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if self.failure is None:
+            self.failure = self._app.state.service.engine.failure
+            if self.failure is not None:
+                self._on_notice(f"{self.failure}\nThe server ends now.")
+                seconds = self._app.state.service.settings.failed_seconds
+                asyncio.get_running_loop().call_later(seconds, self._end)
+        return await super().on_tick(counter)
+
+    def _end(self) -> None:
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in the main thread between two instructions: it only asks the loop to act."""

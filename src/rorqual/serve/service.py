@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from rorqual.engine import EngineOverloaded, Request, check_prompt
+from rorqual.engine import EngineFailed, EngineOverloaded, Request, check_prompt
 from rorqual.errors import RorqualError
 from rorqual.serve.answers import Answers, EngineFace
-from rorqual.serve.errors import ApiError, describe, overloaded, queue_full
+from rorqual.serve.errors import ApiError, describe, engine_failed, overloaded, queue_full
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.settings import ServedModel, ServerSettings
 
@@ -74,6 +74,8 @@ class Service:
         """What a client is told of an error that came out of the engine; None for a bug."""
         if isinstance(problem, ApiError):
             return problem
+        if isinstance(problem, EngineFailed):
+            return engine_failed(problem)
         if isinstance(problem, EngineOverloaded):
             if self.is_draining:
                 return overloaded("the server is shutting down")

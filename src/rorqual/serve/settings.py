@@ -33,6 +33,8 @@ class ServerSettings:
     stall_seconds: float = Field(default=60.0, gt=0)
     """How long a client may leave what was sent unread before its answer is given up."""
     drain_timeout_seconds: float = Field(default=60.0, ge=0)
+    failed_seconds: float = Field(default=5.0, ge=0)
+    """How long a server whose engine has failed still says so before it ends."""
     retry_after_seconds: int = Field(default=2, ge=0)
     files_dir: Path | None = None
     max_file_bytes: int = Field(default=64 * MIB, gt=0)

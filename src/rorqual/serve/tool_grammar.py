@@ -55,7 +55,8 @@ def chat_grammar(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) 
     if any(marker not in tokenizer.special_ids for marker in MARKERS):
         message = "this model's tokenizer has no tool tokens, so calls cannot be enforced"
         raise ApiError(422, message, code="unsupported", param="tool_choice")
-    lines = _calls(tools, is_single=isinstance(body.tool_choice, NamedTool))
+    is_single = isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False
+    lines = _calls(tools, is_single=is_single)
     if is_forced:
         answer = "calls"
     elif format_grammar is None:
@@ -106,7 +107,9 @@ def _start(tokenizer: Tokenizer, is_thinking: bool) -> str:
 
 
 def _calls(tools: Sequence[FunctionSchema], *, is_single: bool) -> list[str]:
-    """The rules of `calls` in V3's format; a named tool is called once, as OpenAI has it."""
+    """The rules of `calls` in V3's format. A named tool is called once, as OpenAI has it, and
+    without `parallel_tool_calls` any.
+    """
     more = "" if is_single else ' ("\\n" call)*'
     names = " | ".join(f"call_{index}" for index in range(len(tools)))
     lines = [

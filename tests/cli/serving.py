@@ -1,0 +1,46 @@
+"""A started `rorqual serve` and its address."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from command import TIMEOUT_SECONDS, start
+
+
+@contextmanager
+def serving(folder: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A started server and its address."""
+    process = start("serve", "--model", folder, "--port", 0, *flags)
+    killer = threading.Timer(TIMEOUT_SECONDS, process.kill)
+    killer.start()
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline().decode() for _ in range(4)]
+        address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
+        assert address is not None, lines + process.stderr.readlines()
+        assert "tokens in" in lines[1]
+        assert "curl http://127.0.0.1" in lines[2]
+        wait_until_ready(address[0])
+        yield process, address[0]
+    finally:
+        killer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def wait_until_ready(address: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(address + "/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not become ready")

@@ -1,0 +1,67 @@
+"""Atomic writes. Oracle: what `open` and `mkdir` do under the same umask."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rorqual.errors import UsageError
+from rorqual.files import atomic_directory, atomic_write, final_name, write_json
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("umask")
+def test_modes_are_those_of_plain_writes(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    (tmp_path / "folder").mkdir()
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert mode(tmp_path / "a.json") == mode(tmp_path / "plain")
+    for is_new in (True, False):
+        with atomic_directory(tmp_path / "out", replace=not is_new) as folder:
+            write_json(folder / "b.json", {})
+            (folder / "inner").mkdir()
+            # safetensors makes its files private, whatever the umask.
+            save_file({"x": torch.zeros(2)}, folder / "inner" / "model.safetensors")
+        assert mode(tmp_path / "out") == mode(tmp_path / "folder")
+        assert mode(tmp_path / "out" / "inner") == mode(tmp_path / "folder")
+        for name in ("b.json", "inner/model.safetensors"):
+            assert mode(tmp_path / "out" / name) == mode(tmp_path / "plain"), name
+
+
+def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path, folder = tmp_path / "a.txt", tmp_path / "out"
+    path.write_text("old")
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(ZeroDivisionError), atomic_write(path, "w") as file:
+        file.write(1 // 0)
+    with pytest.raises(ZeroDivisionError), atomic_directory(folder, replace=True) as new:
+        (new / "new").write_text("new" * (1 // 0))
+    with pytest.raises(UsageError, match="not empty"), atomic_directory(folder):
+        pass
+    assert path.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "old", "out"]
+
+
+def test_what_is_in_work_tells_its_name(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / ".out.d") as folder:
+        assert final_name(folder) == ".out.d"
+        assert final_name(tmp_path / ".out.d") is None
+        with atomic_write(folder / "a.json") as file:
+            assert final_name(Path(file.name)) == "a.json"
