@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test test-all check lint types install install-dev clean
+.PHONY: chat test test-all llama-cpp check lint types install install-dev clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -27,12 +28,26 @@ chat: $(VENV)/.installed  ## talk to the tiny model that ships with the reposito
 test: $(VENV)/.installed-dev  ## lint, types and the fast tests (about ten minutes on two cores)
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(VENV)/.installed-dev  ## everything, the slow oracles too
+test-all: $(VENV)/.installed-dev llama-cpp  ## everything, the slow oracles too
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -rs
+
+# llama.cpp is the oracle of the GGUF tests. Without it they are skipped and say so.
+LLAMA := build/llama-cpp
+LLAMA_FLAGS := -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+
+llama-cpp:  ## build it once: about nine minutes of a processor (none if RORQUAL_LLAMA_CPP names a Python that has it)
+	@if [ -n "$$RORQUAL_LLAMA_CPP" ] || [ -f $(LLAMA)/.installed ]; then exit 0; fi; \
+	echo "building llama.cpp in $(LLAMA); what it says is in $(LLAMA).log"; \
+	rm -rf $(LLAMA); mkdir -p $(LLAMA); trap 'rm -rf $(LLAMA); exit 1' INT TERM; \
+	if $(PYTHON) -m venv $(LLAMA) >$(LLAMA).log 2>&1 && CMAKE_ARGS="$(LLAMA_FLAGS)" \
+		$(LLAMA)/bin/python -m pip --disable-pip-version-check install llama-cpp-python==0.3.36 >>$(LLAMA).log 2>&1; \
+	then touch $(LLAMA)/.installed; \
+	else rm -rf $(LLAMA); echo "llama.cpp was not built, so the tests that need it are skipped; $(LLAMA).log ends:"; \
+		tail -n 5 $(LLAMA).log; fi
 
 check: test
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from command import run
 
 from rorqual.model import preset
-from rorqual.plan import disk_bytes
+from rorqual.plan import WEIGHT_FORMATS, disk_bytes
+from rorqual.weights.convert import convert
+from rorqual.weights.convert_plan import Options, Target
 
 
 def test_v3_as_json() -> None:
@@ -41,10 +44,52 @@ def test_a_folder(model_folder: Path) -> None:
     assert abs(report["memory_bytes"]["weights"] - stored) < 20_000  # the header
 
 
+@pytest.mark.parametrize("mix", ["Q8_0", "Q2_K_L", "BF16", "F32"])
+def test_a_gguf_file_in_one_and_in_parts(model_folder: Path, tmp_path: Path, mix: str) -> None:
+    for limit in (None, 20_000):
+        options = Options(Target.parse(f"gguf:{mix}"), max_shard_bytes=limit)
+        converted = convert(model_folder, tmp_path / f"{limit}.gguf", options)
+        assert len(converted.files) == 1 if limit is None else len(converted.files) > 1
+        done = run("plan", converted.destination, "--on", "RTX4090", "--json")
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert report["memory_bytes"]["weights"] < converted.num_bytes
+        if mix in ("BF16", "F32"):
+            assert report["weights"] == {"BF16": "bf16", "F32": "float32"}[mix]
+        disk = {row["format"]: row for row in report["disk"]}
+        assert set(disk) == set(WEIGHT_FORMATS)
+        assert report["memory_bytes"]["weights"] == disk[report["weights"]]["bytes"]
+        for row in disk.values():
+            assert row["GB"] == row["bytes"] / 1e9
+            assert row["GiB"] == row["bytes"] / 2**30
+
+
+def test_here_is_measured_once_and_again(tmp_path: Path, monkeypatch) -> None:
+    """The figures in the file are those of the first run, until --remeasure."""
+    from rorqual.plan import measure
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measure, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(measure, "GEMM_SIZE", 64)
+    file = tmp_path / "rorqual/here.json"
+    texts = []
+    for flags in ([], [], ["--remeasure"]):
+        done = run("plan", "tiny", "--on", "here", "--json", *flags)
+        assert done.code == 0, done.err
+        texts.append(file.read_bytes())
+        report = json.loads(done.out)["hardware"]
+        table = json.loads(texts[-1])
+        assert report["bandwidth"] == table["bandwidth"]
+        assert report["flops"] == table["flops"]
+        assert not report["is_data_sheet"]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_errors(tmp_path: Path) -> None:
     for arguments, message in (
         (("5b",), "neither a checkpoint nor a preset"),
         (("tiny", "--on", "H900"), "unknown hardware"),
+        (("tiny", "--on", "H100", "--remeasure"), "--remeasure is for this machine"),
         (("tiny", "--on", "H100", "--weights", "int3"), "unknown format"),
         (("tiny", "--on", "H100", "--context", "1000000"), "longer than the model's positions"),
     ):

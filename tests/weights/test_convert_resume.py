@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import hf_oracle as oracle
 import pytest
 
 from rorqual.errors import CheckpointError, UsageError
+from rorqual.files import atomic_write
 from rorqual.model import build
 from rorqual.weights import convert as convert_module
 from rorqual.weights import convert_files, load, save
@@ -89,6 +91,9 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
     with pytest.raises(CheckpointError, match="not finished"):
         load(killed)
     finished = {name: (killed / name).stat().st_mtime_ns for name in left if name in wanted}
+    with atomic_write(killed / UNFINISHED) as file:  # as if killed while it wrote its record
+        shutil.copy(file.name, file.name[:-12] + "0" * 12)
+        file.write((killed / UNFINISHED).read_bytes())
     convert(source, killed, options(to))
     assert files_of(killed) == wanted
     for name, time in finished.items():

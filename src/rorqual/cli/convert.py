@@ -55,6 +55,16 @@ def convert(
         ScaleFormat | None,
         typer.Option(help="FP8 scales, ue8m0 as in V3.1 [default: as they are, else float32]."),
     ] = None,
+    max_file_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Size of a file [default: 5 GB in Hugging Face's form, GGUF whole]."
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(help="For gguf: llama.cpp's importance of columns, GGUF or imatrix.dat."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
     """Convert a checkpoint: FP8, BF16, float32, the demo's rank shards, GGUF.
@@ -74,6 +84,8 @@ def convert(
       rorqual convert DeepSeek-V3 V3-mp16 --to shards:16
 
       rorqual convert V3-mp16 V3-again --to hf
+
+      rorqual convert DeepSeek-V3 V3-Q4.gguf --to gguf:Q4_K_M --max-file-gb 50
     """
     from rorqual.weights.convert import convert as run
     from rorqual.weights.convert_files import default_workers
@@ -82,13 +94,17 @@ def convert(
     from rorqual.weights.progress import byte_progress
 
     options = Options(
-        Target.parse(to), keep_mtp, scale_format.value if scale_format is not None else None
+        Target.parse(to),
+        keep_mtp,
+        scale_format.value if scale_format is not None else None,
+        None if max_file_gb is None else max_file_gb * 1e9,
+        imatrix,
     )
     done = run(source, destination, options, workers=workers, progress=byte_progress)
     rows: list[Comparison] = []
     if verify:
         rows = compare(
-            source, destination, workers=workers or default_workers(), progress=byte_progress
+            source, done.destination, workers=workers or default_workers(), progress=byte_progress
         )
     if as_json:
         typer.echo(json.dumps(_record(done, to, rows if verify else None), indent=2))

@@ -11,54 +11,54 @@ import typer
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rorqual.model import ModelConfig
-    from rorqual.weights.checks import Inspection
+    from rorqual.weights.source import TensorSource
 
 FAILED_EXIT = 2
 CONTEXT_TOKENS = 4096
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "FP8 E4M3"}
-SHAPE_FIELDS = """
-    vocab_size hidden_size num_hidden_layers num_nextn_predict_layers first_k_dense_replace
-    num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
-    intermediate_size moe_intermediate_size n_routed_experts n_shared_experts num_experts_per_tok
-    n_group topk_group scoring_func topk_method max_position_embeddings tie_word_embeddings
-""".split()
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="DIR|PRESET", help="A folder, or a preset.")],
+    target: Annotated[
+        str, typer.Argument(metavar="DIR|FILE|PRESET", help="A folder, a GGUF file, or a preset.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also read every weight's values.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Also list every tensor: name, type, shape, bytes.")
+    ] = False,
 ) -> None:
     """Show shapes, dtypes, parameters, cache bytes and every check of a checkpoint or preset.
 
-    Reads headers only, so a 671B checkpoint takes seconds; --deep reads all values too.
+    Hugging Face folders, rank shards, and GGUF files of any architecture, in one file or split:
+    of those that are not DeepSeek-V3's too, keys, tokenizer and tensors are shown. Reads headers
+    only, so a 671B checkpoint takes seconds; --deep reads all values too.
 
     Exits with 2 if a check failed.
 
+    \b
     Examples:
-
       rorqual inspect 671b
-
       rorqual inspect runs/tiny/checkpoints/step-1000 --deep
-
+      rorqual inspect FILE.gguf --tensors
       rorqual inspect DIR --json | jq .checks
     """
-    report = describe(target, is_deep=deep)
+    report = describe(target, is_deep=deep, has_tensors=tensors)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        _print_tables(report)
+        from rorqual.cli.inspect_tables import print_tables
+
+        print_tables(report)
     if any(check["status"] == "failed" for check in report["checks"]):
         raise typer.Exit(FAILED_EXIT)
 
 
-def describe(target: str, *, is_deep: bool = False) -> dict[str, Any]:
+def describe(target: str, *, is_deep: bool = False, has_tensors: bool = False) -> dict[str, Any]:
     """Everything that `inspect` prints, as it goes into --json. Presets win over folders' names."""
     from rorqual.model import PRESETS
-    from rorqual.weights.checks import check_folder
+    from rorqual.weights.open import kind_of
 
     if target in PRESETS:
         sizes = _preset_sizes(PRESETS[target])
@@ -66,18 +66,99 @@ def describe(target: str, *, is_deep: bool = False) -> dict[str, Any]:
     path = Path(target)
     if not path.exists():
         raise UsageError(
-            "neither a folder nor a preset",
+            "neither a checkpoint nor a preset",
             where=target,
-            expected=f"a checkpoint folder, or one of {', '.join(PRESETS)}",
+            expected=f"a checkpoint folder, a GGUF file, or one of {', '.join(PRESETS)}",
             fix="check the path; models are not downloaded",
         )
+    kind = kind_of(path)
+    described = _describe_gguf if kind == "gguf" else _describe_folder
+    return {"target": target, "kind": kind, **described(path, is_deep, has_tensors)}
+
+
+def _describe_folder(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, Any]:
+    """A Hugging Face folder or rank shards, as far as it can be opened."""
+    from rorqual.weights.checks import check_folder
+
+    report: dict[str, Any] = {}
     found = check_folder(path, is_deep=is_deep)
-    report: dict[str, Any] = {"target": target, "kind": "folder"}
     if found.folder is not None and found.report is not None:
-        report |= _figures(found.report.config) | _stored(found)
-        found.folder.close()
-    report["checks"] = [vars(check) for check in found.checks]
-    return report
+        with found.folder as source:
+            report |= _figures(found.report.config) | _stored(source)
+            report["files"] = _files(source)
+            if has_tensors:
+                report["tensors"] = _entries(source)
+    return report | {"checks": [vars(check) for check in found.checks]}
+
+
+def _describe_gguf(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, Any]:
+    """A GGUF model of any architecture; of ours, with its shape and its checks."""
+    from rorqual.errors import RorqualError
+    from rorqual.weights.checks import Check, check_folder, check_gguf
+    from rorqual.weights.gguf_file import read_gguf
+    from rorqual.weights.gguf_names import ARCHITECTURE
+    from rorqual.weights.gguf_summary import stored_types, summary
+
+    with read_gguf(path) as file:
+        report = summary(file)
+        rows = [
+            dict(zip(("dtype", "tensors", "elements", "bytes"), (name, *counts), strict=True))
+            for name, counts in stored_types(file).items()
+        ]
+        report["stored"] = _with_total(rows)
+        in_files = [tensor.file for tensor in file.tensors.values()]
+        report["files"] = [
+            {"name": f.name, "bytes": f.stat().st_size, "tensors": in_files.count(f)}
+            for f in file.files
+        ]
+        if has_tensors:
+            report["tensors"] = [
+                _tensor(t.name, t.kind.name, t.shape, t.num_bytes, t.file.name)
+                for t in file.tensors.values()
+            ]
+        if file.architecture != ARCHITECTURE:
+            checks = check_gguf(file, is_deep=is_deep)
+        else:
+            try:
+                found = check_folder(file.path, is_deep=is_deep)
+            except RorqualError as problem:
+                checks = [Check("configuration", "failed", str(problem))]
+            else:
+                checks = found.checks
+                if found.folder is not None and found.report is not None:
+                    found.folder.close()
+                    report |= _figures(found.report.config)
+    return report | {"checks": [vars(check) for check in checks]}
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int, ...], num_bytes: int, file: str) -> Any:
+    return {"name": name, "dtype": dtype, "shape": list(shape), "bytes": num_bytes, "file": file}
+
+
+def _entries(source: TensorSource) -> list[dict[str, Any]]:
+    """Tensors under Hugging Face's names; those of rank shards put together, with the first file
+    that has a part.
+    """
+    import math
+
+    return [
+        _tensor(e.name, e.dtype, e.shape, math.prod(e.shape) * _itemsize(e.dtype), e.file)
+        for e in source.entries.values()
+    ]
+
+
+def _files(source: TensorSource) -> list[dict[str, Any]]:
+    from rorqual.weights.safetensors_file import read_places
+    from rorqual.weights.shards_reader import ShardFolder
+
+    if isinstance(source, ShardFolder):
+        names = source.files
+    else:
+        names = sorted({entry.file for entry in source.entries.values()})
+    paths = [source.path / name for name in names]
+    return [
+        {"name": p.name, "bytes": p.stat().st_size, "tensors": len(read_places(p))} for p in paths
+    ]
 
 
 def _figures(config: ModelConfig) -> dict[str, Any]:
@@ -149,98 +230,25 @@ def _preset_sizes(config: ModelConfig) -> dict[str, Any]:
     return {"stored": stored, "checks": []}
 
 
-def _stored(found: Inspection) -> dict[str, Any]:
+def _stored(source: TensorSource) -> dict[str, Any]:
     from rorqual.weights.checks import stored_elements
-    from rorqual.weights.folder import DTYPES
 
-    assert found.folder is not None, "only an opened folder has anything stored"
     rows: list[dict[str, Any]] = []
-    for kind, (tensors, elements) in sorted(stored_elements(found.folder).items()):
+    for kind, (tensors, elements) in sorted(stored_elements(source).items()):
         dtype, _, rest = kind.partition(" ")
-        itemsize = DTYPES[dtype].itemsize if dtype in DTYPES else 0
         name = f"{DTYPE_NAMES.get(dtype, dtype)} {rest}".strip()
-        rows.append(
-            {"dtype": name, "tensors": tensors, "elements": elements, "bytes": elements * itemsize}
-        )
+        num_bytes = elements * _itemsize(dtype)
+        rows.append({"dtype": name, "tensors": tensors, "elements": elements, "bytes": num_bytes})
+    return {"stored": _with_total(rows)}
+
+
+def _with_total(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     total = {key: sum(row[key] for row in rows) for key in ("tensors", "elements", "bytes")}
-    return {"stored": [*rows, {"dtype": "all", **total}]}
+    return [*rows, {"dtype": "all", **total}]
 
 
-def _print_tables(report: dict[str, Any]) -> None:
-    from rich.console import Console
+def _itemsize(dtype: str) -> int:
+    """Bytes of a value of safetensors' type; 0 for one that we do not read."""
+    from rorqual.weights.safetensors_file import DTYPES
 
-    console = Console()
-    console.print(f"[bold]{report['target']}[/] ({report['kind']})", highlight=False)
-    if "config" in report:
-        _print_shape(console, report)
-        _print_figures(console, report)
-        _print_stored(console, report["stored"])
-    _print_checks(console, report["checks"])
-
-
-def _table(*columns: str, title: str, num_text: int = 1) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < num_text else "right", overflow="fold")
-    return table
-
-
-def _short(value: float) -> str:
-    """Three digits after the point and a decimal prefix: 37.552 G."""
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:,.3f} {prefix}"
-    return ""
-
-
-def _print_shape(console: Console, report: dict[str, Any]) -> None:
-    table = _table("", "", title="\nShape")
-    for field in SHAPE_FIELDS:
-        value = report["config"][field]
-        table.add_row(field, "none" if value is None else str(value))
-    yarn = report["config"]["rope_scaling"]
-    if yarn:
-        length = yarn["original_max_position_embeddings"]
-        table.add_row("rope_scaling", f"YaRN, {yarn['factor']:g} times {length}")
-    console.print(table)
-
-
-def _print_figures(console: Console, report: dict[str, Any]) -> None:
-    table = _table("Parameters", "", "", title="\nFigures")
-    for name, value in report["parameters"].items():
-        table.add_row(name.replace("_", " "), f"{value:,}", _short(value))
-    for dtype, value in report["kv_bytes_per_token"].items():
-        table.add_row(f"cache bytes a token, {dtype}", f"{value:,.0f}", _short(value))
-    flops = dict(report["flops_per_token"])
-    context = flops.pop("context_tokens")
-    for name, value in flops.items():
-        label = f"FLOPs a token, {name.replace('_', ' ')}, context {context:,}"
-        table.add_row(label, f"{value:,.0f}", _short(value))
-    console.print(table)
-    kernels = _table("", "", title="\nKernels on this machine", num_text=2)
-    for name, value in report["kernels"].items():
-        kernels.add_row(name, value)
-    console.print(kernels)
-
-
-def _print_stored(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = _table("dtype", "tensors", "elements", "bytes", "", title="\nStored")
-    for row in rows:
-        numbers = [f"{row[key]:,}" for key in ("tensors", "elements", "bytes")]
-        table.add_row(row["dtype"], *numbers, _short(row["bytes"]))
-    console.print(table)
-
-
-def _print_checks(console: Console, checks: list[dict[str, str]]) -> None:
-    from rich.text import Text
-
-    if not checks:
-        return
-    styles = {"ok": "green", "failed": "bold red", "skipped": "dim"}
-    table = _table("", "", "", title="\nChecks", num_text=3)
-    for check in checks:
-        mark = Text(check["status"], style=styles[check["status"]])
-        table.add_row(mark, Text(check["name"]), Text(check["detail"]))
-    console.print(table)
+    return DTYPES[dtype].itemsize if dtype in DTYPES else 0

@@ -33,6 +33,9 @@ def plan(
         int | None, typer.Option(min=1, help="Tokens a stream [default: 4096, or the model's].")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 1,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="With --on here: measure this machine again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
     """Plan: does a model fit, how fast can it be, how large are its files.
@@ -53,7 +56,7 @@ def plan(
     config, found = _describe(target)
     planned = plan_inference(
         config,
-        find_hardware(on),
+        find_hardware(on, remeasure=remeasure),
         weights=weights or found,
         kv=kv,
         context=context,

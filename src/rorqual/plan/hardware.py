@@ -1,7 +1,8 @@
 """What machines can do, as data: memory, bandwidth, dense matrix products; each with its source.
 
 Figures are the data sheets' peaks, without sparsity, memory in decimal gigabytes; several devices
-count as their sum. `here` is measured on this machine (`plan.measure`).
+count as their sum. What no data sheet vouches for is marked so in its source. `here` is measured on
+this machine (`plan.measure`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,23 @@ CPU_STEP_TOKENS = 512  # our engine's default
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the figures come from. `is_data_sheet`: the vendor's own word on this very device."""
+
+    title: str
+    vendor: str
+    year: int
+    is_data_sheet: bool = True
+    note: str | None = None
+
+    def __str__(self) -> str:
+        mark = "" if self.is_data_sheet else " (no data sheet)"
+        return f"{self.title}, {self.vendor} {self.year}{mark}" + (
+            f": {self.note}" if self.note else ""
+        )
+
+
+@dataclass(frozen=True)
 class Hardware:
     """One device, or `num_devices` alike. `flops` maps a dtype of the operands to FLOP/s."""
 
@@ -28,7 +46,7 @@ class Hardware:
     memory_bytes: float
     bandwidth: float  # bytes a second, reading
     flops: dict[str, float]
-    source: str
+    source: Source
     num_devices: int = 1
     step_tokens: int = 4096  # of prefill in one step: what engines take on such a device
 
@@ -56,6 +74,7 @@ class Hardware:
         return replace(self, num_devices=num_devices)
 
 
+_SPARSE = "products are half of the sheet's, which are with sparsity"
 HARDWARE: dict[str, Hardware] = {
     device.name: device
     for device in (
@@ -63,44 +82,62 @@ HARDWARE: dict[str, Hardware] = {
             "H100",
             80 * GB,
             3.35e12,
-            {"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-            "NVIDIA H100 Tensor Core GPU data sheet, SXM5",
+            {"bf16": 989.5 * TERA, "fp8": 1979 * TERA},
+            Source("H100 Tensor Core GPU data sheet", "NVIDIA", 2023, note=f"SXM; {_SPARSE}"),
         ),
         Hardware(
             "H800",
             80 * GB,
             3.35e12,
-            {"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-            "as H100 SXM5 with a slower NVLink (DeepSeek-V3 report §3.1, §3.2.2: 160 GB/s)",
+            {"bf16": 989.5 * TERA, "fp8": 1979 * TERA},
+            Source(
+                "DeepSeek-V3 report §3.1, arXiv 2412.19437",
+                "DeepSeek",
+                2024,
+                is_data_sheet=False,
+                note="taken as the H100 SXM's; NVLink, which is not counted here, is slower: "
+                "400 GB/s both ways, 160 GB/s reached each way (§3.2.2)",
+            ),
         ),
         Hardware(
             "H200",
             141 * GB,
             4.8e12,
-            {"bf16": 989.4 * TERA, "fp8": 1978.9 * TERA},
-            "NVIDIA H200 Tensor Core GPU data sheet, SXM",
+            {"bf16": 989.5 * TERA, "fp8": 1979 * TERA},
+            Source("H200 Tensor Core GPU data sheet", "NVIDIA", 2024, note=f"SXM; {_SPARSE}"),
         ),
         Hardware(
             "MI300X",
             192 * GB,
             5.3e12,
             {"bf16": 1307.4 * TERA, "fp8": 2614.9 * TERA},
-            "AMD Instinct MI300X data sheet",
+            Source("Instinct MI300X Accelerator data sheet", "AMD", 2023),
         ),
         Hardware(
             "910B",
             64 * GB,
             1.6e12,
             {"bf16": 376 * TERA},
-            "Huawei publishes no data sheet: one of the two dies of an Ascend 910C "
-            "(arXiv 2506.12708: 752 TFLOPS, 128 GB, 3.2 TB/s); no FP8",
+            Source(
+                "Serving Large Language Models on Huawei CloudMatrix384, arXiv 2506.12708",
+                "Huawei",
+                2025,
+                is_data_sheet=False,
+                note="half of an Ascend 910C, which is two such dies (752 TFLOP/s, 128 GB, "
+                "3.2 TB/s); boards that were sold as 910B differ by up to a third; no FP8",
+            ),
         ),
         Hardware(
             "RTX4090",
             24 * GB,
             1.008e12,
             {"bf16": 165.2 * TERA, "fp8": 330.3 * TERA},
-            "NVIDIA Ada GPU architecture whitepaper, sums in float32",
+            Source(
+                "Ada GPU Architecture whitepaper, appendix A",
+                "NVIDIA",
+                2022,
+                note="sums in float32",
+            ),
         ),
     )
 }
@@ -108,22 +145,32 @@ _ALIASES = {"ascend910b": "910B", "4090": "RTX4090", "h100sxm": "H100", "h200sxm
 _COUNTED = re.compile(r"(?:(\d{1,6})\s*[x×*]\s*)?(.+)", re.IGNORECASE)
 
 
-def find_hardware(text: str) -> Hardware:
-    """`H800`, `8xH200`, `2 x RTX 4090`, `here`; UsageError with the list for any other name."""
+def find_hardware(text: str, *, remeasure: bool = False) -> Hardware:
+    """`H800`, `8xH200`, `2 x RTX 4090`, `here`; UsageError with the list for any other name.
+
+    `remeasure` measures this machine although its figures are known; UsageError for another.
+    """
     found = _COUNTED.fullmatch(text.strip())
     assert found is not None, "the expression takes any text"
     name = re.sub(r"[\s_-]", "", found[2]).lower()
     num_devices = int(found[1] or 1)
     if name == HERE and num_devices == 1:
-        found_here = this_machine()
+        found_here = this_machine(remeasure=remeasure)
         return Hardware(
             HERE,
             found_here.memory_bytes,
             found_here.bandwidth,
             found_here.flops,
-            f"measured: {found_here.machine}",
+            Source(
+                f"measured on {found_here.day}",
+                found_here.machine,
+                int(found_here.day[:4]),
+                is_data_sheet=False,
+            ),
             step_tokens=CPU_STEP_TOKENS,
         )
+    if remeasure:
+        raise UsageError("--remeasure is for this machine", found=f"--on {text}", expected=HERE)
     known = {key.lower(): key for key in HARDWARE} | _ALIASES
     if name not in known or num_devices < 1:
         raise UsageError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +23,7 @@ from rorqual.log import console
 READ_BYTES = 1 << 29  # beyond any cache
 GEMM_SIZE = 2048
 NUM_ROUNDS = 5
-MEMINFO = Path("/proc/meminfo")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -31,6 +32,7 @@ class Measured:
     """What this machine can do: bytes, bytes a second, FLOP/s by dtype."""
 
     machine: str
+    day: str  # of the measurement, such as 2025-01-31
     memory_bytes: float
     bandwidth: float
     flops: dict[str, float]
@@ -42,8 +44,8 @@ def cache_file() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "rorqual" / "here.json"
 
 
-def this_machine(file: Path | None = None) -> Measured:
-    """The measured figures, from the cache if they are this machine's."""
+def this_machine(file: Path | None = None, *, remeasure: bool = False) -> Measured:
+    """The measured figures, from the cache if they are this machine's, unless `remeasure`."""
     file = file or cache_file()
     machine = describe_machine()
     table: dict[str, Any] = {}
@@ -52,18 +54,20 @@ def this_machine(file: Path | None = None) -> Measured:
             table = read_json(file)
         except RorqualError:  # a broken cache is measured anew
             table = {}
-    if table.get("machine") != machine or not _is_whole(table):
+    if remeasure or table.get("machine") != machine or not _is_whole(table):
         with console().status("measuring this machine, once"):
-            table = {"machine": machine, **measure()}
+            table = {"machine": machine, "day": time.strftime("%Y-%m-%d"), **measure()}
         with suppress(OSError):  # a read-only home: measured anew next time
             write_json(file, table)
-    return Measured(machine, total_memory_bytes(), table["bandwidth"], dict(table["flops"]))
+    flops = dict(table["flops"])
+    return Measured(machine, table["day"], total_memory_bytes(), table["bandwidth"], flops)
 
 
 def _is_whole(table: dict[str, Any]) -> bool:
     flops = table.get("flops")
     numbers = [table.get("bandwidth"), *(flops.values() if isinstance(flops, dict) else [None])]
     has_all = isinstance(flops, dict) and {"bf16", "float32"} <= set(flops)
+    has_all = has_all and _DAY.fullmatch(str(table.get("day"))) is not None
     return has_all and all(isinstance(n, (int, float)) and n > 0 for n in numbers)
 
 

@@ -10,7 +10,7 @@ from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import FLOAT_TYPES
 from rorqual.weights.gguf_mixes import MIXES, mix_of
-from rorqual.weights.gguf_writer import plan_tasks
+from rorqual.weights.gguf_writer import gguf_bytes, plan_tasks
 from rorqual.weights.names import EMBEDDING, Format, stored_tensors
 
 SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}
@@ -65,8 +65,13 @@ def embedding_bytes(config: ModelConfig, format: str) -> int:
 
 
 def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
-    """The GGUF mix whose size is nearest: files of other mixes are planned as that one."""
-    return min(GGUF, key=lambda mix: abs(memory_bytes(config, mix) - num_bytes))
+    """The format of a GGUF file of so many bytes of tensors, by the mix whose size is nearest.
+
+    `config` is the file's: with the MTP layer if that is in it. A file in floating point is planned
+    as the same in safetensors.
+    """
+    mix = min(MIXES, key=lambda mix: abs(gguf_bytes(config, mix) - num_bytes))
+    return {"F32": "float32", "F16": "bf16", "BF16": "bf16"}.get(mix, mix)
 
 
 def unsloth_size(config: ModelConfig, mix: str) -> int:

@@ -1,4 +1,4 @@
-"""Every check of a checkpoint folder by name, passed or failed: what `rorqual inspect` shows."""
+"""Every check of a checkpoint by name, passed or failed: what `rorqual inspect` shows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import torch
 from rorqual.errors import MAX_LISTED, RorqualError
 from rorqual.tokenizer import load_tokenizer
 from rorqual.weights.audit import Audit, audit
+from rorqual.weights.gguf_file import GgufFile
+from rorqual.weights.gguf_reader import GgufSource
+from rorqual.weights.gguf_summary import faulty_values
+from rorqual.weights.gguf_tokenizer import TOKENS
 from rorqual.weights.names import IGNORED, SCALE_SUFFIX
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
@@ -23,7 +27,7 @@ Status = Literal["ok", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """One question asked of a folder. `detail` says what was found."""
+    """One question asked of a checkpoint. `detail` says what was found."""
 
     name: str
     status: Status
@@ -32,7 +36,7 @@ class Check:
 
 @dataclass
 class Inspection:
-    """The checks of a folder; `folder` and `report` are None where it could not be opened."""
+    """The checks of a checkpoint; `folder` and `report` are None where it could not be opened."""
 
     checks: list[Check]
     folder: TensorSource | None = None
@@ -46,20 +50,20 @@ class Inspection:
 # The kinds of an audit's faults, each a check, and what it means that there is none.
 HEADER_CHECKS = {
     "files": "index and headers readable, no tensor twice",
-    "layers": "as many as config.json says",
+    "layers": "as many as the configuration says",
     "tensors": "all there, none unexpected",
-    "shapes": "as config.json gives them",
+    "shapes": "as the configuration gives them",
     "dtypes": "float32, bfloat16, float16, or FP8 where it may be",
     "scales": "one for each FP8 weight, of the right shape",
-    "quantisation": "named in config.json where there is FP8",
+    "quantisation": "named in the configuration where there is FP8",
 }
 NEED_ALL_FILES = ("layers", "tensors")
 
 
 def check_folder(path: Path, *, is_deep: bool = False) -> Inspection:
-    """Opens a folder and makes every check it can; reads values only if `is_deep`.
+    """Opens a checkpoint and makes every check it can; reads values only if `is_deep`.
 
-    A folder that is not there, or has no config.json, is an error and no failed check.
+    What is not there, or has no config.json, is an error and no failed check.
     """
     try:
         folder = open_source(path)
@@ -68,7 +72,7 @@ def check_folder(path: Path, *, is_deep: bool = False) -> Inspection:
         if not (path / "config.json").is_file():
             raise
         return Inspection([Check("configuration", "failed", str(problem))])
-    checks = [Check("configuration", "ok", "config.json gives a shape that we know")]
+    checks = [Check("configuration", "ok", "it gives a shape that we know")]
     for kind, meaning in HEADER_CHECKS.items():
         faults = report.faults.get(kind, [])
         if faults:
@@ -81,6 +85,18 @@ def check_folder(path: Path, *, is_deep: bool = False) -> Inspection:
     checks += [_check_bias(folder), _check_tokenizer(folder)]
     checks.append(_check_values(folder, report, is_deep=is_deep))
     return Inspection(checks, folder, report)
+
+
+def check_gguf(file: GgufFile, *, is_deep: bool = False) -> list[Check]:
+    """The checks that any GGUF file can be given, whatever its architecture."""
+    found = f"{len(file.tensors):,} tensors lie where the header says, none twice"
+    checks = [Check("files", "ok", found)]
+    if not is_deep:
+        return [*checks, Check("values", "skipped", "finite or not: --deep reads every weight")]
+    faults, uncoded = faulty_values(file)
+    rest = f"; not decoded: {', '.join(uncoded)}" if uncoded else ""
+    status: Status = "failed" if faults else "ok"
+    return [*checks, Check("values", status, (_shown(faults) or "all finite") + rest)]
 
 
 def _shown(faults: Sequence[str]) -> str:
@@ -100,10 +116,14 @@ def _check_bias(folder: TensorSource) -> Check:
 
 def _check_tokenizer(folder: TensorSource) -> Check:
     name, limit = "tokenizer", folder.config.vocab_size
-    if not (folder.path / "tokenizer.json").exists():
+    gguf = folder if isinstance(folder, GgufSource) else None
+    if gguf is not None and TOKENS not in gguf.file.metadata:
+        return Check(name, "skipped", "none in the file")
+    if gguf is None and not (folder.path / "tokenizer.json").exists():
         return Check(name, "skipped", "no tokenizer.json here")
     try:
-        size = load_tokenizer(folder.path).vocab_size
+        tokenizer = load_tokenizer(folder.path) if gguf is None else gguf.tokenizer
+        size = tokenizer.vocab_size
     except RorqualError as problem:
         return Check(name, "failed", str(problem))
     return Check(name, "ok" if size <= limit else "failed", f"{size:,} ids for {limit:,} rows")

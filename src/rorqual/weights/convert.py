@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rorqual.errors import UsageError
+from torch import Tensor
+
+from rorqual.errors import listing
 from rorqual.files import write_json
 from rorqual.log import logger
 from rorqual.model import ModelConfig
+from rorqual.ops.quant_types import FLOAT_TYPES
 from rorqual.weights.audit import Audit, audit
 from rorqual.weights.convert_files import (
     Advance,
@@ -39,7 +42,9 @@ from rorqual.weights.convert_record import (
     side_files,
 )
 from rorqual.weights.folder import CONFIG, INDEX
-from rorqual.weights.gguf_writer import gguf_bytes, write_gguf
+from rorqual.weights.gguf_importance import fit_importance, read_importance
+from rorqual.weights.gguf_mixes import mix_of
+from rorqual.weights.gguf_writer import plan_tasks, write_gguf
 from rorqual.weights.huggingface_writer import QUANTISATION
 from rorqual.weights.model_args import MODEL_ARGS, model_args, unsaid
 from rorqual.weights.open import open_source
@@ -50,7 +55,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (label, byte
 
 @dataclass
 class Conversion:
-    """What a conversion did."""
+    """What a conversion did; `destination` can be opened: a folder, a file, the first of parts."""
 
     destination: Path
     files: list[str]
@@ -104,7 +109,7 @@ def _to_safetensors(
         to=f"{target.kind} {target.dtype} {target.world}",
         keep_mtp=options.is_mtp_kept,
         scale_format=scales,
-        max_shard_bytes=options.max_shard_bytes,
+        max_shard_bytes=options.shard_bytes,
     )
     sizes = {file.name: file.layout().num_bytes for file in files}
     notes = _notes(report.config, options)
@@ -216,25 +221,44 @@ def _to_gguf(
     workers: int,
     progress: Progress,
 ) -> Conversion:
-    if destination.exists():
-        raise UsageError(
-            "already exists", where=destination, fix="choose another name; nothing was written"
-        )
     mix = options.target.mix
     assert mix is not None, "a target of this kind names its mix"
     has_mtp = options.is_mtp_kept and report.config.num_nextn_predict_layers > 0
-    config = report.config if has_mtp else report.config.with_changes(num_nextn_predict_layers=0)
-    needed = gguf_bytes(config, mix)
-    check_space(destination.parent, needed)
-    with (
-        disk_full_explained(destination.parent, needed),
-        progress("writing GGUF", source.num_bytes()) as advance,
-    ):
+    importance: dict[str, Tensor] | None = None
+    notes: list[str] = []
+    if options.imatrix is not None:
+        importance, notes = _importance(options.imatrix, report.config, mix, has_mtp)
+    with progress("writing GGUF", source.num_bytes()) as advance:
         files = write_gguf(
-            source, destination, mix, keep_mtp=has_mtp, workers=workers, advance=advance
+            source,
+            destination,
+            mix,
+            keep_mtp=has_mtp,
+            workers=workers,
+            advance=advance,
+            importance=importance,
+            max_file_bytes=options.max_shard_bytes,
+            replace=False,
         )
     size = sum(file.stat().st_size for file in files)
-    return Conversion(destination, [file.name for file in files], size, size, 0.0)
+    return Conversion(files[0], [file.name for file in files], size, size, 0.0, notes)
+
+
+def _importance(
+    path: Path, config: ModelConfig, mix: str, has_mtp: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of the file's tensors, and a note if some will be quantised without."""
+    if not has_mtp:
+        config = config.with_changes(num_nextn_predict_layers=0)
+    tensors = [task.planned for task in plan_tasks(config, mix_of(mix))]
+    importance = fit_importance(read_importance(path), tensors, path)
+    quantised = {tensor.name for tensor in tensors if tensor.kind.name not in FLOAT_TYPES}
+    plain = sorted(quantised - set(importance))
+    if not plain:
+        return importance, []
+    note = f"quantised without importance, as {path.name} has none for them: {listing(plain)}"
+    logger(__name__).warning("%s", note)
+    return importance, [note]
 
 
 @contextmanager

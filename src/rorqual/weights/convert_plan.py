@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rorqual.errors import UsageError
@@ -56,7 +57,20 @@ class Options:
     target: Target
     keep_mtp: bool | None = None
     scale_format: ScaleFormat | None = None  # None: as the source has them, else float32
-    max_shard_bytes: float = MAX_SHARD_BYTES
+    max_shard_bytes: float | None = None  # None: 5 GB, and GGUF in one file
+    imatrix: Path | None = None  # importance of columns for GGUF, see gguf_importance
+
+    def __post_init__(self) -> None:
+        if self.imatrix is not None and self.target.kind != "gguf":
+            raise UsageError(
+                "an importance matrix is for GGUF only",
+                found=f"--imatrix {self.imatrix}",
+                expected="--to gguf:MIX",
+            )
+
+    @property
+    def shard_bytes(self) -> float:
+        return MAX_SHARD_BYTES if self.max_shard_bytes is None else self.max_shard_bytes
 
     @property
     def is_mtp_kept(self) -> bool:
@@ -113,7 +127,7 @@ def plan_files(
     outputs = []
     for tensor in kept:
         outputs += _with_scale(source, tensor, Part((0, tensor.shape[0])), options)
-    shards = cut_shards(outputs, lambda output: output.num_bytes, options.max_shard_bytes)
+    shards = cut_shards(outputs, lambda output: output.num_bytes, options.shard_bytes)
     if len(shards) == 1:
         return [PlannedFile(SINGLE, tuple(shards[0]))]
     return [

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from rorqual.errors import CheckpointError, UsageError
-from rorqual.files import atomic_write, fsync_path, read_json, write_json
+from rorqual.files import atomic_write, final_name, fsync_path, read_json, write_json
 from rorqual.weights.open import UNFINISHED
 from rorqual.weights.source import TensorSource
 
 LOCK = ".rorqual-convert.lock"
-# Names that we give to files in work; `atomic_write` ends its own with eight random characters.
-_IN_WORK = re.compile(r"\..+\.(part|[a-z0-9_]{8})")
 _WEIGHTS = re.compile(
     r".*\.(safetensors|gguf|bin|pt|pth|ckpt|h5|msgpack|onnx|part)|config\.json|model_args\.json"
     r"|model\.safetensors\.index\.json|\..*"
@@ -71,7 +69,7 @@ class Record:
 
 def remove_files_in_work(folder: Path) -> None:
     for path in folder.iterdir():
-        if _IN_WORK.fullmatch(path.name) and path.name not in (UNFINISHED, LOCK):
+        if final_name(path) is not None or (path.name[0], path.suffix) == (".", ".part"):
             path.unlink(missing_ok=True)
 
 
@@ -94,7 +92,9 @@ def open_record(folder: Path, job: dict[str, Any]) -> Iterator[Record]:
     if folder.exists() and not folder.is_dir():
         raise UsageError("is a file; a folder is needed", where=folder)
     is_new = not folder.exists()
-    names = set() if is_new else {path.name for path in folder.iterdir()}
+    paths = [] if is_new else list(folder.iterdir())
+    # A run that was killed at its first record left that one only, in work.
+    names = {path.name for path in paths if final_name(path) != UNFINISHED}
     has_record = UNFINISHED in names
     if names - {LOCK} and not has_record:
         raise UsageError(
@@ -109,7 +109,7 @@ def open_record(folder: Path, job: dict[str, Any]) -> Iterator[Record]:
         finished = dict(table.get("finished", {}))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
-        _lock(lock, folder)
+        lock_file(lock, folder)
         record = Record(folder, job, finished, is_new)
         try:
             remove_files_in_work(folder)
@@ -150,7 +150,8 @@ def _compare_jobs(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
     )
 
 
-def _lock(file: IO[str], folder: Path) -> None:
+def lock_file(file: IO[str], where: Path) -> None:
+    """Locks an open file until it is closed; UsageError if another conversion has it."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -158,7 +159,7 @@ def _lock(file: IO[str], folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError("another conversion is writing into this folder", where=folder) from None
+        raise UsageError("another conversion is writing here", where=where) from None
 
 
 def side_files(source: TensorSource) -> list[Path]:

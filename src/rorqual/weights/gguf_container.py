@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rorqual.errors import CheckpointError
 from rorqual.files import fsync_path, write_json
 from rorqual.ops.quant_types import QuantType
 from rorqual.weights.gguf_format import (
@@ -32,6 +32,7 @@ from rorqual.weights.gguf_format import (
     VERSION,
     Value,
 )
+from rorqual.weights.safetensors_file import WRITE_BYTES
 
 _UINT16, _UINT32, _INT32, _FLOAT32, _UINT64, _INT64 = 2, 4, 5, 6, 10, 11
 JOURNAL_BYTES = 1 << 28  # what at most is written again after a crash
@@ -123,9 +124,9 @@ class GgufWriter:
                 writer.write(tensor, pieces)
 
     Leaving the block with every tensor written gives the file its name, or with `is_hidden` leaves
-    that to `publish`. With a `fingerprint` an interrupted file is kept and continued by the next
-    writer of the same header and fingerprint, which should change whenever the source's values may
-    have; without one it is removed.
+    that to `publish` and `forget`. With a `fingerprint` an interrupted file is kept and continued
+    by the next writer of the same header and fingerprint, which should change whenever the source's
+    values may have; without one it is removed. OSError where the disk takes no more.
     """
 
     def __init__(
@@ -153,22 +154,32 @@ class GgufWriter:
     def __enter__(self) -> GgufWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.num_done = self._num_done_before()
-        self._file = open(self.partial, "r+b" if self.num_done else "wb")
-        if self.num_done == 0:
-            self._file.write(self.header)
-        self._file.truncate(self._end_of(self.num_done))
-        self._file.seek(0, os.SEEK_END)
+        # Without a buffer: nothing is left to be written after an error.
+        self._file = open(self.partial, "r+b" if self.num_done else "wb", buffering=0)
+        try:
+            if self.num_done == 0:
+                self._write(self.header)
+            self._file.truncate(self._end_of(self.num_done))
+            self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self._file.close()
+            self.partial.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
         is_whole = kind is None and not self.remaining
         try:
-            if is_whole or self.identity is not None:
+            if is_whole:
                 self.sync()
+            elif self.identity is not None:
+                with suppress(OSError):  # on a full disk the journal stays as it was
+                    self.sync()
         finally:
             self._file.close()
         if is_whole and not self.is_hidden:
             self.publish()
+            self.forget()
         if not is_whole and self.identity is None:
             self.partial.unlink(missing_ok=True)
         assert is_whole or kind is not None, f"{len(self.remaining)} tensors were not written"
@@ -177,7 +188,28 @@ class GgufWriter:
         """The whole file takes its name."""
         os.replace(self.partial, self.path)
         fsync_path(self.path.parent)
+
+    def forget(self) -> None:
+        """Removes the journal: the last trace of the work."""
         self.journal.unlink(missing_ok=True)
+
+    @property
+    def is_published(self) -> bool:
+        """This very file took its name, and the work ended before `forget`."""
+        is_there = self.path.exists() and not self.partial.exists()
+        return is_there and self._noted() == len(self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        return self._end_of(len(self.tensors))
+
+    @property
+    def num_bytes_left(self) -> int:
+        """What is still to be written, a file that can be continued considered."""
+        if self._num_done_before() == 0:
+            return self.num_bytes
+        return self.num_bytes - min(self.num_bytes, self.partial.stat().st_size)
 
     @property
     def remaining(self) -> list[PlannedTensor]:
@@ -208,14 +240,9 @@ class GgufWriter:
         self._num_unsynced = 0
 
     def _write(self, data: bytes | memoryview) -> None:
-        try:
-            self._file.write(data)
-        except OSError as problem:
-            raise CheckpointError(
-                f"cannot be written: {problem.strerror}",
-                where=self.path,
-                fix="make room on this disk, or choose another one; nothing bears the final name",
-            ) from problem
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest[:WRITE_BYTES]) or 0 :]
 
     def _end_of(self, num_done: int) -> int:
         if num_done == 0:
@@ -225,13 +252,20 @@ class GgufWriter:
 
     def _num_done_before(self) -> int:
         """Tensors that the journal of an interrupted writer of the same file vouches for."""
-        if self.identity is None or not self.journal.exists():
-            return 0
+        num_done = self._noted()
         try:
-            note = json.loads(self.journal.read_text(encoding="utf-8"))
-            num_done = int(note["num_done"]) if note["identity"] == self.identity else 0
             size = self.partial.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError:
             return 0
         is_possible = 0 < num_done <= len(self.tensors) and size >= self._end_of(num_done)
         return num_done if is_possible else 0
+
+    def _noted(self) -> int:
+        """What the journal says, if it is this file's."""
+        if self.identity is None:
+            return 0
+        try:
+            note = json.loads(self.journal.read_text(encoding="utf-8"))
+            return int(note["num_done"]) if note["identity"] == self.identity else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0

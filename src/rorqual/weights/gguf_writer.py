@@ -25,6 +25,8 @@ from rorqual.weights.convert_files import one_thread_each
 from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short
 from rorqual.weights.gguf_file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from rorqual.weights.gguf_format import Value
+from rorqual.weights.gguf_importance import check_importance
+from rorqual.weights.gguf_job import files_in_work, fingerprint_of, part_names
 from rorqual.weights.gguf_metadata import metadata_of
 from rorqual.weights.gguf_mixes import Mix, mix_of, type_of
 from rorqual.weights.gguf_names import GgufTensor, gguf_tensors
@@ -57,15 +59,17 @@ def write_gguf(
     tokenizer: Tokenizer | None = None,
     importance: Mapping[str, Tensor] | None = None,
     is_split_mla: bool = True,
-    max_file_bytes: int | None = None,
+    max_file_bytes: float | None = None,
+    replace: bool = True,
 ) -> list[Path]:
     """Writes the model and returns the files; `destination` names the one, or the parts' prefix.
 
     `tokenizer` is the source's own if not given. `importance` maps the file's tensor names to
     (columns,) or (experts, columns). `is_split_mla=False` writes `attn_kv_b` as before April 2025.
     With `max_file_bytes` parts `NAME-00001-of-00003.gguf` are cut between tensors. `advance` is
-    told the source's bytes as they are read. UsageError for an unknown mix or a tokenizer that does
-    not fit; CheckpointError for values that cannot be stored, or a full disk.
+    told the source's bytes as they are read. UsageError for an unknown mix, a tokenizer or an
+    importance that does not fit, or without `replace` for files that exist; CheckpointError for
+    values that cannot be stored, or a full disk.
     """
     chosen = mix_of(mix)
     config = source.config if keep_mtp else source.config.with_changes(num_nextn_predict_layers=0)
@@ -76,10 +80,12 @@ def write_gguf(
         _check_tokenizer(tokenizer, config)
         metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     tasks = plan_tasks(config, chosen, is_split_mla=is_split_mla)
-    pieces = _Pieces(source, importance or {}, advance or (lambda num_bytes: None))
+    importance = importance or {}
+    check_importance(importance, [task.planned for task in tasks])
+    pieces = _Pieces(source, importance, advance or (lambda num_bytes: None))
     parts = _cut(tasks, max_file_bytes)
-    files = _names(destination, len(parts))
-    fingerprint = _fingerprint(source, mix, importance)
+    files = part_names(destination, len(parts))
+    fingerprint = fingerprint_of(source, mix, importance)
     writers = []
     for number, (file, part) in enumerate(zip(files, parts, strict=True)):
         keys: dict[str, Value | Short] = dict(metadata) if number == 0 else {}
@@ -87,13 +93,17 @@ def write_gguf(
             keys |= _split_keys(number, len(parts), len(tasks))
         planned = [task.planned for task in part]
         writers.append(GgufWriter(file, keys, planned, fingerprint=fingerprint, is_hidden=True))
-    with one_thread_each(), ThreadPoolExecutor(workers, "gguf", _one_thread) as pool:
+    with (
+        files_in_work(destination, writers, replace=replace) as left,
+        one_thread_each(),
+        ThreadPoolExecutor(workers, "gguf", _one_thread) as pool,
+    ):
         for writer, part in zip(writers, parts, strict=True):
+            if writer not in left:
+                continue
             with writer:
                 for task in part[writer.num_done :]:
                     writer.write(task.planned, _in_order(pool, pieces.jobs(task), workers))
-    for writer in writers:  # no part has its name before all are whole
-        writer.publish()
     return files
 
 
@@ -132,10 +142,10 @@ class _Pieces:
         tensor, kind = task.tensor, task.planned.kind.name
         weights = self.importance.get(tensor.name)
         for index, stored in enumerate(tensor.sources):
-            weight = weights[index] if weights is not None and weights.dim() == 2 else weights
             if tensor.part in ("k_b", "v_b"):
-                yield self._half_job(task, stored, weight)
+                yield self._half_job(task, stored, weights)
                 continue
+            weight = weights[index] if weights is not None and weights.dim() == 2 else weights
             rows = StoredRows(self.source, stored)
             if len(stored.shape) == 1:
                 yield self._job(rows, (0, stored.shape[0]), kind, weight, is_vector=True)
@@ -162,8 +172,8 @@ class _Pieces:
 
         return run
 
-    def _half_job(self, task: _Task, stored: StoredTensor, weight: Tensor | None) -> Job:
-        """kv_b_proj is small enough to be read whole."""
+    def _half_job(self, task: _Task, stored: StoredTensor, weights: Tensor | None) -> Job:
+        """kv_b_proj is small enough to be read whole; `weights` (N) or (H, N), as it has heads."""
         is_key = task.tensor.part == "k_b"
 
         def run() -> Tensor:
@@ -172,10 +182,15 @@ class _Pieces:
             heads = values.view(c.num_attention_heads, -1, c.kv_lora_rank)
             split = c.qk_nope_head_dim
             half = heads[:, :split].transpose(1, 2) if is_key else heads[:, split:]
-            flat = half.reshape(-1, half.shape[-1])
+            kind = task.planned.kind.name
+            if weights is not None and weights.dim() == 2:
+                pairs = zip(half, weights, strict=True)
+                encoded = torch.cat([_encode(stored, head, kind, w) for head, w in pairs])
+            else:
+                encoded = _encode(stored, half.reshape(-1, half.shape[-1]), kind, weights)
             if not is_key:  # counted once, with the second half
                 self._count(stored, stored.shape[0])
-            return _encode(stored, flat, task.planned.kind.name, weight)
+            return encoded
 
         return run
 
@@ -232,7 +247,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
-def _cut(tasks: Sequence[_Task], max_file_bytes: int | None) -> list[list[_Task]]:
+def _cut(tasks: Sequence[_Task], max_file_bytes: float | None) -> list[list[_Task]]:
     """Tensors in order, cut before a file's tensors would exceed the limit."""
     if max_file_bytes is None:
         return [list(tasks)]
@@ -250,35 +265,9 @@ def _cut(tasks: Sequence[_Task], max_file_bytes: int | None) -> list[list[_Task]
     return parts
 
 
-def _names(destination: Path, num_parts: int) -> list[Path]:
-    if num_parts == 1:
-        return [destination]
-    stem = destination.name.removesuffix(".gguf")
-    return [
-        destination.with_name(f"{stem}-{number:05}-of-{num_parts:05}.gguf")
-        for number in range(1, num_parts + 1)
-    ]
-
-
 def _split_keys(number: int, num_parts: int, num_tensors: int) -> dict[str, Value | Short]:
     return {
         SPLIT_NO: Short(number),
         SPLIT_COUNT: Short(num_parts),
         SPLIT_TENSORS: num_tensors,
     }
-
-
-def _fingerprint(
-    source: TensorSource, mix: str, importance: Mapping[str, Tensor] | None
-) -> str | None:
-    """What a continued file must have been made from; None, so no continuing, with an importance
-    that came from memory."""
-    if importance is not None:
-        return None
-    folder = source.path if source.path.is_dir() else source.path.parent
-    files = sorted({entry.file for entry in source.entries.values()})
-    facts = []
-    for name in files:
-        status = (folder / name).stat()
-        facts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
-    return "\n".join([str(folder.resolve()), mix, *facts])

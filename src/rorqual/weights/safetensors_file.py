@@ -41,6 +41,9 @@ _ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32":
     **{name: dtype.itemsize for name, dtype in DTYPES.items()},
 }
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+# What is handed to the system at once. Linux 6.18 makes larger folios of larger pieces; a virtual
+# machine waits for its host to provide them: writing 2 GB took 8 s by 4 MB and 0.6 s by 256 kB.
+WRITE_BYTES = 1 << 18
 _LENGTH = struct.Struct("<Q")
 
 
@@ -193,4 +196,4 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Writes all of the data at `offset`."""
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
+        done += os.pwrite(descriptor, data[done : done + WRITE_BYTES], offset + done)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rorqual.errors import CheckpointError
 from rorqual.files import read_json
+from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import BLOCK
 from rorqual.weights.folder import CONFIG, config_of, refuse_absurd
@@ -115,6 +116,8 @@ def open_shards(path: Path, config: ModelConfig | None = None) -> ShardFolder:
         return folder
     places = [headers[name] for name in files]
     known = _collect(folder, places)
+    if not table:
+        known |= _unsaid_mtp(folder, places)
     for rank, header in enumerate(places):
         for name, place in header.items():
             if name not in known and not IGNORED.search(name):
@@ -139,6 +142,19 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         expected=f"{CONFIG}, or the demo's JSON (such as config_671B.json) as {MODEL_ARGS}",
         fix="copy one of them into the folder: the demo's converter does not",
     )
+
+
+def _unsaid_mtp(folder: ShardFolder, places: list[dict[str, Place]]) -> set[str]:
+    """Names of MTP layers, which the demo's configuration has no word for; told by their norms."""
+    if folder.config.num_nextn_predict_layers:
+        return set()
+    names = {name for header in places for name in header}
+    layers = tuple(n.removesuffix("enorm.weight") for n in names if n.endswith(".enorm.weight"))
+    if layers:
+        logger(__name__).info(
+            "%s: the demo's configuration does not name the MTP layer: loaded without", folder.path
+        )
+    return {name for name in names if layers and name.startswith(layers)}
 
 
 def _by_rank(

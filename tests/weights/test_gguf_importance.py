@@ -1,0 +1,188 @@
+"""Importance matrices from files. Oracles: files written here byte by byte and by `gguf`, the
+formula of llama.cpp's loader, and the weighted error itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import hf_oracle as oracle
+import numpy as np
+import pytest
+import torch
+
+from rorqual.errors import CheckpointError, UsageError
+from rorqual.model import build
+from rorqual.ops.quant_types import QUANT_TYPES
+from rorqual.weights import save
+from rorqual.weights.convert import convert
+from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.gguf_container import PlannedTensor
+from rorqual.weights.gguf_file import read_gguf
+from rorqual.weights.gguf_importance import fit_importance, read_importance
+from rorqual.weights.gguf_names import gguf_tensors
+
+CONFIG = oracle.WIDE.with_changes(
+    vocab_size=320, moe_intermediate_size=256, kv_lora_rank=256, q_lora_rank=256
+)
+STACK = "blk.1.ffn_up_exps.weight"
+
+
+def write_gguf_form(path: Path, sums: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> Path:
+    writer = gguf.GGUFWriter(path, "none")
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["whales.txt"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, values in sums.items():
+        writer.add_tensor(name + ".in_sum2", values.astype(np.float32))
+        writer.add_tensor(name + ".counts", counts[name].astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_dat_form(path: Path, values: dict[str, np.ndarray], num_calls: int) -> Path:
+    data = struct.pack("<i", len(values))
+    for name, row in values.items():
+        data += struct.pack("<i", len(name)) + name.encode()
+        data += struct.pack("<ii", num_calls, row.size) + row.astype("<f4").tobytes()
+    path.write_bytes(data + struct.pack("<ii", 3, 10) + b"whales.txt")
+    return path
+
+
+def test_gguf_form_is_sums_over_counts(tmp_path: Path) -> None:
+    sums = np.arange(12, dtype=np.float32).reshape(3, 4)
+    counts = np.array([[2], [0], [4]], dtype=np.float32)
+    path = write_gguf_form(tmp_path / "i.gguf", {"a.weight": sums}, {"a.weight": counts})
+    found = read_importance(path)
+    assert list(found) == ["a.weight"]
+    # An expert that no token reached has ones.
+    assert found["a.weight"].tolist() == [0, 0.5, 1, 1.5, 1, 1, 1, 1, 2, 2.25, 2.5, 2.75]
+
+
+def test_dat_form_is_values_over_calls(tmp_path: Path) -> None:
+    rows = {"a.weight": np.array([2.0, 4.0]), "b.weight": np.array([6.0])}
+    found = read_importance(write_dat_form(tmp_path / "imatrix.dat", rows, 2))
+    assert {name: row.tolist() for name, row in found.items()} == {
+        "a.weight": [1.0, 2.0],
+        "b.weight": [3.0],
+    }
+
+
+def broken_files() -> dict[str, Callable[[Path], Path]]:
+    one, count = {"a": np.ones((1, 4))}, {"a": np.ones((1, 1))}
+
+    def cut(path: Path) -> Path:
+        write_dat_form(path, {"a": np.ones(8)}, 1)
+        path.write_bytes(path.read_bytes()[:20])
+        return path
+
+    def text(path: Path) -> Path:
+        path.write_text("no matrix at all, but text")
+        return path
+
+    def empty(path: Path) -> Path:
+        path.write_bytes(b"")
+        return path
+
+    def other(path: Path) -> Path:
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_tensor("a.weight", np.ones((2, 4), dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def negative(path: Path) -> Path:
+        return write_gguf_form(path, {"a": -np.ones((1, 4))}, count)
+
+    def infinite(path: Path) -> Path:
+        return write_dat_form(path, {"a": np.array([np.inf])}, 1)
+
+    def uneven(path: Path) -> Path:
+        return write_gguf_form(path, one, {"a": np.ones((3, 1))})
+
+    return {
+        "wanted at": cut,
+        "entries|a name of": text,
+        "bytes wanted": empty,
+        "none of them": other,
+        "negative": negative,
+        "not finite": infinite,
+        "3 counts": uneven,
+    }
+
+
+@pytest.mark.parametrize("message", broken_files())
+def test_broken_files_are_refused(tmp_path: Path, message: str) -> None:
+    path = broken_files()[message](tmp_path / "imatrix")
+    with pytest.raises(CheckpointError, match=message):
+        read_importance(path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    tensor = PlannedTensor("a.weight", QUANT_TYPES["Q4_K"], (3, 8, 256))
+    fitted = fit_importance({"a.weight": torch.ones(768)}, [tensor], tmp_path)
+    assert fitted["a.weight"].shape == (3, 256)
+    with pytest.raises(UsageError, match=r"a\.weight does not fit") as problem:
+        fit_importance({"a.weight": torch.ones(256)}, [tensor], tmp_path)
+    assert "3 x 256" in str(problem.value)
+    with pytest.raises(UsageError, match="knows none"):
+        fit_importance({"b.weight": torch.ones(256)}, [tensor], tmp_path)
+
+
+def test_the_weighted_error_falls(tmp_path: Path) -> None:
+    """Every K-quant of the file, stacks of experts and both halves of kv_b_proj too."""
+    torch.manual_seed(0)
+    model = build(CONFIG).eval()
+    oracle.randomise(model, seed=0)
+    save(model, tmp_path / "hf")
+    sums, counts, means = {}, {}, {}
+    generator = np.random.default_rng(0)
+    for tensor in gguf_tensors(CONFIG):
+        if len(tensor.shape) < 2:
+            continue
+        num_matrices = int(np.prod(tensor.shape[:-2], dtype=int))
+        mean = np.exp(2 * generator.standard_normal((num_matrices, tensor.shape[-1])))
+        counts[tensor.name] = np.full((num_matrices, 1), 7.0)
+        sums[tensor.name] = 7 * mean
+        means[tensor.name] = torch.from_numpy(mean).float()
+    path = write_gguf_form(tmp_path / "imatrix.gguf", sums, counts)
+    for name, imatrix in (("exact", None), ("plain", None), ("weighted", path)):
+        target = Target.parse("gguf:F32" if name == "exact" else "gguf:Q3_K_M")
+        convert(tmp_path / "hf", tmp_path / f"{name}.gguf", Options(target, imatrix=imatrix))
+    with (
+        read_gguf(tmp_path / "exact.gguf") as exact,
+        read_gguf(tmp_path / "plain.gguf") as plain,
+        read_gguf(tmp_path / "weighted.gguf") as weighted,
+    ):
+        num_checked = 0
+        for name, info in weighted.tensors.items():
+            if info.kind.name in ("F32", "F16"):
+                continue
+            weight = means[name].view(*info.shape[:-2], 1, info.shape[-1])
+            errors = [
+                float((weight * (file.read(name) - exact.read(name)).square()).sum())
+                for file in (weighted, plain)
+            ]
+            assert errors[0] < 0.97 * errors[1], name
+            num_checked += 1
+    assert num_checked > 15
+
+
+def test_a_wrong_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    save(build(CONFIG).eval(), tmp_path / "hf")
+    path = write_dat_form(tmp_path / "imatrix.dat", {STACK: np.ones(5)}, 1)
+    target = Target.parse("gguf:Q4_K_M")
+    with pytest.raises(UsageError, match="does not fit"):
+        convert(tmp_path / "hf", tmp_path / "out/m.gguf", Options(target, imatrix=path))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="for GGUF only"):
+        Options(Target.parse("bf16"), imatrix=path)
