@@ -40,6 +40,7 @@ class Compiled:
         return kernel(list(tensors))[0]
 
     def _build(self, tensors: tuple[Tensor, ...]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        from torch._inductor import config as inductor
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.decomposition import select_decomp_table
 
@@ -49,7 +50,8 @@ class Compiled:
         )
         graph = trace(*tensors)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        with torch.no_grad():
+        # Shapes and strides are the key: to assert them at every call again would cost 2 us each.
+        with torch.no_grad(), inductor.patch(size_asserts=False):
             return compile_fx_inner(graph, inputs).current_callable  # type: ignore[attr-defined]
 
 

@@ -37,29 +37,36 @@ def widens(weight: Tensor) -> bool:
     """Does arithmetic with this weight go through float32, on this processor and right now?"""
     return (
         weight.dtype is torch.bfloat16
-        and weight.device.type == "cpu"
+        and weight.is_cpu
+        and not _has_bfloat16()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not _has_bfloat16()
     )
 
 
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """x (..., I) -> (..., O) in x's dtype."""
-    return _wide_linear(x, weight_OI).to(x.dtype) if widens(weight_OI) else F.linear(x, weight_OI)
+    if not widens(weight_OI):
+        return F.linear(x, weight_OI)
+    if _is_few(x, weight_OI):
+        return _by_eights(_rows, x.float(), weight_OI).to(x.dtype)
+    return _by_tiles(x, weight_OI).to(x.dtype)
 
 
 def linear_float32(x: Tensor, weight_OI: Tensor) -> Tensor:
     """x (..., I) -> (..., O) in float32, where that of x and the weight is wanted exactly."""
-    if widens(weight_OI):
-        return _wide_linear(x, weight_OI)
-    return F.linear(x.float(), weight_OI.float())
+    if not widens(weight_OI):
+        return F.linear(x.float(), weight_OI.float())
+    few = _is_few(x, weight_OI)
+    return _by_eights(_rows_float32, x.float(), weight_OI) if few else _by_tiles(x, weight_OI)
 
 
 def logits(h: Tensor, weight_VD: Tensor) -> Tensor:
     """h (..., D) -> float32 (..., V); the sums are as wide as the processor's path makes them."""
-    return _wide_linear(h, weight_VD) if widens(weight_VD) else F.linear(h, weight_VD).float()
+    if widens(weight_VD):
+        return linear_float32(h, weight_VD)
+    return F.linear(h, weight_VD).float()
 
 
 def head_linear(x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:
@@ -77,20 +84,19 @@ def expert_rows(x_NI: Tensor, weight_EOI: Tensor, experts_N: Tensor) -> Tensor:
     return _expert_rows(x_NI.float(), weight_EOI, experts_N)
 
 
-def _wide_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
+def _is_few(x: Tensor, weight_OI: Tensor) -> bool:
+    return x.numel() <= FEW_ROWS * weight_OI.shape[1] and can_compile()
+
+
+def _by_tiles(x: Tensor, weight_OI: Tensor) -> Tensor:
+    """x (..., I) -> float32 (..., O)."""
     x_MI = x.reshape(-1, x.shape[-1]).float()
-    return _wide_rows(x_MI, weight_OI).view(*x.shape[:-1], -1)
-
-
-def _wide_rows(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
-    if len(x_MI) <= FEW_ROWS and can_compile():
-        return _by_eights(_rows, x_MI, weight_OI)
     step = max(1, TILE_ELEMENTS // weight_OI.shape[1])
     y_MO = x_MI.new_empty(len(x_MI), len(weight_OI))
     for first in range(0, len(weight_OI), step):
         part = weight_OI[first : first + step]
         y_MO[:, first : first + step] = x_MI @ _wide_copy(part).t()
-    return y_MO
+    return y_MO.view(*x.shape[:-1], -1)
 
 
 def _wide_copy(weight: Tensor) -> Tensor:
@@ -102,21 +108,40 @@ def _wide_copy(weight: Tensor) -> Tensor:
 
 
 def _by_eights(kernel: Compiled, x: Tensor, weight: Tensor) -> Tensor:
-    """Kernels exist for 1, 2, 4 and 8 rows: pieces of 8, and the last one filled up with zeros."""
-    if len(x) > KERNEL_ROWS:
-        return torch.cat([_by_eights(kernel, part, weight) for part in x.split(KERNEL_ROWS)])
-    num_padded = 1 << (len(x) - 1).bit_length()
-    if num_padded == len(x):
-        return kernel(x.contiguous(), weight)
-    padded = x.new_zeros(num_padded, *x.shape[1:])
-    padded[: len(x)] = x
-    return kernel(padded, weight)[: len(x)]
+    """Kernels exist for 1, 2, 4 and 8 rows: pieces of 8, and the last one filled up with zeros.
+
+    x (..., I) for a weight (O, I), (M, H, I) for (H, O, I).
+    """
+    num_inner = weight.dim() - 1
+    inner = x.shape[x.dim() - num_inner :]
+    num_rows = x.numel() // inner.numel()
+    if num_rows in (1, 2, 4, KERNEL_ROWS) and x.is_contiguous():
+        return kernel(x, weight)
+    x_M = x.reshape(num_rows, *inner)
+    pieces = [kernel(_filled(piece), weight)[: len(piece)] for piece in x_M.split(KERNEL_ROWS)]
+    y_M = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return y_M.view(*x.shape[: x.dim() - num_inner], *y_M.shape[1:])
 
 
-# A sum a row, spelt out, so that Inductor reads and widens each weight once for all rows.
-def _sum_rows(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
+def _filled(x_M: Tensor) -> Tensor:
+    num_padded = 1 << (len(x_M) - 1).bit_length()
+    if num_padded == len(x_M):
+        return x_M.contiguous()
+    padded = x_M.new_zeros(num_padded, *x_M.shape[1:])
+    padded[: len(x_M)] = x_M
+    return padded
+
+
+# A sum a row, spelt out, so that Inductor reads and widens each weight once for all rows. The rows
+# come widened: inside, that would be done again for each output.
+def _sum_rows(x: Tensor, weight_OI: Tensor) -> Tensor:
+    return _sum_rows_float32(x, weight_OI).to(weight_OI.dtype)
+
+
+def _sum_rows_float32(x: Tensor, weight_OI: Tensor) -> Tensor:
     wide_OI = weight_OI.float()
-    return torch.stack([(wide_OI * x_I).sum(-1) for x_I in x_MI.unbind()])
+    sums = [(wide_OI * x_I).sum(-1) for x_I in x.view(-1, x.shape[-1]).unbind()]
+    return torch.stack(sums).view(*x.shape[:-1], -1)
 
 
 def _sum_head_rows(x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:
@@ -129,6 +154,6 @@ def _sum_expert_rows(x_NI: Tensor, weight_EOI: Tensor, experts_N: Tensor) -> Ten
     return (weight_EOI[experts_N].float() * x_NI[:, None]).sum(-1).to(weight_EOI.dtype)
 
 
-_rows = Compiled(_sum_rows)
+_rows, _rows_float32 = Compiled(_sum_rows), Compiled(_sum_rows_float32)
 _head_rows = Compiled(_sum_head_rows)
 _expert_rows = Compiled(_sum_expert_rows)
