@@ -32,7 +32,7 @@ class Compiled:
         self._kernels: dict[Any, Callable[[list[Tensor]], Sequence[Tensor]]] = {}
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        key = tuple([(t.shape, t.stride(), t.dtype) for t in tensors])
+        key = (torch.get_num_threads(), *[(t.shape, t.stride(), t.dtype) for t in tensors])
         kernel = self._kernels.get(key)
         if kernel is None:
             with _building:

@@ -4,18 +4,25 @@ best.
 Source: ggml's make_qx_quants, make_qkx2_quants, make_qkx3_quants and make_qp_quants
 (ggml-quants.c), vectorised over groups: elements of a group lie along the first dimension, so that
 every sum is a sum of rows. The error of a fitted candidate follows from the same sums as the fit,
-so that the values are gone through once a candidate. (torch.compile makes this slower, not faster.)
+so that the values are gone through once a candidate: by a kernel, where there is enough to do.
 """
 
 # n elements of a group, G groups
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops.compiled import Compiled, can_compile
+
+# Kernels are compiled for so many values. From half on, fewer are filled up; below, compiling would
+# take longer than the work.
+KERNEL_VALUES = 1 << 18
 TINY = 1e-15  # a group whose values are all smaller is taken for zero (GROUP_MAX_EPS)
 
 
@@ -46,70 +53,112 @@ def fit_scale_and_min(
 
     Minimises the weighted squared error, or chooses by the weighted absolute error.
     """
-    # Codes and values are taken from their middle: the candidates' errors differ in the sixth
-    # digit of the sums, which float32 keeps only where little cancels.
-    middle = (top + 1) // 2
-    best_low_G, high_G = x_nG.amin(0).clamp_(max=0), x_nG.amax(0)
-    sum_w = weight_nG.sum(0)
-    safe_w = torch.where(sum_w > 0, sum_w, 1.0)
-    mean_G = (weight_nG * x_nG).sum(0) / safe_w
-    weighted_nG = weight_nG * (x_nG - mean_G)
-    # Memory is taken once: megabytes that come and go cost more than the arithmetic.
-    codes, product = torch.empty_like(x_nG), torch.empty_like(x_nG)
-
-    def try_with(offset: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes less the middle into `codes`; weighted sums of code, code^2 and centred x * code.
-
-        They are counted from the best minimum so far, as the reference does: it pays.
-        """
-        width = high_G - best_low_G
-        factor = torch.where(width > 0, (top + offset) / width, 0.0)
-        torch.addcmul(-best_low_G * factor - middle, x_nG, factor, out=codes)
-        codes.round_().clamp_(-middle, top - middle)
-        torch.mul(weight_nG, codes, out=product)
-        sum_l = product.sum(0)
-        sum_ll = product.mul_(codes).sum(0)
-        sum_xl = torch.mul(weighted_nG, codes, out=product).sum(0)
-        return sum_l, sum_ll, sum_xl
-
-    def absolute_error(scale: Tensor, at_middle: Tensor) -> Tensor:
-        return codes.mul_(scale).add_(at_middle).sub_(x_nG).abs_().mul_(weight_nG).sum(0)
-
-    # The first candidate reaches both extremes and is not fitted.
-    scale_G = (high_G - best_low_G) / top
-    at_middle = best_low_G + scale_G * middle
-    sum_l, sum_ll, sum_xl = try_with(0.0)
-    if use_absolute:
-        best_G = -absolute_error(scale_G, at_middle)
-    else:
-        shift = at_middle - mean_G
-        best_G = scale_G * (2 * (sum_xl - shift * sum_l) - scale_G * sum_ll)
-        best_G -= shift * shift * sum_w
+    begin, improve = _steps_with_min(top, use_absolute, _is_enough(x_nG))
+    x, weight = _filled(x_nG), _filled(weight_nG)
+    fixed, found = begin(x, weight).split(3)
     for offset in grid:
-        sum_l, sum_ll, sum_xl = try_with(offset)
-        variance = sum_ll - sum_l * sum_l / safe_w
-        is_usable = variance > 0
-        scale = sum_xl / torch.where(is_usable, variance, 1.0)
-        at_middle = mean_G - scale * sum_l / safe_w
-        quality = scale * sum_xl  # what the fit takes off the sum of w (x - mean)^2
-        # A minimum above zero cannot be stored: the line goes through zero then.
-        is_above = at_middle > scale * middle
-        if bool(is_above.any()):
-            whole_ll = sum_ll + middle * (2 * sum_l + middle * sum_w)
-            whole_xl = sum_xl + mean_G * (sum_l + middle * sum_w)
-            through_zero = whole_xl / whole_ll
-            quality = torch.where(
-                is_above, through_zero * whole_xl - mean_G * mean_G * sum_w, quality
-            )
-            scale = torch.where(is_above, through_zero, scale)
-            at_middle = torch.where(is_above, scale * middle, at_middle)
-        if use_absolute:
-            quality = -absolute_error(scale, at_middle)
-        is_better = is_usable & (quality > best_G)
-        best_G = torch.where(is_better, quality, best_G)
-        scale_G = torch.where(is_better, scale, scale_G)
-        best_low_G = torch.where(is_better, at_middle - scale * middle, best_low_G)
-    return scale_G, -best_low_G.clamp_(max=0)
+        found = improve(x, weight, fixed, found, torch.tensor(offset))
+    _, scale_G, low_G = found[:, : x_nG.shape[1]].unbind()
+    return scale_G, -low_G.clamp(max=0)
+
+
+@cache
+def _steps_with_min(
+    top: int, use_absolute: bool, has_kernels: bool
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """`_begin_with_min` and `_improve_with_min` for so many levels, perhaps as kernels."""
+    begin = partial(_begin_with_min, top, use_absolute)
+    improve = partial(_improve_with_min, top, use_absolute)
+    return (Compiled(begin), Compiled(improve)) if has_kernels else (begin, improve)
+
+
+# Codes and values are taken from their middle: the candidates' errors differ in the sixth digit of
+# the sums, which float32 keeps only where little cancels.
+
+
+def _begin_with_min(top: int, use_absolute: bool, x_nG: Tensor, weight_nG: Tensor) -> Tensor:
+    """(6, G): the values' weighted mean, the weights' sum, the greatest value; then the quality,
+    scale and minimum of the first candidate, which reaches both extremes and is not fitted.
+    """
+    middle = (top + 1) // 2
+    low_G, high_G = x_nG.amin(0).clamp(max=0), x_nG.amax(0)
+    sum_w = weight_nG.sum(0)
+    mean_G = (weight_nG * x_nG).sum(0) / torch.where(sum_w > 0, sum_w, 1.0)
+    codes = _codes_with_min(x_nG, low_G, high_G, top, top)
+    scale_G = (high_G - low_G) / top
+    at_middle = low_G + scale_G * middle
+    if use_absolute:
+        quality = -_absolute_error(x_nG, weight_nG, codes, scale_G, at_middle)
+    else:
+        product = weight_nG * codes
+        sum_l, sum_ll = product.sum(0), (product * codes).sum(0)
+        sum_xl = (product * (x_nG - mean_G)).sum(0)
+        shift = at_middle - mean_G
+        quality = scale_G * (2 * (sum_xl - shift * sum_l) - scale_G * sum_ll)
+        quality = quality - shift * shift * sum_w
+    return torch.stack([mean_G, sum_w, high_G, quality, scale_G, low_G])
+
+
+def _improve_with_min(
+    top: int,
+    use_absolute: bool,
+    x_nG: Tensor,
+    weight_nG: Tensor,
+    fixed_3G: Tensor,
+    found_3G: Tensor,
+    offset: Tensor,
+) -> Tensor:
+    """`found_3G`, or where it is better the candidate with top + `offset` levels, fitted.
+
+    Levels are counted from the best minimum so far, as the reference does: it pays.
+    """
+    middle = (top + 1) // 2
+    mean_G, sum_w, high_G = fixed_3G.unbind()
+    best_G, scale_G, low_G = found_3G.unbind()
+    codes = _codes_with_min(x_nG, low_G, high_G, top + offset, top)
+    product = weight_nG * codes
+    sum_l, sum_ll = product.sum(0), (product * codes).sum(0)
+    sum_xl = (product * (x_nG - mean_G)).sum(0)
+    safe_w = torch.where(sum_w > 0, sum_w, 1.0)
+    variance = sum_ll - sum_l * sum_l / safe_w
+    is_usable = variance > 0
+    scale = sum_xl / torch.where(is_usable, variance, 1.0)
+    at_middle = mean_G - scale * sum_l / safe_w
+    quality = scale * sum_xl  # what the fit takes off the sum of w (x - mean)^2
+    # A minimum above zero cannot be stored: the line goes through zero then.
+    is_above = at_middle > scale * middle
+    whole_ll = sum_ll + middle * (2 * sum_l + middle * sum_w)
+    whole_xl = sum_xl + mean_G * (sum_l + middle * sum_w)
+    through_zero = whole_xl / torch.where(whole_ll > 0, whole_ll, 1.0)
+    quality = torch.where(is_above, through_zero * whole_xl - mean_G * mean_G * sum_w, quality)
+    scale = torch.where(is_above, through_zero, scale)
+    at_middle = torch.where(is_above, scale * middle, at_middle)
+    if use_absolute:
+        quality = -_absolute_error(x_nG, weight_nG, codes, scale, at_middle)
+    is_better = is_usable & (quality > best_G)
+    candidate = (quality, scale, at_middle - scale * middle)
+    return torch.stack(
+        [
+            torch.where(is_better, new, old)
+            for new, old in zip(candidate, (best_G, scale_G, low_G), strict=True)
+        ]
+    )
+
+
+def _codes_with_min(
+    x_nG: Tensor, low_G: Tensor, high_G: Tensor, levels: Tensor | int, top: int
+) -> Tensor:
+    """Codes less the middle."""
+    middle = (top + 1) // 2
+    width = high_G - low_G
+    factor = torch.where(width > 0, levels / torch.where(width > 0, width, 1.0), 0.0)
+    return (x_nG * factor - (low_G * factor + middle)).round().clamp(-middle, top - middle)
+
+
+def _absolute_error(
+    x_nG: Tensor, weight_nG: Tensor, codes: Tensor, scale_G: Tensor, at_middle: Tensor
+) -> Tensor:
+    return ((codes * scale_G + at_middle - x_nG).abs() * weight_nG).sum(0)
 
 
 def fit_scale(
@@ -119,25 +168,58 @@ def fit_scale(
 
     The value farthest from zero may become -half, which is one farther than the other side goes.
     """
+    begin, improve = _steps_signed(half, _is_enough(x_nG))
+    x, weight = _filled(x_nG), _filled(weight_nG)
+    inverse_G, found = begin(x), x.new_zeros(2, x.shape[1])
+    for offset in grid:
+        found = improve(x, weight, inverse_G, found, torch.tensor(offset))
+    return found[1, : x_nG.shape[1]]
+
+
+@cache
+def _steps_signed(
+    half: int, has_kernels: bool
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    improve = partial(_improve_signed, half)
+    return (Compiled(_begin_signed), Compiled(improve)) if has_kernels else (_begin_signed, improve)
+
+
+def _begin_signed(x_nG: Tensor) -> Tensor:
+    """What makes the value farthest from zero -1; 0 for a group of zeros."""
     low_G, high_G = x_nG.amin(0), x_nG.amax(0)
     extreme_G = torch.where(high_G >= -low_G, high_G, low_G)
     is_zero = extreme_G.abs() < TINY
-    inverse_G = torch.where(is_zero, 0.0, -1 / extreme_G)
-    weighted_nG = weight_nG * x_nG
-    best_G = torch.zeros_like(extreme_G)
-    scale_G = torch.zeros_like(extreme_G)
-    codes, product = torch.empty_like(x_nG), torch.empty_like(x_nG)
-    for offset in grid:
-        torch.mul(x_nG, (half + offset) * inverse_G, out=codes)
-        codes.round_().clamp_(-half, half - 1)
-        sum_xl = torch.mul(weighted_nG, codes, out=product).sum(0)
-        sum_ll = torch.mul(weight_nG, codes, out=product).mul_(codes).sum(0)
-        scale = torch.where(sum_ll > 0, sum_xl / sum_ll, 0.0)
-        quality = scale * sum_xl
-        is_better = quality > best_G
-        best_G = torch.where(is_better, quality, best_G)
-        scale_G = torch.where(is_better, scale, scale_G)
-    return scale_G
+    return torch.where(is_zero, 0.0, -1 / torch.where(is_zero, 1.0, extreme_G))
+
+
+def _improve_signed(
+    half: int, x_nG: Tensor, weight_nG: Tensor, inverse_G: Tensor, found_2G: Tensor, offset: Tensor
+) -> Tensor:
+    """The quality and scale of `found_2G`, or where it is better of the candidate, fitted."""
+    best_G, scale_G = found_2G.unbind()
+    codes = (x_nG * ((half + offset) * inverse_G)).round().clamp(-half, half - 1)
+    product = weight_nG * codes
+    sum_xl, sum_ll = (product * x_nG).sum(0), (product * codes).sum(0)
+    scale = torch.where(sum_ll > 0, sum_xl / torch.where(sum_ll > 0, sum_ll, 1.0), 0.0)
+    quality = scale * sum_xl
+    is_better = quality > best_G
+    return torch.stack(
+        [torch.where(is_better, quality, best_G), torch.where(is_better, scale, scale_G)]
+    )
+
+
+def _is_enough(x_nG: Tensor) -> bool:
+    """Whether kernels pay: for whole pieces of a tensor (`quantise.PIECE_VALUES`)."""
+    is_size = KERNEL_VALUES // 2 <= x_nG.numel() <= KERNEL_VALUES
+    return is_size and can_compile()
+
+
+def _filled(x_nG: Tensor) -> Tensor:
+    """With groups of zeros to a kernel's size, if one is used; contiguous."""
+    if not _is_enough(x_nG):
+        return x_nG
+    num_groups = KERNEL_VALUES // x_nG.shape[0]
+    return F.pad(x_nG, (0, num_groups - x_nG.shape[1])).contiguous()
 
 
 def fit_scales(x_nG: Tensor, weight_nG: Tensor, top: int) -> tuple[Tensor, Tensor]:
