@@ -19,6 +19,10 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-all: $(VENV)/.installed-dev
+	$(PIP) install --quiet -e '.[dev,eval]'
+	@touch $@
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -30,7 +34,7 @@ test: $(VENV)/.installed-dev  ## lint, types and the fast tests (about ten minut
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(VENV)/.installed-dev llama-cpp  ## everything, the slow oracles too
+test-all: $(VENV)/.installed-all llama-cpp  ## everything, the slow oracles too
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -rs

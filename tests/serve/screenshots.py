@@ -1,103 +1,82 @@
 """Takes the pictures of docs/images: `python tests/serve/screenshots.py [FOLDER]`.
 
-The answers are scripted (`page_stub.py`), so that the pictures change only with the page.
+The bundled tiny model answers, through `rorqual serve`.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import page_stub
 from browser import launch
 
 MAX_BYTES = 200_000
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
-ATTENTION = """Multi-head **latent** attention (§2.1.1 of the report) keeps one small vector per \
-token instead of all keys and values:
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1240, "height": 800}}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 780},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 1.5,
+}
+LIGHT, DARK = {"color_scheme": "light"}, {"color_scheme": "dark"}
+STORY = ["Tell me a short story about a whale"]
+TURNS = ["What is 347 + 586?", "What is the capital of France?", "And of Japan?"]
+CODE = ["Who are you?", "Python: print the word lark backwards"]
+# Each picture with its conversations; the last one is seen.
+PICTURES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
+    "chat-light": ({**DESKTOP, **LIGHT}, [STORY, CODE, TURNS]),
+    "chat-dark": ({**DESKTOP, **DARK}, [TURNS, STORY, CODE]),
+    "chat-phone": ({**PHONE, **LIGHT}, [TURNS, STORY]),
+    "chat-start": ({**DESKTOP, **LIGHT}, []),
+}
 
-1. A projection squeezes the hidden state into `kv_lora_rank` values, the *latent*.
-2. Keys and values are expanded from it when they are needed.
-3. A few more values carry the position, by [rotary embedding](https://arxiv.org/abs/2104.09864).
 
-| Cache of one token and layer | Values | Share |
-|:--|--:|--:|
-| All heads (128 × 128, keys and values) | 32,768 | 100 % |
-| Latent and position (512 + 64) | 576 | **1.8 %** |
+@contextmanager
+def served() -> Iterator[str]:
+    command = [sys.executable, "-m", "rorqual", "serve", "--model", "tiny", "--port", "0"]
+    process = subprocess.Popen([*command, "--speculate", "2"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert address is not None, line
+        yield address[0]
+    finally:
+        process.terminate()
+        process.wait()
 
-In code, the cache's whole content is one line:
 
-```python
-latent_TC = self.kv_norm(h_TD @ self.wkv_a[:, :kv_lora_rank])
-```
-"""
-THOUGHTS = (
-    "The reader asks about the cache. V3 has 128 heads of 128; the latent has 512 + 64 values."
-)
-STORY = """Mia was a small whale who lived in a wide blue bay. One day she lost her shell.
-
-"Do not be sad," said a kind crab. "We will look together." They looked under the stones and \
-behind the weeds, and there it was!
-
-Mia was so happy that she sang. The whole bay heard her song."""
-SUM = "347 + 586 = **933**"
+def take(page: Any, url: str, conversations: list[list[str]], path: Path) -> None:
+    page.goto(url)
+    for questions in conversations:
+        new_chat = "#new-chat" if page.locator("#new-chat").is_visible() else "#new-chat-bar"
+        page.locator(new_chat).click()
+        for number, question in enumerate(questions):
+            page.locator("#composer-text").fill(question)
+            page.locator("#send").click()
+            page.locator(".figures").nth(number).wait_for()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(400)
+    page.screenshot(path=path)
+    assert path.stat().st_size < MAX_BYTES, f"{path}: {path.stat().st_size} bytes"
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    stub = page_stub.start()
-    stub.answers = {
-        "How does latent attention save memory?": (THOUGHTS, ATTENTION),
-        "Tell me a short story about a whale": ("", STORY),
-        "What is 347 + 586?": ("", SUM),
-    }
-    stub.piece_seconds = 0.04
-    desktop: dict[str, Any] = {"viewport": {"width": 1240, "height": 800}}
-    phone: dict[str, Any] = {
-        "viewport": {"width": 390, "height": 780},
-        "has_touch": True,
-        "is_mobile": True,
-        "device_scale_factor": 1.5,
-    }
-    with launch() as browser:
-        for name, options, question in [
-            (
-                "chat-light",
-                {**desktop, "color_scheme": "light"},
-                "How does latent attention save memory?",
-            ),
-            (
-                "chat-dark",
-                {**desktop, "color_scheme": "dark"},
-                "How does latent attention save memory?",
-            ),
-            (
-                "chat-phone",
-                {**phone, "color_scheme": "light"},
-                "Tell me a short story about a whale",
-            ),
-            ("chat-start", {**desktop, "color_scheme": "light"}, None),
-        ]:
+    with served() as url, launch() as browser:
+        for name, (options, conversations) in PICTURES.items():
             page = browser.new_context(**options).new_page()
-            page.goto(stub.url)
-            if question:
-                for asked in ("What is 347 + 586?", question):
-                    page.locator(
-                        "#new-chat" if page.locator("#new-chat").is_visible() else "#new-chat-bar"
-                    ).click()
-                    page.locator("#composer-text").fill(asked)
-                    page.locator("#send").click()
-                    page.locator(".figures").wait_for()
-            page.mouse.move(0, 0)
-            page.wait_for_timeout(400)
-            path = folder / f"{name}.png"
-            page.screenshot(path=path)
-            assert path.stat().st_size < MAX_BYTES, f"{path}: {path.stat().st_size} bytes"
-            print(path, path.stat().st_size)
+            take(page, url, conversations, folder / f"{name}.png")
             page.context.close()
+            print(folder / f"{name}.png")
 
 
 if __name__ == "__main__":
