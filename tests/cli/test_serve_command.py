@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from command import TIMEOUT_SECONDS, run
+from command import ENVIRONMENT, TIMEOUT_SECONDS, run
 from openai import OpenAI
 from serving import serving
 
@@ -45,10 +44,12 @@ def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:
         assert b"Finishing 1 requests" in process.stderr.read()
 
 
-def test_a_second_signal_ends_at_once(model_folder: Path) -> None:
-    before = folders()
+def test_a_second_signal_ends_at_once(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path))
     with serving(model_folder) as (process, address):
-        assert len(folders() - before) == 1
+        assert len(list(tmp_path.glob("rorqual-*"))) == 1
         body = LONG | {"prompt": "The whale"}
         with httpx.stream(
             "POST", address + "/v1/completions", json=body, timeout=TIMEOUT_SECONDS
@@ -61,11 +62,7 @@ def test_a_second_signal_ends_at_once(model_folder: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(TIMEOUT_SECONDS) == 1
             assert time.monotonic() - since < AT_ONCE_SECONDS
-    assert folders() == before
-
-
-def folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("rorqual-files-*"))
+    assert list(tmp_path.glob("rorqual-*")) == []
 
 
 def test_what_it_refuses_before_it_loads_anything(model_folder: Path, tmp_path: Path) -> None:

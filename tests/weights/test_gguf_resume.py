@@ -165,7 +165,7 @@ def test_a_folder_killed_at_its_very_first_write_is_taken(source: Path, tmp_path
     """The record's own temporary file, left by a kill, does not make a folder somebody else's."""
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "..rorqual-convert.json.ab12cd_z").write_text("{")
+    (folder / "..rorqual-convert.json.0123456789ab").write_text("{")
     convert(source, folder, Options(Target.parse("bf16")))
     convert(source, tmp_path / "whole", Options(Target.parse("bf16")))
     assert files_of(folder) == files_of(tmp_path / "whole")
