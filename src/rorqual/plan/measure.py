@@ -92,15 +92,21 @@ def total_memory_bytes() -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Bytes a second of a reduction over memory, and FLOP/s of square products; best of a few."""
+    """Bytes a second of a reduction over memory, and FLOP/s of square products as the model
+    computes them; best of a few.
+    """
     import torch
 
-    words = torch.zeros(READ_BYTES // 4, dtype=torch.int32)
+    from rorqual.ops.linear import linear
+
+    words = torch.ones(READ_BYTES // 4)
     bandwidth = READ_BYTES / _best_seconds(words.sum)
     flops = {}
-    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
-        flops[name] = 2 * GEMM_SIZE**3 / _best_seconds(lambda a=a: a @ a)  # type: ignore[misc]
+    with torch.no_grad():
+        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+            a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
+            seconds = _best_seconds(lambda a=a: linear(a, a))  # type: ignore[misc]
+            flops[name] = 2 * GEMM_SIZE**3 / seconds
     return {"bandwidth": bandwidth, "flops": flops}
 
 
