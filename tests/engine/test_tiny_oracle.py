@@ -181,7 +181,10 @@ ALL = list(range(20))
 SOME = [0, 4, 11, 16, 19]
 
 
-@pytest.mark.parametrize("speculate", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "speculate",
+    [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_alone(tiny: Tiny, speculate: int) -> None:
     engine = run(tiny, ALL if speculate == 0 else ALL[::2], max_batch=1, speculate=speculate)
     stats = engine.stats()
