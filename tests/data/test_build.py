@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import rorqual.data.shards as shards_module
+from holders import holder, started
 from rorqual.config import fill
 from rorqual.data import (
     DataSettings,
@@ -22,7 +23,9 @@ from rorqual.data import (
     open_tokens,
 )
 from rorqual.data.plan import _chances
-from rorqual.errors import ConfigError, DataError
+from rorqual.data.sources import fetch
+from rorqual.errors import ConfigError, DataError, UsageError
+from rorqual.files import FileLock
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 
 Write = Callable[[Path, Iterable[Any]], Path]
@@ -152,6 +155,41 @@ def test_finished_build_is_left_alone_until_something_changes(
     assert not build(data, _options(tokenizer_folder)).was_done
     other = _data(tmp_path / "t", SourceSettings(name="mine", path=str(corpus)), seed=1)
     assert not build(other, _options(tokenizer_folder)).was_done
+
+
+def test_a_second_build_of_a_folder_is_refused(
+    tmp_path: Path, corpus: Path, tokenizer_folder: Path
+) -> None:
+    data = _data(tmp_path / "t", SourceSettings(name="mine", path=str(corpus)))
+    with started(holder(tmp_path / "t"), "held"):
+        with pytest.raises(UsageError, match="another process builds"):
+            build(data, _options(tokenizer_folder))
+        assert [path.name for path in (tmp_path / "t").iterdir()] == [".lock"]
+    build(data, _options(tokenizer_folder))
+    assert not (tmp_path / "t/.lock").exists()
+    # What is whole is only read: any number of runs may begin on it.
+    with started(holder(tmp_path / "t"), "held"):
+        assert build(data, _options(tokenizer_folder)).was_done
+
+
+def test_a_second_training_of_a_tokenizer_is_refused(tmp_path: Path, corpus: Path) -> None:
+    data = _data(tmp_path / "t", SourceSettings(name="mine", path=str(corpus)))
+    with (
+        FileLock(tmp_path / ".tok.lock", "held"),
+        pytest.raises(UsageError, match="another process trains this tokenizer"),
+    ):
+        build(data, _options(tmp_path / "tok"))
+    build(data, _options(tmp_path / "tok"))
+    assert not (tmp_path / ".tok.lock").exists()
+
+
+def test_a_second_fetch_of_a_source_is_refused(tmp_path: Path) -> None:
+    with (
+        FileLock(tmp_path / ".parables.lock", "held"),
+        pytest.raises(UsageError, match="another process fetches"),
+    ):
+        fetch("parables", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_conversations_have_masks(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from small_run import MODEL
 
+from holders import holder, started
 from rorqual import weights
 from rorqual.tokenizer import load_tokenizer
 from rorqual.train import load_recipe
@@ -26,10 +29,17 @@ LENGTH = 32
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     code = "import sys; from rorqual.cli.main import main; sys.argv = ['rorqual', *sys.argv[2:]]"
     command = [sys.executable, "-c", f"{code}; main()", "-", "train", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +174,39 @@ def test_faults_are_messages_with_exit_code_2(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "runs" / "x").exists()
+
+
+def test_a_run_folder_has_one_run(folder: Path) -> None:
+    """A real run holds its folder; killed, it is no obstacle."""
+    busy = folder / "runs" / "busy"
+    slow = [sys.executable, str(Path(__file__).parent / "small_run.py"), str(busy), "slow", "0"]
+    limits = ("--set", f"training.total_tokens={8 * LENGTH}")
+    with started(slow, "batch 0") as words:
+        os.kill(int(words[-1]), signal.SIGSTOP)  # it must not end before the others come
+        for start in ((), ("--fresh",)):
+            done = run("words.toml", "--run", "runs/busy", *start, *limits, folder=folder)
+            assert done.returncode == 2, done.stderr
+            assert f"process {words[-1]} on" in done.stderr
+            assert "--run" in done.stderr
+        assert not (folder / "runs" / "busy.old-1").exists()
+        os.kill(int(words[-1]), signal.SIGKILL)
+    done = run("words.toml", "--run", "runs/busy", "--fresh", *limits, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "busy.old-1" / "recipe.toml").is_file()
+
+
+def test_the_lock_comes_before_the_data(folder: Path) -> None:
+    with started(holder(folder / "runs" / "held"), "held"):
+        other = ("--set", "data.folder='tokens-of-held'")
+        done = run("words.toml", "--run", "runs/held", *other, folder=folder)
+    assert done.returncode == 2
+    assert not (folder / "tokens-of-held").exists()
+
+
+def test_many_ranks_are_refused_before_any_work(folder: Path) -> None:
+    done = run("none.toml", "--run", "runs/ranks", folder=folder, WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "more than one rank" in done.stderr
+    assert "WORLD_SIZE=2" in done.stderr
+    alone = run("words.toml", "--dry-run", folder=folder, WORLD_SIZE="1")
+    assert alone.returncode == 0, alone.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,15 +42,25 @@ def train(
     """
     from rorqual import train as training
     from rorqual.cli.data import skill_generators
-    from rorqual.train.prepare import prepare, set_aside, show_plan
+    from rorqual.errors import UsageError
+    from rorqual.log import console
+    from rorqual.train.prepare import prepare, show_plan
 
+    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            "training on more than one rank is not possible yet",
+            found=f"WORLD_SIZE={world} in the environment, as torchrun sets it",
+            expected="one process",
+            fix="start `rorqual train` without torchrun, or with --nproc-per-node 1",
+        )
     settings = training.load_recipe(recipe, overrides or ())
     run_folder = run or Path("runs") / settings.name
     if is_dry_run:
         show_plan(settings, run_folder)
         return
-    data = prepare(settings, recipe, skill_generators(settings.data))
-    if not resume:
-        set_aside(run_folder)
-    summary = training.train(settings, run_folder, data, device=device)
+    with training.run_lock(run_folder) as lock:
+        data = prepare(settings, recipe, skill_generators(settings.data))
+        if not resume and (aside := lock.set_aside()):
+            console().print(f"the old run is now {aside}", highlight=False)
+        summary = training.train(settings, run_folder, data, device=device, is_locked=True)
     typer.echo(str(summary.checkpoint))

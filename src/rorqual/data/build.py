@@ -33,7 +33,7 @@ from rorqual.data.shards import (
     write_shards,
 )
 from rorqual.errors import DataError
-from rorqual.files import atomic_directory, read_json, write_json
+from rorqual.files import FileLock, FolderLock, atomic_directory, read_json, write_json
 from rorqual.log import console
 
 if TYPE_CHECKING:
@@ -67,14 +67,30 @@ def build(
     """
     folder = Path(data.folder)
     key = fingerprint(asdict(data), asdict(tokenizer))
+    # A whole build is only looked at, so that many runs may begin on it at once.
+    if (done := _finished(folder, key, data, tokenizer, generators or {})) is not None:
+        return done
+    fix = "give [data] folder another name for a build of its own"
+    with FolderLock(folder, "another process builds this data folder", fix=fix):
+        return _build(data, tokenizer, generators or {}, workers, key)
+
+
+def _build(
+    data: DataSettings,
+    tokenizer: TokenizerSettings,
+    generators: Mapping[str, Generator],
+    workers: int,
+    key: str,
+) -> BuildSummary:
+    folder = Path(data.folder)
+    if (done := _finished(folder, key, data, tokenizer, generators)) is not None:
+        return done
     with _progress() as advance:
         plans = []
         for number, source in enumerate(data.sources):
             advance("gathering", number, len(data.sources), source.label)
-            plans.append(resolve(data, source, generators or {}))
+            plans.append(resolve(data, source, generators))
         files = [file for plan in plans for file in plan.files]
-        if (done := _finished(folder, key, plans, tokenizer)) is not None:
-            return done
         with _executor(min(workers, len(files))) as executor:
             (folder / BUILD).unlink(missing_ok=True)
             scans = list(
@@ -104,12 +120,17 @@ def _tokenizer(
     from rorqual.tokenizer import load_tokenizer, train_tokenizer
 
     folder = Path(options.folder)
-    if not folder.exists():
-        advance("training the tokenizer", 0, None, "")
-        texts = tokenizer_sample(plans, scans, codes, options.train_bytes, seed)
-        trained = train_tokenizer(texts, options.vocab_size, merge_digits=options.merge_digits)
-        with atomic_directory(folder) as temporary:
-            trained.save(temporary)
+    if folder.exists():
+        return load_tokenizer(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock, "another process trains this tokenizer", where=folder):
+        if not folder.exists():
+            advance("training the tokenizer", 0, None, "")
+            texts = tokenizer_sample(plans, scans, codes, options.train_bytes, seed)
+            trained = train_tokenizer(texts, options.vocab_size, merge_digits=options.merge_digits)
+            with atomic_directory(folder) as temporary:
+                trained.save(temporary)
     return load_tokenizer(folder)
 
 
@@ -196,7 +217,11 @@ def _write_manifests(
 
 
 def _finished(
-    folder: Path, key: str, plans: Sequence[Plan], options: TokenizerSettings
+    folder: Path,
+    key: str,
+    data: DataSettings,
+    options: TokenizerSettings,
+    generators: Mapping[str, Generator],
 ) -> BuildSummary | None:
     """The summary of a build that is whole and of these settings, files and tokenizer; None
     otherwise.
@@ -206,14 +231,18 @@ def _finished(
     if not (folder / BUILD).is_file() or not Path(options.folder).exists():
         return None
     record = read_json(folder / BUILD, DataError)
+    if record.get("settings") != key:
+        return None
+    plans = [resolve(data, source, generators) for source in data.sources]
     stamps = [_stamp(file) for plan in plans for file in plan.files]
     paths = {
         (plan.settings.label, split): folder / plan.settings.label / split / MANIFEST
         for plan in plans
         for split in SPLITS.values()
     }
-    is_same = record.get("settings") == key and record.get("files") == stamps
-    if not is_same or record.get("tokenizer") != tokenizer_hash(load_tokenizer(options.folder)):
+    if record.get("files") != stamps:
+        return None
+    if record.get("tokenizer") != tokenizer_hash(load_tokenizer(options.folder)):
         return None
     if not all(path.is_file() for path in paths.values()):
         return None

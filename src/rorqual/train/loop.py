@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from rorqual import weights
 from rorqual.errors import TrainingError, UsageError
-from rorqual.files import atomic_write
+from rorqual.files import FolderLock, atomic_write
 from rorqual.model import DeepseekV3, ModelConfig, build, empty
 from rorqual.tokenizer import Tokenizer
 from rorqual.train import checkpoint as checkpoint_files
@@ -59,13 +60,30 @@ def train(
     resume: bool = True,
     device: str = "cpu",
     is_quiet: bool = False,
+    is_locked: bool = False,
 ) -> Summary:
     """Trains until the recipe's total tokens, or until SIGINT or SIGTERM; saves in both cases.
 
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
-    a folder that holds checkpoints is an error.
+    a folder that holds checkpoints is an error. `is_locked` says that the caller holds `run_lock`;
+    otherwise a second process in the folder is refused here (UsageError).
     """
-    run_folder = Path(run_folder)
+    with nullcontext() if is_locked else run_lock(Path(run_folder)):
+        return _train(recipe, Path(run_folder), data, resume, device, is_quiet)
+
+
+def run_lock(run_folder: Path) -> FolderLock:
+    """Keeps a run folder to one process, from before its data is prepared to its last write."""
+    return FolderLock(
+        run_folder,
+        "another process trains in this run folder",
+        fix="choose another folder with --run",
+    )
+
+
+def _train(
+    recipe: Recipe, run_folder: Path, data: TrainingData, resume: bool, device: str, is_quiet: bool
+) -> Summary:
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     found = checkpoint_files.checkpoints(run_folder)

@@ -84,17 +84,6 @@ def missing_sources(data: DataSettings) -> list[str]:
     ]
 
 
-def set_aside(run_folder: Path) -> None:
-    """Renames an old run's folder to `<name>.old-N`, so that nothing is lost."""
-    if not run_folder.exists():
-        return
-    number = 1
-    while (aside := run_folder.with_name(f"{run_folder.name}.old-{number}")).exists():
-        number += 1
-    run_folder.rename(aside)
-    console().print(f"the old run is now {aside}", highlight=False)
-
-
 def show_plan(recipe: Recipe, run_folder: Path) -> None:
     """Prints what a run would do."""
     from rich.table import Table

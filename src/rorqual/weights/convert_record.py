@@ -14,14 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rorqual.errors import CheckpointError, UsageError
-from rorqual.files import atomic_write, final_name, fsync_path, read_json, write_json
+from rorqual.files import (
+    FileLock,
+    atomic_write,
+    final_name,
+    fsync_path,
+    read_json,
+    write_json,
+)
 from rorqual.weights.open import UNFINISHED
 from rorqual.weights.source import TensorSource
 
 LOCK = ".rorqual-convert.lock"
+BUSY = "another conversion is writing here"
 _WEIGHTS = re.compile(
     r".*\.(safetensors|gguf|bin|pt|pth|ckpt|h5|msgpack|onnx|part)|config\.json|model_args\.json"
     r"|model\.safetensors\.index\.json|\..*"
@@ -53,7 +61,6 @@ class Record:
         """The conversion is complete: the record goes last."""
         fsync_path(self.folder)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-        (self.folder / LOCK).unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """After an error: removes what is in work, and a folder in which nothing is finished."""
@@ -92,7 +99,24 @@ def open_record(folder: Path, job: dict[str, Any]) -> Iterator[Record]:
     if folder.exists() and not folder.is_dir():
         raise UsageError("is a file; a folder is needed", where=folder)
     is_new = not folder.exists()
-    paths = [] if is_new else list(folder.iterdir())
+    if not is_new:
+        _finished_before(folder, job)  # nothing is written where something else lies
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK, BUSY, where=folder):
+        # Another conversion may have ended between the look and the lock.
+        record = Record(folder, job, _finished_before(folder, job), is_new)
+        try:
+            remove_files_in_work(folder)
+            record.write()
+            yield record
+        except BaseException:
+            record.abandon()
+            raise
+
+
+def _finished_before(folder: Path, job: dict[str, Any]) -> dict[str, int]:
+    """What this job has finished in a folder; UsageError if it holds anything else."""
+    paths = list(folder.iterdir())
     # A run that was killed at its first record left that one only, in work.
     names = {path.name for path in paths if final_name(path) != UNFINISHED}
     has_record = UNFINISHED in names
@@ -102,22 +126,11 @@ def open_record(folder: Path, job: dict[str, Any]) -> Iterator[Record]:
             where=folder,
             fix="choose another folder or remove this one; nothing was written",
         )
-    finished: dict[str, int] = {}
-    if has_record:
-        table = read_json(folder / UNFINISHED, CheckpointError)
-        _compare_jobs(folder, table.get("job"), job)
-        finished = dict(table.get("finished", {}))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        lock_file(lock, folder)
-        record = Record(folder, job, finished, is_new)
-        try:
-            remove_files_in_work(folder)
-            record.write()
-            yield record
-        except BaseException:
-            record.abandon()
-            raise
+    if not has_record:
+        return {}
+    table = read_json(folder / UNFINISHED, CheckpointError)
+    _compare_jobs(folder, table.get("job"), job)
+    return dict(table.get("finished", {}))
 
 
 def job_of(source: TensorSource, **options: Any) -> dict[str, Any]:
@@ -148,18 +161,6 @@ def _compare_jobs(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
         expected=", ".join(f"{key} {str(wanted.get(key))[:60]}" for key in other),
         fix="finish it with its own command, remove the folder, or choose another",
     )
-
-
-def lock_file(file: IO[str], where: Path) -> None:
-    """Locks an open file until it is closed; UsageError if another conversion has it."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError("another conversion is writing here", where=where) from None
 
 
 def side_files(source: TensorSource) -> list[Path]:

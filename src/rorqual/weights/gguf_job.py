@@ -15,8 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 from rorqual.errors import UsageError
+from rorqual.files import FileLock
 from rorqual.weights.convert_files import check_space, disk_full_explained
-from rorqual.weights.convert_record import lock_file
+from rorqual.weights.convert_record import BUSY
 from rorqual.weights.gguf_container import GgufWriter
 from rorqual.weights.safetensors_file import as_bytes
 from rorqual.weights.source import TensorSource
@@ -48,20 +49,16 @@ def files_in_work(
     folder.mkdir(parents=True, exist_ok=True)
     lock = destination.with_name(f".{destination.name}.lock")
     try:
-        with lock.open("w") as locked:
-            lock_file(locked, destination)
-            try:
-                left = _begin(destination, writers, replace)
-                needed = sum(writer.num_bytes_left for writer in left)
-                check_space(folder, needed)
-                with disk_full_explained(folder, needed):
-                    yield left
-                    for writer in left:  # no part has its name before all are whole
-                        writer.publish()
-                    for writer in writers:
-                        writer.forget()
-            finally:
-                lock.unlink(missing_ok=True)
+        with FileLock(lock, BUSY, where=destination):
+            left = _begin(destination, writers, replace)
+            needed = sum(writer.num_bytes_left for writer in left)
+            check_space(folder, needed)
+            with disk_full_explained(folder, needed):
+                yield left
+                for writer in left:  # no part has its name before all are whole
+                    writer.publish()
+                for writer in writers:
+                    writer.forget()
     except BaseException:
         if is_new_folder:
             with suppress(OSError):  # something is in it
