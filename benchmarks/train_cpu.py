@@ -32,7 +32,14 @@ PEER_ROWS = [
     "transformers bfloat16 eager-attention grouped_mm",
     "transformers float32 eager-attention grouped_mm compiled",
 ]
-OUR_ROWS = ["rorqual eager", "rorqual compiled", "rorqual eager mtp", "rorqual compiled mtp"]
+OUR_ROWS = [
+    "rorqual float32 eager",
+    "rorqual float32 compiled",
+    "rorqual bfloat16 eager",
+    "rorqual bfloat16 compiled",
+    "rorqual float32 eager mtp",
+    "rorqual float32 compiled mtp",
+]
 
 
 def config(num_mtp: int):
@@ -67,14 +74,18 @@ def our_loss(row: str):
 
     from rorqual.model import build
     from rorqual.train.loss import coefficients, micro_batch_loss, target_counts
+    from rorqual.train.step import autocast
 
     num_depths = 1 if "mtp" in row else 0
     model = build(config(num_depths)).train()
     mask = torch.ones(BATCH, LENGTH + 1 + num_depths, dtype=torch.bool)
     by = coefficients(target_counts(mask, num_depths), BATCH, mtp_weight=0.3, balance_alpha=1e-4)
 
+    precision = "bfloat16" if "bfloat16" in row else "float32"
+
     def loss(batch: torch.Tensor) -> torch.Tensor:
-        return micro_batch_loss(model, batch[:, : LENGTH + 1 + num_depths], mask, by).total
+        with autocast("cpu", precision):
+            return micro_batch_loss(model, batch[:, : LENGTH + 1 + num_depths], mask, by).total
 
     return model, torch.compile(loss) if "compiled" in row else loss
 

@@ -30,7 +30,7 @@ FLOORS = {
     "ops": 1,
     "tokenizer": 1,
 }
-GROUND = ("config", "errors", "files", "log")
+GROUND = ("bundled", "config", "errors", "files", "log")
 MAX_FILE_LINES = 450
 PICKLE_LIKE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 

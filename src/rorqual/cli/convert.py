@@ -26,7 +26,10 @@ class ScaleFormat(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint: its content says of which kind.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A checkpoint, its content says of which kind; or 'tiny'."
+        ),
     ],
     destination: Annotated[
         Path, typer.Argument(metavar="DST", help="A new folder; a new file for gguf.")

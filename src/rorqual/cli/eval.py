@@ -39,18 +39,22 @@ def evaluate(
 
     from rorqual.engine import Engine
     from rorqual.engine.model_folder import ModelFolder
-    from rorqual.eval import evaluate_skills
+    from rorqual.eval import compare_on_held_out, evaluate_skills
     from rorqual.log import console
 
     if threads is not None:
         torch.set_num_threads(threads)
+    held_out = _held_out_text(recipe) if recipe is not None else None
     folder = ModelFolder.find(model)
     engine = Engine(folder.load_model(), folder.load_tokenizer(), max_batch=32)
     results: list[SkillResult] = []
     if skills:
         with console().status("asking"):
             results = evaluate_skills(engine, skills, seed, skill)
-    compressed = _bits_per_byte(engine, recipe) if recipe is not None else []
+    compressed: list[SourceResult] = []
+    if held_out is not None:
+        with console().status("coding held-out text"):
+            compressed = compare_on_held_out(engine.model, engine.tokenizer, *held_out)
     if as_json:
         typer.echo(json.dumps(_as_table(results, compressed), indent=2, ensure_ascii=False))
         return
@@ -58,20 +62,35 @@ def evaluate(
     _print_bits_per_byte(compressed)
 
 
-def _bits_per_byte(engine: Any, path: Path) -> list[SourceResult]:
-    from rorqual.eval import compare_on_held_out
-    from rorqual.log import console
+def _held_out_text(path: Path) -> tuple[list[Path], int]:
+    """The folders of a recipe's real sources, and its sequence length.
+
+    DataError says what to run first if they are not built; asked before any question is.
+    """
+    from rorqual.errors import DataError, listing
+    from rorqual.train.prepare import missing_sources
     from rorqual.train.recipe import load_recipe
 
     recipe = load_recipe(path)
-    folders = [
-        Path(recipe.data.folder) / source.label
-        for source in recipe.data.sources
-        if not source.is_generated
-    ]
-    with console().status("coding held-out text"):
-        length = recipe.training.sequence_length
-        return compare_on_held_out(engine.model, engine.tokenizer, folders, length)
+    root = Path(recipe.data.folder)
+    folders = [root / s.label for s in recipe.data.sources if not s.is_generated]
+    if not folders:
+        raise DataError(
+            "the recipe has generated text only: bits per byte need real text",
+            where=path,
+            fix="leave --recipe out, or name the recipe of a stage that reads text",
+        )
+    unbuilt = [folder for folder in folders if not (folder / "held_out").is_dir()]
+    if unbuilt:
+        steps = [f"rorqual data build {path}"]
+        if missing_sources(recipe.data):
+            steps.insert(0, f"rorqual data fetch {path}")
+        raise DataError(
+            f"the recipe's token shards are not built: {listing(unbuilt)}",
+            where=path,
+            fix="; then ".join(steps) + "; or leave --recipe out",
+        )
+    return folders, recipe.training.sequence_length
 
 
 def _print_skills(results: list[SkillResult], num_failures: int) -> None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rorqual.errors import UsageError
-
 if TYPE_CHECKING:
     from rorqual.model import ModelConfig
     from rorqual.weights.source import TensorSource
@@ -21,7 +19,10 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3"
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="DIR|FILE|PRESET", help="A folder, a GGUF file, or a preset.")
+        str,
+        typer.Argument(
+            metavar="DIR|FILE|tiny|PRESET", help="A folder, a GGUF file, 'tiny', or a preset."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also read every weight's values.")] = False,
@@ -40,6 +41,7 @@ def inspect(
     \b
     Examples:
       rorqual inspect 671b
+      rorqual inspect tiny                    # the bundled model; preset:tiny is its shape
       rorqual inspect runs/tiny/checkpoints/step-1000 --deep
       rorqual inspect FILE.gguf --tensors
       rorqual inspect DIR --json | jq .checks
@@ -56,21 +58,17 @@ def inspect(
 
 
 def describe(target: str, *, is_deep: bool = False, has_tensors: bool = False) -> dict[str, Any]:
-    """Everything that `inspect` prints, as it goes into --json. Presets win over folders' names."""
-    from rorqual.model import PRESETS
+    """Everything that `inspect` prints, as it goes into --json."""
+    from rorqual.bundled import checkpoint_path
+    from rorqual.model import named_preset, no_such_model
     from rorqual.weights.open import kind_of
 
-    if target in PRESETS:
-        sizes = _preset_sizes(PRESETS[target])
-        return {"target": target, "kind": "preset", **_figures(PRESETS[target]), **sizes}
-    path = Path(target)
+    shape = named_preset(target)
+    if shape is not None:
+        return {"target": target, "kind": "preset", **_figures(shape), **_preset_sizes(shape)}
+    path = checkpoint_path(target)
     if not path.exists():
-        raise UsageError(
-            "neither a checkpoint nor a preset",
-            where=target,
-            expected=f"a checkpoint folder, a GGUF file, or one of {', '.join(PRESETS)}",
-            fix="check the path; models are not downloaded",
-        )
+        raise no_such_model(target)
     kind = kind_of(path)
     described = _describe_gguf if kind == "gguf" else _describe_folder
     return {"target": target, "kind": kind, **described(path, is_deep, has_tensors)}

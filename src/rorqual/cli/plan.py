@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ STORED = {"F8_E4M3": "fp8", "F32": "float32"}
 
 def plan(
     target: Annotated[
-        str, typer.Argument(metavar="PRESET|DIR|FILE", help="A preset, or a checkpoint.")
+        str, typer.Argument(metavar="PRESET|DIR|FILE|tiny", help="A preset, or a checkpoint.")
     ],
     on: Annotated[str, typer.Option("--on", help="Hardware, such as 8xH200, or here.")] = "here",
     weights: Annotated[
@@ -70,21 +69,17 @@ def plan(
 
 def _describe(target: str) -> tuple[ModelConfig, str]:
     """The shape, and the format that it is published or stored in."""
-    from rorqual.errors import UsageError
-    from rorqual.model import PRESETS
+    from rorqual.bundled import checkpoint_path
+    from rorqual.model import named_preset, no_such_model
     from rorqual.plan.sizes import nearest_mix
     from rorqual.weights.open import open_source
 
-    if target in PRESETS:
-        return PRESETS[target], PUBLISHED.get(target, "bf16")
-    path = Path(target)
+    shape = named_preset(target)
+    if shape is not None:
+        return shape, PUBLISHED.get(target.rpartition(":")[2], "bf16")
+    path = checkpoint_path(target)
     if not path.exists():
-        raise UsageError(
-            "neither a checkpoint nor a preset",
-            where=target,
-            expected=f"a folder, a GGUF file, or one of {', '.join(PRESETS)}",
-            fix="check the path; models are not downloaded",
-        )
+        raise no_such_model(target)
     with open_source(path) as source:
         if not source.is_verbatim:
             return source.config, nearest_mix(source.config, source.num_bytes())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.config import fill, settings
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
@@ -28,6 +29,7 @@ from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
 from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
+from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 from rorqual.weights.model_reader import load_from
 from rorqual.weights.open import SourceKind, kind_of, open_source
 from rorqual.weights.safetensors_file import looks_like_safetensors
@@ -35,9 +37,6 @@ from rorqual.weights.shards_reader import open_shards
 from rorqual.weights.source import TensorSource
 
 DTYPES = ("auto", "float32", "bfloat16")
-BUNDLED = "tiny"
-CHAT_CARD = "chat.json"
-GENERATION = "generation_config.json"
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
 # llama.cpp's keys of advice on sampling (gguf-py's constants.py) -> SamplingDefaults' fields
 GGUF_SAMPLING = {
@@ -90,7 +89,7 @@ class ModelFolder:
 
         CheckpointError for what is no checkpoint, or a GGUF file of another architecture.
         """
-        path = _bundled() if name == BUNDLED else Path(name)
+        path = checkpoint_path(name)
         if not path.exists():
             raise CheckpointError(
                 "no such folder or file",
@@ -219,18 +218,6 @@ class ModelFolder:
             if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
                 found[name] = float(str(np.float32(value)))
         return _given(fill(SamplingDefaults, found, self._gguf.path))
-
-
-def _bundled() -> Path:
-    path = Path(__file__).parents[1] / BUNDLED
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            "the bundled model is missing from this installation",
-            where=path,
-            fix="install the package again, train it with `rorqual train`, "
-            "or name a folder with --model",
-        )
-    return path
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:

@@ -2,7 +2,7 @@
 
 from rorqual.model.config import ModelConfig, YarnScaling
 from rorqual.model.mla import CacheView, Part
-from rorqual.model.presets import PRESETS, preset
+from rorqual.model.presets import PRESETS, named_preset, no_such_model, preset
 from rorqual.model.transformer import Context, DeepseekV3, Hidden, build, empty
 
 __all__ = [
@@ -16,5 +16,7 @@ __all__ = [
     "YarnScaling",
     "build",
     "empty",
+    "named_preset",
+    "no_such_model",
     "preset",
 ]

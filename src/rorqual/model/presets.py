@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from rorqual.errors import ConfigError
+from pathlib import Path
+
+from rorqual.bundled import BUNDLED
+from rorqual.errors import ConfigError, UsageError
 from rorqual.model.config import ModelConfig, YarnScaling
+
+PREFIX = "preset:"
 
 _V2_YARN = YarnScaling(
     factor=40, original_max_position_embeddings=4096, mscale=0.707, mscale_all_dim=0.707
@@ -135,8 +140,38 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The named shape; ConfigError lists the names when there is none."""
+    """The named shape, as NAME or `preset:NAME`; ConfigError lists the names if there is none."""
     try:
-        return PRESETS[name]
+        return PRESETS[name.removeprefix(PREFIX)]
     except KeyError:
         raise ConfigError(f"there is no preset {name!r}", expected=", ".join(PRESETS)) from None
+
+
+def named_preset(target: str) -> ModelConfig | None:
+    """The shape that a command's argument names; None if it names a checkpoint.
+
+    `preset:NAME` is always a preset. A bare NAME is one unless it is also the bundled model's name.
+    UsageError where a file or folder has the same name: neither may win in silence.
+    """
+    if target.startswith(PREFIX):
+        return preset(target)
+    if target not in PRESETS or target == BUNDLED:
+        return None
+    if Path(target).exists():
+        raise UsageError(
+            "is a preset, and a file or folder here has that name too",
+            where=target,
+            fix=f"write {PREFIX}{target} for the preset, ./{target} for what lies here",
+        )
+    return PRESETS[target]
+
+
+def no_such_model(target: str) -> UsageError:
+    """The error for an argument that is neither a preset nor anything on the disk."""
+    return UsageError(
+        "neither a checkpoint nor a preset",
+        where=target,
+        expected=f"a checkpoint folder, a GGUF file, the bundled model {BUNDLED!r}, or a preset: "
+        + ", ".join(f"{PREFIX}{name}" for name in PRESETS),
+        fix="check the path; models are not downloaded",
+    )

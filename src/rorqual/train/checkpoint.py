@@ -23,13 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual import weights
+from rorqual.bundled import checkpoint_path
 from rorqual.config import fill, settings
-from rorqual.errors import TrainingError, listing
+from rorqual.errors import ConfigError, TrainingError, listing
 from rorqual.files import atomic_directory, read_json, write_json
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe, differing_keys
+from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
 TRAINER, STATE, MOMENTS = "trainer", "state.json", "moments.safetensors"
@@ -44,6 +46,27 @@ class Progress:
     tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a checkpoint says of its use: how to sample it, and how it begins a chat.
+
+    What is trained from it keeps both: the tables of `generation_config.json` and `chat.json`.
+    """
+
+    generation: dict[str, Any] | None = None
+    chat: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> Advice:
+        """A checkpoint folder's; ConfigError for a file that is broken."""
+
+        def table(name: str) -> dict[str, Any] | None:
+            file = folder / name
+            return read_json(file, ConfigError) if file.is_file() else None
+
+        return cls(table(GENERATION), table(CHAT_CARD))
 
 
 @dataclass(frozen=True)
@@ -67,8 +90,17 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint folder from its own path, a run's `checkpoints/latest`, or a run folder."""
-    path = Path(path)
+    """A checkpoint folder from its own path, a run's `checkpoints/latest`, or a run folder.
+
+    The text `tiny` is the bundled model.
+    """
+    path = checkpoint_path(path)
+    if path.is_file():
+        raise TrainingError(
+            "a run begins from a checkpoint folder, this is a file",
+            where=path,
+            fix=f"rorqual convert {path} FOLDER --to bf16, then name FOLDER",
+        )
     if (path / "config.json").is_file():
         return path
     found = checkpoints(path.parent.parent if path.name == LATEST else path)
@@ -91,6 +123,7 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer | None = None,
     data_digest: str | None = None,
+    advice: Advice = Advice(),
 ) -> Path:
     """Writes `checkpoints/step-N` whole, then removes all but the recipe's last N."""
     folder = run_folder / "checkpoints" / f"step-{progress.step}"
@@ -103,7 +136,9 @@ def save_checkpoint(
         "random": random_states(),
     }
     with atomic_directory(folder, replace=True) as temporary:
-        weights.save(model, temporary, "float32", tokenizer=tokenizer)
+        weights.save(model, temporary, "float32", tokenizer=tokenizer, generation=advice.generation)
+        if advice.chat is not None:
+            write_json(temporary / CHAT_CARD, advice.chat)
         (temporary / TRAINER).mkdir()
         save_file(optimizer.state_tensors(), temporary / TRAINER / MOMENTS)
         write_json(temporary / TRAINER / STATE, state)

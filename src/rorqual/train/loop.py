@@ -27,7 +27,7 @@ from rorqual.tokenizer import Tokenizer
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation
 from rorqual.train.batches import TrainingData
-from rorqual.train.checkpoint import Progress
+from rorqual.train.checkpoint import Advice, Progress, find_checkpoint
 from rorqual.train.interrupt import Interrupt, deterministic
 from rorqual.train.metrics import MetricsLog
 from rorqual.train.optimizer import AdamW
@@ -125,6 +125,8 @@ class _Run:
             self.optimizer = AdamW(self.model, recipe.optimizer)
             self.progress = Progress()
         self.saved: Path | None = latest
+        begun_from = latest or (recipe.init_from and find_checkpoint(recipe.init_from))
+        self.advice = Advice.of(begun_from) if begun_from else Advice()
         self.model.train()
         self.model.use_activation_checkpointing = recipe.training.activation_checkpointing
         # §5.1: supervised samples are packed, and isolated from each other.
@@ -274,6 +276,7 @@ class _Run:
             self.progress,
             tokenizer=self.data.tokenizer,
             data_digest=self.data.digest,
+            advice=self.advice,
         )
         # Choice: plots take a second, so checkpoints in quick succession share one drawing.
         is_last = self.progress.tokens >= self.recipe.training.total_tokens
@@ -331,7 +334,7 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
     if recipe.init_from is None:
         model = build(recipe.model_config(), seed=recipe.seed)
     else:
-        folder = checkpoint_files.find_checkpoint(recipe.init_from)
+        folder = find_checkpoint(recipe.init_from)
         model = weights.load(folder, "float32")
         config = recipe.model_config(model.config)
         if config != model.config:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rorqual.bundled import checkpoint_path
 from rorqual.errors import listing
 from rorqual.files import write_json
 from rorqual.log import logger
@@ -79,7 +80,7 @@ def convert(
     is not ours to write, a target that the model cannot take.
     """
     began = time.monotonic()
-    source, destination = Path(source), Path(destination)
+    source, destination = checkpoint_path(source), Path(destination)
     check_places(source, destination)
     progress = progress or _silent
     workers = workers or default_workers()

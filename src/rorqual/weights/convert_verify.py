@@ -7,6 +7,7 @@ dequantised; the error of a type is ||a - b|| / ||b|| over all its tensors.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError
 from rorqual.weights.audit import audit
 from rorqual.weights.convert_files import Advance, one_thread_each
@@ -81,14 +83,15 @@ class Comparison:
 
 
 def verify(
-    source: Path,
+    source: str | os.PathLike[str],
     destination: Path,
     *,
     workers: int,
     progress: Callable[[str, int], Any],
 ) -> list[Comparison]:
     """Compares every tensor that both hold. CheckpointError if the result cannot be read back."""
-    with open_source(source) as ours, open_source(destination) as theirs, one_thread_each():
+    opened = open_source(checkpoint_path(source))
+    with opened as ours, open_source(destination) as theirs, one_thread_each():
         report = audit(theirs)
         report.raise_faults(destination)
         shared = [tensor for tensor in report.tensors if tensor.name in ours.entries]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rorqual.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
+CHAT_CARD = "chat.json"  # what a chat says first, and how the model likes to be sampled
 MAX_SHARD_BYTES = 5_000_000_000
 QUANTISATION = {
     "activation_scheme": "dynamic",

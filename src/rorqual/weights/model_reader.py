@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, empty
@@ -26,7 +27,8 @@ def load(
 ) -> DeepseekV3:
     """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
 
-    A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides.
+    A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides. The
+    text `tiny` is the bundled model.
     CheckpointError lists all that is missing, unexpected, repeated, misshapen, of a wrong dtype or
     unreadable, before any weight is read; ConfigError for a configuration that is not ours.
     """
@@ -36,7 +38,7 @@ def load(
             expected=" or ".join(get_args(LoadDtype)),
             fix="FP8 checkpoints are dequantised on loading: choose bfloat16 or float32",
         )
-    with open_source(path) as opened:
+    with open_source(checkpoint_path(path)) as opened:
         return load_from(opened, dtype, device)
 
 
