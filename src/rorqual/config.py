@@ -2,11 +2,16 @@
 
 A dataclass lives beside the code that reads it; this file only fills one. `--set a.b=c` overrides
 one value, written as in TOML.
+
+No type is turned into another: "100", true and 2.0 are no integers, "yes" is no boolean. An integer
+is a number wherever one with a fraction may stand. Files that others write (`is_foreign`) may give
+a whole number as 2.0 or 1e6, as some programs do.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Sequence
@@ -21,13 +26,15 @@ from rorqual.errors import ConfigError
 
 T = TypeVar("T")
 
-STRICT = ConfigDict(extra="forbid", strict=False)
+CHECKED = ConfigDict(extra="forbid")
+# Parts that pydantic adds to the place of a fault: the member of a union that did not fit.
+UNION_MEMBERS = frozenset(("int", "float", "bool", "str"))
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
     """Makes a class a frozen, keyword-only, checked settings dataclass."""
-    return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)(cls))
+    return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=CHECKED)(cls))
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,18 +78,48 @@ def load_settings(path: str | os.PathLike[str], cls: type[T], overrides: Sequenc
     return fill(cls, apply_overrides(read_toml(path), overrides), where=path)
 
 
-def fill(cls: type[T], table: dict[str, Any], where: object = None) -> T:
+def fill(
+    cls: type[T], table: dict[str, Any], where: object = None, *, is_foreign: bool = False
+) -> T:
     """Checks `table` and returns `cls` filled from it; ConfigError lists each fault."""
+    # As JSON, since pydantic takes tables for dataclasses only there when it converts nothing.
+    text = json.dumps(table, default=str)
     try:
-        return TypeAdapter(cls).validate_python(table)
+        return TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as problem:
-        faults = [_describe(cls, error) for error in problem.errors()]
-        raise ConfigError("; ".join(faults), where=where, fix="correct the named keys") from None
+        errors = problem.errors()
+    if is_foreign and (whole := _with_whole_numbers(json.loads(text), errors)):
+        return fill(cls, whole, where)
+    faults = {_key_of(error): _describe(cls, error) for error in errors}
+    raise ConfigError("; ".join(faults.values()), where=where, fix="correct the named keys")
+
+
+def _with_whole_numbers(table: dict[str, Any], errors: Sequence[Any]) -> dict[str, Any] | None:
+    """`table` with an integer in place of each whole float that was refused; None if none was."""
+    is_changed = False
+    for error in errors:
+        found = error["input"]
+        if error["type"] == "int_type" and isinstance(found, float) and found.is_integer():
+            *parents, last = _path_of(error)
+            place: Any = table
+            for part in parents:
+                place = place[part]
+            place[last] = int(found)
+            is_changed = True
+    return table if is_changed else None
+
+
+def _path_of(error: Any) -> list[Any]:
+    parts = error["loc"]
+    return [p for p in parts if not str(p).startswith("function-") and p not in UNION_MEMBERS]
+
+
+def _key_of(error: Any) -> str:
+    return ".".join(str(part) for part in _path_of(error))
 
 
 def _describe(cls: type, error: Any) -> str:
-    path = [part for part in error["loc"] if not str(part).startswith("function-")]
-    key = ".".join(str(part) for part in path)
+    path, key = _path_of(error), _key_of(error)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         valid = _keys_at(cls, path[:-1])
         near = difflib.get_close_matches(str(path[-1]), valid, n=1)
@@ -91,8 +128,13 @@ def _describe(cls: type, error: Any) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"missing key {key!r}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    found = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
+    found = "" if isinstance(error["input"], dict) else f" (found {_shown(error['input'])})"
     return f"{key or 'the file'}: {message}{found}"
+
+
+def _shown(value: object) -> str:
+    """A value as its file has it, but for text, whose quotes are Python's."""
+    return repr(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _keys_at(cls: Any, path: Sequence[Any]) -> list[str]:

@@ -196,7 +196,6 @@ def _write_manifests(
                 "source": label,
                 "licence": plan.licence,
                 "split": split,
-                "stage": plan.settings.stage,
                 "dtype": token_dtype(tokenizer.vocab_size).str,
                 "has_mask": own[0][5].has_mask,
                 "vocab_size": tokenizer.vocab_size,

@@ -6,7 +6,7 @@ import re
 from dataclasses import field
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rorqual.config import settings
 from rorqual.data.sources import CORPORA, SOURCES
@@ -25,10 +25,9 @@ class SourceSettings:
     name: str | None = None
     path: str | None = None
     licence: str | None = None
-    epochs: float = 1.0
-    max_bytes: int | None = None
-    max_documents: int | None = None
-    stage: str = "pretrain"
+    epochs: float = Field(default=1.0, allow_inf_nan=False)
+    max_bytes: int | None = Field(default=None, gt=0)
+    max_documents: int | None = Field(default=None, gt=0)
     held_out: float | None = None
 
     @model_validator(mode="after")
@@ -70,7 +69,7 @@ class DataSettings:
     held_out: float = 0.01
     fim_rate: float = 0.1  # §4.1
     split_punctuation_rate: float = 0.1
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dedupe: bool = True
 
     @model_validator(mode="after")
@@ -86,12 +85,10 @@ class DataSettings:
             raise ValueError(f"sources share the folder name {listing(repeated)}: give each a name")
         return self
 
-    def folders(self, split: str = "train", stage: str | None = None) -> list[tuple[Path, float]]:
-        """(folder, epochs) of each source of a stage (of all if None), as `Loader` takes them."""
+    def folders(self, split: str = "train") -> list[tuple[Path, float]]:
+        """(folder, epochs) of each source, as `Loader` takes them."""
         return [
-            (Path(self.folder) / source.label / split, source.epochs)
-            for source in self.sources
-            if stage is None or source.stage == stage
+            (Path(self.folder) / source.label / split, source.epochs) for source in self.sources
         ]
 
 
@@ -102,6 +99,6 @@ class TokenizerSettings:
     """
 
     folder: str
-    vocab_size: int = 8192
+    vocab_size: int = Field(default=8192, gt=0)
     merge_digits: bool = True
-    train_bytes: int = 20_000_000
+    train_bytes: int = Field(default=20_000_000, gt=0)

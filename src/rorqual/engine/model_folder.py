@@ -204,7 +204,8 @@ class ModelFolder:
             return {}
         table = read_json(file, ConfigError)
         names = ("temperature", "top_p", "top_k", "min_p")
-        values = _given(fill(SamplingDefaults, {k: table[k] for k in names if k in table}, file))
+        given = {k: table[k] for k in names if k in table}
+        values = _given(fill(SamplingDefaults, given, file, is_foreign=True))
         if table.get("do_sample") is False:
             values = {"temperature": 0.0}
         if isinstance(ends := table.get("eos_token_id"), list):
@@ -217,7 +218,7 @@ class ModelFolder:
         for name, value in found.items():
             if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
                 found[name] = float(str(np.float32(value)))
-        return _given(fill(SamplingDefaults, found, self._gguf.path))
+        return _given(fill(SamplingDefaults, found, self._gguf.path, is_foreign=True))
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:

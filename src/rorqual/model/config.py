@@ -200,7 +200,7 @@ class ModelConfig:
         if values.get("q_lora_rank") == 0:  # the demo's spelling of None
             values["q_lora_rank"] = None
         values |= _rope_fields(table, where)
-        return fill(cls, values, where)
+        return fill(cls, values, where, is_foreign=True)
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` object, as transformers and the serving engines read it."""

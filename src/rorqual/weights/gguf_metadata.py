@@ -151,7 +151,7 @@ def config_of(
         "tie_word_embeddings": "output.weight" not in tensor_names,
         **_routing_of(keys, tensor_names),
     }
-    return fill(ModelConfig, values, where)
+    return fill(ModelConfig, values, where, is_foreign=True)
 
 
 def _routing_of(keys: _Keys, tensor_names: Collection[str]) -> dict[str, Any]:
