@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -22,6 +23,8 @@ from rorqual.log import logger
 
 FOLDER_LOCK = ".lock"
 LOCKED_BYTE = 1 << 30  # where Windows locks, which keeps others from reading what it locks
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+WEB_PAGE = (b"<!doctype html", b"<html", b"<head")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}")  # as `_temporary` makes them
 
 
@@ -111,6 +114,44 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         file.write("\n")
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What lies in the place of a file that was meant, and how to get that file."""
+
+    what: str
+    fix: str
+
+
+def stand_in(path: Path) -> StandIn | None:
+    """A git-lfs pointer or a web page, told by its first bytes; None for anything else."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    if start.startswith(LFS_POINTER):
+        return StandIn(
+            "is a git-lfs pointer, not the file that it points to",
+            f"run `git lfs pull` in {path.parent}",
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE):
+        return StandIn(
+            "is a web page, such as a site's login or error page, not the file itself",
+            "download the file again, with the address of the file and signed in where that is "
+            "needed",
+        )
+    return None
+
+
+def mend_of(problem: OSError, path: str | os.PathLike[str]) -> str:
+    """What helps against a file that the system does not let us read."""
+    if isinstance(problem, PermissionError):
+        return f"give this user the right to read {path}, or copy it to where it has that right"
+    if isinstance(problem, IsADirectoryError):
+        return "name a file: this is a folder"
+    return "check the disk or the connection that the file lies on, then try again"
+
+
 def read_json(
     path: str | os.PathLike[str], error: type[RorqualError] = RorqualError
 ) -> dict[str, Any]:
@@ -120,8 +161,15 @@ def read_json(
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error("no such file", where=path) from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"cannot be read: {problem}", where=path) from None
+    except OSError as problem:
+        fix = mend_of(problem, path)
+        raise error(f"cannot be read: {problem}", where=path, fix=fix) from None
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"is not text in UTF-8: {problem}", where=path, fix="restore the file from its source"
+        ) from None
+    if (found := stand_in(path)) is not None:
+        raise error(found.what, where=path, fix=found.fix)
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as problem:

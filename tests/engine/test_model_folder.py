@@ -102,6 +102,25 @@ def test_names_of_files(tmp_path: Path, name: str) -> None:
     assert not folder.is_chat()
 
 
+@pytest.mark.parametrize(
+    ("content", "said", "mend"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page", "download"),
+        (b"PK\x03\x04archive/data.pkl", "no GGUF model", "convert it to safetensors"),
+        (b"whale", "no GGUF model", "name a GGUF file"),
+    ],
+)
+def test_a_file_that_is_no_model_is_called_what_it_is(
+    tmp_path: Path, content: bytes, said: str, mend: str
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        ModelFolder.find(str(file))
+    assert mend in str(caught.value.fix)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         ModelFolder.find(str(tmp_path / "nothing"))

@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from released_configs import RELEASED, UNSLOTH, V2, V2_LITE, V3
 from shapes import BASE, CONFIGS
 
 from rorqual.errors import ConfigError
-from rorqual.model import PRESETS, ModelConfig, preset
+from rorqual.model import PRESETS, ModelConfig, preset, unknown_keys
 
-# The fields in which the family differs from V3, as their published configs have them.
-MOONLIGHT = {
-    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "q_lora_rank": None,
-    "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 0, "routed_scaling_factor": 2.446,
-    "rope_scaling": None, "rms_norm_eps": 1e-5, "aux_loss_alpha": 0.001, "ep_size": 1,
-    "seq_aux": True, "auto_map": {"AutoConfig": "x"}, "torch_dtype": "bfloat16",
-}  # fmt: skip
-KIMI_K2 = {
-    "model_type": "kimi_k2", "n_routed_experts": 384, "n_group": 1, "topk_group": 1,
-    "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "num_attention_heads": 64,
+# Values that leave V3's mathematics as it is, under keys of other programs and models.
+OTHERS_KEYS: dict[str, Any] = {
+    "torchscript": False, "use_sliding_window": False, "sliding_window": 4096,
+    "max_window_layers": 28, "layer_types": None, "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "index_topk": None, "qk_layernorm": False, "attn_logit_softcapping": None, "mlp_bias": None,
+    "logits_scaling": 1.0, "embedding_multiplier": 1, "partial_rotary_factor": 1.0,
+    "no_rope_layers": [], "hidden_activation": "silu", "attention_dropout": 0.1,
+    "bad_words_ids": None, "do_sample": False, "num_beams": 1, "tokenizer_class": None,
+    "cross_attention_hidden_size": None, "tie_encoder_decoder": False, "pruned_heads": {},
+    "task_specific_params": None, "_load_in_4bit": False, "quantization": None,
+    "axolotl_config": {"lora_r": 16}, "trl_version": "0.21", "kv_cache_dtype": "auto",
+    "vllm_dtype": "bfloat16", "sglang_version": "0.5", "mlx_version": "0.29", "mtp_loss": 0.1,
+    "router_aux_loss_coef": 0.001, "routed_scaling": "none", "rope_theta": 10000.0,
 }  # fmt: skip
 
 
@@ -28,11 +32,37 @@ def test_presets_survive_their_own_json(name: str) -> None:
     assert ModelConfig.from_hf(preset(name).to_hf()) == preset(name)
 
 
-@pytest.mark.parametrize("changes", [MOONLIGHT, KIMI_K2])
-def test_the_family_loads_by_the_general_rules(changes: dict[str, Any]) -> None:
-    config = ModelConfig.from_hf({**preset("671b").to_hf(), **changes})
-    assert config.n_group == 1
-    assert config.scoring_func == "sigmoid"
+@pytest.mark.parametrize("name", [*RELEASED])
+def test_released_configs_are_read_without_a_word(name: str) -> None:
+    table = RELEASED[name]
+    config = ModelConfig.from_hf(table)
+    for key in ("hidden_size", "n_routed_experts", "n_group", "vocab_size", "norm_topk_prob"):
+        assert getattr(config, key) == table[key]
+    strange = [key for key in unknown_keys(table) if key not in UNSLOTH]
+    assert strange == []
+
+
+def test_released_configs_are_the_presets() -> None:
+    """The presets were written down from the papers."""
+    for released, name in ((V2, "236b"), (V2_LITE, "16b"), (V3, "671b")):
+        ours = preset(name).with_changes(initializer_range=0.02)
+        assert ModelConfig.from_hf(released) == ours
+
+
+def test_keys_of_other_programs_are_accepted_and_named() -> None:
+    """As transformers, unsloth, axolotl, TRL, vLLM, mlx and SGLang write them."""
+    config = ModelConfig.from_hf(BASE.to_hf() | OTHERS_KEYS | UNSLOTH)
+    assert config == BASE
+    named = unknown_keys(BASE.to_hf() | OTHERS_KEYS | UNSLOTH)
+    assert {"unsloth_version", "_attn_implementation_autoset", "torchscript"} <= set(named)
+    assert not {"use_sliding_window", "layer_types", "hidden_size"} & set(named)
+
+
+def test_unknown_keys_of_rope_are_accepted_and_named() -> None:
+    table = CONFIGS["yarn"].to_hf()
+    table["rope_scaling"] |= {"finetuned": True, "rope_type": "yarn", "attention_factor": 1.0}
+    assert ModelConfig.from_hf(table) == CONFIGS["yarn"]
+    assert unknown_keys(table) == ["rope_scaling.finetuned"]
 
 
 def test_both_spellings_of_rope_are_read() -> None:
@@ -51,6 +81,10 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
         theirs = DeepseekV3Config(**CONFIGS[name].to_hf())
         written = {**theirs.to_dict(), "architectures": ["DeepseekV3ForCausalLM"]}
         assert ModelConfig.from_hf(written) == CONFIGS[name]
+        assert unknown_keys(written) == []
+    defaults = DeepseekV3Config().to_dict()
+    assert ModelConfig.from_hf(defaults).n_routed_experts == 256
+    assert unknown_keys(defaults) == []
 
 
 @pytest.mark.parametrize(
@@ -60,17 +94,42 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
         ({"architectures": 3}, "not a list of names"),
         ({"architectures": [{}]}, "not a list of names"),
         ({"hiden_size": 64}, "did you mean 'hidden_size'"),
+        ({"n_routed_expert": 8}, "did you mean 'n_routed_experts'"),
+        ({"num_routed_experts": 8}, "did you mean 'n_routed_experts'"),
+        ({"hiddenSize": 64}, "did you mean 'hidden_size'"),
+        ({"ropescaling": {}}, "did you mean 'rope_scaling'"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq"),
+        ({"sliding_window": 4096}, "sliding_window"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"mlp_layer_types": ["sparse", "dense", "sparse"]}, "contradict"),
+        ({"index_topk": 2048}, "index_topk"),
+        ({"index_n_heads": 64, "index_head_dim": 128}, "index_"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"use_qk_norm": True}, "use_qk_norm"),
+        ({"rope_interleave": False}, "rope_interleave"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"n_group": 3}, "not a multiple of n_group"),
         ({"topk_group": 2}, "topk_group 2 exceeds"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9 exceeds"),
         ({"qk_rope_head_dim": 7}, "odd"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "dynamic"),
         ({"rope_scaling": 4}, "not an object"),
+        ({"rope_scaling": {"type": "llama3", "factor": 2}}, "llama3"),
         ({"rope_scaling": {"type": "yarn"}}, "factor"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "beta_fas": 1}},
+            "scaling.beta_fast'",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": False}}, "truncate"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": 1.0}}, "1.13863"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "kind of layer"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 0}}, "beta_fast"),
         ({"rope_scaling": {"type": "yarn", "factor": float("nan")}}, "factor"),
         ({"scoring_func": "softmax"}, "scoring_func"),
@@ -79,6 +138,26 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
 def test_what_cannot_be_computed_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=r"here\.json") as caught:
         ModelConfig.from_hf({**BASE.to_hf(), **changes}, where="here.json")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "said"),
+    [
+        ("Qwen2ForCausalLM", "qwen2", "R1-Distill-Qwen"),
+        ("LlamaForCausalLM", "llama", "R1-Distill-Llama"),
+        ("DeepseekV32ForCausalLM", "deepseek_v32", "DeepSeek-V3.2"),
+        (None, "deepseek_v32", "DeepSeek-V3.2"),
+        ("KimiLinearForCausalLM", "kimi_linear", "Kimi-Linear"),
+        ("WhaleForCausalLM", "whale", "WhaleForCausalLM"),
+    ],
+)
+def test_other_models_are_named_with_software_that_runs_them(
+    architecture: str | None, model_type: str, said: str
+) -> None:
+    names = {"architectures": architecture and [architecture], "model_type": model_type}
+    with pytest.raises(ConfigError, match="vLLM") as caught:
+        ModelConfig.from_hf({**BASE.to_hf(), **names})
     assert said in str(caught.value)
 
 

@@ -68,6 +68,21 @@ def test_a_corrupt_file_is_named(folder: Path, name: str, text: str) -> None:
         load_tokenizer(folder)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7847602\n"
+PAGE = "<!DOCTYPE html><html><title>Sign in</title></html>"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "mend"), [(POINTER, "git lfs pull"), (PAGE, "download")])
+def test_a_pointer_and_a_web_page_are_called_so(
+    folder: Path, name: str, text: str, mend: str
+) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(TokenizerError, match=name) as caught:
+        load_tokenizer(folder)
+    assert mend in str(caught.value.fix)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer here"):
         load_tokenizer(tmp_path)

@@ -132,6 +132,8 @@ def make_weights_a_folder(folder: Path) -> None:
 
 HUGE_HEADER = struct.pack("<Q", 2**60) + b"{}"
 LIAR = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode()
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4302350824\n"
+PAGE = "\n<!doctype html>\n<html lang='en'><title>Sign in</title></html>"
 SHORT_BODY = struct.pack("<Q", len(LIAR)) + LIAR + bytes(8)
 
 Change = Callable[[Path], object]
@@ -194,7 +196,59 @@ CASES: list[tuple[str, str, int, Change, tuple[str, ...]]] = [
         "bfloat16",
         1,
         edit_config(quantization_config={"quant_method": "awq"}),
-        ("quantization_config", "awq"),
+        ("quantization_config", "awq", "FP8 or BF16 release"),
+    ),
+    (
+        "bitsandbytes",
+        "bfloat16",
+        1,
+        edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("bitsandbytes", "model.dequantize()"),
+    ),
+    (
+        "mlx",
+        "bfloat16",
+        1,
+        edit_config(quantization={"group_size": 64, "bits": 4}),
+        ("mlx", "mlx_lm.convert --dequantize"),
+    ),
+    (
+        "misspelt block size",
+        "fp8",
+        1,
+        edit_config(quantization_config={"quant_method": "fp8", "weight_blok_size": [64, 64]}),
+        ("quantization_config.weight_block_size", "correct the spelling"),
+    ),
+    (
+        "one scale for a tensor",
+        "fp8",
+        1,
+        edit_config(quantization_config={"quant_method": "fp8", "weight_block_size": None}),
+        ("weight_block_size", "whole tensor", "FP8 or BF16 release"),
+    ),
+    ("weights a pointer", "float32", 1, write(SINGLE, POINTER), ("git-lfs", "git lfs pull")),
+    (
+        "shards are pointers",
+        "float32",
+        3,
+        lambda folder: [file.write_text(POINTER) for file in folder.glob("*.safetensors")] and None,
+        ("model-00001-of", "model-00003-of", "git lfs pull"),
+    ),
+    ("config a pointer", "float32", 1, write("config.json", POINTER), ("git lfs pull",)),
+    ("config a web page", "float32", 1, write("config.json", PAGE), ("is a web page",)),
+    (
+        "weights are a pickle",
+        "float32",
+        1,
+        lambda folder: torch.save({}, (folder / SINGLE).rename(folder / "pytorch_model.bin")),
+        ("pytorch_model.bin", "convert it to safetensors"),
+    ),
+    (
+        "an adapter",
+        "float32",
+        1,
+        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json") and None,
+        ("config.json", "merge_and_unload"),
     ),
     (
         "bad block size",
@@ -215,7 +269,7 @@ CASES: list[tuple[str, str, int, Change, tuple[str, ...]]] = [
     ("weights empty", "float32", 1, write(SINGLE, b""), (SINGLE, "cannot be read")),
     ("weights cut", "float32", 1, truncate(SINGLE, 0.7), (SINGLE, "truncated")),
     ("header cut", "float32", 1, truncate(SINGLE, 0.001), (SINGLE, "truncated")),
-    ("a web page", "float32", 1, write(SINGLE, "<!DOCTYPE html><html>" * 9), (SINGLE,)),
+    ("a web page", "float32", 1, write(SINGLE, "<!DOCTYPE html><html>" * 9), (SINGLE, "web page")),
     ("huge header", "float32", 1, write(SINGLE, HUGE_HEADER), (SINGLE, "cannot be read")),
     ("body too short", "float32", 1, write(SINGLE, SHORT_BODY), (SINGLE, "cannot be read")),
     ("no index", "float32", 3, remove(INDEX), (INDEX, "00001-of-")),
@@ -336,6 +390,63 @@ def test_broken_checkpoint(
         assert word in message, message
     assert caught.value.fix, f"no mend: {message}"
     assert snapshot(folder) == before
+
+
+# Files that are not as they were written, which a new copy heals, and those that may be so.
+DAMAGED = (
+    "weights empty", "weights cut", "header cut", "huge header", "shard cut", "shard missing",
+)  # fmt: skip
+MAYBE_DAMAGED = (
+    "index wrong", "index has more", "repeated", "not in index", "weights a folder",
+    "body too short", "scale is NaN", "scale negative",
+)  # fmt: skip
+
+
+def test_only_damage_is_told_to_download_again(model: DeepseekV3, tmp_path: Path) -> None:
+    """The mend is one that helps: a new copy heals a cut file, and nothing else."""
+    for name, dtype, num_shards, change, _ in CASES:
+        folder = tmp_path / name.replace(" ", "_")
+        save(model, folder, dtype, max_shard_bytes=5e9 if num_shards == 1 else 400_000)  # type: ignore[arg-type]
+        change(folder)
+        with pytest.raises(RorqualError) as caught:
+            load(folder)
+        is_said = "download or copy" in str(caught.value.fix)
+        assert not is_said or name in (*DAMAGED, *MAYBE_DAMAGED), name
+        assert is_said or name not in DAMAGED, name
+
+
+def test_files_that_the_system_withholds(
+    model: DeepseekV3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads everything, so the refusal is the system's in form only."""
+    save(model, tmp_path / "model")
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == SINGLE:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied") as caught:
+        load(tmp_path / "model")
+    assert "the right to read" in str(caught.value.fix)
+    assert SINGLE in str(caught.value.fix)
+
+
+def test_strange_keys_are_named_once(
+    model: DeepseekV3, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(model, tmp_path / "model", dtype="fp8")
+    changes = {"unsloth_version": "2025.3", "torchscript": False}
+    edit_config(**changes)(tmp_path / "model")
+    table = json.loads((tmp_path / "model" / "config.json").read_text())
+    quantization = table["quantization_config"] | {"kernel": "cutlass", "ignored_layers": []}
+    edit_config(quantization_config=quantization)(tmp_path / "model")
+    load(tmp_path / "model")
+    notes = [record.message for record in caplog.records if "unsloth_version" in record.message]
+    assert len(notes) == 1
+    assert "torchscript, unsloth_version, quantization_config.kernel" in notes[0]
 
 
 def test_at_most_twenty_are_listed(model: DeepseekV3, tmp_path: Path) -> None:

@@ -279,6 +279,26 @@ def test_hostile_files_are_refused_at_once(tmp_path: Path, fault: str) -> None:
     assert "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "said", "mend"),
+    [
+        (HOSTILE["data outside"], "is not a whole GGUF file", "download or copy"),
+        (HOSTILE["an unknown tensor type"], "tensor a has type number 4", "another quantisation"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0) * 2, "version 1", "current converter"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) * 2, "big-endian", "little-endian machines"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer", "git lfs pull"),
+        (b"\n<html><body>Sign in</body></html>", "web page", "download"),
+    ],
+)
+def test_the_mend_fits_the_fault(tmp_path: Path, content: bytes, said: str, mend: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read_gguf(path)
+    assert mend in str(caught.value.fix)
+    assert ("download" in str(caught.value.fix)) == ("download" in mend)
+
+
 def test_crafted_files_are_whole_without_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "sound.gguf"
     aligned = key("general.alignment", 4, struct.pack("<I", 32))

@@ -19,7 +19,7 @@ from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.config import fill, settings
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
-from rorqual.files import read_json
+from rorqual.files import read_json, stand_in
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.tokenizer import Tokenizer, load_tokenizer
@@ -31,6 +31,7 @@ from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 from rorqual.weights.model_reader import load_from
+from rorqual.weights.not_weights import pickle_fix
 from rorqual.weights.open import SourceKind, kind_of, open_source
 from rorqual.weights.safetensors_file import looks_like_safetensors
 from rorqual.weights.shards_reader import open_shards
@@ -222,10 +223,12 @@ class ModelFolder:
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:
+    if (found := stand_in(path)) is not None:
+        return CheckpointError(found.what, where=path, fix=found.fix)
     if looks_like_safetensors(path):
         fix = "name the folder that holds it: its configuration and tokenizer lie there"
     else:
-        fix = "name a GGUF file, or the folder that holds the weights"
+        fix = pickle_fix([path]) or "name a GGUF file, or the folder that holds the weights"
     return CheckpointError("is a file, but no GGUF model", where=path, fix=fix)
 
 

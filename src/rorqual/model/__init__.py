@@ -1,6 +1,6 @@
 """The model: configuration, presets, and the transformer itself."""
 
-from rorqual.model.config import ModelConfig, YarnScaling
+from rorqual.model.config import ModelConfig, YarnScaling, unknown_keys
 from rorqual.model.mla import CacheView, Part
 from rorqual.model.presets import PRESETS, named_preset, no_such_model, preset
 from rorqual.model.transformer import Context, DeepseekV3, Hidden, build, empty
@@ -19,4 +19,5 @@ __all__ = [
     "named_preset",
     "no_such_model",
     "preset",
+    "unknown_keys",
 ]

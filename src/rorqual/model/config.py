@@ -3,13 +3,12 @@
 Source: SPEC of the released config.json (report §4.2). `architectures` decides what a config is,
 since R1, Moonlight and Kimi-K2 name `DeepseekV3ForCausalLM` under model types of their own. Both
 spellings of the rope fields are read (`rope_theta` + `rope_scaling`, and transformers 5's
-`rope_parameters`); the first is written, being what every engine reads. A key that is neither known
-nor known to be without effect is an error.
+`rope_parameters`); the first is written, being what every engine reads. What becomes of other keys
+says `config_keys`.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -18,31 +17,21 @@ from pydantic import Field, model_validator
 
 from rorqual.config import fill, settings
 from rorqual.errors import ConfigError
+from rorqual.model.config_keys import (
+    INERT_KEYS,
+    MATHEMATICS,
+    OTHER_SOFTWARE,
+    ROPE_MATHEMATICS,
+    other_model,
+    refuse_misspelt,
+    refuse_other_mathematics,
+)
 
 ARCHITECTURES = {"DeepseekV3ForCausalLM": "sigmoid", "DeepseekV2ForCausalLM": "softmax"}
 
-# Keys of released configs that do not change what the model computes.
-INERT_KEYS = frozenset(
-    """
-    _name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype
-    eos_token_id ep_size head_dim id2label is_encoder_decoder label2id mlp_bias model_type
-    num_key_value_heads output_attentions output_hidden_states output_router_logits
-    pad_token_id pretraining_tp problem_type qk_head_dim quantization_config return_dict
-    rope_interleave seq_aux torch_dtype transformers_version unpadded_vocab_size use_cache
-    aux_loss_alpha attention_bias attention_dropout hidden_act moe_layer_freq rope_parameters
-    tf_legacy_loss use_bfloat16 num_local_experts num_experts num_mtp_layers
-    """.split()
-)
-# Keys whose other values would change it: what they must be here.
-REQUIRED_VALUES: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, 0.0, None),
-    "moe_layer_freq": (1, None),
-    "rope_interleave": (True, None),
-    "is_encoder_decoder": (False, None),
-}
+# Keys that are read beside the fields of ModelConfig and of YarnScaling.
+_OTHER_KEYS = ("architectures", "model_type", "rope_parameters", "num_mtp_layers", "torch_dtype")
+_ROPE_KEYS = ("type", "rope_type", "rope_theta", "attention_factor")
 
 
 @settings
@@ -167,26 +156,11 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, table: dict[str, Any], where: object = None) -> ModelConfig:
-        """Reads a `config.json` object; ConfigError names the keys it cannot take."""
+        """Reads a `config.json` object; ConfigError names a key that it cannot take."""
         scoring = _scoring_of(table, where)
-        for key, allowed in REQUIRED_VALUES.items():
-            if key in table and table[key] not in allowed:
-                raise ConfigError(
-                    f"{key} is not supported with this value",
-                    where=where,
-                    found=table[key],
-                    expected=allowed[0],
-                )
         known = set(cls.__dataclass_fields__)
-        unknown = sorted(set(table) - known - INERT_KEYS)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], sorted(known | INERT_KEYS), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"unknown keys {', '.join(unknown)}{hint}",
-                where=where,
-                fix="remove them or correct their spelling",
-            )
+        refuse_misspelt(table, known | set(_OTHER_KEYS), where)
+        refuse_other_mathematics(table, where)
         values = {key: table[key] for key in known & set(table)}
         if table.get("num_mtp_layers") is not None:
             values.setdefault("num_nextn_predict_layers", table["num_mtp_layers"])
@@ -237,37 +211,68 @@ def _scoring_of(table: dict[str, Any], where: object) -> str:
         return "sigmoid"
     if not names and table.get("model_type") == "deepseek_v2":
         return "softmax"
+    title = other_model(names, table.get("model_type"))
     raise ConfigError(
-        "this is not a DeepSeek-V3-architecture model",
+        "this is not a DeepSeek-V3-architecture model" + (f": {title}" if title else ""),
         where=where,
         found=f"architectures {names or None}, model_type {table.get('model_type')!r}",
         expected="architectures naming " + " or ".join(ARCHITECTURES),
+        fix=OTHER_SOFTWARE,
     )
+
+
+def unknown_keys(table: dict[str, Any]) -> list[str]:
+    """The keys of a `config.json` that are accepted and mean nothing here."""
+    known = set(ModelConfig.__dataclass_fields__) | INERT_KEYS | set(MATHEMATICS)
+    found = sorted(set(table) - known - {"layer_types", "mlp_layer_types"})
+    rope_known = {*YarnScaling.__dataclass_fields__, *_ROPE_KEYS, *ROPE_MATHEMATICS}
+    for name in ("rope_scaling", "rope_parameters"):
+        inner = table.get(name)
+        if isinstance(inner, dict):
+            found += [f"{name}.{key}" for key in sorted(set(inner) - rope_known)]
+    return found
 
 
 def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` from either spelling."""
-    parameters = table.get("rope_parameters")
-    scaling = parameters if parameters is not None else table.get("rope_scaling")
-    theta = table.get("rope_theta")
+    name = "rope_scaling" if table.get("rope_parameters") is None else "rope_parameters"
+    scaling, theta = table.get(name), table.get("rope_theta")
     if scaling is None:
         return {} if theta is None else {"rope_theta": theta, "rope_scaling": None}
     if not isinstance(scaling, dict):
-        raise ConfigError("the rope scaling is not an object", where=where, found=scaling)
-    scaling = dict(scaling)
-    theta = scaling.pop("rope_theta", theta)
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    scaling.pop("type", None)
+        raise ConfigError(f"{name} is not an object", where=where, found=scaling)
+    known = set(YarnScaling.__dataclass_fields__)
+    theta = scaling.get("rope_theta", theta)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     fields: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
+    if any(isinstance(value, dict) for value in scaling.values()):
+        kind = "one for each kind of layer"
+    if kind not in ("yarn", "default"):
+        raise ConfigError(
+            f"rope type {kind!r} is not supported",
+            where=where,
+            expected="yarn or default",
+            fix=OTHER_SOFTWARE,
+        )
+    refuse_misspelt(scaling, {*known, *_ROPE_KEYS}, where, f"{name}.")
+    refuse_other_mathematics(scaling, where, ROPE_MATHEMATICS, f"{name}.")
     if kind == "default":
         return {**fields, "rope_scaling": None}
-    if kind != "yarn":
+    values = {key: scaling[key] for key in known & set(scaling) if scaling[key] is not None}
+    if "original_max_position_embeddings" not in values and "max_position_embeddings" in table:
+        values["original_max_position_embeddings"] = table["max_position_embeddings"]
+    yarn = fill(YarnScaling, values, where)
+    factor = scaling.get("attention_factor")
+    if factor is not None and not _is_near(factor, yarn.rope_magnitude):
         raise ConfigError(
-            f"rope type {kind!r} is not supported", where=where, expected="yarn or default"
+            f"{name}.attention_factor is not supported with this value",
+            where=where,
+            found=factor,
+            expected=f"null or {yarn.rope_magnitude:g}, which mscale and mscale_all_dim give",
+            fix=OTHER_SOFTWARE,
         )
-    for key in ("truncate", "attention_factor", "partial_rotary_factor"):
-        if scaling.pop(key, None) not in (None, True, 1.0):
-            raise ConfigError(f"rope_scaling.{key} is not supported with this value", where=where)
-    if "original_max_position_embeddings" not in scaling and "max_position_embeddings" in table:
-        scaling["original_max_position_embeddings"] = table["max_position_embeddings"]
-    return {**fields, "rope_scaling": scaling}
+    return {**fields, "rope_scaling": yarn}
+
+
+def _is_near(found: object, expected: float) -> bool:
+    return isinstance(found, (int, float)) and math.isclose(found, expected, rel_tol=1e-6)

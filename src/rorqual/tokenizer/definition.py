@@ -88,6 +88,7 @@ def _vocabulary(definition: dict[str, Any], where: object) -> dict[str, int]:
             where=where,
             found=kind,
             expected='model.type "BPE" with a ByteLevel decoder, as DeepSeek has',
+            fix="use the tokenizer of a model of DeepSeek's family; other kinds are not supported",
         )
     vocabulary = definition["model"].get("vocab")
     if not isinstance(vocabulary, dict):
@@ -95,7 +96,11 @@ def _vocabulary(definition: dict[str, Any], where: object) -> dict[str, int]:
     missing = [char for char in byte_alphabet() if char not in vocabulary]
     if missing:
         raise TokenizerError(
-            f"lacks {len(missing)} of the 256 byte tokens", where=where, found="".join(missing[:20])
+            f"lacks {len(missing)} of the 256 byte tokens",
+            where=where,
+            found="".join(missing[:20]),
+            fix="use the tokenizer that the model was published with: this one cannot write "
+            "every text",
         )
     return vocabulary
 
@@ -123,6 +128,7 @@ def _token_bytes(
             where=where,
             found=f"{num_ids} tokens up to id {max(token_of)}, but none with id {gap}",
             expected="ids from 0 without a gap",
+            fix="take tokenizer.json from the model's source: tokens were removed from this one",
         )
 
     def to_bytes(token: str) -> bytes:

@@ -83,7 +83,11 @@ def _chat_template(config: dict[str, Any], config_file: Path) -> str | None:
         try:
             template = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as problem:
-            raise TokenizerError(f"cannot be read: {problem}", where=file) from None
+            raise TokenizerError(
+                f"cannot be read: {problem}",
+                where=file,
+                fix="restore the file from the model's source, or remove it to use DeepSeek-V3's",
+            ) from None
     if isinstance(template, list):  # named templates: [{"name": "default", "template": ...}]
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rorqual.errors import MAX_LISTED, CheckpointError
+from rorqual.errors import MAX_LISTED, CheckpointError, listing
 from rorqual.log import logger
-from rorqual.model import ModelConfig
+from rorqual.model import ModelConfig, unknown_keys
 from rorqual.weights.folder import RESTORE, refuse_absurd
 from rorqual.weights.names import (
     IGNORED,
@@ -17,6 +17,7 @@ from rorqual.weights.names import (
     layer_prefix,
     tensors_of,
 )
+from rorqual.weights.quantization_config import unknown_quantisation_keys
 from rorqual.weights.source import Entry, TensorSource
 
 FLOATS = ("F32", "BF16", "F16")
@@ -68,13 +69,25 @@ class Audit:
             )
         if "shapes" in self.faults:
             return "config.json belongs to another model: copy it again from the weights' source"
-        return RESTORE
+        if "files" in self.faults:
+            return RESTORE
+        if "dtypes" in self.faults:
+            return "use the model's FP8 or BF16 release, or convert these tensors to BF16"
+        if "scales" in self.faults:
+            return "quantise again, or copy the weights again: their scales do not belong to them"
+        return (
+            "copy config.json and all weights from one source: they are of different models, "
+            "or the folder was not copied whole"
+        )
 
 
 def audit(folder: TensorSource) -> Audit:
     """Compares every header entry with `tensors_of` the configuration."""
     config, notes = _without_absent_mtp(folder)
     refuse_absurd(config, folder.path, len(folder.entries))
+    strange = unknown_keys(folder.table) + unknown_quantisation_keys(folder.table)
+    if strange:
+        notes.append(f"config.json has keys that mean nothing to Rorqual: {listing(strange)}")
     expected = {tensor.name: tensor for tensor in tensors_of(config)}
     present = [t for t in expected.values() if t.name in folder.entries]
     report = Audit(config, present, notes=notes)

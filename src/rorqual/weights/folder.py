@@ -18,10 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rorqual.errors import MAX_LISTED, CheckpointError, RorqualError
-from rorqual.files import read_json
+from rorqual.errors import CheckpointError, RorqualError, listing
+from rorqual.files import mend_of, read_json
 from rorqual.model import ModelConfig
 from rorqual.weights.model_args import config_from_model_args, is_model_args
+from rorqual.weights.not_weights import PICKLES, adapter_fix, pickle_fix, refuse_stand_ins
+from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, RowFiles
 from rorqual.weights.source import Entry, Quantisation
 
@@ -55,7 +57,9 @@ class Folder:
             return self._open_files[entry.file].get_tensor(name)
         except (SafetensorError, OSError) as problem:
             raise CheckpointError(
-                f"tensor {name} cannot be read: {problem}", where=self.path / entry.file
+                f"tensor {name} cannot be read: {problem}",
+                where=self.path / entry.file,
+                fix=RESTORE,
             ) from None
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -99,9 +103,11 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     `faults`, so that they can be listed together with what the comparison with the model finds.
     """
     path = Path(path)
+    if path.is_dir():
+        refuse_stand_ins(path)
     table = _config_table(path)
     config = config_of(table, path / CONFIG)
-    quantisation = _quantisation(table.get("quantization_config"), path / CONFIG)
+    quantisation = quantisation_of(table, path / CONFIG)
     mapped_to = _weight_map(path)
     files = sorted(set(mapped_to.values())) if mapped_to is not None else [SINGLE]
     folder = Folder(path, config, quantisation, {}, [], table=table)
@@ -131,9 +137,9 @@ def _config_table(path: Path) -> dict[str, Any]:
             "is a file; a checkpoint folder is needed" if path.exists() else "no such folder",
             where=path,
             expected=f"a folder with {CONFIG} and {SINGLE} or {INDEX}",
-            fix="check the path; a model's name is not downloaded",
+            fix=pickle_fix([path]) or "check the path; a model's name is not downloaded",
         )
-    with _mend(f"copy {CONFIG} from the checkpoint's source"):
+    with _mend(adapter_fix(path) or f"copy {CONFIG} from the checkpoint's source"):
         return read_json(path / CONFIG, CheckpointError)
 
 
@@ -161,51 +167,21 @@ def _mend(fix: str) -> Iterator[None]:
         ) from None
 
 
-def _quantisation(value: object, where: Path) -> Quantisation | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            "quantization_config is not an object",
-            where=where,
-            found=value,
-            fix="remove the key if the weights are not FP8",
-        )
-    method, layout = value.get("quant_method"), value.get("fmt", "e4m3")
-    if method != "fp8" or layout not in ("e4m3", "float8_e4m3fn"):
-        raise CheckpointError(
-            "quantization_config names a format that is not supported",
-            where=where,
-            found=f"quant_method {method!r}, fmt {layout!r}",
-            expected="quant_method 'fp8' with fmt 'e4m3', or unquantised weights",
-            fix="use the model's FP8 or BF16 release; remove the key if the weights are BF16",
-        )
-    block = value.get("weight_block_size", [128, 128])
-    is_pair = isinstance(block, list) and len(block) == 2
-    if not is_pair or not all(type(size) is int and size > 0 for size in block):
-        raise CheckpointError(
-            "quantization_config.weight_block_size is not a pair of sizes",
-            where=where,
-            found=block,
-            expected="[128, 128]",
-            fix="copy config.json from the checkpoint's source",
-        )
-    return Quantisation((block[0], block[1]), value.get("scale_fmt") == "ue8m0")
-
-
 def _weight_map(path: Path) -> dict[str, str] | None:
     """The index's map from tensor to file; None for a single file."""
     if not (path / INDEX).exists():
         if (path / SINGLE).exists():
             return None
         others = sorted(file.name for file in path.glob("*.safetensors"))
+        fix = "point to the folder that holds the weights as safetensors"
+        if others:
+            fix = "shards need their index: copy it from the checkpoint's source"
+        pickles = sorted(file for ending in PICKLES for file in path.glob(ending))
         raise CheckpointError(
             f"neither {SINGLE} nor {INDEX} is here",
             where=path,
-            found=", ".join(others[:MAX_LISTED]) or "no safetensors file",
-            fix="shards need their index: copy it from the checkpoint's source"
-            if others
-            else "point to the folder that holds the weights as safetensors",
+            found=listing(others or [file.name for file in pickles]) or "no safetensors file",
+            fix=adapter_fix(path) or (None if others else pickle_fix(pickles)) or fix,
         )
     with _mend("copy the index from the checkpoint's source"):
         table = read_json(path / INDEX, CheckpointError).get("weight_map")
@@ -255,6 +231,9 @@ def _read_header(folder: Folder, file: str) -> None:
             if name in folder.entries:
                 folder.faults.append(f"repeated: {name} in {folder.entries[name].file} and {file}")
             folder.entries.setdefault(name, entry)
+    except PermissionError as problem:
+        fix = mend_of(problem, where)
+        raise CheckpointError(f"cannot be read: {problem}", where=where, fix=fix) from None
     except (SafetensorError, OSError, ValueError) as problem:
         folder.has_unreadable = True
         size = where.stat().st_size

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rorqual.errors import CheckpointError
+from rorqual.files import mend_of, stand_in
 from rorqual.ops.quant_types import TYPE_OF_ID, QuantType
 
 MAGIC = b"GGUF"
@@ -110,6 +111,8 @@ def is_gguf(path: Path) -> bool:
 
 def read_header(path: Path) -> Header:
     """Keys and tensors of one file; CheckpointError names what cannot be true of it."""
+    if (found := stand_in(path)) is not None:
+        raise CheckpointError(found.what, where=path, fix=found.fix)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -120,7 +123,8 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise CheckpointError("no such file", where=path, fix="check the path") from None
     except OSError as problem:
-        raise CheckpointError(f"cannot be read: {problem}", where=path) from None
+        fix = mend_of(problem, path)
+        raise CheckpointError(f"cannot be read: {problem}", where=path, fix=fix) from None
 
 
 def _broken(path: Path, found: object, expected: object = None) -> CheckpointError:
@@ -149,10 +153,7 @@ class _Parser:
             raise _broken(self.path, repr(bytes(self.data[:4])), f"{MAGIC!r} at its beginning")
         version = self.number("<u4")
         if version not in READABLE_VERSIONS:
-            found = f"version {version}"
-            if version & 0xFFFF == 0:
-                found = f"version {version >> 24} in big-endian order"
-            raise _broken(self.path, found, f"version {READABLE_VERSIONS}, little-endian")
+            raise self.other_version(version)
         num_tensors, num_keys = self.number("<u8"), self.number("<u8")
         self.check_count(num_keys, 13, MAX_KEYS, "keys")
         self.check_count(num_tensors, 32, MAX_TENSORS, "tensors")
@@ -167,6 +168,19 @@ class _Parser:
         end = self.position
         placed = self.place(tensors, -(-end // alignment) * alignment, alignment)
         return Header(self.path, version, metadata, placed, alignment, end)
+
+    def other_version(self, version: int) -> CheckpointError:
+        found, fix = f"version {version}", "convert the model again with a current converter"
+        if version & 0xFFFF == 0:
+            found = f"version {version >> 24} in big-endian order"
+            fix = "convert the model again for little-endian machines"
+        return CheckpointError(
+            "is a GGUF file of a version that is not supported",
+            where=self.path,
+            found=found,
+            expected=f"version {' or '.join(map(str, READABLE_VERSIONS))}, little-endian",
+            fix=fix,
+        )
 
     def take(self, num_bytes: int) -> bytes:
         end = self.position + num_bytes
@@ -279,7 +293,12 @@ class _Parser:
         sizes = struct.unpack(f"<{num_dimensions}Q", self.take(8 * num_dimensions))
         type_id, offset = self.number("<u4"), self.number("<u8")
         if type_id not in TYPE_OF_ID:
-            raise _broken(self.path, f"{name} of type {type_id}", "a tensor type of ggml")
+            raise CheckpointError(
+                f"type not supported: tensor {name} has type number {type_id}",
+                where=self.path,
+                expected="a type that ggml had when this version of Rorqual was made",
+                fix="take another quantisation of the model, or a newer Rorqual",
+            )
         kind = TYPE_OF_ID[type_id]
         num_values = 1
         for size in sizes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rorqual.errors import CheckpointError, RorqualError
+from rorqual.files import mend_of
 from rorqual.model import ModelConfig
 from rorqual.weights.folder import CONFIG, open_folder, read_config
 from rorqual.weights.gguf_reader import open_gguf
@@ -24,7 +25,17 @@ def kind_of(path: Path) -> SourceKind:
     """What lies at `path`, from its content.
 
     A folder without any weights counts as a Hugging Face folder, whose reader says what is missing.
+    CheckpointError for a folder or file that the system does not let us read.
     """
+    try:
+        return _kind_of(path)
+    except OSError as problem:
+        place = problem.filename or path
+        fix = mend_of(problem, place)
+        raise CheckpointError(f"cannot be read: {problem}", where=path, fix=fix) from None
+
+
+def _kind_of(path: Path) -> SourceKind:
     if path.is_file():
         return "gguf" if _is_gguf(path) else "huggingface"
     if not path.is_dir():

@@ -22,6 +22,7 @@ from rorqual.ops.block_fp8 import BLOCK
 from rorqual.weights.folder import CONFIG, config_of, refuse_absurd
 from rorqual.weights.model_args import MODEL_ARGS, config_from_model_args, is_model_args
 from rorqual.weights.names import IGNORED, StoredTensor, tensors_of
+from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, Place, RowFiles, looks_like_safetensors
 from rorqual.weights.shard_names import cut_of, expert_of, rank_of_file, shard_file, shard_name
 from rorqual.weights.source import Entry, Quantisation
@@ -124,8 +125,7 @@ def open_shards(path: Path, config: ModelConfig | None = None) -> ShardFolder:
                 shape = list(place.shape)
                 folder.faults.append(f"unexpected: {name} {shape} in {files[rank]}")
     if any(entry.dtype == "F8_E4M3" for entry in folder.entries.values()):
-        method = table.get("quantization_config") or {}
-        folder.quantisation = Quantisation(is_ue8m0=method.get("scale_fmt") == "ue8m0")
+        folder.quantisation = quantisation_of(table, path / CONFIG) or Quantisation()
     return folder
 
 
