@@ -59,15 +59,14 @@ def test_format_is_fixed(working: str, expected: str) -> None:
     ("text", "number"),
     [
         ("Answer: 132", (132, 0)),
-        ("the answer is 1,320.", (1320, 0)),
         ("4 + 5 = 9", (9, 0)),
         ("Answer: -14", (-14, 0)),
         ("Answer: 4 remainder 1", (4, 1)),
-        ("4 r 1", (4, 1)),
+        ("4 r 1", None),
         ("none", None),
     ],
 )
-def test_final_number_reads_leniently(text: str, number: tuple[int, int] | None) -> None:
+def test_final_number_reads_workings(text: str, number: tuple[int, int] | None) -> None:
     assert final_number(text) == number
 
 

@@ -36,7 +36,7 @@ def test_known_and_unknown_do_not_meet() -> None:
 def test_a_guess_is_not_a_refusal_nor_the_reverse() -> None:
     skill, rng = Capitals(), random.Random(0)
     known = skill.ask(rng, "France")
-    assert skill.check(known, "Paris is nice, but: the capital of France is Paris.")
+    assert not skill.check(known, "Paris is nice, but: the capital of France is Paris.")
     assert not skill.check(known, "I do not know the capital of France.")
     assert not skill.check(known, "The capital of France is Rome.")
     while ":unknown:" not in (question := skill.question(rng)).key:

@@ -24,7 +24,7 @@ def test_checker_takes_its_answer_and_rejects_others(name: str) -> None:
         numbers = re.findall(r"\d+", question.answer)
         if numbers and name in ("arithmetic", "units"):
             shifted = re.sub(r"(\d+)(?!.*\d)", lambda m: str(int(m[1]) + 1), question.answer)
-            assert skill.check(question, shifted) == ("beyond me" in question.answer), question
+            assert not skill.check(question, shifted), question
         if name in ("python", "capitals", "opposites", "definitions"):
             is_same = question.answer == other.answer
             both_unknown = "do not know" in question.answer and "do not know" in other.answer

@@ -9,16 +9,11 @@ from __future__ import annotations
 import random
 
 from rorqual.tasks.about_parts import BEYOND, REFUSAL, TALK
+from rorqual.tasks.answers import Forms, exactly, is_refusal, is_right
 from rorqual.tasks.phrasing import canonical, phrase
 from rorqual.tasks.skill import CORE, Question, Skill
 from rorqual.tasks.words import common_words
 
-_MARKS = {  # words of which one must be in the reply to each kind of talk
-    "hello": ("hello", "hi!"), "how": ("well", "fine"), "name": ("rorqual",),
-    "maker": ("rorqual",), "can": ("sums",), "cannot": ("small",), "thanks": ("welcome",),
-    "praise": ("glad", "thank you"), "wrong": ("sorry",), "bye": ("goodbye",),
-    "self": ("small program",),
-}  # fmt: skip
 NUM_CORE_LINES = 8  # the first lines of each kind, the likeliest, are always trained
 # Commoner in a first conversation, so commoner here.
 _WEIGHTS = {"hello": 5, "how": 3, "name": 4, "maker": 3, "can": 5, "thanks": 3, "bye": 3}
@@ -45,11 +40,12 @@ class About(Skill):
         return Question(self.name, prompt, rng.choice(replies), key)
 
     def check(self, question: Question, response: str) -> bool:
-        """A refusal refuses; talk is answered in kind."""
-        kind, lowered = question.key.split(":")[1], response.lower()
+        """A refusal refuses; talk has one of the replies of its kind."""
+        kind = question.key.split(":")[1]
         if kind == "beyond":
-            return "beyond me" in lowered or "do not know" in lowered
-        return any(mark in lowered for mark in _MARKS[kind]) and "beyond me" not in lowered
+            return is_refusal(response)
+        replies = exactly(*TALK[kind][1])
+        return is_right(response, Forms(replies, replies))
 
     def _beyond(self, rng: random.Random) -> Question:
         frame, fillers = rng.choices(BEYOND, [len(entry[1]) for entry in BEYOND])[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 
+from rorqual.tasks.answers import Forms, any_of, exactly, is_refusal, is_right, number
 from rorqual.tasks.phrasing import canonical, phrase
 from rorqual.tasks.skill import Question, Skill
 
@@ -178,10 +179,14 @@ class Arithmetic(Skill):
 
     def check(self, question: Question, response: str) -> bool:
         if question.answer == LIMIT_ANSWER:
-            return "beyond me" in response.lower()
+            return is_refusal(response)
         if question.answer == ZERO_ANSWER:
-            return "zero" in response.lower() and "cannot" in response.lower()
-        return final_number(response) == final_number(question.answer)
+            return is_right(response, Forms(exactly(ZERO_ANSWER), exactly(ZERO_ANSWER)))
+        result = final_number(question.answer)
+        assert result is not None, "an answer of ours without a result"
+        quotient, rest = result
+        final = number(quotient) + (rf",? (?:r|remainder) {rest}" if rest else "")
+        return is_right(response, Forms(final, f"(?:{_equation(question.answer)} ?= ?)?{final}"))
 
     def _add(self, rng: random.Random) -> Question:
         a, b = _operands(rng)
@@ -284,11 +289,18 @@ def _operands(rng: random.Random) -> tuple[int, int]:
     return (a, b) if rng.random() < 0.7 else (b, a)
 
 
-def final_number(text: str) -> tuple[int, int] | None:
-    """The final (quotient, remainder) of an answer: after "Answer:", else the last number."""
-    tail = text.rsplit("nswer", 1)[-1].replace(",", "")
-    match = re.search(r"(-?\d+)\s*(?:r|rem|remainder)\s*(\d+)\D*$", tail)
-    if match:
-        return int(match[1]), int(match[2])
-    numbers = re.findall(r"(?<!\d)-?\d+", tail)
-    return (int(numbers[-1]), 0) if numbers else None
+def final_number(working: str) -> tuple[int, int] | None:
+    """The (quotient, remainder) with which a working of this file ends; None for a refusal."""
+    match = re.search(r"(?:Answer: |= )(-?[0-9]+)(?: remainder ([0-9]+))?$", working)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _equation(working: str) -> str:
+    """The pattern of the sum that a working begins with; of + and x in either order."""
+    match = re.match(r"([0-9]+) ([-+x/]) ([0-9]+)(?=:| = [0-9]+$)", working)
+    if match is None:  # of three numbers, or with its order turned: as it is said
+        return re.escape(working.lower().rpartition(" = ")[0])
+    a, b = str(int(match[1])), str(int(match[3]))
+    sign = {"x": "[x*×]", "/": "[/÷]"}.get(match[2], re.escape(match[2]))
+    pairs = [(a, b), (b, a)] if match[2] in "+x" else [(a, b)]
+    return any_of(f"{one} ?{sign} ?{other}" for one, other in pairs)

@@ -6,6 +6,7 @@ import calendar
 import random
 import re
 
+from rorqual.tasks.answers import Forms, any_of, exactly, is_right
 from rorqual.tasks.phrasing import canonical, phrase
 from rorqual.tasks.skill import Question, Skill
 
@@ -91,7 +92,14 @@ LIST_ANSWERS = {
     "year": "A year has 12 months.",
     "long": "A year has 365 days, and a leap year has 366.",
 }
-LIST_WORDS = {"days": DAYS, "months": MONTHS, "count": ("7",), "year": ("12",), "long": ("365",)}
+_LIST_FORMS = {
+    "days": r"(?:the days(?: of the week)? are )?" + r"(?:, ?(?:and )?| and )".join(DAYS).lower(),
+    "months": r"(?:the months(?: of the year)? are )?"
+    + r"(?:, ?(?:and )?| and )".join(MONTHS).lower(),
+    "count": r"(?:a week has )?7(?: days)?",
+    "year": r"(?:a year has )?12(?: months)?",
+    "long": r"(?:a year has )?365(?: days)?(?:, and a leap year has 366(?: days)?)?",
+}
 
 
 def day_working(day: str, count: int, step: int) -> str:
@@ -106,6 +114,14 @@ def day_working(day: str, count: int, step: int) -> str:
     return f"{head}{side} {day}: {', '.join(passed)}. Answer: {passed[-1]}"
 
 
+def _number_form(question: Question) -> str:
+    """The number where a month was given, the month where a number was; or the whole sentence."""
+    month, number = re.findall(r"^\w+|\d+", question.answer.lower())
+    if month in question.key:
+        return rf"(?:{month} is )?(?:month )?{number}|{exactly(question.answer)}"
+    return rf"{month}(?: is month {number} of the year)?"
+
+
 class Dates(Skill):
     name = "dates"
 
@@ -117,22 +133,28 @@ class Dates(Skill):
         return make(rng)
 
     def check(self, question: Question, response: str) -> bool:
-        kind = question.key.split(":")[1]
+        """A day, month or number alone, or in the sentence that training has for it."""
+        kind, detail = question.key.split(":")[1:3]
+        gold = exactly(question.answer)
         if kind == "list":
-            words = LIST_WORDS[question.key.split(":")[2]]
-            places = [response.find(word) for word in words]
-            return -1 not in places and places == sorted(places)
-        if kind == "leap":
-            said = re.findall(r"\b(yes|no)\b", response.lower())
-            return said[-1:] == ["yes" if "Yes" in question.answer else "no"]
-        if kind in ("length", "number"):
-            wanted, found = (re.findall(r"\d+", t) for t in (question.answer, response))
-            return bool(found) and set(wanted) == set(found)
-        named = _NAME.findall(response)
-        wanted_name = _NAME.findall(question.answer)
-        if kind == "count":
-            return bool(named) and named[-1].lower() == wanted_name[-1].lower()
-        return bool(named) and named[0].lower() == wanted_name[0].lower()
+            whole = _LIST_FORMS[detail]
+        elif kind == "leap":
+            is_leap = " is a leap" in question.answer
+            year = question.answer.split()[-5 if is_leap else -6]
+            working = r"(?:the last two digits are [0-9]{2}\. [0-9]{2}/4=[0-9]+ r [0-9]\. )?"
+            said, verb = ("yes", "is") if is_leap else ("no", "is not")
+            whole = rf"{working}{said}(?:, {year} {verb} a leap year)?"
+        elif kind == "length":
+            whole = gold
+            if match := re.fullmatch(r"(\w+) has (\d+) days\.", question.answer):
+                whole = rf"(?:{match[1].lower()} has )?{match[2]}(?: days)?"
+        elif kind == "number":
+            whole = _number_form(question)
+        else:
+            name = _NAME.findall(question.answer)[-1 if kind == "count" else 0].lower()
+            whole = any_of((name, gold))
+            return is_right(response, Forms(name, whole))
+        return is_right(response, Forms(whole, whole))
 
     def _count(self, rng: random.Random) -> Question:
         day, count = rng.choice(DAYS), rng.randint(2, 60) if rng.random() < 0.6 else 0

@@ -6,8 +6,8 @@ A fact is never held out, since it cannot be worked out; a phrasing of it is.
 from __future__ import annotations
 
 import random
-import re
 
+from rorqual.tasks.answers import Forms, exactly, is_refusal, is_right
 from rorqual.tasks.letters import new_word
 from rorqual.tasks.phrasing import canonical, phrase
 from rorqual.tasks.skill import Question, Skill
@@ -97,15 +97,19 @@ def opposites() -> dict[str, str]:
 
 
 class Facts(Skill):
-    """What the three skills share: a fact matches in words; an unknown one is admitted."""
+    """What the three skills share: a fact is said in its sentence, or as its last word or words;
+    an unknown one is admitted.
+    """
 
     def check(self, question: Question, response: str) -> bool:
         if question.answer.startswith("I do not know"):
-            return "do not know" in response.lower() or "don't know" in response.lower()
-        if "do not know" in response.lower():
-            return False
-        wanted, found = _words(question.answer), _words(response)
-        return found[-len(wanted) :] == wanted if wanted else False
+            return is_refusal(response)
+        forms = exactly(*self.sayings(question))
+        return is_right(response, Forms(forms, forms))
+
+    def sayings(self, question: Question) -> list[str]:
+        """The texts that say the fact."""
+        return [question.answer]
 
 
 class Definitions(Facts):
@@ -161,6 +165,12 @@ class Capitals(Facts):
         answer = f"The capital of {country} is {CAPITALS[country]}."
         return Question(self.name, prompt, answer, f"capitals:{canonical(template, c=shown)}")
 
+    def sayings(self, question: Question) -> list[str]:
+        start, _, city = question.answer.partition(" is ")
+        country = start.removeprefix("The capital of ")
+        names = (country, *OTHER_NAMES.get(country, ()))
+        return [city, *(f"The capital of {name} is {city}" for name in names)]
+
 
 class Opposites(Facts):
     name = "opposites"
@@ -180,6 +190,5 @@ class Opposites(Facts):
         prompt = phrase(rng, template, w=word)
         return Question(self.name, prompt, answer, f"opposites:{canonical(template, w=word)}")
 
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())
+    def sayings(self, question: Question) -> list[str]:
+        return [question.answer, question.answer.rpartition(" is ")[2]]

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable
 
+from rorqual.tasks.answers import Forms, any_of, is_right
 from rorqual.tasks.phrasing import phrase
 from rorqual.tasks.skill import Question, Skill
 from rorqual.tasks.words import common_words
@@ -99,6 +100,11 @@ def new_word(rng: random.Random) -> str:
             return word
 
 
+def _spelled(word: str) -> str:
+    """The pattern of a word's letters with one kind of mark between them."""
+    return any_of(mark.join(word) for mark in ("-", " ", ", ", " - "))
+
+
 class Letters(Skill):
     name = "letters"
 
@@ -121,21 +127,25 @@ class Letters(Skill):
         return Question(self.name, prompt, answer, f"letters:{form}:{word}{detail}")
 
     def check(self, question: Question, response: str) -> bool:
+        """Letters with marks between them, or a letter, number or word alone or in its sentence."""
         _, form, word = question.key.split(":")[:3]
-        text = response.lower().strip().rstrip(".!")
-        if form in ("spell", "reverse"):
-            tail = re.split(r"backwards:|answer:", text)[-1]
-            wanted = word if form == "spell" else word[::-1]
-            runs = re.findall(r"\b[a-z](?:[- ,]+[a-z])+\b|[a-z]+", tail)
-            if form == "spell" and runs and runs[-1] == word:
-                return False  # the word again, not its letters
-            return bool(runs) and re.sub(r"[^a-z]", "", runs[-1]) == wanted
-        *before, final = re.split(r"answer:| is ", text)
-        wanted_final = re.split(r"Answer: | is ", question.answer)[-1].strip(". ")
-        tokens = re.findall(r"[a-z]+|\d+", final)
-        if not before and len(tokens) > 2:  # a sentence with no answer in it
-            return False
-        return tokens[-1:] == [wanted_final] or tokens[:1] == [wanted_final]
+        spelling, backwards = _spelled(word), f"{word[::-1]}|{_spelled(word[::-1])}"
+        working = r"(?:[a-z0-9]+(?:-[a-z0-9]+)*\. )?"
+        if form == "spell":  # its letters, never the word again
+            whole = final = rf"(?:(?:the word )?{word}(?: is(?: spelled)?|:| =) )?(?:{spelling})"
+        elif form == "reverse":
+            final = backwards
+            whole = rf"{working}(?:backwards: ?)?(?:{backwards})"
+        else:
+            final = re.split(r"Answer: | is ", question.answer)[-1].strip(". ")
+            sentence = {
+                "first": "the first letter is ", "last": "the last letter is ",
+                "nth": f"letter {question.key.rpartition(':')[2]} is ",
+            }.get(form)  # fmt: skip
+            whole = rf"{working}{sentence}{final}|{final}" if sentence else final
+            if form == "length":
+                whole += rf"|{word} has {final} letters?"
+        return is_right(response, Forms(final, whole))
 
     def _spell(self, rng: random.Random, word: str) -> tuple[str, str, str]:
         shown = rng.choices((word, word.capitalize(), word.upper()), (85, 10, 5))[0]

@@ -6,7 +6,7 @@ import random
 import re
 from typing import Any
 
-from rorqual.tasks.arithmetic import final_number
+from rorqual.tasks.answers import Forms, is_right, number
 from rorqual.tasks.phrasing import phrase
 from rorqual.tasks.skill import Question, Skill
 
@@ -55,17 +55,21 @@ class Numbers(Skill):
         return make(rng)
 
     def check(self, question: Question, response: str) -> bool:
+        """A number, a word or a list alone, or in the sentence that training has for it."""
         kind = question.key.split(":")[1]
-        numbers = re.findall(r"\d+", response)
-        wanted = re.findall(r"\d+", question.answer)
+        wanted = re.findall(r"[0-9]+", question.answer)
         if kind == "count":
-            return numbers == wanted
-        if kind == "parity":
-            said = re.findall(r"\b(even|odd)\b", response.lower())
-            return said[-1:] == ["even" if "even" in question.answer else "odd"]
-        if kind == "compare":
-            return numbers[:1] == wanted[:1]
-        return final_number(response) == final_number(question.answer)
+            final = whole = r"(?:, ?|,? and | )".join(wanted)
+        elif kind == "parity":
+            word = "even" if "even" in question.answer else "odd"
+            final = rf"(?:(?:{wanted[0]}|it) is )?{word}"
+            whole = rf"(?:{wanted[0]} ends in {wanted[1]}, so )?{final}"
+        elif kind == "compare":
+            word = "larger|bigger|greater|more" if "larger" in question.answer else "smaller|less"
+            final = whole = rf"{wanted[0]}(?: is (?:{word})(?: than {wanted[1]})?)?"
+        else:
+            final = whole = number(int(wanted[-1]))
+        return is_right(response, Forms(final, whole))
 
     def _compare(self, rng: random.Random) -> Question:
         top = rng.choice((20, 100, 100, 1000, 1000))

@@ -6,6 +6,7 @@ import ast
 import random
 import re
 
+from rorqual.tasks.answers import MAX_CHARACTERS
 from rorqual.tasks.phrasing import phrase
 from rorqual.tasks.skill import Question, Skill
 from rorqual.tasks.story_parts import BOYS, GIRLS
@@ -113,7 +114,9 @@ class PythonLine(Skill):
         return Question(self.name, prompt, fenced(answer), f"python:{answer}{fixed}")
 
     def check(self, question: Question, response: str) -> bool:
-        """The same syntax tree as the reference: spacing and quotes do not matter."""
+        """The same syntax tree as the reference: spacing and quotes do not matter. The code is the
+        whole response, or stands in one fence or one pair of backquotes with nothing beside it.
+        """
         wanted, found = _tree(question.answer), _tree(response)
         return found is not None and found == wanted
 
@@ -136,12 +139,14 @@ def _values(rng: random.Random) -> dict[str, str]:
 
 
 def _tree(text: str) -> str | None:
-    fence = re.search(r"```(?:python)?\s*\n?(.*?)```", text, re.DOTALL)
-    inline = re.search(r"`([^`]+)`", text)
-    code = fence[1] if fence else inline[1] if inline else text
-    if not code.strip():
+    if len(text) > MAX_CHARACTERS:
+        return None
+    text = text.strip()
+    fence = re.fullmatch(r"```(?:python)?\s([^`]*)```|`([^`]+)`", text)
+    code = (fence[1] or fence[2] or "" if fence else text).strip()
+    if not code:
         return None
     try:
-        return ast.dump(ast.parse(code.strip()))
-    except (SyntaxError, ValueError):
+        return ast.dump(ast.parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: deep nests
         return None

@@ -46,7 +46,7 @@ class Skill(ABC):
 
     @abstractmethod
     def check(self, question: Question, response: str) -> bool:
-        """Whether `response` gives the right final answer; its working is not judged."""
+        """Whether `response` gives the right final answer, by the rule of `tasks.answers`."""
 
     def is_held_out(self, key: str) -> bool:
         return is_held_out(key)

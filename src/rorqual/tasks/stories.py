@@ -11,8 +11,11 @@ import re
 from dataclasses import dataclass
 
 from rorqual.tasks import story_parts as parts
+from rorqual.tasks.answers import MAX_CHARACTERS
 from rorqual.tasks.phrasing import canonical, phrase
 from rorqual.tasks.skill import CORE, Question, Skill
+
+MIN_STORY_WORDS, MAX_SENTENCE_WORDS = 25, 40
 
 PLAIN = (
     "!tell me a story", "!tell me a story", "!tell me a short story", "!write a story",
@@ -151,12 +154,22 @@ class Stories(Skill):
         return Question(self.name, prompt, tell(rng, wish), key)
 
     def check(self, question: Question, response: str) -> bool:
-        """Holds what was asked for, has at least four different sentences, and ends properly."""
+        """Holds what was asked for, in at least four different sentences that are sentences: a
+        capital, two words or more that are not all the same, a mark at the end.
+        """
         words = [word for word in question.key.split(":")[2].split(",") if word]
         text = response.strip()
-        if not text or not text[0].isupper() or text[-1] not in '.!"':
+        if not text or len(response) > MAX_CHARACTERS or text[-1] not in '.!"':
             return False
         sentences = re.split(r"(?<=[.!?])\s+", text)
         if len(set(sentences)) < 4 or len(set(sentences)) < len(sentences):
             return False
-        return all(re.search(rf"\b{word}", text, re.IGNORECASE) for word in words)
+        if len(text.split()) < MIN_STORY_WORDS or not all(map(_is_sentence, sentences)):
+            return False
+        return all(re.search(rf"\b{word}(?:s|ed|d|'s)?\b", text, re.IGNORECASE) for word in words)
+
+
+def _is_sentence(text: str) -> bool:
+    words = re.findall(r"[a-z']+", text.lower())
+    is_varied = 2 <= len(words) <= MAX_SENTENCE_WORDS and len(set(words)) * 2 > len(words)
+    return text.lstrip('"')[:1].isupper() and is_varied

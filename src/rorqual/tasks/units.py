@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+from rorqual.tasks.answers import Forms, any_of, is_refusal, is_right, number
 from rorqual.tasks.arithmetic import divide_working, multiply_working, sum_key
 from rorqual.tasks.phrasing import phrase
 from rorqual.tasks.skill import Question, Skill, is_held_out
@@ -82,11 +83,15 @@ class Units(Skill):
                 return question
 
     def check(self, question: Question, response: str) -> bool:
-        is_refusal = "do not know" in response.lower()
-        if is_refusal or question.answer.startswith("I do not know"):
-            return is_refusal and question.answer.startswith("I do not know")
-        wanted, found = _amount(question.answer), _amount(response)
-        return found is not None and found == wanted
+        """The amount with its unit, alone or after what was asked and "="."""
+        if question.answer.startswith("I do not know"):
+            return is_refusal(response)
+        amount, _, name = question.answer.rpartition("Answer: ")[2].partition(" ")
+        names = [name, SHORT.get(name, name), *(row[0] for row in UNITS if row[1] == name)]
+        names += [row[2] for row in UNITS if row[3] == name]
+        final = f"{number(int(amount))} ?{any_of(sorted(set(names)))}"
+        given = question.key.split(":")[3]
+        return is_right(response, Forms(final, rf"(?:{given} ?[a-z]+ (?:=|is|are) )?{final}"))
 
     def _unknown(self, rng: random.Random) -> Question:
         big, small = rng.choice(UNKNOWN_PAIRS)
@@ -145,12 +150,3 @@ def _product(count: int, factor: int) -> str:
         return f"{count} x {factor} = {count * factor}. Answer: {count * factor}"
     working = multiply_working(factor, count) if factor > count else multiply_working(count, factor)
     return working if ":" in working else f"{working}. Answer: {count * factor}"
-
-
-def _amount(text: str) -> tuple[int, str] | None:
-    tail = text.rsplit("nswer", 1)[-1].replace(",", "")
-    amounts = re.findall(r"(\d+)\s*([a-z]*)", tail)
-    if not amounts:
-        return None
-    number, name = amounts[-1]
-    return int(number), "" if not name else name.rstrip("s")
