@@ -20,7 +20,8 @@ from rorqual.engine.params import BAN, SamplingParams
 from rorqual.engine.sampler import random_source
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+from rorqual.tokenizer.special import THINK_END
+from rorqual.tokenizer.thinking import is_thinking
 
 UNIFORMS_AT_ONCE = 32
 
@@ -58,7 +59,7 @@ class SamplingState:
             assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
             self._matcher = grammars.compile(params.grammar)
             is_aware = params.grammar.kind == "grammar" and THINK_END in params.grammar.text
-            self._is_thinking = not is_aware and _is_thinking(prompt_ids, tokenizer)
+            self._is_thinking = not is_aware and is_thinking(prompt_ids, tokenizer)
 
     @property
     def is_cut_short(self) -> bool:
@@ -160,11 +161,3 @@ class SamplingState:
                 found=unknown[0],
                 expected=f"0 to {self.vocab_size - 1}",
             )
-
-
-def _is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the last of the prompt's `<think>` and `</think>` tokens is a `<think>`."""
-    begin_id = tokenizer.special_ids.get(THINK_BEGIN)
-    marks = (begin_id, tokenizer.special_ids.get(THINK_END))
-    last = next((token_id for token_id in reversed(prompt_ids) if token_id in marks), None)
-    return last is not None and last == begin_id

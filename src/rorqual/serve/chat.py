@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from rorqual.engine import Request
 from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
-from rorqual.serve.prompts import chat_messages, chat_tools, is_thinking
+from rorqual.serve.prompts import chat_messages, chat_tools
 from rorqual.serve.reply import AnswerResponse, collect
 from rorqual.serve.sampling import choices, sampling_params
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service, new_id
 from rorqual.serve.tool_grammar import chat_grammar
 from rorqual.tokenizer.special import TOOL_CALL_END
+from rorqual.tokenizer.thinking import is_thinking
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from rorqual.serve.schemas_chat import (
 from rorqual.serve.tokens_text import chat_logprob
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_BEGIN, THINK_END, TOOL_CALL_END
+from rorqual.tokenizer.special import TOOL_CALL_END
+from rorqual.tokenizer.thinking import ReasoningCounter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,14 @@ class _Call:
 class _Choice:
     """One answer as it grows."""
 
-    def __init__(self, parser: StreamParser, *, is_thinking: bool) -> None:
-        self.parser, self.is_thinking = parser, is_thinking
+    def __init__(self, parser: StreamParser, reasoning_counter: ReasoningCounter) -> None:
+        self.parser, self.reasoning_counter = parser, reasoning_counter
         self.has_begun = False
         self.reasoning: list[str] = []
         self.content: list[str] = []
         self.calls: dict[int, _Call] = {}
         self.logprobs: list[TokenLogprobReply] = []
         self.num_complete_calls = 0
-        self.num_reasoning_tokens = 0
         self.finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
 
     def take(self, event: Event) -> dict[str, Any] | None:
@@ -128,16 +128,16 @@ class ChatAssembler:
         self._choices = [
             _Choice(
                 StreamParser(has_tools=has_tools, is_single=is_single, is_thinking=is_thinking),
-                is_thinking=is_thinking,
+                ReasoningCounter(tokenizer, is_inside=is_thinking),
             )
             for _ in range(num_choices)
         ]
         self._usages: dict[int, Usage] = {}
-        self._think_ids = tuple(tokenizer.special_ids.get(t) for t in (THINK_BEGIN, THINK_END))
 
     def put(self, index: int, piece: Piece) -> list[str]:
         choice = self._choices[index]
-        self._count_reasoning(choice, piece.token_ids)
+        for token_id in piece.token_ids:
+            choice.reasoning_counter.put(token_id)
         events = choice.parser.put(piece.text)
         if self._is_stopped_by_call(piece) and choice.parser.is_in_call:
             events = [*events, *choice.parser.put(TOOL_CALL_END)]
@@ -200,7 +200,7 @@ class ChatAssembler:
         return is_end and piece.finish_reason == "stop"
 
     def _usage(self) -> Any:
-        num_reasoning = sum(choice.num_reasoning_tokens for choice in self._choices)
+        num_reasoning = sum(choice.reasoning_counter.num_tokens for choice in self._choices)
         return usage_body(self._usages, len(self._choices), num_reasoning)
 
     def _chunk(
@@ -235,16 +235,6 @@ class ChatAssembler:
         if piece.finish_reason == "stop" and piece.token_ids[-1:] == (self._tokenizer.eos_id,):
             items = items[:-1]
         return [chat_logprob(item, self._tokenizer) for item in items]
-
-    def _count_reasoning(self, choice: _Choice, token_ids: Sequence[int]) -> None:
-        begin, end = self._think_ids
-        for token_id in token_ids:
-            if token_id == begin and not (choice.content or choice.calls):
-                choice.is_thinking = True
-            elif token_id == end:
-                choice.is_thinking = False
-            elif choice.is_thinking and token_id != self._tokenizer.eos_id:
-                choice.num_reasoning_tokens += 1
 
 
 def _call_delta(index: int, **fields: Any) -> dict[str, Any]:

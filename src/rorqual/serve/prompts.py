@@ -37,19 +37,6 @@ def chat_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
     return [_definition(tool) for tool in body.tools]
 
 
-def is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the prompt ends inside `<think>`, so that the answer begins with reasoning."""
-    begin = tokenizer.special_ids.get(THINK_BEGIN)
-    end = tokenizer.special_ids.get(THINK_END)
-    turns = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.user_id, tokenizer.assistant_id}
-    for token_id in reversed(prompt_ids):
-        if token_id == begin:
-            return True
-        if token_id == end or token_id in turns:
-            return False
-    return False
-
-
 def fim_prompt(prefix: Sequence[int], suffix: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """`<fim_begin>prefix<fim_hole>suffix<fim_end>` after BOS: the answer is the middle."""
     begin, hole, end = tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id
