@@ -1,4 +1,4 @@
-"""One console for people (stderr, so that standard output stays data) and one logger."""
+"""A console for people (stderr, so that standard output stays data), one for tables, a logger."""
 
 from __future__ import annotations
 
@@ -13,9 +13,23 @@ if TYPE_CHECKING:
 @cache
 def console() -> Console:
     """The console of progress bars, tables for people and error messages: standard error."""
+    return _console(is_error=True)
+
+
+def output_console(width: int | None = None) -> Console:
+    """The console of tables that a command prints: standard output, as it is now."""
+    return _console(width=width)
+
+
+def _console(*, is_error: bool = False, width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would end the process with 1; the command line knows better how to end."""
+            raise BrokenPipeError
+
+    return PlainConsole(stderr=is_error, width=width)
 
 
 def logger(name: str) -> logging.Logger:

@@ -46,12 +46,14 @@ gguf_container.JOURNAL_BYTES = 1
 owner, name = {
     "piece": (gguf_writer, "encode_blocks"),
     "name": (gguf_container.os, "replace"),
+    "journal": (gguf_container.os, "replace"),
     "forget": (gguf_container.GgufWriter, "forget"),
 }[place]
 before = getattr(owner, name)
 def fatal(*arguments, **options):
     global left
-    if place != "name" or str(arguments[1]).endswith(".gguf"):
+    ending = {"name": ".gguf", "journal": ".gguf.partial.json"}.get(place)
+    if ending is None or str(arguments[1]).endswith(ending):
         left -= 1
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -147,11 +149,10 @@ def test_what_was_finished_is_not_done_again(
 
 
 def test_leftovers_of_other_runs_are_removed(source: Path, tmp_path: Path) -> None:
-    """Temporaries of a killed run in other parts, of a journal in work, and nothing else."""
+    """Temporaries of a killed run in other parts, and nothing else."""
     ours = [
         ".m-00001-of-00099.gguf.partial",
         ".m-00001-of-00099.gguf.partial.json",
-        "..m.gguf.partial.json.ab12cd_z",
         ".m.gguf.partial",
     ]
     others = [".m.gguf.part", ".n.gguf.partial", "m.gguf.partial", ".m-00001-of-00099.gguf"]
@@ -159,6 +160,19 @@ def test_leftovers_of_other_runs_are_removed(source: Path, tmp_path: Path) -> No
         (tmp_path / name).write_text("a leftover")
     convert(source, tmp_path / "m.gguf", options())
     assert sorted(files_of(tmp_path)) == sorted([*others, "m.gguf"])
+
+
+@pytest.mark.parametrize("part_bytes", [None, PART_BYTES])
+def test_a_journal_that_was_being_written_is_removed(
+    source: Path, tmp_path: Path, part_bytes: int | None
+) -> None:
+    """Under the name that it really has: the run is killed before the journal takes its own."""
+    convert(source, tmp_path / "whole/m.gguf", options(part_bytes))
+    kill(source, tmp_path / "killed/m.gguf", "journal", 3, part_bytes)
+    in_work = [name for name in files_of(tmp_path / "killed") if name.startswith("..m")]
+    assert in_work, "no journal was in work"
+    convert(source, tmp_path / "killed/m.gguf", options(part_bytes))
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
 def test_a_folder_killed_at_its_very_first_write_is_taken(source: Path, tmp_path: Path) -> None:

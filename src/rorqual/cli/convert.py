@@ -133,10 +133,9 @@ def _record(done: Conversion, to: str, rows: list[Comparison] | None) -> dict[st
 
 
 def _print(done: Conversion, rows: list[Comparison]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from rorqual.log import console
+    from rorqual.log import console, output_console
 
     if rows:
         table = Table(box=None, header_style="bold")
@@ -157,9 +156,9 @@ def _print(done: Conversion, rows: list[Comparison]) -> None:
                 f"{row.max_error:.2e}",
                 style="" if row.is_within_bound else "bold red",
             )
-        console_out = Console()
+        console_out = output_console()
         if not console_out.is_terminal:
-            console_out = Console(width=PIPED_WIDTH)
+            console_out = output_console(width=PIPED_WIDTH)
         console_out.print(table)
     rate = done.num_bytes_written / max(done.seconds, 1e-9)
     files = f"{len(done.files)} file{'s' if len(done.files) > 1 else ''}"

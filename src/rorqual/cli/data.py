@@ -183,10 +183,11 @@ def _cell(value: object) -> str:
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from rorqual.log import output_console
 
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    output_console().print(table)

@@ -94,8 +94,9 @@ def _held_out_text(path: Path) -> tuple[list[Path], int]:
 
 
 def _print_skills(results: list[SkillResult], num_failures: int) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from rorqual.log import output_console
 
     if not results:
         return
@@ -104,7 +105,7 @@ def _print_skills(results: list[SkillResult], num_failures: int) -> None:
         interval = f"{result.low:.1%} to {result.high:.1%}"
         counts = (str(result.correct), str(result.total))
         table.add_row(result.skill, *counts, f"{result.accuracy:.1%}", interval)
-    output = Console()
+    output = output_console()
     output.print(table)
     for result in results:
         for question, response in result.failures[:num_failures]:
@@ -114,8 +115,9 @@ def _print_skills(results: list[SkillResult], num_failures: int) -> None:
 
 
 def _print_bits_per_byte(results: list[SourceResult]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from rorqual.log import output_console
 
     if not results:
         return
@@ -123,7 +125,7 @@ def _print_bits_per_byte(results: list[SourceResult]) -> None:
     for result in results:
         figures = (f"{value:.3f}" for value in (result.model, result.ngram, result.gzip))
         table.add_row(result.source, f"{result.num_bytes:,}", *figures)
-    Console().print(table)
+    output_console().print(table)
 
 
 def _as_table(skills: list[SkillResult], compressed: list[SourceResult]) -> dict[str, Any]:

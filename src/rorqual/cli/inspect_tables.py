@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rorqual.cli.chat import printable
+from rorqual.log import output_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MAX_FILES = 20
 SHAPE_FIELDS = """
@@ -28,7 +31,7 @@ KINDS = {
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    console = Console()
+    console = output_console()
     title = Text(report["target"], "bold").append(f" ({KINDS[report['kind']]})", "not bold")
     console.print(title, soft_wrap=True)
     if report["kind"] == "gguf":

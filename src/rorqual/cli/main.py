@@ -11,6 +11,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -64,31 +66,49 @@ class LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name is None else _load(name), rest
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Here `--help` and `--version` are printed."""
+        with _faults_told():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the verb; the user's faults become a message and an exit code."""
+        with _faults_told(is_debug=ctx.params["debug"]):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _faults_told(*, is_debug: bool = False) -> Iterator[None]:
+    try:
         try:
-            result = super().invoke(ctx)
+            yield
+        except typer.Exit:
             sys.stdout.flush()
-            return result
-        except RorqualError as problem:
-            if ctx.params["debug"]:
-                raise
-            print(f"rorqual: {problem}", file=sys.stderr)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
-        except KeyboardInterrupt:
-            if ctx.params["debug"]:
-                raise
-            print("\nrorqual: interrupted", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # What reads us has gone, as in `rorqual ... | head`. The flush at exit must not fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(EXIT_BROKEN_PIPE) from None
-        except OSError as problem:  # a full disk, a folder without permission
-            if ctx.params["debug"]:
-                raise
-            print(f"rorqual: {problem}", file=sys.stderr)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
+            raise
+        sys.stdout.flush()  # a failure to write must be told, and must change the exit code
+    except BrokenPipeError:
+        # What reads us has gone, as in `rorqual ... | head`.
+        _give_up_output()
+        raise typer.Exit(EXIT_BROKEN_PIPE) from None
+    except (RorqualError, OSError) as problem:  # OSError: a full disk, a folder without permission
+        _give_up_output()
+        if is_debug:
+            raise
+        print(f"rorqual: {problem}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        if is_debug:
+            raise
+        print("\nrorqual: interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _give_up_output() -> None:
+    """Lets go of what cannot be written to standard output: the flush at exit must not fail."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load(name: str) -> Any:
@@ -136,14 +156,26 @@ def _options(
     logging.getLogger("rorqual").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+def _buffered(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same output with a buffer, flushed at each line. Without one (PYTHONUNBUFFERED) Python
+    takes a write that was cut short, by a full disk or a reader that went, for a whole one.
+    """
+    return open(stream.fileno(), "w", 1, encoding=stream.encoding, errors="replace", closefd=False)
+
+
 def main() -> None:
     """The entry point; `--debug` may stand anywhere before a `--`."""
     app = typer.Typer(
         cls=LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True
     )
     app.callback()(_options)
+    if sys.stdout is None:  # closed before we began, as by `>&-`; Python prints nothing then
+        print("rorqual: standard output is closed\n  fix:      >/dev/null", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
+        if isinstance(sys.stdout.buffer, io.RawIOBase):
+            sys.stdout = _buffered(sys.stdout)
     args = sys.argv[1:]
     options = args[: args.index("--")] if "--" in args else args
     if DEBUG_FLAG in options:

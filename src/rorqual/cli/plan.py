@@ -90,9 +90,9 @@ def _describe(target: str) -> tuple[ModelConfig, str]:
 
 
 def _print(target: str, planned: InferencePlan) -> None:
-    from rich.console import Console
+    from rorqual.log import output_console
 
-    console, wish, speed = Console(), planned.wish, planned.speed
+    console, wish, speed = output_console(), planned.wish, planned.speed
     console.print(
         f"[bold]{target}[/]: weights {wish.weights}, cache {wish.kv}, {wish.batch} x "
         f"{wish.context:,} tokens on {planned.hardware.label}",

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
+from typing import Any
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.engine import Engine
@@ -144,7 +146,7 @@ class AsyncEngine:
                 continue  # it was cancelled
             inbox.put_nowait(item)
             if isinstance(item, BaseException) or item.finish_reason is not None:
-                del self._inboxes[number]
+                self._inboxes.pop(number, None)  # another thread may have cancelled it just now
 
     def _fail(self, failure: EngineFailed) -> None:
         """Runs in the loop, at the end of a thread that was not asked to end."""
@@ -179,8 +181,7 @@ class _Worker:
         except BaseException as problem:  # noqa: BLE001  whoever waits must not wait for ever
             logger(__name__).critical("the engine gives up", exc_info=problem)
             failure = problem if isinstance(problem, EngineFailed) else _failure(problem)
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._fail, failure)
+            self._tell(self._fail, failure)
 
     def _obey(self) -> bool:
         """Takes all commands there are, waiting for one if nothing runs; False for the last."""
@@ -212,10 +213,11 @@ class _Worker:
             self._check(problem)
             return
         self._num_failed_steps = 0
-        self._send([(self._numbers[answer], piece) for answer, piece in pieces])
+        items: list[tuple[int, Item]] = [(self._numbers[answer], piece) for answer, piece in pieces]
         for answer, piece in pieces:
             if piece.finish_reason is not None:
                 self._forget(answer)
+        self._send(items)  # whoever hears of an end finds nothing of the answer left
 
     def _check(self, problem: Exception) -> None:
         """EngineFailed if there is no going on after this problem, whose answers are gone."""
@@ -236,8 +238,12 @@ class _Worker:
         del self._answers[self._numbers.pop(answer)]
 
     def _send(self, items: list[tuple[int, Item]]) -> None:
-        if items and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver, items)
+        if items:
+            self._tell(self._deliver, items)
+
+    def _tell(self, function: Callable[[Any], None], what: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(function, what)
 
 
 def _failure(problem: BaseException) -> EngineFailed:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rorqual.errors import UsageError
-from rorqual.files import FileLock
+from rorqual.files import FileLock, final_name
 from rorqual.weights.convert_files import check_space, disk_full_explained
 from rorqual.weights.convert_record import BUSY
 from rorqual.weights.gguf_container import GgufWriter
@@ -93,11 +93,17 @@ def _begin(destination: Path, writers: Sequence[GgufWriter], replace: bool) -> l
 
 
 def leftovers(destination: Path) -> list[Path]:
-    """Hidden files that runs for this destination have left, whole or in parts."""
+    """Hidden files that runs for this destination have left, whole or in parts; of a journal also
+    its next version, still under the name that `files.py` gave it while it was written.
+    """
     stem = re.escape(destination.name.removesuffix(".gguf"))
     name = rf"({re.escape(destination.name)}|{stem}-\d{{5}}-of-\d{{5}}\.gguf)"
-    pattern = re.compile(rf"\.{name}\.partial(\.json)?|\.\.{name}\.partial\.json\.[a-z0-9_]{{8}}")
-    return [path for path in destination.parent.iterdir() if pattern.fullmatch(path.name)]
+    pattern = re.compile(rf"\.{name}\.partial(\.json)?")
+    return [
+        path
+        for path in destination.parent.iterdir()
+        if pattern.fullmatch(final_name(path) or path.name)
+    ]
 
 
 def fingerprint_of(source: TensorSource, mix: str, importance: Mapping[str, Tensor]) -> str:
