@@ -124,8 +124,11 @@ class Engine:
         return answer
 
     def warm_up(self) -> None:
-        """Does beforehand what the first grammar would have to wait for. Any thread may call it."""
+        """Does beforehand what the first requests would have to wait for: what grammars need of the
+        vocabulary, and kernels for few rows. Any thread may call it.
+        """
         self._grammars.warm_up()
+        self._runner.warm_up()
 
     def cancel(self, answer: Answer) -> None:
         """Ends an answer that is not done; its blocks are free at once."""
@@ -206,7 +209,8 @@ class Engine:
         rows = [hidden[i][segments[i].num_tokens - 1 :] for i in ready]
         drafts = [segments[i].drafts for i in ready]
         states = [segments[i].sequence.answer.state for i in ready]
-        verified = verify(self._runner.logits(torch.cat(rows)), drafts, states)
+        logits_NV = self._runner.logits(torch.cat(rows))
+        verified = verify(logits_NV, drafts, states, is_row_by_row=self._runner.is_row_by_row)
         return dict(zip(ready, verified, strict=True))
 
     def _commit(
@@ -251,6 +255,7 @@ class Engine:
                 list(prompt_ids[first + 1 : last + 1]),
                 num_top,
                 self.tokenizer.vocab_size,
+                is_row_by_row=self._runner.is_row_by_row,
             )
 
     def _count(self, piece: Piece, num_drafted: int, num_accepted: int) -> None:

@@ -24,7 +24,9 @@ from rorqual.model import DeepseekV3
 from rorqual.model.moe import Dispatched, LocalDispatcher, MoE
 from rorqual.model.router import Routing
 
-ROWS = 32  # Choice: whole vectors in every elementwise operator, whatever the width
+# Choice: whole vectors in every elementwise operator, whatever the width; and more than `FEW_ROWS`
+# of ops/linear.py, so that no product takes the way of few rows because some are alone.
+ROWS = 32
 
 
 class InvariantRunner(Runner):
@@ -33,9 +35,14 @@ class InvariantRunner(Runner):
     The block `spare_block` belongs to nobody: dummies write there.
     """
 
+    is_row_by_row = True
+
     def __init__(self, model: DeepseekV3, cache: PagedLatentCache, spare_block: int) -> None:
         super().__init__(model, cache)
         self._dummy = Span([0], 0, [spare_block])
+
+    def warm_up(self) -> None:
+        """Nothing: no expert ever has few rows here."""
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:
@@ -80,6 +87,7 @@ class TileDispatcher(LocalDispatcher):
             tiled_E,
             plain.weights_N.new_zeros(num_tiled).index_copy(0, places_N, plain.weights_N),
             order_N,
+            tile_rows=ROWS,
         )
 
 

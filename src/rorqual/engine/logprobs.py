@@ -23,20 +23,26 @@ class TokenLogprob:
 
 
 def token_logprobs(
-    logits_NV: Tensor, token_ids: Sequence[int], num_top: int, vocab_size: int
+    logits_NV: Tensor,
+    token_ids: Sequence[int],
+    num_top: int,
+    vocab_size: int,
+    *,
+    is_row_by_row: bool = False,
 ) -> tuple[TokenLogprob, ...]:
     """Row n's float32 logits say how likely `token_ids[n]` was, beside `num_top` alternatives.
 
     This is the softmax at temperature 1 over the tokenizer's ids; what never can be sampled has no
-    part in it.
+    part in it. `is_row_by_row`: to the last bit the same whatever rows there are.
     """
+    step = 1 if is_row_by_row else ROWS_AT_ONCE
     assert len(logits_NV) == len(token_ids), "one row of logits for each id"
     return tuple(
         row
-        for start in range(0, len(token_ids), ROWS_AT_ONCE)
+        for start in range(0, len(token_ids), step)
         for row in _rows(
-            logits_NV[start : start + ROWS_AT_ONCE, :vocab_size],
-            token_ids[start : start + ROWS_AT_ONCE],
+            logits_NV[start : start + step, :vocab_size],
+            token_ids[start : start + step],
             min(num_top, vocab_size),
         )
     )

@@ -15,14 +15,32 @@ from torch import Tensor
 from rorqual.engine.flat_step import Span, flat_step
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.model import DeepseekV3
+from rorqual.model.moe import Experts
+from rorqual.ops.grouped_gemm import warm_up
 
 
 class Runner:
-    """Runs a model over flat steps; the latents of a span's tokens go into its slots."""
+    """Runs a model over flat steps; the latents of a span's tokens go into its slots.
+
+    `is_row_by_row` says whether rows of logits must not meet in one operator either.
+    """
+
+    is_row_by_row = False
 
     def __init__(self, model: DeepseekV3, cache: PagedLatentCache) -> None:
         self._model, self._cache = model, cache
         self._device = model.model.embed_tokens.weight.device
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compiles the experts' kernels for few rows, where there are such. Any thread may call it.
+
+        All layers have the same shapes.
+        """
+        experts = next((m for m in self._model.modules() if isinstance(m, Experts)), None)
+        if experts is not None:
+            for weight in (experts.gate_up_proj, experts.down_proj):
+                warm_up(weight, self._model.config.num_experts_per_tok)
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:

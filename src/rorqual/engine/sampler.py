@@ -69,12 +69,20 @@ def draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:
 
 
 def draw_rows(
-    logits_NV: Tensor, temperatures_N: Sequence[float], uniforms_N: Sequence[float]
+    logits_NV: Tensor,
+    temperatures_N: Sequence[float],
+    uniforms_N: Sequence[float],
+    *,
+    is_row_by_row: bool = False,
 ) -> list[int]:
-    """`draw` without filters for many rows at once, all at temperatures above 0."""
+    """`draw` without filters for many rows at once, all at temperatures above 0.
+
+    `is_row_by_row`: to the last bit the same whatever rows there are.
+    """
     ids = []
-    for start in range(0, len(logits_NV), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
+    step = 1 if is_row_by_row else ROWS_AT_ONCE
+    for start in range(0, len(logits_NV), step):
+        part = slice(start, start + step)
         temperatures_N1 = logits_NV.new_tensor(temperatures_N[part])[:, None]
         ids += _pick(_weights(logits_NV[part], temperatures_N1), uniforms_N[part]).tolist()
     return ids

@@ -35,13 +35,18 @@ class Verified:
 
 
 def verify(
-    logits_NV: Tensor, drafts: Sequence[Sequence[int]], states: Sequence[SamplingState]
+    logits_NV: Tensor,
+    drafts: Sequence[Sequence[int]],
+    states: Sequence[SamplingState],
+    *,
+    is_row_by_row: bool = False,
 ) -> list[Verified]:
     """Chooses the next tokens of each answer, and moves its state past them.
 
     Answer i owns the next `1 + len(drafts[i])` rows of float32 logits; its row j stands after its
     first j drafts. CheckpointError if the logits are not numbers. Ids beyond the tokenizer, rows
-    that only round the model's shape, are never chosen.
+    that only round the model's shape, are never chosen. `is_row_by_row`: no row's sums depend on
+    the others', to the last bit.
     """
     assert len(drafts) == len(states), "one list of drafts for each answer"
     if not states:
@@ -52,14 +57,20 @@ def verify(
     assert len(logits_NV) == starts[-1], f"{len(logits_NV)} rows of logits for {starts[-1]} tokens"
     logits_NV = logits_NV[:, : states[0].vocab_size]
     check_finite(logits_NV)
-    plain_N = _choose_plain(logits_NV, starts, states)
+    plain_N = _choose_plain(logits_NV, starts, states, is_row_by_row)
     results = []
     for start, draft_ids, state in zip(starts[:-1], drafts, states, strict=True):
         token_ids, num_accepted = _walk(logits_NV[start:], plain_N[start:], draft_ids, state)
         logprobs: tuple[TokenLogprob, ...] = ()
         if state.params.logprobs is not None:
             rows_NV = logits_NV[start : start + len(token_ids)]
-            logprobs = token_logprobs(rows_NV, token_ids, state.params.logprobs, state.vocab_size)
+            logprobs = token_logprobs(
+                rows_NV,
+                token_ids,
+                state.params.logprobs,
+                state.vocab_size,
+                is_row_by_row=is_row_by_row,
+            )
         results.append(Verified(tuple(token_ids), num_accepted, logprobs))
     return results
 
@@ -89,7 +100,10 @@ def _walk(
 
 
 def _choose_plain(
-    logits_NV: Tensor, starts: Sequence[int], states: Sequence[SamplingState]
+    logits_NV: Tensor,
+    starts: Sequence[int],
+    states: Sequence[SamplingState],
+    is_row_by_row: bool,
 ) -> list[int | None]:
     """What each row chooses, where that depends on nothing before it: all these rows at once."""
     greedy: list[int] = []
@@ -112,7 +126,8 @@ def _choose_plain(
         for row, token_id in zip(greedy, ids, strict=True):
             chosen_N[row] = token_id
     if drawn:
-        ids = draw_rows(_take(logits_NV, drawn), temperatures, uniforms)
+        rows_NV = _take(logits_NV, drawn)
+        ids = draw_rows(rows_NV, temperatures, uniforms, is_row_by_row=is_row_by_row)
         for row, token_id in zip(drawn, ids, strict=True):
             chosen_N[row] = token_id
     return chosen_N

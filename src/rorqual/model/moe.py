@@ -26,13 +26,15 @@ class Dispatched(NamedTuple):
     """Rows sorted by expert, and each row's gate value.
 
     rows_ND; counts_E int64, rows of each expert; weights_N float32; order_N int64, the (token,
-    choice) pair of each row, which `combine` needs.
+    choice) pair of each row, which `combine` needs. With `tile_rows` no operator whose last bits
+    depend on its size takes more rows at a time.
     """
 
     rows_ND: Tensor
     counts_E: Tensor
     weights_N: Tensor
     order_N: Tensor
+    tile_rows: int | None = None
 
 
 class Dispatcher(Protocol):
@@ -89,8 +91,17 @@ class Experts(nn.Module):
         gate, up = gate_up.chunk(2, dim=-1)
         # Choice: the gate value g scales the narrow inner vector, g W h = W (g h), before the
         # product.
-        inner_NI = F.silu(gate) * up * dispatched.weights_N[:, None].to(dtype)
+        inner_NI = _silu(gate, dispatched.tile_rows) * up * dispatched.weights_N[:, None].to(dtype)
         return multiply(inner_NI, self.down_proj.to(dtype), counts_E)
+
+
+def _silu(gate_NI: Tensor, tile_rows: int | None) -> Tensor:
+    """How threads share many rows decides which values are taken in whole vectors, and which one by
+    one: that changes last bits.
+    """
+    if tile_rows is None or not len(gate_NI):
+        return F.silu(gate_NI)
+    return torch.cat([F.silu(tile) for tile in gate_NI.split(tile_rows)])
 
 
 class MoE(nn.Module):

@@ -1,0 +1,161 @@
+"""Batch invariance on every way that a product with bfloat16 weights may take.
+
+Oracle: the bits of the same answer alone. Which way is taken depends on the processor and on a
+compiler; here a test chooses: torch's own bfloat16, or weights that are widened, by kernels for few
+rows or by tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_models import ALWAYS, CONFIG, guessing
+from torch import Tensor
+
+from rorqual.engine import Engine, SamplingParams
+from rorqual.engine.flat_step import Span
+from rorqual.engine.invariant import ROWS, InvariantRunner, TileDispatcher
+from rorqual.engine.logprobs import token_logprobs
+from rorqual.engine.paged_cache import PagedLatentCache
+from rorqual.engine.sampler import draw_rows
+from rorqual.model import DeepseekV3, build
+from rorqual.model.moe import Experts
+from rorqual.model.router import Routing
+from rorqual.ops import compiled, grouped_gemm, linear
+from rorqual.tokenizer import Tokenizer
+
+PATHS = ["torch", "kernels", "tiles"]
+NUM_ROWS = [2, 7, 8, 9, 24, 25, 26, 33]
+PAST = 20
+"""Tokens before those that are compared: more than a block."""
+# One expert a token, so that a token alone and its dummies make as few rows as there can be.
+ONE_CHOICE = CONFIG.with_changes(num_experts_per_tok=1, num_nextn_predict_layers=0)
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "kernels" and not compiled.can_compile():
+        pytest.skip("no C++ compiler for Inductor")
+    monkeypatch.setattr(linear, "_has_bfloat16", lambda: request.param == "torch")
+    for module in (linear, grouped_gemm):
+        monkeypatch.setattr(module, "can_compile", lambda: request.param == "kernels")
+    return str(request.param)
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def bfloat16(model: DeepseekV3) -> DeepseekV3:
+    biases = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model = model.bfloat16()
+    for name, buffer in biases.items():
+        owner, _, key = name.rpartition(".")
+        model.get_submodule(owner)._buffers[key] = buffer
+    return model.eval()
+
+
+def runner_of(model: DeepseekV3) -> InvariantRunner:
+    like = model.model.embed_tokens.weight.detach()
+    return InvariantRunner(model, PagedLatentCache(model.config, (100, 16), "auto", like), 99)
+
+
+def text(seed: int, length: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 250, (length,), generator=generator).tolist()
+
+
+def last_row(runner: InvariantRunner, others: list[Span], ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Hidden state and logits of the last of `ids` beside the others; its past runs before."""
+    blocks = [97, 98]
+    runner.run([Span(ids[:-1], 0, blocks)])
+    middle = len(others) // 2
+    spans = [*others[:middle], Span(ids[-1:], len(ids) - 1, blocks), *others[middle:]]
+    h_ND = torch.cat([rows[-1:] for rows in runner.run(spans)])
+    return h_ND[middle], runner.logits(h_ND)[middle]
+
+
+def test_a_row_has_the_bits_that_it_has_alone(path: str) -> None:
+    """Beside single tokens, and beside prompts and single tokens."""
+    model, ids = bfloat16(build(ONE_CHOICE, seed=3)), text(1, PAST)
+    alone = last_row(runner_of(model), [], ids)
+    for num_rows in NUM_ROWS:
+        decodes = [Span([5 + n], 0, [n]) for n in range(num_rows - 1)]
+        prompts = [Span(text(n, 1 + 5 * n), 0, [80 + 2 * n, 81 + 2 * n]) for n in range(4)]
+        for others in (decodes, [*decodes[:-1], *prompts]):
+            for ours, wanted in zip(last_row(runner_of(model), others, ids), alone, strict=True):
+                assert torch.equal(ours, wanted), (path, num_rows, len(others))
+
+
+def test_answers_have_the_bits_that_they_have_alone(path: str, tokenizer: Tokenizer) -> None:
+    """With drafts and without, with a beginning from the cache and without."""
+    model = bfloat16(guessing(1))
+    shared = text(9, 40)
+    prompts = [[*shared, *text(n, 1 + n)] for n in range(4)] + [
+        text(n, 3 * n + 1) for n in range(5)
+    ]
+    params = SamplingParams(temperature=1, seed=3, max_tokens=6, logprobs=2, ignore_eos=True)
+
+    def engine(**options: Any) -> Engine:
+        return Engine(model, tokenizer, is_batch_invariant=True, **options)
+
+    alone = engine(max_batch=1, use_prefix_cache=False).generate(prompts, params)
+    drafting = engine(speculate=2, draft_policy=ALWAYS, max_step_tokens=43)
+    for _ in range(2):  # the second time every prompt's beginning is in the cache
+        assert drafting.generate(prompts, params) == alone
+    stats = drafting.stats()
+    assert stats.num_prefix_hit_tokens > len(shared)
+    assert sum(stats.accepted) > 0
+    assert engine(max_batch=3).generate(prompts, params) == alone
+
+
+def test_filled_up_experts_never_take_the_way_of_few_rows() -> None:
+    assert ROWS > linear.FEW_ROWS
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("num_threads", [1, 3, 6])
+def test_how_threads_share_the_rows_of_experts_changes_no_bit(num_threads: int) -> None:
+    """Six threads share 32 rows of 1,408 values at places that are no multiple of a vector."""
+    torch.set_num_threads(num_threads)
+    config = CONFIG.with_changes(moe_intermediate_size=1408)
+    generator = torch.Generator().manual_seed(0)
+    experts = Experts(config)
+    torch.nn.init.normal_(experts.gate_up_proj, std=0.2, generator=generator)
+    torch.nn.init.normal_(experts.down_proj, std=0.2, generator=generator)
+    x_TD = torch.randn(ROWS, config.hidden_size, generator=generator)
+
+    def rows_of_expert_7(num_others: int) -> Tensor:
+        """Every token chooses expert 7, and some of the others beside it."""
+        others = torch.arange(num_others).repeat(ROWS, 1)
+        chosen_TK = torch.cat([others, torch.full((ROWS, 1), 7)], dim=1)
+        weights_TK = torch.ones(chosen_TK.shape)
+        routing = Routing(weights_TK, chosen_TK, torch.zeros(ROWS, 8))
+        return experts(TileDispatcher().dispatch(x_TD, routing, 8))[-ROWS:]
+
+    with torch.inference_mode():
+        alone = rows_of_expert_7(0)
+        for num_others in range(1, 7):
+            assert torch.equal(rows_of_expert_7(num_others), alone)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_how_many_rows_of_logits_there_are_changes_no_bit(num_threads: int) -> None:
+    """A vocabulary that no vector divides, so that every row begins elsewhere in one."""
+    torch.set_num_threads(num_threads)
+    logits_NV = torch.randn(33, 40_003, generator=torch.Generator().manual_seed(0)) * 4
+    ids = logits_NV.argmax(-1).tolist()
+    temperatures, uniforms = [0.7] * 33, torch.linspace(0, 0.999, 33).tolist()
+    drawn = draw_rows(logits_NV, temperatures, uniforms, is_row_by_row=True)
+    scored = token_logprobs(logits_NV, ids, 3, 40_003, is_row_by_row=True)
+    for n in range(33):
+        row = logits_NV[n : n + 1].clone()
+        assert drawn[n] == draw_rows(row, [0.7], [uniforms[n]])[0]
+        assert scored[n] == token_logprobs(row, ids[n : n + 1], 3, 40_003)[0]
