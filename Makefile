@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test test-all llama-cpp check lint types install install-dev clean
+.PHONY: chat test test-all test-stress llama-cpp check lint types install install-dev clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -40,6 +40,18 @@ test-all: $(VENV)/.installed-all llama-cpp  ## everything, the slow oracles too
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -rs
 
+STRESS_TIMES := 10
+STRESS_CPUS := 14
+
+test-stress: $(VENV)/.installed-dev  ## the tests of threads, signals and sockets, ten times beside a load (stress-ng)
+	@trap 'kill $$load 2>/dev/null || true' EXIT; \
+	if command -v stress-ng >/dev/null; then stress-ng --cpu $(STRESS_CPUS) --quiet & load=$$!; \
+	else echo "stress-ng is not installed (apt-get install stress-ng): the tests run without a load"; fi; \
+	for round in $$(seq $(STRESS_TIMES)); do \
+		echo "round $$round of $(STRESS_TIMES)"; \
+		$(BIN)/python -m pytest $(PARALLEL) -m 'concurrency and not slow' || exit 1; \
+	done
+
 # llama.cpp is the oracle of the GGUF tests. Without it they are skipped and say so.
 LLAMA := build/llama-cpp
 LLAMA_FLAGS := -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
@@ -54,7 +66,14 @@ llama-cpp:  ## build it once: about nine minutes of a processor (none if RORQUAL
 	else rm -rf $(LLAMA); echo "llama.cpp was not built, so the tests that need it are skipped; $(LLAMA).log ends:"; \
 		tail -n 5 $(LLAMA).log; fi
 
-check: test
+CHECK_SECONDS := 120
+
+check: $(VENV)/.installed-dev  ## before each commit: lint, format, types, the house and the rooms touched; two minutes
+	@start=$$(date +%s); set -e; \
+	$(BIN)/ruff check src tests benchmarks recipes; \
+	$(BIN)/ruff format --check src tests benchmarks recipes; \
+	$(BIN)/mypy; \
+	$(BIN)/python tests/touched.py $$(($(CHECK_SECONDS) - $$(date +%s) + start))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks recipes

@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread (two cores, shared), deterministic seeds, no network."""
+"""Shared by all tests: one thread (two cores, shared), deterministic seeds, no network.
+
+At the end of a run it is told what was not tested (`skips.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+from skips import pytest_configure, pytest_sessionfinish, pytest_terminal_summary
+
+__all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"

@@ -31,7 +31,14 @@ FLOORS = {
     "tokenizer": 1,
 }
 GROUND = ("bundled", "config", "errors", "files", "log")
-MAX_FILE_LINES = 450
+MAX_FILE_LINES = 400
+LONGER_FILES = {
+    "serve/page/main.js": (
+        420,
+        "the page's one controller: events on one side, views on the other",
+    ),
+}
+SOURCES = ("*.py", "*.js", "*.css", "*.html")
 PICKLE_LIKE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
@@ -113,7 +120,6 @@ def test_init_files_hand_on_names_only(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_files_stay_readable_and_safe(name: str) -> None:
     text = ALL[name].read_text(encoding="utf-8")
-    assert text.count("\n") <= MAX_FILE_LINES, f"{name} is longer than {MAX_FILE_LINES} lines"
     assert not name.endswith(("utils", "legacy", "helpers", "misc")), f"{name}: names nothing"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -121,6 +127,21 @@ def test_files_stay_readable_and_safe(name: str) -> None:
             assert not PICKLE_LIKE & set(names), f"{name}: loads pickled data"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec"), f"{name}: runs code"
+
+
+@pytest.mark.parametrize("pattern", SOURCES)
+def test_files_are_short(pattern: str) -> None:
+    for path in ROOT.rglob(pattern):
+        name = path.relative_to(ROOT).as_posix()
+        limit, _ = LONGER_FILES.get(name, (MAX_FILE_LINES, ""))
+        num_lines = path.read_text(encoding="utf-8").count("\n")
+        assert num_lines <= limit, f"{name} has {num_lines} lines, more than {limit}"
+
+
+def test_a_file_that_may_be_longer_is_longer() -> None:
+    """Else its exception has had its day."""
+    for name in LONGER_FILES:
+        assert (ROOT / name).read_text(encoding="utf-8").count("\n") > MAX_FILE_LINES, name
 
 
 def test_importing_stays_light() -> None:

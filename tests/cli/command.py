@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 from rorqual.cli.main import main
 
-TIMEOUT_SECONDS = 300  # a busy machine starts torch slowly
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -50,9 +49,14 @@ def _text(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    """Starts the program with pipes on all three sides."""
-    command = [sys.executable, "-m", "rorqual", *map(str, arguments)]
+def start(*arguments: object, setup: str = "") -> subprocess.Popen[bytes]:
+    """Starts the program with pipes on all three sides; `setup` is Python that it runs first."""
+    main = (
+        ["-c", f"{setup}\nfrom rorqual.cli.main import main\nmain()"]
+        if setup
+        else ["-m", "rorqual"]
+    )
+    command = [sys.executable, *main, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, preexec_fn=heed_interrupts

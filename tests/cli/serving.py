@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from command import TIMEOUT_SECONDS, start
+from command import start
+
+from patience import HANG_SECONDS, wait_until
 
 
 @contextmanager
-def serving(folder: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def serving(
+    folder: Path, *flags: object, setup: str = ""
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A started server and its address."""
-    process = start("serve", "--model", folder, "--port", 0, *flags)
-    killer = threading.Timer(TIMEOUT_SECONDS, process.kill)
+    process = start("serve", "--model", folder, "--port", 0, *flags, setup=setup)
+    killer = threading.Timer(HANG_SECONDS, process.kill)
     killer.start()
     try:
         assert process.stderr is not None
@@ -36,11 +39,11 @@ def serving(folder: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[byt
 
 
 def wait_until_ready(address: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(address + "/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not become ready")
+    wait_until(lambda: is_ready(address))
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return httpx.get(address + "/ready", timeout=HANG_SECONDS).status_code == 200
+    except httpx.TransportError:
+        return False

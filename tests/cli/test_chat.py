@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import ENVIRONMENT, TIMEOUT_SECONDS, heed_interrupts, run, start
+from command import ENVIRONMENT, heed_interrupts, run, start
 
+from patience import HANG_SECONDS
 from rorqual.cli.chat import printable
 from rorqual.engine import Conversation, Engine, ModelFolder
+
+pytestmark = pytest.mark.concurrency
 
 
 def expected(model_folder: Path, max_tokens: int, *messages: str) -> list[str]:
@@ -83,7 +86,7 @@ class Terminal:
 
     def expect(self, pattern: str) -> str:
         """Reads until the pattern appears; returns what came up to its end."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while not (match := re.search(pattern, self.seen, re.DOTALL)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen[-500:]!r}"
             if select.select([self.descriptor], [], [], 1.0)[0]:
@@ -96,7 +99,7 @@ class Terminal:
 
         Python loses a signal that comes between readline's last check and its `select`.
         """
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while not re.search(pattern, self.seen, re.DOTALL):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen[-500:]!r}"
             self.send("\x03")
@@ -152,6 +155,6 @@ def test_a_broken_pipe_is_quiet(model_folder: Path) -> None:
     chat.stdin.close()
     assert chat.stdout.read(1)
     chat.stdout.close()
-    assert chat.wait(TIMEOUT_SECONDS) == 141
+    assert chat.wait(HANG_SECONDS) == 141
     assert chat.stderr.read() == b""
     chat.stderr.close()

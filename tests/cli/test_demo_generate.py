@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from checkpoints import as_the_demo_leaves_it, converted
-from command import TIMEOUT_SECONDS, run, start
+from command import run, start
 
 import rorqual
+from patience import HANG_SECONDS
 
 PROMPTS = [f"{number} whales" for number in range(11)]  # the demo takes eight
 TINY = Path(rorqual.__file__).parent / "tiny"
@@ -30,7 +31,7 @@ def demo(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def program(demo: tuple[Path, Path], *flags: object, input: str = "") -> tuple[int, str, str]:
     """Runs it as a program of its own."""
     process = start("demo-generate", "--ckpt-path", demo[0], "--config", demo[1], *flags)
-    out, err = process.communicate(input.encode(), timeout=TIMEOUT_SECONDS)
+    out, err = process.communicate(input.encode(), timeout=HANG_SECONDS)
     return process.returncode, out.decode(), err.decode()
 
 

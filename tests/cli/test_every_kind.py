@@ -18,11 +18,12 @@ from checkpoints import (
     llama_gguf,
     split_gguf,
 )
-from command import TIMEOUT_SECONDS, Done, run
+from command import Done, run
 from openai import OpenAI
 from serving import serving
 
 import rorqual
+from patience import HANG_SECONDS
 
 TINY = Path(rorqual.__file__).parent / "tiny"
 KINDS = ("shards", "demo shards", "gguf", "gguf folder", "gguf by another name", "split gguf")
@@ -101,7 +102,7 @@ def test_eval(tiny_gguf: Path) -> None:
 def test_serve(model_folder: Path, kinds: dict[str, Path], kind: str) -> None:
     wanted = json.loads(generate(model_folder).out)["text"]
     with serving(kinds[kind], "--cache-memory", "64MiB") as (_, address):
-        client = OpenAI(base_url=address + "/v1", api_key="none", timeout=TIMEOUT_SECONDS)
+        client = OpenAI(base_url=address + "/v1", api_key="none", timeout=HANG_SECONDS)
         (served,) = client.models.list()
         assert served.id == {"shards": "shards", "split gguf": "parts"}[kind]
         answer = client.chat.completions.create(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command import TIMEOUT_SECONDS, run, start
+from command import run, start
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.engine import Engine, ModelFolder, Output
 
 
@@ -112,6 +113,7 @@ def test_flags_without_meaning_are_2(model_folder: Path, flags: tuple[str, ...])
     assert done.err.startswith("rorqual: ")
 
 
+@pytest.mark.concurrency
 def test_an_interrupted_batch_keeps_its_answers(model_folder: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("one\n" * 5000, encoding="utf-8")
@@ -119,17 +121,47 @@ def test_an_interrupted_batch_keeps_its_answers(model_folder: Path, tmp_path: Pa
     partial = tmp_path / "out.jsonl.partial"
     files = ("--input-file", source, "--output-file", target)
     started = start("generate", "--model", model_folder, *files, "--max-new-tokens", 5)
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (partial.exists() and partial.stat().st_size):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: partial.exists() and partial.stat().st_size)
     started.send_signal(signal.SIGINT)
-    err = started.communicate(timeout=TIMEOUT_SECONDS)[1].decode()
+    err = started.communicate(timeout=HANG_SECONDS)[1].decode()
     assert started.returncode == 130
     assert "Traceback" not in err
-    num_lines = len(partial.read_text(encoding="utf-8").splitlines())
+    num_lines = partial.read_bytes().count(b"\n")
     assert f"{num_lines} of 5000 answers are in" in err
     assert target.read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize("num_lines", [1, 3])
+def test_an_interruption_right_after_a_line_loses_and_miscounts_nothing(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_lines: int
+) -> None:
+    """Ctrl-C may come between a line's writing and whatever is done next."""
+    source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("one\n" * 4, encoding="utf-8")
+    partial = tmp_path / "out.jsonl.partial"
+    opened = Path.open
+
+    def open_and_watch(self: Path, *arguments: Any, **options: Any) -> Any:
+        file = opened(self, *arguments, **options)
+        if self == partial and "w" in arguments:
+            flush = file.flush
+
+            def flush_and_interrupt() -> None:
+                flush()
+                if opened(partial, "rb").read().count(b"\n") == num_lines:
+                    file.flush = flush
+                    raise KeyboardInterrupt
+
+            file.flush = flush_and_interrupt
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_watch)
+    files = ("--input-file", source, "--output-file", target)
+    done = run("generate", "--model", model_folder, *files, "--max-new-tokens", 5)
+    assert done.code == 130
+    assert f"{num_lines} of 4 answers are in" in done.err
+    assert partial.read_bytes().count(b"\n") == num_lines
+    assert not target.exists()
 
 
 def test_interactive_raw_over_a_pipe(model_folder: Path) -> None:

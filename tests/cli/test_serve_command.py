@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-from command import ENVIRONMENT, TIMEOUT_SECONDS, run
+from command import ENVIRONMENT, run
 from openai import OpenAI
 from serving import serving
 
+from patience import HANG_SECONDS
 from rorqual.cli.serve import parse_memory
 from rorqual.errors import UsageError
 
-LONG = {"max_tokens": 3000, "logit_bias": {"1": -100}, "stream": True}
-AT_ONCE_SECONDS = 20
-"""A second signal waits for nothing; what remains is a busy machine's time to end a process."""
+pytestmark = pytest.mark.concurrency
+
+# Holds the engine after its first steps: till the server drains, or for ever.
+HELD = """
+import threading
+from rorqual.engine import Engine
+from rorqual.serve.server import Server
+step, begin_drain, drains = Engine.step, Server.begin_drain, threading.Event()
+num_left = 8
+def held_step(self):
+    global num_left
+    num_left -= 1
+    if num_left < 0:
+        drains.wait()
+    return step(self)
+def noted(self):
+    {note}
+    begin_drain(self)
+Engine.step, Server.begin_drain = held_step, noted
+"""
+UNTIL_IT_DRAINS, FOR_EVER = HELD.format(note="drains.set()"), HELD.format(note="pass")
 
 
 def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:
-    with serving(model_folder, "--cache-memory", "64MiB") as (process, address):
-        client = OpenAI(base_url=address + "/v1", api_key="none", timeout=TIMEOUT_SECONDS)
+    flags = ("--cache-memory", "64MiB")
+    with serving(model_folder, *flags, setup=UNTIL_IT_DRAINS) as (process, address):
+        client = OpenAI(base_url=address + "/v1", api_key="none", timeout=HANG_SECONDS)
         assert [model.id for model in client.models.list()] == ["sei"]
         stream = client.completions.create(
             model="sei",
             prompt="The whale",
-            max_tokens=400,
+            max_tokens=40,
             logit_bias={"1": -100},
             stream=True,
             stream_options={"include_usage": True},
@@ -38,8 +57,8 @@ def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:
         process.send_signal(signal.SIGTERM)
         last = list(stream)[-1]
         assert last.usage is not None
-        assert last.usage.completion_tokens == 400
-        assert process.wait(TIMEOUT_SECONDS) == 0
+        assert last.usage.completion_tokens == 40
+        assert process.wait(HANG_SECONDS) == 0
         assert process.stderr is not None
         assert b"Finishing 1 requests" in process.stderr.read()
 
@@ -48,20 +67,20 @@ def test_a_second_signal_ends_at_once(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path))
-    with serving(model_folder) as (process, address):
+    with serving(model_folder, setup=FOR_EVER) as (process, address):
         assert len(list(tmp_path.glob("rorqual-*"))) == 1
-        body = LONG | {"prompt": "The whale"}
+        body = {"prompt": "The whale", "logit_bias": {"1": -100}, "stream": True}
         with httpx.stream(
-            "POST", address + "/v1/completions", json=body, timeout=TIMEOUT_SECONDS
+            "POST", address + "/v1/completions", json=body, timeout=HANG_SECONDS
         ) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-            since = time.monotonic()
+            assert process.stderr is not None
+            while b"Finishing 1 requests" not in process.stderr.readline():
+                assert process.poll() is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(TIMEOUT_SECONDS) == 1
-            assert time.monotonic() - since < AT_ONCE_SECONDS
+            assert process.wait(HANG_SECONDS) == 1
     assert list(tmp_path.glob("rorqual-*")) == []
 
 

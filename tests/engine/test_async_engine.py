@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from patience import HANG_SECONDS
 from rorqual.engine import (
     AnswerStream,
     AsyncEngine,
@@ -16,22 +18,25 @@ from rorqual.engine import (
     EngineFailed,
     EngineOverloaded,
     Grammar,
+    Piece,
     Request,
     SamplingParams,
 )
+from rorqual.engine.answer import Answer
 from rorqual.engine.async_engine import MAX_FAILED_STEPS
 from rorqual.errors import RorqualError, UsageError
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.concurrency
+
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=600, ignore_eos=True)
-TIMEOUT_SECONDS = 60
 
 
 def run(test: Coroutine[None, None, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
+        async with asyncio.timeout(HANG_SECONDS):
             await test
 
     asyncio.run(limited())
@@ -62,6 +67,28 @@ def engine(model: DeepseekV3, tokenizer: Tokenizer) -> Engine:
     return Engine(model, tokenizer, max_batch=4)
 
 
+class Held:
+    """An engine whose steps wait to be allowed: what runs cannot end before a test wants it to."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._permits = threading.Semaphore(0)
+        self._is_open = False
+        self._step = engine.step
+        engine.step = self._wait_and_step  # type: ignore[method-assign]
+
+    def allow(self, num_steps: int) -> None:
+        self._permits.release(num_steps)
+
+    def release(self) -> None:
+        self._is_open = True
+        self.allow(1)
+
+    def _wait_and_step(self) -> list[tuple[Answer, Piece]]:
+        if not self._is_open:
+            assert self._permits.acquire(timeout=HANG_SECONDS)
+        return self._step()
+
+
 def test_many_at_once_equal_each_alone(engine: Engine, prompts: list[list[int]]) -> None:
     expected = [output.text for output in engine.generate(prompts, GREEDY)]
 
@@ -70,7 +97,7 @@ def test_many_at_once_equal_each_alone(engine: Engine, prompts: list[list[int]])
             streams = [face.submit(Request(prompt, GREEDY)) for prompt in prompts]
             assert all(stream.is_waiting for stream in streams)
             assert await asyncio.gather(*map(text_of, streams)) == expected
-            assert await face.drain(1.0)
+            assert await face.drain(HANG_SECONDS)
 
     run(test())
 
@@ -80,13 +107,14 @@ def test_a_given_up_wait_loses_nothing(engine: Engine, prompts: list[list[int]])
 
     async def test() -> None:
         async with started(engine) as face:
+            held = Held(engine)
             stream = face.submit(Request(prompts[0], GREEDY))
-            pieces = []
+            pieces: list[Piece] = []
             while not pieces or pieces[-1].finish_reason is None:
-                try:
-                    pieces.append(await asyncio.wait_for(anext(stream), 0.0005))
-                except TimeoutError:
-                    continue
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(anext(stream), 0.001)
+                held.allow(1)
+                pieces.append(await anext(stream))
             assert [i for piece in pieces for i in piece.token_ids] == expected.token_ids
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
@@ -110,13 +138,15 @@ def test_closed_and_forgotten_streams_free_their_blocks(
             gc.collect()
             await until_free(face)
 
+            has_begun = asyncio.Event()
+
             async def reader() -> None:
                 async with aclosing(face.submit(Request(prompts[4], LONG))) as pieces:
                     async for _ in pieces:
-                        pass
+                        has_begun.set()
 
             task = asyncio.create_task(reader())
-            await asyncio.sleep(0.05)
+            await has_begun.wait()
             task.cancel()
             await asyncio.wait([task])
             await until_free(face)
@@ -155,12 +185,14 @@ def test_draining_finishes_what_runs_and_takes_nothing(engine: Engine) -> None:
         with pytest.raises(EngineOverloaded):
             face.submit(Request([5], GREEDY))  # not started yet
         await face.start()
+        held = Held(engine)
         stream, endless = face.submit(Request([5], GREEDY)), face.submit(Request([6], LONG))
         assert not await face.drain(0.001)
+        held.release()
         with pytest.raises(EngineOverloaded):
             face.submit(Request([7], GREEDY))
         await endless.aclose()
-        assert await face.drain(30)
+        assert await face.drain(HANG_SECONDS)
         assert len(await text_of(stream)) > 0
         await face.close()
 
@@ -171,9 +203,14 @@ def test_closing_ends_open_answers(engine: Engine) -> None:
     async def test() -> None:
         face = AsyncEngine(engine)
         await face.start()
+        held = Held(engine)
         stream = face.submit(Request([5], LONG))
+        held.allow(1)
         await anext(stream)
-        await face.close()
+        closing = asyncio.create_task(face.close())
+        await asyncio.sleep(0)  # it has told the thread, and waits for its step
+        held.release()
+        await closing
         with pytest.raises(EngineOverloaded, match="closed"):
             await text_of(stream)
         assert not engine.has_work
@@ -222,7 +259,7 @@ def test_an_engine_that_cannot_go_on_says_so_and_leaves_nobody_waiting(
                 await asyncio.sleep(0.01)
             with pytest.raises(EngineFailed, match=type(fault).__name__):
                 face.submit(Request([5], GREEDY))
-            assert await face.drain(1.0), "nothing is open"
+            assert await face.drain(HANG_SECONDS), "nothing is open"
 
     run(test())
 

@@ -22,6 +22,7 @@ import lm_eval_questions as questions
 import pytest
 import torch
 
+from patience import HANG_SECONDS
 from rorqual.engine import ModelFolder
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from rorqual.weights import save
 ROOT = Path(__file__).parents[2]
 FOLDER = ModelFolder.find("tiny").path
 BOTH = ["rorqual_choice", "rorqual_arithmetic"]
-STARTS_SECONDS = 300
 # float32 sums in another order, over up to a hundred tokens whose logits are of order 10.
 LIKELIHOOD_ABSOLUTE = 1e-3
 needs_lm_eval = pytest.mark.skipif(
@@ -201,7 +201,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "rorqual.eval.lm_eval_model", *arguments],
         check=True,
         cwd=ROOT,
-        timeout=STARTS_SECONDS,
+        timeout=HANG_SECONDS,
         env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "datasets")},
     )
     [file] = (tmp_path / "scores").rglob("results*.json")

@@ -13,6 +13,7 @@ from openai import OpenAI
 from served import SCRIPT, TEXTS, make_model
 from stage import Chat, Stage, open_stage
 
+from patience import HANG_SECONDS
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel, ServerSettings
 from rorqual.tokenizer import Tokenizer, train_tokenizer
@@ -41,7 +42,7 @@ def live(engine: FakeEngine, model: ServedModel) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def client(live: Live) -> OpenAI:
-    return OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=30)
+    return OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=HANG_SECONDS)
 
 
 @pytest.fixture(scope="module")

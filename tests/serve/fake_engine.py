@@ -33,7 +33,9 @@ def logprob_of(token_id: int, num_top: int) -> TokenLogprob:
 
 
 class FakeEngine:
-    """`AsyncEngine`'s face. `gate` holds all answers back while it is clear."""
+    """`AsyncEngine`'s face. `gate` holds all answers back while it is clear; after `hold_after`
+    pieces, counted over all answers, the engine clears it itself.
+    """
 
     def __init__(
         self,
@@ -44,14 +46,16 @@ class FakeEngine:
         step_seconds: float = 0.0,
         step_tokens: int = 1,
         num_drafts: int = 0,
+        hold_after: int | None = None,
     ) -> None:
         self.tokenizer, self.script = tokenizer, dict(script or {})
         self.max_open, self.step_seconds, self.step_tokens = max_open, step_seconds, step_tokens
-        self.num_drafts = num_drafts
+        self.num_drafts, self.hold_after = num_drafts, hold_after
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[Request] = []
         self.num_open = self.num_cancelled = self.num_done = self.num_output_tokens = 0
+        self.num_pieces = 0
         self.is_started = self.is_closed = self.is_draining = False
         self.problem: Exception | None = None
         self.failure: EngineFailed | None = None
@@ -115,7 +119,10 @@ class FakeEngine:
         num_sent = 0
         starts = range(0, len(ids), self.step_tokens)
         for start in starts:
+            if self.num_pieces == self.hold_after:
+                self.gate.clear()
             await self.gate.wait()
+            self.num_pieces += 1
             await asyncio.sleep(self.step_seconds)
             if self.problem is not None:
                 raise self.problem

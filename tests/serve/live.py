@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import FastAPI
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.serve.server import Server, address_of, open_socket
-
-START_SECONDS = 30
 
 
 class Live:
@@ -30,12 +28,21 @@ class Live:
 
     def start(self) -> None:
         self._thread.start()
-        wait_until(lambda: self.server.started, START_SECONDS)
+        wait_until(lambda: self.server.started)
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self._thread.join(START_SECONDS)
+        self._thread.join(HANG_SECONDS)
         assert not self._thread.is_alive(), "the server did not end"
+
+    def advance(self, seconds: float) -> None:
+        """Moves the loop's clock: what is due within that time happens now."""
+        clock = self.loop.time
+
+        async def move() -> None:
+            self.loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
+
+        asyncio.run_coroutine_threadsafe(move(), self.loop).result(HANG_SECONDS)
 
     @property
     def has_ended(self) -> bool:
@@ -45,14 +52,6 @@ class Live:
     def loop(self) -> asyncio.AbstractEventLoop:
         assert self.server._loop is not None, "started"
         return self.server._loop
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Polls until `is_true()`; fails after that time."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 @contextmanager

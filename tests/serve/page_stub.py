@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 SLOW_PIECE_SECONDS = 0.05
-NUM_SLOW_PIECES = 400
+
+
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -45,6 +51,10 @@ class Stub:
     piece_seconds: float = 0.002
     requests: list[dict[str, Any]] = field(default_factory=list)
     num_cancelled: int = 0
+    has_room: threading.Event = field(default_factory=threading.Event)
+    """The question `wait in the queue` waits for it."""
+    has_thought: threading.Event = field(default_factory=_set_event)
+    """Answers wait for it between the reasoning and what follows."""
     num_failures: int = 0
     """How many of the next questions are refused with 503."""
 
@@ -56,6 +66,9 @@ class Stub:
         self.models, self.api_key, self.answers = ["tiny"], None, {}
         self.piece_characters, self.piece_seconds = 7, 0.002
         self.requests, self.num_cancelled, self.num_failures = [], 0, 0
+        self.has_room.set()  # nobody waits any more
+        self.has_thought.set()
+        self.has_room = threading.Event()
 
 
 def start() -> Stub:
@@ -149,16 +162,17 @@ class _Handler(BaseHTTPRequestHandler):
         """The raw bytes of one answer, in time."""
         stub = self.stub
         if question == "wait in the queue":
-            for _ in range(4):
+            while not stub.has_room.wait(SLOW_PIECE_SECONDS):
                 yield ": keep-alive\n\n"
-                time.sleep(0.2)
-        if question == "go on for long":
-            for number in range(NUM_SLOW_PIECES):
+        if question == "go on for ever":
+            for number in count():  # until the page hangs up
                 yield _chunk({"content": f"word{number} "})
                 time.sleep(SLOW_PIECE_SECONDS)
         number = len([r for r in stub.requests if r["messages"][-1]["content"] == question])
         reasoning, answer = stub.answers.get(question, ("", f"Answer {number} to: {question}"))
         for key, text in (("reasoning_content", reasoning), ("content", answer)):
+            if key == "content":
+                stub.has_thought.wait()
             for at in range(0, len(text), stub.piece_characters):
                 yield _chunk({key: text[at : at + stub.piece_characters]})
                 time.sleep(stub.piece_seconds)

@@ -10,9 +10,16 @@ import browser
 import page_stub
 import pytest
 
+from patience import HANG_SECONDS
+
 PLAYWRIGHT = "the page is tested with playwright: pip install 'rorqual[dev]'"
 NO_BROWSER = f"no browser found: looked for {', '.join(browser.NAMES)}"
-WAIT_MILLISECONDS = 20_000  # a busy machine
+# What the page takes away again by itself (a toast, a tick) stays, so that a slow test sees it.
+KEEP_WHAT_FADES = """
+  const setTimeoutOfBrowser = window.setTimeout.bind(window);
+  window.setTimeout = (action, wait, ...rest) =>
+    wait >= 1000 ? 0 : setTimeoutOfBrowser(action, wait, ...rest);
+"""
 
 needs_browser = pytest.mark.skipif(browser.find_browser() is None, reason=NO_BROWSER)
 
@@ -25,7 +32,8 @@ class Chat:
         self.url = url
         self.problems: list[str] = []
         self.last_notice = ""
-        page.set_default_timeout(WAIT_MILLISECONDS)
+        page.set_default_timeout(1000 * HANG_SECONDS)
+        page.add_init_script(KEEP_WHAT_FADES)
         page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
         page.on("console", self._on_console)
         page.on("request", self._on_request)

@@ -9,37 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from live import running, wait_until
+import web
+from live import Live, running
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.engine import AsyncEngine, Engine, ModelFolder, Request, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel
 from rorqual.tasks.evaluate import held_out
 
+pytestmark = pytest.mark.concurrency
+
 SKILLS = ("arithmetic", "units", "definitions", "stories", "python", "letters")
 NUM_OTHERS = 10
-TIMEOUT_SECONDS = 120
 
 
 @dataclass
 class Tiny:
     """A server over the bundled model, and its engine, which notes how full its steps were."""
 
-    url: str
+    live: Live
     engine: Engine
     most_segments: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    """Steps wait for it, so that a crowd can gather."""
 
     def reset(self) -> None:
         wait_until(lambda: not self.engine.has_work)
         self.most_segments = 0
+
+    @property
+    def url(self) -> str:
+        return self.live.url
 
 
 def serve(**settings: Any) -> Iterator[Tiny]:
@@ -49,10 +59,12 @@ def serve(**settings: Any) -> Iterator[Tiny]:
         name="tiny", tokenizer=engine.tokenizer, max_positions=engine.max_positions
     )
     with running(create_app(AsyncEngine(engine), served)) as live:
-        tiny = Tiny(live.url, engine)
+        tiny = Tiny(live, engine)
+        tiny.gate.set()
         step = engine.step
 
         def noted() -> Any:
+            assert tiny.gate.wait(HANG_SECONDS)
             pieces = step()
             tiny.most_segments = max(tiny.most_segments, len(pieces))
             return pieces
@@ -105,7 +117,7 @@ def ask_alone(tiny: Tiny) -> list[Any]:
     replies = []
     for path, body in watched():
         tiny.reset()
-        reply = httpx.post(tiny.url + path, json=body, timeout=TIMEOUT_SECONDS)
+        reply = web.post(tiny.url + path, json=body)
         assert reply.status_code == 200, reply.text
         replies.append(answers_of(reply.json()))
         assert tiny.most_segments <= body.get("n", 1)
@@ -114,7 +126,7 @@ def ask_alone(tiny: Tiny) -> list[Any]:
 
 async def _ask_in_a_crowd(tiny: Tiny, seed: int) -> list[Any]:
     rng = random.Random(seed)
-    async with httpx.AsyncClient(base_url=tiny.url, timeout=TIMEOUT_SECONDS) as client:
+    async with httpx.AsyncClient(base_url=tiny.url, timeout=HANG_SECONDS) as client:
 
         async def ask(delay: float, path: str, body: dict[str, Any]) -> Any:
             await asyncio.sleep(delay)
@@ -127,8 +139,12 @@ async def _ask_in_a_crowd(tiny: Tiny, seed: int) -> list[Any]:
             for _ in range(NUM_OTHERS)
         ]
         asked = [*watched(), *others]
+        tiny.gate.clear()
         order = rng.sample(range(len(asked)), len(asked))
         tasks = {place: asyncio.ensure_future(ask(rng.random(), *asked[place])) for place in order}
+        while tiny.live.app.state.service.num_in_flight < tiny.engine.max_batch:
+            await asyncio.sleep(0.01)
+        tiny.gate.set()
         return [await tasks[place] for place in range(len(asked))][: len(watched())]
 
 
@@ -160,9 +176,7 @@ def test_the_server_says_what_the_engine_says(invariant: Tiny) -> None:
     [said] = engine.generate_each([Request(prompt, params)])
     # The server's engine runs in a thread of its own; the sums hang on how many torch uses there.
     assert torch.get_num_threads() == 1
-    choice = httpx.post(invariant.url + path, json=body, timeout=TIMEOUT_SECONDS).json()["choices"][
-        0
-    ]
+    choice = web.post(invariant.url + path, json=body).json()["choices"][0]
     assert choice["message"]["content"] == said.text
     entries = choice["logprobs"]["content"]
     shown = [entry for entry in said.logprobs if entry.token_id != engine.tokenizer.eos_id]

@@ -7,24 +7,18 @@ error, a breach of the Content-Security-Policy or a request elsewhere (`stage.Ch
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
+from patience import wait_until
+
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.concurrency]
 
 REGENERATE = "[aria-label='Write another answer']"
-LONG = "go on for long"
-
-
-def wait_for(is_true: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not is_true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+LONG = "go on for ever"
 
 
 def test_a_question_is_answered(chat: Chat, stage: Stage) -> None:
@@ -66,16 +60,18 @@ def test_stop_keeps_the_text_and_ends_the_request(chat: Chat, stage: Stage, way:
     text = chat.answer()
     assert "word5" in text
     assert chat.see(".note").inner_text() == "Stopped."
-    wait_for(lambda: stage.stub.num_cancelled == 1)
+    wait_until(lambda: stage.stub.num_cancelled == 1)
     chat.page.wait_for_timeout(300)
     assert chat.answer() == text
     assert chat.page.locator(".notice").count() == 0
 
 
-def test_stop_before_the_first_word_leaves_the_question(chat: Chat) -> None:
+def test_stop_before_the_first_word_leaves_the_question(chat: Chat, stage: Stage) -> None:
     chat.send("wait in the queue")
     chat.until("() => document.body.innerText.includes('Waiting in the server')")
     chat.page.keyboard.press("Escape")
+    chat.see(".unanswered button")
+    stage.stub.has_room.set()
     chat.see(".unanswered button").click()
     assert chat.answer() == "Answer 2 to: wait in the queue"
     assert chat.page.locator(".unanswered").count() == 0
@@ -120,10 +116,11 @@ def test_an_edited_question_goes_on_from_there(chat: Chat, stage: Stage) -> None
 
 def test_reasoning_is_folded_when_the_answer_begins(chat: Chat, stage: Stage) -> None:
     stage.stub.answers["why"] = ("Because **deep**. " * 12, "It is so.")
-    stage.stub.piece_seconds = 0.03
+    stage.stub.has_thought.clear()
     chat.send("why")
     chat.until("() => document.querySelector('.reasoning').open")
     assert chat.page.locator(".reasoning strong").first.inner_text() == "deep"
+    stage.stub.has_thought.set()
     chat.until("() => document.body.innerText.includes('It is')")
     chat.until("() => !document.querySelector('.reasoning').open")
     chat.answer()
@@ -244,11 +241,22 @@ def test_errors_are_told_in_words(chat: Chat, question: str) -> None:
     assert chat.page.locator(".notice").count() == 0
 
 
+WATCH_COUNTDOWN = """() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const node = document.querySelector(".countdown");
+    if (node) window.seen.push(node.textContent);
+  }).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+
 def test_retry_after_is_shown_and_retry_works(chat: Chat, stage: Stage) -> None:
     stage.stub.num_failures = 1
+    chat.page.evaluate(WATCH_COUNTDOWN)
     chat.send("hello")
-    assert chat.see(".countdown").inner_text() == "The server asks for 3 s of patience"
     chat.until("() => document.body.innerText.includes('Ready to try again')")
+    seen = chat.page.evaluate("() => window.seen")
+    assert seen[0] == "The server asks for 3 s of patience"
     chat.page.locator(".notice button").click()
     chat.until("() => document.body.innerText.includes('Answer 2 to: hello')")
     assert chat.page.locator(".notice").count() == 0
@@ -264,11 +272,12 @@ def test_a_dead_server_is_told_and_survived(chat: Chat) -> None:
     chat.until("() => document.body.innerText.includes('Answer 1 to: hello')")
 
 
-def test_the_queue_is_told(chat: Chat) -> None:
+def test_the_queue_is_told(chat: Chat, stage: Stage) -> None:
     chat.send("wait in the queue")
     chat.until(
         "() => document.querySelector('.note')?.innerText === \"Waiting in the server's queue\""
     )
+    stage.stub.has_room.set()
     assert chat.answer() == "Answer 1 to: wait in the queue"
     assert not chat.page.locator(".note").is_visible()
 

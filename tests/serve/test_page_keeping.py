@@ -14,9 +14,9 @@ import pytest
 from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.concurrency]
 
-LONG = "go on for long"
+LONG = "go on for ever"
 PREFIX = "rorqual.chat.v1."
 
 

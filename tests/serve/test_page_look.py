@@ -13,7 +13,7 @@ from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = needs_browser
 
-LONG = "go on for long"
+LONG = "go on for ever"
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 640},
     "has_touch": True,

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+import web
 from fake_engine import FakeEngine
 from live import Live, running
 from openai import AuthenticationError, OpenAI
 from served import make_model
 
+from patience import HANG_SECONDS
 from rorqual.errors import UsageError
 from rorqual.serve.app import create_app
 from rorqual.serve.auth import Keys, read_keys
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.concurrency
 
 KEYS = ("first-key-0001", "second-key-0002")
 
@@ -34,7 +38,7 @@ def test_each_key_opens_and_nothing_else_does(guarded: Live) -> None:
         assert client.completions.create(model="sei", prompt="x").choices
     for key in ("first-key-000", "first-key-00011", "x", "FIRST-KEY-0001", "first-key-0001é"):
         headers = {"authorization": f"Bearer {key}".encode()}
-        response = httpx.get(guarded.url + "/v1/models", headers=headers)
+        response = web.get(guarded.url + "/v1/models", headers=headers)
         assert response.status_code == 401
         assert response.json()["error"]["type"] == "authentication_error"
         assert response.headers["www-authenticate"] == "Bearer"
@@ -63,7 +67,7 @@ def test_each_key_opens_and_nothing_else_does(guarded: Live) -> None:
 def test_what_is_open_without_a_key(guarded: Live, path: str, status: int) -> None:
     # httpx would tidy the path; the bare transport does not.
     request = httpx.Request("GET", guarded.url, extensions={"target": path.encode()})
-    with httpx.Client() as client:
+    with httpx.Client(timeout=HANG_SECONDS) as client:
         response = client.send(request)
     assert response.status_code == (404 if path.startswith("/page/") else status)
     assert "sei" not in response.text
@@ -72,7 +76,7 @@ def test_what_is_open_without_a_key(guarded: Live, path: str, status: int) -> No
 def test_a_wrong_scheme_is_no_key(guarded: Live) -> None:
     for value in (KEYS[0], f"Basic {KEYS[0]}", f"Bearer{KEYS[0]}"):
         headers = {"authorization": value}
-        assert httpx.get(guarded.url + "/v1/models", headers=headers).status_code == 401
+        assert web.get(guarded.url + "/v1/models", headers=headers).status_code == 401
 
 
 def test_cors_is_for_the_named_origin_only(guarded: Live) -> None:
@@ -81,28 +85,28 @@ def test_cors_is_for_the_named_origin_only(guarded: Live) -> None:
         "access-control-request-headers": "content-type",
     }
     url = guarded.url + "/v1/chat/completions"
-    good = httpx.options(url, headers={"origin": "https://whale.example"} | asks)
+    good = web.options(url, headers={"origin": "https://whale.example"} | asks)
     assert good.headers["access-control-allow-origin"] == "https://whale.example"
-    bad = httpx.options(url, headers={"origin": "https://other.example"} | asks)
+    bad = web.options(url, headers={"origin": "https://other.example"} | asks)
     assert "access-control-allow-origin" not in bad.headers
 
 
 def test_cors_is_off_by_default_and_foreign_pages_are_refused(live: Live) -> None:
     url = live.url + "/v1/completions"
     for origin in ("https://other.example", "null", "http://localhost:1"):
-        response = httpx.post(url, json={"prompt": "x"}, headers={"origin": origin})
+        response = web.post(url, json={"prompt": "x"}, headers={"origin": origin})
         assert (response.status_code, response.json()["error"]["code"]) == (403, "wrong_origin")
         assert "access-control-allow-origin" not in response.headers
-    own = httpx.post(url, json={"prompt": "x"}, headers={"origin": live.url})
+    own = web.post(url, json={"prompt": "x"}, headers={"origin": live.url})
     assert own.status_code == 200
 
 
 def test_a_name_that_points_here_is_not_this_server(live: Live) -> None:
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[", ""):
-        response = httpx.get(live.url + "/v1/models", headers={"host": host})
+        response = web.get(live.url + "/v1/models", headers={"host": host})
         assert response.status_code in (400, 403), host
     for host in ("localhost", "localhost:8000", "127.0.0.1:9", "[::1]:8000"):
-        assert httpx.get(live.url + "/v1/models", headers={"host": host}).status_code == 200
+        assert web.get(live.url + "/v1/models", headers={"host": host}).status_code == 200
 
 
 def test_the_key_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,18 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import web
 from fake_engine import DEFAULT, FakeEngine
-from live import Live, running, wait_until
+from live import Live, running
 from openai import OpenAI
 from served import SCRIPT, make_model
 
+from patience import wait_until
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.concurrency
 
 CHAT = "/v1/chat/completions"
 LIMIT_BYTES = 20_000
@@ -65,7 +70,7 @@ def run(client: OpenAI, file_id: str, endpoint: Any = CHAT) -> Any:
         input_file_id=file_id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"}
     )
     ended = ("completed", "failed", "cancelled")
-    wait_until(lambda: client.batches.retrieve(batch.id).status in ended, 30)
+    wait_until(lambda: client.batches.retrieve(batch.id).status in ended)
     return client.batches.retrieve(batch.id)
 
 
@@ -127,9 +132,11 @@ def test_a_faulty_file_fails_before_anything_runs(
 
 
 def test_a_cancelled_batch_keeps_what_it_has(
-    batch_client: OpenAI, batch_engine: FakeEngine
+    batch_live: Live, batch_client: OpenAI, batch_engine: FakeEngine
 ) -> None:
-    batch_engine.step_seconds = 0.02
+    # Two lines run side by side: when three times one's pieces are out, one of them has ended.
+    num_tokens = len(batch_engine.tokenizer.encode(SCRIPT["count up"])) + 1
+    batch_engine.hold_after = 3 * math.ceil(num_tokens / batch_engine.step_tokens)
     file_id = upload(batch_client, *[chat_line(str(n), "count up") for n in range(40)])
     batch = batch_client.batches.create(
         input_file_id=file_id, endpoint=CHAT, completion_window="24h"
@@ -140,9 +147,10 @@ def test_a_cancelled_batch_keeps_what_it_has(
         assert counts is not None
         return counts.completed
 
-    wait_until(lambda: progress() > 0, 30)
+    wait_until(lambda: progress() > 0)
     assert batch_client.batches.cancel(batch.id).status == "cancelling"
-    wait_until(lambda: batch_client.batches.retrieve(batch.id).status == "cancelled", 30)
+    batch_live.loop.call_soon_threadsafe(batch_engine.gate.set)
+    wait_until(lambda: batch_client.batches.retrieve(batch.id).status == "cancelled")
     output_id = batch_client.batches.retrieve(batch.id).output_file_id
     assert output_id is not None
     assert 0 < len(records(batch_client, output_id)) < 40
@@ -168,23 +176,23 @@ def test_files_are_kept_listed_and_deleted(batch_client: OpenAI, batch_live: Liv
 def test_what_is_not_a_file_id_is_404(batch_live: Live) -> None:
     for file_id in ("file-x", "..%2f..%2fetc%2fpasswd", "%00", "file-" + "0" * 24):
         for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content"):
-            assert httpx.get(batch_live.url + path).status_code == 404
+            assert web.get(batch_live.url + path).status_code == 404
     body = {"input_file_id": "../../etc/passwd", "endpoint": CHAT}
-    assert httpx.post(batch_live.url + "/v1/batches", json=body).status_code == 404
+    assert web.post(batch_live.url + "/v1/batches", json=body).status_code == 404
 
 
 def test_limits_of_files(batch_live: Live, batch_client: OpenAI) -> None:
     url = batch_live.url + "/v1/files"
 
     def send(content: bytes, **fields: str) -> httpx.Response:
-        return httpx.post(url, files={"file": ("a", content)}, data={"purpose": "batch"} | fields)
+        return web.post(url, files={"file": ("a", content)}, data={"purpose": "batch"} | fields)
 
     assert send(b"x" * (LIMIT_BYTES + 1)).json()["error"]["code"] == "file_too_large"
     assert send(b"x" * 200_000).status_code == 413
     assert send(b"x", purpose="fine-tune").json()["error"]["param"] == "purpose"
     assert send(b"x", expires_after="1").json()["error"]["code"] == "unknown_field"
-    assert httpx.post(url, data={"purpose": "batch"}).json()["error"]["param"] == "file"
-    assert httpx.post(url, json={"purpose": "batch"}).status_code in (400, 422)
+    assert web.post(url, data={"purpose": "batch"}).json()["error"]["param"] == "file"
+    assert web.post(url, json={"purpose": "batch"}).status_code in (400, 422)
     for _ in range(6):
         upload(batch_client, chat_line("a"))
     full = send(b"x")
@@ -235,11 +243,13 @@ def test_a_temporary_folder_goes_and_a_chosen_one_stays(
 def test_draining_ends_a_batch_between_its_lines(
     batch_live: Live, batch_client: OpenAI, batch_engine: FakeEngine
 ) -> None:
-    batch_engine.step_seconds = 0.02
+    batch_engine.hold_after = 1
     file_id = upload(batch_client, *[chat_line(str(n), "count up") for n in range(40)])
     batch_client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
-    wait_until(lambda: batch_engine.num_open > 0)
+    wait_until(lambda: batch_engine.num_pieces == 1)
     batch_live.loop.call_soon_threadsafe(batch_live.server.begin_drain)
-    wait_until(lambda: batch_live.has_ended, 30)
+    wait_until(lambda: batch_live.server.is_draining)
+    batch_live.loop.call_soon_threadsafe(batch_engine.gate.set)
+    wait_until(lambda: batch_live.has_ended)
     assert batch_engine.num_cancelled == 0
     assert 0 < batch_engine.num_done < 40

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
 import pytest
+import web
 from fake_engine import DEFAULT, FakeEngine, logprob_of
 from live import Live
 from openai import OpenAI
@@ -18,6 +18,8 @@ from served import TIME, WEATHER
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALL_END, TOOL_CALLS_END
 from rorqual.tokenizer.tool_calls import render_tool_calls
+
+pytestmark = pytest.mark.concurrency
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[Any] = [
@@ -302,7 +304,7 @@ def test_json_formats_are_grammars(client: OpenAI, engine: FakeEngine) -> None:
 @pytest.mark.parametrize("path", ["/chat/completions", "/beta/chat/completions"])
 def test_deepseeks_base_paths(live: Live, path: str) -> None:
     body = {"messages": [{"role": "user", "content": "hello"}]}
-    reply = httpx.post(live.url + path, json=body).json()
+    reply = web.post(live.url + path, json=body).json()
     assert reply["choices"][0]["message"]["content"] == DEFAULT
 
 
@@ -310,7 +312,7 @@ def test_line_ends_of_unicode_break_no_event(live: Live) -> None:
     messages = [{"role": "user", "content": "line ends"}]
     body = {"messages": messages, "stream": True}
     text = ""
-    with httpx.stream("POST", live.url + "/v1/chat/completions", json=body) as response:
+    with web.stream("POST", live.url + "/v1/chat/completions", json=body) as response:
         for line in response.iter_lines():  # these split by Python's rules
             if line.startswith("data: {"):
                 delta = json.loads(line.removeprefix("data: "))["choices"][0]["delta"]
@@ -320,7 +322,7 @@ def test_line_ends_of_unicode_break_no_event(live: Live) -> None:
 
 def test_events_are_framed_as_the_standard_says(live: Live) -> None:
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
-    response = httpx.post(live.url + "/v1/chat/completions", json=body)
+    response = web.post(live.url + "/v1/chat/completions", json=body)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]

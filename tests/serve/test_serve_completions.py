@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
+import web
 from fake_engine import DEFAULT, FakeEngine, logprob_of
 from live import Live
 from openai import OpenAI
@@ -16,6 +16,8 @@ from served import CONTEXT
 
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import FIM_BEGIN, FIM_END, FIM_HOLE
+
+pytestmark = pytest.mark.concurrency
 
 
 def complete(client: OpenAI, prompt: Any, **fields: Any) -> Any:
@@ -136,12 +138,12 @@ def test_half_characters_have_a_name(client: OpenAI, tokenizer: Tokenizer) -> No
 def test_models(client: OpenAI, live: Live) -> None:
     assert [model.id for model in client.models.list()] == ["sei", "minke"]
     assert client.models.retrieve("minke").model_extra["max_model_len"] == CONTEXT
-    assert [m["id"] for m in httpx.get(live.url + "/models").json()["data"]] == ["sei", "minke"]
+    assert [m["id"] for m in web.get(live.url + "/models").json()["data"]] == ["sei", "minke"]
 
 
 def test_tokenize_and_back(live: Live, tokenizer: Tokenizer) -> None:
     def post(path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(live.url + path, json=body).json()
+        return web.post(live.url + path, json=body).json()
 
     ids = tokenizer.encode("The whale 🐋", bos=True)
     got = post("/tokenize", {"prompt": "The whale 🐋", "return_token_strs": True})
@@ -157,5 +159,5 @@ def test_tokenize_and_back(live: Live, tokenizer: Tokenizer) -> None:
 
 
 def test_health(live: Live) -> None:
-    assert httpx.get(live.url + "/health").json() == {"status": "ok"}
-    assert httpx.get(live.url + "/ready").json() == {"status": "ready"}
+    assert web.get(live.url + "/health").json() == {"status": "ok"}
+    assert web.get(live.url + "/ready").json() == {"status": "ready"}

@@ -10,17 +10,20 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
-from live import Live, running, wait_until
+import web
+from live import Live, running
 from openai import OpenAI
 from real import make_engine, serve_engine
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.engine import Engine, SamplingParams
 from rorqual.serve.app import create_app
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALLS_END
+
+pytestmark = pytest.mark.concurrency
 
 HELLO: Any = [{"role": "user", "content": "The whale swims in the deep sea, and then"}]
 CITY = {
@@ -48,7 +51,8 @@ def real_live(real: Engine) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def real_client(real_live: Live) -> OpenAI:
-    return OpenAI(base_url=real_live.url + "/v1", api_key="none", max_retries=0, timeout=60)
+    url = real_live.url + "/v1"
+    return OpenAI(base_url=url, api_key="none", max_retries=0, timeout=HANG_SECONDS)
 
 
 def test_greedy_text_is_the_engines(
@@ -190,9 +194,7 @@ def test_a_grammar_that_cannot_be_is_refused(real_client: OpenAI) -> None:
 def test_blocks_come_back_when_clients_leave(real_live: Live, real: Engine) -> None:
     body = {"messages": HELLO, "stream": True, "max_tokens": 400, "logit_bias": {"1": -100}}
     for _ in range(4):
-        with httpx.stream(
-            "POST", real_live.url + "/v1/chat/completions", json=body, timeout=60
-        ) as response:
+        with web.stream("POST", real_live.url + "/v1/chat/completions", json=body) as response:
             next(response.iter_lines())
     wait_until(lambda: real.stats().num_running + real.stats().num_waiting == 0)
     stats = real.stats()
@@ -200,7 +202,7 @@ def test_blocks_come_back_when_clients_leave(real_live: Live, real: Engine) -> N
 
 
 def test_metrics_of_the_real_engine(real_live: Live) -> None:
-    text = httpx.get(real_live.url + "/metrics").text
+    text = web.get(real_live.url + "/metrics").text
     values = {
         line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
         for line in text.splitlines()

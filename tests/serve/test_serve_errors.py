@@ -8,10 +8,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import web
 from fake_engine import FakeEngine
 from live import Live
 from openai import OpenAI
 from served import CONTEXT
+
+pytestmark = pytest.mark.concurrency
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather"}}
@@ -20,7 +23,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
 def post(live: Live, body: Any, path: str = "/v1/chat/completions") -> httpx.Response:
-    return httpx.post(live.url + path, json=body)
+    return web.post(live.url + path, json=body)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def test_a_conversation_that_cannot_be_written(live: Live, messages: Any, words:
 
 def test_half_a_surrogate_pair_is_refused(live: Live) -> None:
     text = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]})
-    response = httpx.post(
+    response = web.post(
         live.url + "/v1/chat/completions",
         content=text,
         headers={"content-type": "application/json"},
@@ -149,7 +152,7 @@ def test_half_a_surrogate_pair_is_refused(live: Live) -> None:
 )
 def test_a_body_that_is_no_json_object_is_400(live: Live, content: bytes, kind: str) -> None:
     headers = {"content-type": kind} if kind else {}
-    response = httpx.post(live.url + "/v1/chat/completions", content=content, headers=headers)
+    response = web.post(live.url + "/v1/chat/completions", content=content, headers=headers)
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
 
@@ -170,7 +173,7 @@ def test_nan_is_no_temperature(live: Live) -> None:
         text = json.dumps({"messages": HELLO, "temperature": 0}).replace(": 0", f": {number}")
         headers = {"content-type": "application/json"}
         url = live.url + "/v1/chat/completions"
-        assert httpx.post(url, content=text, headers=headers).status_code == 422
+        assert web.post(url, content=text, headers=headers).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -211,8 +214,8 @@ def test_unknown_models_and_routes_are_404(live: Live) -> None:
         assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
         assert error_of(response)["param"] == "model"
     for path in ("/v1/models/gpt-4", "/v1/embeddings", "/page/../app.py", "/page/%2e%2e/app.py"):
-        assert error_of(httpx.get(live.url + path))["type"] == "not_found_error"
-    assert httpx.get(live.url + "/v1/completions").status_code == 405
+        assert error_of(web.get(live.url + path))["type"] == "not_found_error"
+    assert web.get(live.url + "/v1/completions").status_code == 405
 
 
 def test_the_client_raises_its_own_errors(client: OpenAI) -> None:

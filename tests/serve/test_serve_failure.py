@@ -18,19 +18,22 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from live import Live, running, wait_until
+import web
+from live import Live, running
 from real import make_engine, serve_engine
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.engine import Engine
 from rorqual.engine.async_engine import MAX_FAILED_STEPS
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.concurrency
+
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 LONG = HELLO | {"max_tokens": 1500, "stream": True, "logit_bias": {"1": -100}}
-PROCESS_SECONDS = 120
 BROKEN = """
 import sys
 import rorqual.engine.engine as engine
@@ -62,36 +65,39 @@ def test_a_dead_engine_is_told_to_everybody(
 ) -> None:
     """Streams that run get an error event, those that wait an error, health checks a 503."""
     with serving(engine, failed_seconds=3600) as live, ThreadPoolExecutor(4) as pool:  # type: ignore[attr-defined]
-        with httpx.stream("POST", live.url + CHAT, json=LONG, timeout=60) as response:
+        with web.stream("POST", live.url + CHAT, json=LONG) as response:
             stream = events(response)
             assert "choices" in next(stream)
-            running_ones = [pool.submit(ask, live, LONG) for _ in range(2)]
-            wait_until(lambda: engine.stats().num_running == 2)
+            have_asked = threading.Event()
 
             def fail() -> None:
+                assert have_asked.wait(HANG_SECONDS)
                 raise SystemExit("the thread ends")
 
             monkeypatch.setattr(engine, "step", fail)
+            running_ones = [pool.submit(ask, live, LONG) for _ in range(2)]
+            wait_until(lambda: live.app.state.service.num_in_flight == 3)
+            have_asked.set()
             last = list(stream)[-1]
         assert last["error"]["code"] in ("internal_error", "engine_failed")  # type: ignore[index]
         for one in running_ones:
-            assert "error" in one.result(60)
-        wait_until(lambda: httpx.get(live.url + "/health").status_code == 503)
+            assert "error" in one.result()
+        wait_until(lambda: web.get(live.url + "/health").status_code == 503)
         for path in ("/health", "/ready"):
-            told = httpx.get(live.url + path)
+            told = web.get(live.url + path)
             assert told.status_code == 503
             assert told.json()["error"]["code"] == "engine_failed"
             assert told.json()["error"]["type"] == "server_error"
             assert "restart" in told.json()["error"]["message"]
-        refused = httpx.post(live.url + CHAT, json=HELLO)
+        refused = web.post(live.url + CHAT, json=HELLO)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_failed")
-        assert httpx.get(live.url + "/metrics").status_code == 200
+        assert web.get(live.url + "/metrics").status_code == 200
         wait_until(lambda: live.notices != [])
         assert "restart the server" in live.notices[0]
 
 
 def ask(live: Live, body: dict[str, object]) -> str:
-    return httpx.post(live.url + CHAT, json=body, timeout=60).text
+    return web.post(live.url + CHAT, json=body).text
 
 
 def test_one_bad_step_is_survived_and_many_end_the_server(
@@ -100,14 +106,14 @@ def test_one_bad_step_is_survived_and_many_end_the_server(
     with serving(engine, failed_seconds=0.5) as live:  # type: ignore[attr-defined]
         with monkeypatch.context() as patch:
             patch.setattr(engine, "step", lambda: 1 // 0)
-            failed = httpx.post(live.url + CHAT, json=HELLO)
+            failed = web.post(live.url + CHAT, json=HELLO)
             assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
-        assert httpx.get(live.url + "/health").status_code == 200
-        assert httpx.post(live.url + CHAT, json=HELLO | {"max_tokens": 3}).status_code == 200
+        assert web.get(live.url + "/health").status_code == 200
+        assert web.post(live.url + CHAT, json=HELLO | {"max_tokens": 3}).status_code == 200
         monkeypatch.setattr(engine, "step", lambda: 1 // 0)
         for _ in range(MAX_FAILED_STEPS):
-            assert httpx.post(live.url + CHAT, json=HELLO).status_code == 500
-        wait_until(lambda: live.has_ended, 30)
+            assert web.post(live.url + CHAT, json=HELLO).status_code == 500
+        wait_until(lambda: live.has_ended)
         assert live.server.failure is not None
 
 
@@ -121,14 +127,14 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         text=True,
         env=os.environ | {"COLUMNS": "200"},
     )
-    killer = threading.Timer(PROCESS_SECONDS, started.kill)
+    killer = threading.Timer(HANG_SECONDS, started.kill)
     killer.start()
     try:
         assert started.stderr is not None
         lines = [started.stderr.readline() for _ in range(4)]
         address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
         assert address is not None, lines
-        wait_until(lambda: is_ready(address[0]), PROCESS_SECONDS)
+        wait_until(lambda: is_ready(address[0]))
         yield started, address[0]
     finally:
         killer.cancel()
@@ -138,7 +144,7 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def is_ready(address: str) -> bool:
     try:
-        return httpx.get(address + "/ready").status_code == 200
+        return web.get(address + "/ready").status_code == 200
     except httpx.TransportError:
         return False
 
@@ -146,8 +152,8 @@ def is_ready(address: str) -> bool:
 def test_a_process_with_a_dead_engine_ends_with_1() -> None:
     with process("-c", BROKEN) as (server, address):
         for _ in range(MAX_FAILED_STEPS):
-            assert httpx.post(address + CHAT, json=HELLO, timeout=60).status_code == 500
-        assert server.wait(60) == 1
+            assert web.post(address + CHAT, json=HELLO).status_code == 500
+        assert server.wait(HANG_SECONDS) == 1
         assert server.stderr is not None
         told = server.stderr.read()
     assert "the device is gone" in told, "the log says what it was"
@@ -164,9 +170,7 @@ def test_sigterm_in_the_middle_of_a_load() -> None:
         """Asks until it is refused."""
         while True:
             try:
-                with httpx.stream(
-                    "POST", address + "/v1/completions", json=body, timeout=60
-                ) as response:
+                with web.stream("POST", address + "/v1/completions", json=body) as response:
                     has_begun.release()
                     response.read()
                     ends.append("whole" if response.text.endswith("[DONE]\n\n") else response.text)
@@ -179,10 +183,10 @@ def test_sigterm_in_the_middle_of_a_load() -> None:
     with process("-m", "rorqual") as (server, address), ThreadPoolExecutor(12) as pool:
         clients = [pool.submit(client, address) for _ in range(12)]
         for _ in range(20):
-            assert has_begun.acquire(timeout=60)
+            assert has_begun.acquire(timeout=HANG_SECONDS)
         server.send_signal(signal.SIGTERM)
         for one in clients:
-            one.result(PROCESS_SECONDS)
-        assert server.wait(60) == 0
+            one.result(HANG_SECONDS)
+        assert server.wait(HANG_SECONDS) == 0
     assert set(ends) <= {"whole", "refused"}, ends
     assert ends.count("whole") >= 12

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import Live, running, wait_until
+from live import Live, running
 from real import make_engine, serve_engine
 
+from patience import HANG_SECONDS, wait_until
 from rorqual.engine import Engine, ModelFolder
 from rorqual.serve.app import create_app
 from rorqual.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.concurrency
 
 NUM_STREAMS = 200
 LONG_SECONDS = float(os.environ.get("RORQUAL_LOAD_SECONDS", "120"))
@@ -50,18 +53,24 @@ class Load:
     async def run(self) -> None:
         limits = httpx.Limits(max_connections=self._num_streams + 8)
         self._deadline = time.monotonic() + self._seconds
-        async with httpx.AsyncClient(limits=limits, timeout=300) as client:
+        async with httpx.AsyncClient(limits=limits, timeout=HANG_SECONDS) as client:
             streams = [self._stream(client, number) for number in range(self._num_streams)]
             await asyncio.gather(self._watch(), *streams)
 
+    @property
+    def _goes_on(self) -> bool:
+        """Until the time is over and everything that is checked has happened at least once."""
+        has_all = self.num_whole > 0 and self.num_cancelled > 0
+        return time.monotonic() < self._deadline or not has_all
+
     async def _watch(self) -> None:
-        while time.monotonic() < self._deadline:
+        while self._goes_on:
             self.memory.append(resident_bytes())
             await asyncio.sleep(0.2)
 
     async def _stream(self, client: httpx.AsyncClient, number: int) -> None:
         dice = random.Random(number)
-        while time.monotonic() < self._deadline:
+        while self._goes_on:
             body = {
                 "messages": [{"role": "user", "content": f"whale {dice.randint(0, 20)} " * 4}],
                 "max_tokens": dice.randint(1, 60),
@@ -101,10 +110,10 @@ def load(engine: Engine, live: Live, num_streams: int, seconds: float) -> Load:
     assert done.num_errors == 0
     assert done.num_whole > 0
     assert done.num_cancelled > 0
-    wait_until(lambda: engine.stats().num_running + engine.stats().num_waiting == 0, 30)
+    wait_until(lambda: engine.stats().num_running + engine.stats().num_waiting == 0)
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks, "a block was lost"
-    wait_until(lambda: live.app.state.service.num_in_flight == 0, 10)
+    wait_until(lambda: live.app.state.service.num_in_flight == 0)
     return done
 
 

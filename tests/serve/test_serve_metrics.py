@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import httpx
+import web
 from fake_engine import DEFAULT, FakeEngine
 from live import running
 from prometheus_client.parser import text_string_to_metric_families
@@ -67,9 +67,9 @@ def test_counts_follow_what_was_served(tokenizer: Tokenizer) -> None:
     with running(create_app(engine, make_model(tokenizer))) as live:
         body = {"messages": [{"role": "user", "content": "hello"}]}
         for _ in range(3):
-            httpx.post(live.url + "/v1/chat/completions", json=body)
-        httpx.post(live.url + "/v1/chat/completions", json={})
-        response = httpx.get(live.url + "/metrics")
+            web.post(live.url + "/v1/chat/completions", json=body)
+        web.post(live.url + "/v1/chat/completions", json={})
+        response = web.get(live.url + "/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     got = samples(response.text)
     num_tokens = len(tokenizer.encode(DEFAULT)) + 1

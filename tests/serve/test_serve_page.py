@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import web
 from live import Live
 
 from rorqual.serve.page_routes import read_page
@@ -12,7 +12,7 @@ def test_every_file_of_the_page_is_served_with_the_policy(live: Live) -> None:
     files = read_page()
     assert "index.html" in files
     for name, file in files.items():
-        response = httpx.get(f"{live.url}/page/{name}")
+        response = web.get(f"{live.url}/page/{name}")
         assert response.status_code == 200
         assert response.content == file.content
         assert response.headers["content-type"] == file.kind
@@ -20,16 +20,16 @@ def test_every_file_of_the_page_is_served_with_the_policy(live: Live) -> None:
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert response.headers["x-content-type-options"] == "nosniff"
-    assert httpx.get(live.url + "/").content == files["index.html"].content
+    assert web.get(live.url + "/").content == files["index.html"].content
 
 
 def test_an_unchanged_file_is_not_sent_again(live: Live) -> None:
-    first = httpx.get(live.url + "/")
-    again = httpx.get(live.url + "/", headers={"if-none-match": first.headers["etag"]})
+    first = web.get(live.url + "/")
+    again = web.get(live.url + "/", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    assert httpx.head(live.url + "/").status_code == 200
+    assert web.head(live.url + "/").status_code == 200
 
 
 def test_nothing_else_is_served(live: Live) -> None:
     for path in ("/page/", "/page/app.py", "/page/%2e%2e%2fapp.py", "/page//etc/passwd"):
-        assert httpx.get(live.url + path).status_code == 404
+        assert web.get(live.url + path).status_code == 404

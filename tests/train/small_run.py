@@ -3,7 +3,8 @@
     python small_run.py RUN_FOLDER WHERE STEP
 
 kills itself with SIGKILL at step STEP: `update` between the weights' and the router bias's update,
-`save` in the middle of that step's checkpoint; `slow` sleeps in each step and waits for a signal.
+`save` in the middle of that step's checkpoint; `held` waits in its first step for a line of input,
+before which its parent sends a signal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +98,21 @@ def _kill_at(where: str, step: int) -> None:
     setattr(target, name, counted)
 
 
-class SlowBatches(SyntheticBatches):
+class HeldBatches(SyntheticBatches):
     def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
-        print(f"batch {counter}", flush=True)
-        time.sleep(0.3)
+        if counter == 0:
+            print("batch 0", flush=True)
+            sys.stdin.readline()  # a signal that comes first is handled before this returns
         return super().batch(counter, num_samples)
 
 
 def main() -> None:
     run_folder, where, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
-    is_slow = where == "slow"
-    if not is_slow:
+    is_held = where == "held"
+    if not is_held:
         _kill_at(where, step)
-    batches = SlowBatches() if is_slow else SyntheticBatches()
+    batches = HeldBatches() if is_held else SyntheticBatches()
     summary = train(fill(Recipe, RECIPE), run_folder, TrainingData(train=batches))
     print(f"finished {summary.is_finished} step {summary.step}", flush=True)
 

@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 from small_run import SyntheticBatches
 
+from patience import HANG_SECONDS
 from rorqual.errors import TrainingError, UsageError
 from rorqual.train import Recipe, TrainingData, train
 from rorqual.train.checkpoint import checkpoints
 from rorqual.train.metrics import read_metrics
+
+pytestmark = pytest.mark.concurrency
 
 PROGRAM = Path(__file__).with_name("small_run.py")
 NOT_COMPARED = ("tokens_per_second",)  # a measured time
@@ -27,6 +30,7 @@ NOT_COMPARED = ("tokens_per_second",)  # a measured time
 def start(folder: Path, where: str, step: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(folder), where, str(step)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,7 +80,7 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(
 ) -> None:
     folder = tmp_path / "killed"
     process = start(folder, where, step)
-    assert process.wait(timeout=120) == -signal.SIGKILL, process.communicate()
+    assert process.wait(timeout=HANG_SECONDS) == -signal.SIGKILL, process.communicate()
     assert [path.name for path in checkpoints(folder)] == ["step-2", "step-4"]
     assert bool(list((folder / "checkpoints").glob(".step-*"))) == (where == "save")
     summary = train(make_recipe(), folder, data, is_quiet=True)
@@ -96,11 +100,11 @@ def test_a_signal_finishes_the_step_saves_and_can_resume(
     number: int,
 ) -> None:
     folder = tmp_path / "stopped"
-    process = start(folder, "slow", 0)
+    process = start(folder, "held", 0)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("batch 0")
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate("\n", timeout=HANG_SECONDS)
     assert process.returncode == 0, err
     assert "finished False step 1" in out
     assert "run the same command again" in err

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from small_run import MODEL
 
 from holders import holder, started
+from patience import HANG_SECONDS
 from rorqual import weights
 from rorqual.tokenizer import load_tokenizer
 from rorqual.train import load_recipe
@@ -37,7 +38,7 @@ def run(*arguments: str, folder: Path, **environment: str) -> subprocess.Complet
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         env={**os.environ, **environment},
     )
 

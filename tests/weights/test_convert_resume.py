@@ -14,6 +14,7 @@ from pathlib import Path
 import hf_oracle as oracle
 import pytest
 
+from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.files import atomic_write
 from rorqual.model import build
@@ -24,9 +25,10 @@ from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.convert_record import LOCK
 from rorqual.weights.open import UNFINISHED
 
+pytestmark = pytest.mark.concurrency
+
 CONFIG = oracle.CONFIGS["mtp"]
 SHARD = 60_000
-TIMEOUT_SECONDS = 300
 # Converts with a progress that kills the process after so many pieces.
 KILLED = """
 import os, signal, sys
@@ -77,7 +79,7 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(part) for part in command],
-        timeout=TIMEOUT_SECONDS,
+        timeout=HANG_SECONDS,
         env=environment,
         check=False,
         capture_output=True,
@@ -102,7 +104,7 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
 
 def test_another_conversion_does_not_go_on_in_its_place(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, source, tmp_path / "a", "bf16", "40", str(SHARD)]
-    subprocess.run([str(p) for p in command], timeout=TIMEOUT_SECONDS, check=False)
+    subprocess.run([str(p) for p in command], timeout=HANG_SECONDS, check=False)
     before = files_of(tmp_path / "a")
     with pytest.raises(UsageError, match="another conversion was begun here"):
         convert(source, tmp_path / "a", options("float32"))

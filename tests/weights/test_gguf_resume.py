@@ -17,6 +17,7 @@ import hf_oracle as oracle
 import pytest
 from test_convert_resume import files_of, small_disk
 
+from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import ModelConfig, build
 from rorqual.weights import gguf_job, gguf_writer, load, save
@@ -24,11 +25,12 @@ from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.gguf_file import SPLIT_NAME
 
+pytestmark = pytest.mark.concurrency
+
 CONFIG = oracle.WIDE.with_changes(vocab_size=320)
 MIX = "gguf:Q4_K_M"
 PART_BYTES = 300_000
 LATE = 36  # pieces, of about 50
-TIMEOUT_SECONDS = 300
 # What the interpreter and torch take before anything is converted differs from machine to machine,
 # so the bound is on what comes on top: a few pieces of 8 MB a worker, the journal, the pool.
 MAX_GROWTH_BYTES = 300e6
@@ -81,7 +83,7 @@ def kill(source: Path, destination: Path, place: str, left: int, part_bytes: int
     command = [sys.executable, "-c", KILLED, source, destination, MIX, part_bytes or "", place]
     done = subprocess.run(
         [str(part) for part in [*command, left]],
-        timeout=TIMEOUT_SECONDS,
+        timeout=HANG_SECONDS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
         capture_output=True,
@@ -280,7 +282,7 @@ def growth(source: Path, destination: Path, to: str = MIX) -> tuple[int, int]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=HANG_SECONDS,
     )
     grown, peak = done.stdout.split()
     return int(grown), int(peak)

@@ -241,23 +241,30 @@ class Batch:
     def write(self, output_file: Path) -> None:
         """Answers to a file that is whole or absent; what an interruption leaves is told."""
         partial = output_file.with_name(output_file.name + ".partial")
-        num_written = 0
+        partial.unlink(missing_ok=True)
         try:
             with partial.open("w", encoding="utf-8") as file:
                 for answer in self.answers():
                     file.write(_json(answer) + "\n")
                     file.flush()
-                    num_written += 1
                 os.fsync(file.fileno())
             os.replace(partial, output_file)
             fsync_path(output_file.parent)
         except BaseException:
-            if num_written:
-                console().print(f"{num_written} of {self.num_lines} answers are in {partial}")
-            else:
-                partial.unlink(missing_ok=True)
+            self._tell_what_is_left(partial)
             raise
-        console().print(f"{num_written} answers are in {output_file}")
+        console().print(f"{self.num_lines} answers are in {output_file}")
+
+    def _tell_what_is_left(self, partial: Path) -> None:
+        """Counts the file's own lines: an interruption comes between any two instructions."""
+        if not partial.exists():
+            return
+        with partial.open("rb") as file:
+            num_written = sum(1 for _ in file)
+        if num_written:
+            console().print(f"{num_written} of {self.num_lines} answers are in {partial}")
+        else:
+            partial.unlink()
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """The file is read again as rows come free, so its length costs no memory."""
