@@ -13,6 +13,7 @@ from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampler import (
     BLOCK_PLACES,
     FIRST_LOOK,
+    ROWS_AT_ONCE,
     check_finite,
     draw,
     draw_rows,
@@ -122,6 +123,18 @@ def test_no_random_number_picks_an_impossible_token() -> None:
     logits = torch.tensor([-1000.0, 0.0, 0.0, -1000.0])
     edges = [0.0, 0.5, 0.75, 1 - 2**-53]
     assert draw_rows(logits.expand(4, -1), [1.0] * 4, edges) == [1, 2, 2, 2]
+
+
+def test_each_row_has_its_own_temperature() -> None:
+    """Also the rows beyond those that are drawn at once."""
+    num_rows = 2 * ROWS_AT_ONCE + 3
+    logits = 3 * torch.randn(num_rows, 50)
+    temperatures = torch.linspace(0.2, 4, num_rows).tolist()
+    uniforms = torch.rand(num_rows, dtype=torch.float64).tolist()
+    rows = zip(logits, temperatures, uniforms, strict=True)
+    expected = [draw(row, hot(temperature=t), uniform) for row, t, uniform in rows]
+    assert draw_rows(logits, temperatures, uniforms) == expected
+    assert draw_rows(logits, temperatures[::-1], uniforms) != expected
 
 
 def test_a_seed_fixes_the_random_numbers() -> None:

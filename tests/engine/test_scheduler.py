@@ -160,6 +160,12 @@ def test_answers_to_one_prompt_compute_it_once() -> None:
     desk.add([2] * 3)
     assert shape(desk.step()) == [(0, 10), (3, 3)]
     assert shape(desk.step()) == [(0, 1), (3, 1), (1, 2), (2, 2)]
+    # The last block of a prompt is not shared, so nobody waits for it.
+    desk = Desk(50, use_prefix_cache=True, max_step_tokens=6)
+    desk.add([1] * 8)
+    desk.add([1] * 8)
+    assert shape(desk.step()) == [(0, 6)]
+    assert shape(desk.step()) == [(0, 2), (1, 4)]
     apart = Desk(50, max_step_tokens=100)
     for _ in range(2):
         apart.add([1] * 10)

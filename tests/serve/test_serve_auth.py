@@ -122,6 +122,11 @@ def test_the_key_file(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             read_keys(path)
         assert "short" not in str(caught.value)
+    path.write_text("8letters\n")  # as short as a key may be
+    assert read_keys(path) == ("8letters",)
+    path.write_text("7letter\n")
+    with pytest.raises(UsageError, match="key 1"):
+        read_keys(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_keys(tmp_path / "missing")
 

@@ -23,6 +23,7 @@ from openai import OpenAI
 from served import SCRIPT, make_model
 
 from patience import wait_until
+from rorqual.serve import batches
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
@@ -197,6 +198,28 @@ def test_limits_of_files(batch_live: Live, batch_client: OpenAI) -> None:
         upload(batch_client, chat_line("a"))
     full = send(b"x")
     assert (full.status_code, full.json()["error"]["code"]) == (429, "storage_full")
+
+
+def test_a_file_may_have_so_many_lines_and_no_more(
+    batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_LINES", 3)
+    lines = [chat_line(str(number), max_tokens=2) for number in range(4)]
+    assert run(batch_client, upload(batch_client, *lines[:3])).status == "completed"
+    refused = run(batch_client, upload(batch_client, *lines))
+    assert refused.status == "failed"
+    assert [fault.code for fault in refused.errors.data] == ["too_many_requests"]
+
+
+def test_the_oldest_batch_that_has_ended_makes_room(
+    batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_BATCHES", 2)
+    file_id = upload(batch_client, chat_line("a", max_tokens=2))
+    ids = [run(batch_client, file_id).id for _ in range(3)]
+    assert [batch.id for batch in batch_client.batches.list()] == [ids[2], ids[1]]
+    with pytest.raises(openai.NotFoundError):
+        batch_client.batches.retrieve(ids[0])
 
 
 def test_owners_do_not_see_each_other(tokenizer: Tokenizer) -> None:
