@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from typing import NamedTuple
-from unittest.mock import patch
 
-from rorqual.cli.main import main
+from in_process import Done, run
+
+__all__ = ["Done", "run", "start"]
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: object
-    out: str
-    err: str
-
-
-def run(*arguments: object, input: str = "") -> Done:
-    """Runs `main` here with standard input piped from `input`."""
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
-    err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
-    piped = io.TextIOWrapper(io.BytesIO(input.encode()), encoding="utf-8")
-    argv = ["rorqual", *map(str, arguments)]
-    code: object = None
-    with (
-        redirect_stdout(out),
-        redirect_stderr(err),
-        patch.object(sys, "argv", argv),
-        patch.object(sys, "stdin", piped),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    return Done(code, _text(out), _text(err))
-
-
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.seek(0)
-    return stream.read()
 
 
 def start(*arguments: object, setup: str = "") -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import as_the_demo_leaves_it, converted
-from command import run, start
+from command import Done, run, start
 
 import rorqual
 from patience import HANG_SECONDS
@@ -26,6 +26,11 @@ def demo(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     root = tmp_path_factory.mktemp("demo")
     shards = converted(model_folder, root / "shards", "shards:2")
     return as_the_demo_leaves_it(shards, root / "ckpt"), shards / "model_args.json"
+
+
+def demo_run(demo: tuple[Path, Path], *flags: object, input: str = "") -> Done:
+    """Runs it in this process."""
+    return run("demo-generate", "--ckpt-path", demo[0], "--config", demo[1], *flags, input=input)
 
 
 def program(demo: tuple[Path, Path], *flags: object, input: str = "") -> tuple[int, str, str]:
@@ -60,7 +65,7 @@ def test_a_file_of_any_name_is_plain_text(demo: tuple[Path, Path], tmp_path: Pat
 def test_interactive(model_folder: Path, demo: tuple[Path, Path]) -> None:
     flags = ("--temperature", 0, "--max-new-tokens", 9)
     said = "The sea\nThe whale\n/clear\nThe sea\n/exit\nunheard\n"
-    code, out, err = program(demo, "--interactive", *flags, input=said)
+    code, out, err = demo_run(demo, "--interactive", *flags, input=said)
     assert code == 0
     assert "Traceback" not in err
     wanted = run("chat", "--model", model_folder, *flags, input=said)
@@ -73,7 +78,7 @@ def test_interactive(model_folder: Path, demo: tuple[Path, Path]) -> None:
 
 def test_its_defaults_are_the_demos(demo: tuple[Path, Path], model_folder: Path) -> None:
     """200 tokens at temperature 0.2, whatever the model advises; the same text each time."""
-    code, out, _ = program(demo, "--interactive", input="The sea\n")
+    code, out, _ = demo_run(demo, "--interactive", input="The sea\n")
     assert code == 0
     flags = ("--temperature", 0.2, "--max-new-tokens", 200, "--seed", 0)
     wanted = run("generate", "--model", model_folder, "--prompt", "The sea", *flags)
@@ -92,7 +97,7 @@ def test_the_configuration_may_lie_in_the_folder(demo: tuple[Path, Path], tmp_pa
     assert "model_args.json" in done.err
     shutil.copy(demo[1], folder)
     done = run("demo-generate", "--ckpt-path", folder, *flags, input="The sea\n")
-    assert done.out == program(demo, *flags, input="The sea\n")[1]
+    assert done.out == demo_run(demo, *flags, input="The sea\n").out
 
 
 def test_shards_with_mtp_run_under_the_demos_configuration(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from small_run import MODEL
 
+import in_process
 from holders import holder, started
-from patience import HANG_SECONDS
 from rorqual import weights
 from rorqual.tokenizer import load_tokenizer
 from rorqual.train import load_recipe
@@ -30,17 +30,10 @@ LENGTH = 32
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
 
 
-def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from rorqual.cli.main import main; sys.argv = ['rorqual', *sys.argv[2:]]"
-    command = [sys.executable, "-c", f"{code}; main()", "-", "train", *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        env={**os.environ, **environment},
-    )
+def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`rorqual train` in this process."""
+    done = in_process.run("train", *arguments, folder=folder, **variables)
+    return subprocess.CompletedProcess(arguments, int(str(done.code or 0)), done.out, done.err)
 
 
 @pytest.fixture(scope="module")
