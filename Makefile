@@ -32,8 +32,9 @@ chat: $(VENV)/.installed  ## talk to the tiny model that ships with the reposito
 
 test: $(VENV)/.installed-dev  ## lint, types and the fast tests (about ten minutes on two cores)
 	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) --durations 25 --durations-min 4
 
 test-all: $(VENV)/.installed-all llama-cpp  ## everything, the slow oracles too
 	$(BIN)/ruff check src tests benchmarks recipes

@@ -24,9 +24,10 @@ FOREVER_SECONDS = 600.0
 def started(command: list[str], said: str, folder: Path | None = None) -> Iterator[list[str]]:
     """A program that has said a line beginning with `said`; yields its words. Killed at the end.
 
-    The id of the process is the last word.
+    The id of the process is the last word. Its input stays open.
     """
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as program:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=folder) as program:
         assert program.stdout is not None
         try:
             for line in program.stdout:

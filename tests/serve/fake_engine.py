@@ -61,6 +61,10 @@ class FakeEngine:
         self.failure: EngineFailed | None = None
         self._known_prefixes: set[tuple[int, ...]] = set()
 
+    @property
+    def is_held(self) -> bool:
+        return not self.gate.is_set()
+
     async def start(self) -> None:
         self.is_started = True
 
@@ -120,6 +124,7 @@ class FakeEngine:
         starts = range(0, len(ids), self.step_tokens)
         for start in starts:
             if self.num_pieces == self.hold_after:
+                self.hold_after = None  # once: what is let go on, goes on
                 self.gate.clear()
             await self.gate.wait()
             self.num_pieces += 1

@@ -148,6 +148,7 @@ def test_a_cancelled_batch_keeps_what_it_has(
         assert counts is not None
         return counts.completed
 
+    wait_until(lambda: batch_engine.is_held)
     wait_until(lambda: progress() > 0)
     assert batch_client.batches.cancel(batch.id).status == "cancelling"
     batch_live.loop.call_soon_threadsafe(batch_engine.gate.set)
@@ -269,7 +270,7 @@ def test_draining_ends_a_batch_between_its_lines(
     batch_engine.hold_after = 1
     file_id = upload(batch_client, *[chat_line(str(n), "count up") for n in range(40)])
     batch_client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
-    wait_until(lambda: batch_engine.num_pieces == 1)
+    wait_until(lambda: batch_engine.is_held)
     batch_live.loop.call_soon_threadsafe(batch_live.server.begin_drain)
     wait_until(lambda: batch_live.server.is_draining)
     batch_live.loop.call_soon_threadsafe(batch_engine.gate.set)

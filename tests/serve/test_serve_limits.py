@@ -101,7 +101,7 @@ def test_a_client_that_leaves_cancels_its_answers(tokenizer: Tokenizer, is_strea
     engine = FakeEngine(tokenizer, SCRIPT, hold_after=3)
     with serving(tokenizer, engine) as live:
         with asking(live, COUNT | {"stream": is_stream, "n": 2}) as connection:
-            wait_until(lambda: engine.num_pieces == 3)  # both are in their middle
+            wait_until(lambda: engine.is_held)  # both are in their middle
             if is_stream:
                 assert b"200 OK" in connection.recv(4096)
         wait_until(lambda: engine.num_cancelled == 2)
@@ -163,13 +163,13 @@ def test_a_long_answer_is_cut_by_the_timeout(tokenizer: Tokenizer) -> None:
     limits = {"request_timeout_seconds": LATE, "keep_alive_seconds": 2 * LATE}
     with serving(tokenizer, engine, **limits) as live, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(web.post, live.url + CHAT, json=COUNT)
-        wait_until(lambda: engine.num_pieces == 1)
+        wait_until(lambda: engine.is_held)
         live.advance(LATE)
         whole = answer.result()
         assert (whole.status_code, whole.json()["error"]["code"]) == (504, "timeout")
         assert whole.headers["x-should-retry"] == "false"
-        engine.num_pieces = 0
         Held(live, engine).release()
+        engine.hold_after = 2
         with web.stream("POST", live.url + CHAT, json=COUNT | {"stream": True}) as streamed:
             assert streamed.status_code == 200  # its first piece is here
             live.advance(LATE)
@@ -186,6 +186,7 @@ def test_an_error_after_the_stream_began_is_an_event(tokenizer: Tokenizer) -> No
         messages: Any = COUNT["messages"]
         stream = client.chat.completions.create(model="sei", messages=messages, stream=True)
         next(iter(stream))
+        wait_until(lambda: engine.is_held)
         engine.problem = EngineOverloaded("gone")
         Held(live, engine).release()
         with pytest.raises(openai.APIError, match="try again later"):
@@ -330,7 +331,7 @@ def test_a_drain_that_takes_too_long_cancels(tokenizer: Tokenizer) -> None:
         answer = pool.submit(web.post, live.url + CHAT, json=HELLO)
         wait_until(lambda: engine.num_open == 1)
         live.loop.call_soon_threadsafe(live.server.begin_drain)
-        wait_until(lambda: engine.is_draining)
+        wait_until(lambda: live.notices)  # its time runs from here
         live.advance(LATE)
         wait_until(lambda: live.has_ended)
         assert engine.num_cancelled == 1

@@ -173,7 +173,7 @@ def test_faults_are_messages_with_exit_code_2(
 def test_a_run_folder_has_one_run(folder: Path) -> None:
     """A real run holds its folder; killed, it is no obstacle."""
     busy = folder / "runs" / "busy"
-    slow = [sys.executable, str(Path(__file__).parent / "small_run.py"), str(busy), "slow", "0"]
+    slow = [sys.executable, str(Path(__file__).parent / "small_run.py"), str(busy), "held", "0"]
     limits = ("--set", f"training.total_tokens={8 * LENGTH}")
     with started(slow, "batch 0") as words:
         os.kill(int(words[-1]), signal.SIGSTOP)  # it must not end before the others come
