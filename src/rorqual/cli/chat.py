@@ -100,8 +100,8 @@ def chat(
         set_threads(threads)
         vocabulary = folder.load_tokenizer()
         weights = folder.load_model(dtype)
-        # A seed promises the same text again. Drafts keep it but for a bfloat16 model's rounding,
-        # which hangs on how many tokens run at once.
+        # Whoever gives a seed wants the same text again: drafts, as many as pay just now, keep it
+        # only up to rounding (`Engine`).
         is_drafting = seed is None and weights.config.num_nextn_predict_layers > 0
         engine = Engine(weights, vocabulary, speculate=MAX_DRAFTS if is_drafting else 0)
     converse(Conversation(engine, params, system), opening(folder))

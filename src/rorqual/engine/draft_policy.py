@@ -8,7 +8,7 @@ many answers run and how predictable they are. So the policy compares expected t
 a_j being how often draft j is right where those before it were. Costs are only ever compared side
 by side: now and then a *trial* runs a few steps with another k, and the ratio to the steps just
 before it counts. So texts that grow, and a machine that others slow down, deceive nobody. Ratios
-are kept by the number of answers in powers of two. The text is the same whatever is chosen.
+are kept by the number of answers in powers of two. (What that means for the text: `Engine`.)
 """
 
 from __future__ import annotations

@@ -46,9 +46,12 @@ class Engine:
     """Answers requests with one model: a folder's, or one that is there with its tokenizer.
 
     At most `speculate` tokens are drafted a step, as many as pay unless `draft_policy` says
-    otherwise; the text is the same. `cache_memory` is bytes (int) or a share of the free
+    otherwise. `cache_memory` is bytes (int) or a share of the free
     memory (float). Where the cache is smaller than the model's context, it is the context's limit.
-    `is_batch_invariant` gives the same text in any company, slower.
+    What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
+    in any company, to the last bit in every dtype, on one machine; slower. Without it, up to
+    rounding: more rows in a step sum in another order, which matters where two tokens are that
+    close, hardly ever in float32 and now and then in bfloat16.
     """
 
     def __init__(

@@ -3,8 +3,9 @@ case.
 
 A draft is a guess at one token, so rejection sampling (arXiv 2211.17192) accepts draft d with
 probability p(d), and else draws from p without d. The same law comes from drawing a token from p as
-if there were no draft, and going on while it equals the draft. So it is done here, for then a seed
-gives the same text with and without speculation, at every temperature and with every setting.
+if there were no draft, and going on while it equals the draft. So it is done here: from the same
+logits a seed draws the same tokens with and without speculation, with every setting. (`Engine` says
+what is promised of texts.)
 """
 
 # N rows of logits, V vocabulary
