@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
+import web
 from live import Live, running
 from real import make_engine, serve_engine
 
@@ -57,7 +57,7 @@ def answer_of(live: Live, *, is_stream: bool, **body: Any) -> tuple[str, str, st
     body = {"model": "sei", "temperature": 1, "seed": 4, "max_tokens": 120, **body}
     if is_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    reply = httpx.post(live.url + "/v1/chat/completions", json=body, timeout=60)
+    reply = web.post(live.url + "/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     if is_stream:
         lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
