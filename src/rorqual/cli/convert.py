@@ -76,7 +76,7 @@ def convert(
     goes on when the same command is run again. The source is never changed; configuration,
     tokenizer and other files beside the weights are copied.
 
-    Exits with 2 if --verify finds more than rounding explains.
+    Exits with 2 if --verify finds a value that rounding does not explain, and names its tensor.
 
     Examples:
 
@@ -90,6 +90,7 @@ def convert(
 
       rorqual convert DeepSeek-V3 V3-Q4.gguf --to gguf:Q4_K_M --max-file-gb 50
     """
+    from rorqual.log import console
     from rorqual.weights.convert import convert as run
     from rorqual.weights.convert_files import default_workers
     from rorqual.weights.convert_plan import Options, Target
@@ -107,13 +108,20 @@ def convert(
     rows: list[Comparison] = []
     if verify:
         rows = compare(
-            source, done.destination, workers=workers or default_workers(), progress=byte_progress
+            source,
+            done.destination,
+            workers=workers or default_workers(),
+            progress=byte_progress,
+            has_importance=imatrix is not None,
         )
     if as_json:
         typer.echo(json.dumps(_record(done, to, rows if verify else None), indent=2))
     else:
         _print(done, rows)
-    if not all(row.is_within_bound for row in rows):
+    faults = [fault for row in rows for fault in row.faults]
+    for fault in faults:
+        console().print(str(fault), style="bold red", highlight=False, soft_wrap=True)
+    if faults:
         raise typer.Exit(FAILED_EXIT)
 
 

@@ -135,7 +135,8 @@ def _improve_with_min(
     at_middle = torch.where(is_above, scale * middle, at_middle)
     if use_absolute:
         quality = -_absolute_error(x_nG, weight_nG, codes, scale, at_middle)
-    is_better = is_usable & (quality > best_G)
+    # A line that falls, or none at all where float32 lost it, has no codes that could store it.
+    is_better = is_usable & (scale > 0) & (quality > best_G)
     candidate = (quality, scale, at_middle - scale * middle)
     return torch.stack(
         [

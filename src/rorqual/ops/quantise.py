@@ -17,6 +17,7 @@ from rorqual.ops.quant_types import CODED, FLOAT_TYPES, QUANT_TYPES, SMALL_BLOCK
 
 PIECE_VALUES = KERNEL_VALUES  # encoded at once
 DECODE_VALUES = 1 << 20
+LEAST_IMPORTANCE = 1e-4  # of the mean of all columns
 
 _FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -103,7 +104,9 @@ def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = No
 def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
     """What an encoder takes: the column's importance, for small blocks times sqrt(sigma^2 + x^2)
     of the row, as K-quants do for themselves."""
-    weight = importance_C.expand_as(rows)
+    # A group of which no column counts would have no scale at all, and lose its values.
+    least = LEAST_IMPORTANCE * float(importance_C.mean())
+    weight = importance_C.clamp_min(least if least > 0 else 1.0).expand_as(rows)
     if type_name in SMALL_BLOCKS:
         squares = rows.square()
         weight = weight * (squares.mean(1, keepdim=True) + squares).sqrt_()

@@ -1,7 +1,8 @@
-"""Reads a conversion back and holds it against its source: the error of each type of tensor.
+"""Reads a conversion back and holds it against its source, value by value.
 
-A type is a tensor's name without layer and expert numbers. Values are compared as float32, FP8
-dequantised; the error of a type is ||a - b|| / ||b|| over all its tensors.
+Values are compared as float32, FP8 and GGUF's types decoded; none may be farther from its source
+than rounding to its type explains (`convert_bounds`). The table has a row for each type of tensor,
+which is its name without layer and expert numbers; its error is ||a - b|| / ||b|| over them all.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError
 from rorqual.weights.audit import audit
+from rorqual.weights.convert_bounds import bound_of, type_of
 from rorqual.weights.convert_files import Advance, one_thread_each
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.open import open_source
@@ -27,9 +30,25 @@ from rorqual.weights.source import TensorSource
 from rorqual.weights.values import StoredRows
 
 _NUMBERS = re.compile(r"^model\.(layers\.\d+\.)?|(?<=experts)\.\d+")
-# Relative errors that rounding to a dtype cannot exceed: half of the last bit of the mantissa. E4M3
-# has three bits; its subnormals lose more, but they weigh nothing in the norm of a block.
-BOUNDS = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E4M3": 2.0**-4}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A tensor with values that rounding does not explain, and the worst of them."""
+
+    tensor: str
+    num_values: int
+    first_row: int
+    error: float
+    bound: float
+    to: str
+
+    def __str__(self) -> str:
+        values = f"{self.num_values:,} value{'s' if self.num_values > 1 else ''}"
+        return (
+            f"{self.tensor}: {values} from row {self.first_row} on cannot be explained by rounding "
+            f"to {self.to}: off by {self.error:.3g}, where {self.bound:.3g} is the bound"
+        )
 
 
 @dataclass
@@ -45,6 +64,7 @@ class Comparison:
     max_error: float = 0.0
     squared_error: float = 0.0
     squared_norm: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
 
     @property
     def relative_error(self) -> float:
@@ -52,13 +72,7 @@ class Comparison:
 
     @property
     def is_within_bound(self) -> bool:
-        """What is as wide as before must be the same; else no worse than rounding."""
-        if self.from_dtype == self.to_dtype:
-            return self.num_unequal == 0
-        bound = BOUNDS.get(self.to_dtype)
-        return not math.isnan(self.relative_error) and (
-            bound is None or self.relative_error <= bound
-        )
+        return not self.faults
 
     def add(self, other: Comparison) -> None:
         self.num_tensors += other.num_tensors
@@ -67,6 +81,7 @@ class Comparison:
         self.max_error = max(self.max_error, other.max_error)
         self.squared_error += other.squared_error
         self.squared_norm += other.squared_norm
+        self.faults += other.faults
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -79,6 +94,7 @@ class Comparison:
             "relative_error": self.relative_error,
             "max_error": self.max_error,
             "is_within_bound": self.is_within_bound,
+            "faults": [asdict(fault) for fault in self.faults],
         }
 
 
@@ -88,8 +104,12 @@ def verify(
     *,
     workers: int,
     progress: Callable[[str, int], Any],
+    has_importance: bool = False,
 ) -> list[Comparison]:
-    """Compares every tensor that both hold. CheckpointError if the result cannot be read back."""
+    """Compares every tensor that both hold. CheckpointError if the result cannot be read back.
+
+    `has_importance`: an importance matrix decided which values are stored well.
+    """
     opened = open_source(checkpoint_path(source))
     with opened as ours, open_source(destination) as theirs, one_thread_each():
         report = audit(theirs)
@@ -103,7 +123,10 @@ def verify(
             progress("verifying", num_bytes) as advance,
             ThreadPoolExecutor(workers, "verify") as pool,
         ):
-            tasks = [pool.submit(_compare, ours, theirs, tensor, advance) for tensor in shared]
+            tasks = [
+                pool.submit(_compare, ours, theirs, tensor, advance, has_importance)
+                for tensor in shared
+            ]
             try:
                 for task in tasks:
                     one = task.result()
@@ -119,26 +142,63 @@ def verify(
 
 
 def _compare(
-    ours: TensorSource, theirs: TensorSource, tensor: StoredTensor, advance: Advance
+    ours: TensorSource,
+    theirs: TensorSource,
+    tensor: StoredTensor,
+    advance: Advance,
+    has_importance: bool,
 ) -> Comparison:
     from_rows, to_rows = StoredRows(ours, tensor), StoredRows(theirs, tensor)
     result = Comparison(
         _NUMBERS.sub("", tensor.name).removesuffix(".weight"),
-        from_rows.entry.dtype,
-        to_rows.entry.dtype,
+        type_of(ours, tensor),
+        type_of(theirs, tensor),
         num_tensors=1,
         num_elements=torch.Size(tensor.shape).numel(),
     )
-    for start, stop in from_rows.chunks():
+    bound = bound_of(to_rows, has_importance=has_importance)
+    found = None
+    for start, stop in to_rows.chunks():
         before, after = from_rows.values(start, stop), to_rows.values(start, stop)
         is_other = (before != after) & ~(before.isnan() & after.isnan())
+        result.squared_norm += float(before.nan_to_num().double().square().sum())
         num_unequal = int(is_other.sum())
-        norm = float(before.nan_to_num().double().square().sum())
-        if num_unequal:
-            difference = (after - before).masked_fill(~is_other, 0.0)
-            result.max_error = max(result.max_error, float(difference.abs().max()))
-            result.squared_error += float(difference.double().square().sum())
         result.num_unequal += num_unequal
-        result.squared_norm += norm
+        if num_unequal:
+            error = (after - before).abs().masked_fill(~is_other, 0.0)
+            result.max_error = max(result.max_error, float(error.max()))
+            result.squared_error += float(error.double().square().sum())
+            allowed = bound(start, stop, before, after)
+            found = _with_fault(found, tensor.name, start, error, allowed, result.to_dtype)
         advance(4 * before.numel())
+    if found is not None:
+        result.faults.append(found)
     return result
+
+
+def _with_fault(
+    found: Fault | None, name: str, start: int, error: Tensor, allowed: Tensor, to: str
+) -> Fault | None:
+    """What was found before, with the values of some more rows."""
+    is_beyond = ~(error <= allowed)  # NaN too
+    if not bool(is_beyond.any()):
+        return found
+    places = is_beyond.nonzero()
+    excess = (error - allowed).nan_to_num(nan=torch.inf).masked_fill(~is_beyond, -torch.inf)
+    worst = int(excess.argmax())
+    here = Fault(
+        name,
+        len(places),
+        start + int(places[0, 0]),
+        float(error.flatten()[worst]),
+        float(allowed.flatten()[worst]),
+        to,
+    )
+    if found is None:
+        return here
+    is_worse = here.error - here.bound > found.error - found.bound
+    return replace(
+        here if is_worse else found,
+        num_values=found.num_values + here.num_values,
+        first_row=found.first_row,
+    )

@@ -7,7 +7,8 @@ a checkpoint, so that audit, loader and converter need to know nothing of GGUF.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rorqual.errors import CheckpointError
 from rorqual.model import ModelConfig
+from rorqual.ops.quant_bounds import Limits, floating_limits, limits_of
 from rorqual.ops.quant_types import CODED
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights.gguf_file import GgufFile, read_gguf
@@ -90,11 +92,43 @@ class GgufSource:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         place = self._places[name]
         if isinstance(place, _Halves):
-            return self._join(place, start, stop)
+            return self._join(place, start, stop, self._decode)
         info = place.info
         if len(place.shape) == 1:
             return self._decode(info, 0, 1)[0, start:stop]
         return self._decode(info, place.first_row + start, place.first_row + stop)
+
+    def kinds(self, name: str) -> list[str]:
+        """The types that a tensor is stored in: one, or those of its halves if they differ."""
+        place = self._places[name]
+        infos = (place.info,) if isinstance(place, _Rows) else (place.k_info, place.v_info)
+        return list(dict.fromkeys(info.kind.name for info in infos))
+
+    def allowed_errors(
+        self, name: str, start: int, stop: int, source: Tensor, *, has_importance: bool
+    ) -> Tensor:
+        """How far rows may be from the values they were made of, as `ops/quant_bounds` says."""
+        place = self._places[name]
+        found: dict[tuple[str, int, int], Limits] = {}
+
+        def limits(info: TensorInfo, first: int, last: int) -> Limits:
+            key = (info.name, first, last)
+            if key not in found:
+                raw, kind = self.file.read_raw(info.name, first, last), info.kind.name
+                if kind in VERBATIM:
+                    found[key] = floating_limits(raw.view(VERBATIM[kind]))
+                else:
+                    found[key] = limits_of(raw, kind, has_importance=has_importance)
+            return found[key]
+
+        def one(field: str) -> Tensor:
+            if isinstance(place, _Halves):
+                return self._join(place, start, stop, lambda *rows: getattr(limits(*rows), field))
+            rows = limits(place.info, place.first_row + start, place.first_row + stop)
+            whole: Tensor = getattr(rows, field)
+            return whole
+
+        return Limits(*(one(field.name) for field in fields(Limits))).allowed(source)
 
     def write_side_files(self, folder: Path) -> None:
         """The tokenizer as `tokenizer.json` and its configuration, if the file has one."""
@@ -171,23 +205,26 @@ class GgufSource:
         source = tensor.sources[0]
         self._add(source.name, _Halves(k_info, v_info, source.shape), k_info, v_info)
 
-    def _join(self, place: _Halves, start: int, stop: int) -> Tensor:
+    def _join(
+        self,
+        place: _Halves,
+        start: int,
+        stop: int,
+        read: Callable[[TensorInfo, int, int], Tensor],
+    ) -> Tensor:
         """Rows of (H, N + V, R): a head's keys, then its values; whole heads are read."""
         latent, nope = place.k_info.shape[-2:]
         width = nope + place.v_info.shape[-2]
         first, last = start // width, -(-stop // width)
-        keys = self._decode(place.k_info, first * latent, last * latent)
-        values = self._decode(place.v_info, first * (width - nope), last * (width - nope))
+        keys = read(place.k_info, first * latent, last * latent)
+        values = read(place.v_info, first * (width - nope), last * (width - nope))
         per_head = [
             keys.view(-1, latent, nope).transpose(1, 2),
             values.view(-1, width - nope, latent),
         ]
-        rows = torch.cat([half.to(self._dtype_of(place)) for half in per_head], 1)
+        dtype = torch.promote_types(keys.dtype, values.dtype)
+        rows = torch.cat([half.to(dtype) for half in per_head], 1)
         return rows.view(-1, latent)[start - first * width : stop - first * width]
-
-    def _dtype_of(self, place: _Halves) -> torch.dtype:
-        kinds = {place.k_info.kind.name, place.v_info.kind.name}
-        return VERBATIM.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
     def _decode(self, info: TensorInfo, start: int, stop: int) -> Tensor:
         """Float types as stored, the others as float32."""
