@@ -1,4 +1,5 @@
-"""Writes that are whole or absent (temporary name, fsync, rename), and locks between processes.
+"""Writes that are whole or absent (temporary name, fsync, rename), reads and writes at an offset,
+and locks between processes.
 
 Modes are those that `open` and `mkdir` give, so the umask decides who may read.
 """
@@ -12,16 +13,19 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 from rorqual.errors import RorqualError, UsageError
 from rorqual.log import logger
 
+T = TypeVar("T")
 FOLDER_LOCK = ".lock"
+BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes ends of lines
 LOCKED_BYTE = 1 << 30  # where Windows locks, which keeps others from reading what it locks
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WEB_PAGE = (b"<!doctype html", b"<html", b"<head")
@@ -181,6 +185,34 @@ def read_json(
             "is not a JSON object", where=path, found=type(value).__name__, expected="{...}"
         )
     return value
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Reads into `buffer` from `offset` on; how many bytes there were. Any thread may."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    data = _moved(descriptor, offset, lambda: os.read(descriptor, len(buffer)))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> int:
+    """Writes at `offset` what the system takes at once; how many bytes. Any thread may."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, offset)
+    return _moved(descriptor, offset, lambda: os.write(descriptor, data))
+
+
+_MOVING = threading.Lock()
+
+
+def _moved(descriptor: int, offset: int, act: Callable[[], T]) -> T:
+    """Where the system has no calls with an offset (Windows), the place in a file is shared by all
+    who use its descriptor: one at a time moves it.
+    """
+    with _MOVING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return act()
 
 
 class FileLock:

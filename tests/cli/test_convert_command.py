@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from command import run
 
-from rorqual.weights import load
+from rorqual.weights import convert_files, load
 
 
 def test_fp8_and_back(model_folder: Path, tmp_path: Path) -> None:
@@ -54,9 +54,25 @@ def test_errors(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_verify_fails_with_exit_code_2(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    from rorqual.weights.convert_verify import BOUNDS
+    """A matrix whose last rows were left out: its name, what it is off by, and the bound."""
+    name = "model.layers.1.mlp.experts.2.down_proj.weight"
 
-    monkeypatch.setitem(BOUNDS, "BF16", 0.0)
+    def encode_badly(source, output, scale, options, put) -> None:
+        def put_badly(to: str, first: int, rows: torch.Tensor) -> None:
+            if to == name:
+                rows[-2:] = 0
+            put(to, first, rows)
+
+        encode(source, output, scale, options, put_badly)
+
+    encode = convert_files.encode
+    monkeypatch.setattr(convert_files, "encode", encode_badly)
     done = run("convert", model_folder, tmp_path / "a", "--to", "bf16", "--verify")
     assert done.code == 2
+    assert f"{name}: 32 values from row 30 on" in done.err
+    assert "to BF16: off by" in done.err
     assert (tmp_path / "a/model.safetensors").exists()
+    done = run("convert", model_folder, tmp_path / "b", "--to", "bf16", "--verify", "--json")
+    assert done.code == 2
+    faults = [fault for row in json.loads(done.out)["verify"] for fault in row["faults"]]
+    assert [fault["tensor"] for fault in faults] == [name]

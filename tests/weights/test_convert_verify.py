@@ -29,7 +29,10 @@ from rorqual.weights.gguf_file import read_gguf
 from rorqual.weights.gguf_format import TensorInfo
 from rorqual.weights.gguf_mixes import MIXES
 from rorqual.weights.gguf_names import gguf_tensors
+from rorqual.weights.names import StoredTensor, stored_tensors
+from rorqual.weights.open import open_source
 from rorqual.weights.progress import byte_progress
+from rorqual.weights.source import TensorSource
 
 # Rows of 256 for the K-quants, an MTP layer, and matrices of several FP8 blocks with rests.
 CONFIG = oracle.WIDE.with_changes(
@@ -175,8 +178,15 @@ def _one_of_each_type(path: Path) -> dict[str, tuple[TensorInfo, list[str]]]:
         }
 
 
+# The others have the same types, in other tensors.
+TESTED_FAST = ("F32", "F16", "BF16", "Q8_0", "Q5_K_M", "Q3_K_M", "Q2_K_XS")
+
+
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(
+    "mix",
+    [pytest.param(mix, marks=[] if mix in TESTED_FAST else pytest.mark.slow) for mix in MIXES],
+)
 def test_what_is_wrong_in_a_gguf_file_is_named(
     sources: dict[str, Path], gguf_files: Path, mix: str, corruption: str, tmp_path: Path
 ) -> None:
@@ -358,6 +368,41 @@ def test_the_size_of_chunks_changes_nothing(
         (first,), (second,) = whole.parent.rglob(name), small.parent.rglob(name)
         assert first.read_bytes() == second.read_bytes(), name
     assert files
+
+
+# Of matrices that are taken for 512 rows high.
+ROW_RANGES = ((0, 512), (0, 1), (127, 128), (128, 129), (130, 250), (200, 300), (384, 511))
+
+
+@pytest.mark.parametrize("to", ["hf", "shards:2", "shards:2:bf16"])
+def test_any_rows_are_those_of_the_whole(sources: dict[str, Path], to: str, tmp_path: Path) -> None:
+    """Ranges that begin and end anywhere: inside an FP8 block, inside a rank, across several."""
+    converted(sources["fp8"], tmp_path / "a", to)
+    num_tensors = 0
+    with open_source(sources["fp8"]) as ours, open_source(tmp_path / "a") as theirs:
+        for tensor in stored_tensors(theirs.config, "float32"):
+            if tensor.name not in theirs.entries or len(tensor.shape) < 2:
+                continue
+            whole = _dequantised(ours, tensor)
+            if theirs.entries[tensor.name].dtype == "BF16":
+                whole = whole.bfloat16().float()
+            for span in ROW_RANGES:
+                start, stop = (place * tensor.shape[0] // 512 for place in span)
+                stop = max(stop, start + 1)
+                rows = values.StoredRows(theirs, tensor).values(start, stop)
+                assert torch.equal(rows, whole[start:stop]), (tensor.name, start, stop)
+            num_tensors += 1
+    assert num_tensors > 20
+
+
+def _dequantised(source: TensorSource, tensor: StoredTensor) -> Tensor:
+    """The plain formula, a value at a time."""
+    weight = source.read(tensor.name).float()
+    if source.entries[tensor.name].dtype != "F8_E4M3":
+        return weight
+    scale = source.read(tensor.scale_name).float()
+    rows, columns = (torch.arange(size) // 128 for size in weight.shape)
+    return weight * scale[rows][:, columns]
 
 
 def test_the_table_as_json(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What rounding to a block of a GGUF type explains: the reference by which a conversion is verified.
+"""What rounding to a block of a GGUF type explains: what a conversion is verified by.
 
 Given the scales that are stored, an encoder chooses for each value the nearest one that the block
 can hold. So inside the block's range a value is off by half a step at most, and outside by its

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import CheckpointError
-from rorqual.files import fsync_path
+from rorqual.files import BINARY, fsync_path
 from rorqual.weights.convert_encode import encode
 from rorqual.weights.convert_plan import Options, Output, PlannedFile
 from rorqual.weights.convert_record import Record
@@ -48,7 +48,7 @@ class FileInWork:
         """Creates the file at its full size, with its header; a second call does nothing."""
         with self._lock:
             if self._descriptor < 0:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | BINARY
                 self._descriptor = os.open(self.temporary, flags, 0o644)
                 os.ftruncate(self._descriptor, self.layout.num_bytes)
                 write_at(self._descriptor, memoryview(self.layout.header), 0)

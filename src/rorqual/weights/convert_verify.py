@@ -168,7 +168,7 @@ def _compare(
             error = (after - before).abs().masked_fill(~is_other, 0.0)
             result.max_error = max(result.max_error, float(error.max()))
             result.squared_error += float(error.double().square().sum())
-            allowed = bound(start, stop, before, after)
+            allowed = bound(start, stop, before, after).masked_fill(~is_other, 0.0)
             found = _with_fault(found, tensor.name, start, error, allowed, result.to_dtype)
         advance(4 * before.numel())
     if found is not None:

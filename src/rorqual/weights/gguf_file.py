@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import CheckpointError, listing
+from rorqual.files import BINARY, read_at
 from rorqual.ops.quantise import decode_blocks
 from rorqual.weights.gguf_format import Header, TensorInfo, Value, is_gguf, read_header
 
@@ -52,7 +53,7 @@ class GgufFile:
         done, offset = 0, info.offset + start * info.row_bytes
         descriptor = self._open(info.file)
         while done < len(buffer):
-            num = os.preadv(descriptor, [buffer[done:]], offset + done)
+            num = read_at(descriptor, buffer[done:], offset + done)
             if num == 0:
                 raise CheckpointError(
                     f"tensor {name} cannot be read",
@@ -75,7 +76,7 @@ class GgufFile:
     def _open(self, file: Path) -> int:
         with self._lock:
             if file not in self._opened:
-                self._opened[file] = os.open(file, os.O_RDONLY)
+                self._opened[file] = os.open(file, os.O_RDONLY | BINARY)
             return self._opened[file]
 
     def close(self) -> None:

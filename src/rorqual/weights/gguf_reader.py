@@ -79,6 +79,10 @@ class GgufSource:
         return len(self.file.files)
 
     @property
+    def has_tokenizer(self) -> bool:
+        return TOKENS in self.file.metadata
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer; TokenizerError if it has none that we know."""
         return tokenizer_of(self.file.metadata, self.path)
@@ -132,7 +136,7 @@ class GgufSource:
 
     def write_side_files(self, folder: Path) -> None:
         """The tokenizer as `tokenizer.json` and its configuration, if the file has one."""
-        if TOKENS in self.file.metadata:
+        if self.has_tokenizer:
             self.tokenizer.save(folder)
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from rorqual.tokenizer.special import FIRST_SPECIALS, HIDDEN_SPECIALS, byte_leve
 from rorqual.weights.gguf_format import Value
 
 MODEL = "tokenizer.ggml.model"
+NO_TOKENIZER = "none"
 PRE = "tokenizer.ggml.pre"
 TOKENS = "tokenizer.ggml.tokens"
 KINDS = "tokenizer.ggml.token_type"

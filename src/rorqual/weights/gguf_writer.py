@@ -30,7 +30,8 @@ from rorqual.weights.gguf_job import files_in_work, fingerprint_of, part_names
 from rorqual.weights.gguf_metadata import metadata_of
 from rorqual.weights.gguf_mixes import Mix, mix_of, type_of
 from rorqual.weights.gguf_names import GgufTensor, gguf_tensors
-from rorqual.weights.gguf_tokenizer import tokenizer_metadata
+from rorqual.weights.gguf_reader import GgufSource
+from rorqual.weights.gguf_tokenizer import MODEL, NO_TOKENIZER, tokenizer_metadata
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.source import TensorSource
 from rorqual.weights.values import StoredRows
@@ -76,7 +77,9 @@ def write_gguf(
     tokenizer = tokenizer or _tokenizer_of(source)
     metadata = metadata_of(config, chosen.file_type, is_split=is_split_mla)
     metadata["general.name"] = destination.name.removesuffix(".gguf")
-    if tokenizer is not None:
+    if tokenizer is None:
+        metadata[MODEL] = NO_TOKENIZER  # llama.cpp wants the key, and then `vocab_size`
+    else:
         _check_tokenizer(tokenizer, config)
         metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     tasks = plan_tasks(config, chosen, is_split_mla=is_split_mla)
@@ -231,9 +234,8 @@ def _one_thread() -> None:
 
 
 def _tokenizer_of(source: TensorSource) -> Tokenizer | None:
-    own = getattr(source, "tokenizer", None)
-    if isinstance(own, Tokenizer):
-        return own
+    if isinstance(source, GgufSource):
+        return source.tokenizer if source.has_tokenizer else None
     folder = source.path if source.path.is_dir() else source.path.parent
     return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
 

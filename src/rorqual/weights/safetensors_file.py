@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rorqual import files
 from rorqual.errors import CheckpointError
 
 DTYPES = {
@@ -166,7 +167,7 @@ class RowFiles:
         with self._lock:
             if path not in self._opened:
                 places = read_places(path)
-                self._opened[path] = (os.open(path, os.O_RDONLY), places)
+                self._opened[path] = (os.open(path, os.O_RDONLY | files.BINARY), places)
             return self._opened[path]
 
     def close(self) -> None:
@@ -186,7 +187,7 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
     """Fills the buffer from `offset` on; CheckpointError if the file ends before."""
     done = 0
     while done < len(buffer):
-        num = os.preadv(descriptor, [buffer[done:]], offset + done)
+        num = files.read_at(descriptor, buffer[done:], offset + done)
         if num == 0:
             raise _broken(path, f"the file ends at byte {offset + done:,}")
         done += num
@@ -196,4 +197,4 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Writes all of the data at `offset`."""
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, data[done : done + WRITE_BYTES], offset + done)
+        done += files.write_at(descriptor, data[done : done + WRITE_BYTES], offset + done)
