@@ -124,6 +124,14 @@ def test_float32_logits_are_ours(
     assert (theirs - ours).norm() / ours.norm() < EXACT
 
 
+def test_a_file_without_a_tokenizer_is_loaded(tmp_path: Path) -> None:
+    save(random_model(GROUPED), tmp_path / "hf", "float32")
+    path = written(tmp_path / "hf", tmp_path / "m.gguf", "F32")
+    tokens = torch.randint(3, 380, (NUM_TOKENS,)).tolist()
+    theirs, ours = llama_cpp.logits(path, tokens, tmp_path), our_logits(path, tokens)
+    assert (theirs - ours).norm() / ours.norm() < EXACT
+
+
 def test_bf16_logits_are_ours(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """llama.cpp rounds activations to BF16 as well, so that some positions choose other experts:
     the median position is compared."""

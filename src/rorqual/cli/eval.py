@@ -40,6 +40,7 @@ def evaluate(
     from rorqual.engine import Engine
     from rorqual.engine.model_folder import ModelFolder
     from rorqual.eval import compare_on_held_out, evaluate_skills
+    from rorqual.eval.skills import MAX_ANSWER_TOKENS
     from rorqual.log import console
 
     if threads is not None:
@@ -50,7 +51,8 @@ def evaluate(
     results: list[SkillResult] = []
     if skills:
         with console().status("asking"):
-            results = evaluate_skills(engine, skills, seed, skill)
+            params = folder.sampling(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
+            results = evaluate_skills(engine, skills, seed, skill, params=params)
     compressed: list[SourceResult] = []
     if held_out is not None:
         with console().status("coding held-out text"):

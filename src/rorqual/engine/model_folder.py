@@ -8,15 +8,11 @@ may hold `chat.json`, which the terminal chat reads:
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import Field
-
 from rorqual.bundled import BUNDLED, checkpoint_path
-from rorqual.config import fill, settings
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
 from rorqual.files import read_json, stand_in
@@ -24,12 +20,20 @@ from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights import load_config
+from rorqual.weights.advice import (
+    Advice,
+    ChatCard,
+    advice_of_folder,
+    advice_of_gguf,
+    read_card,
+)
 from rorqual.weights.folder import config_of
 from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
+from rorqual.weights.gguf_metadata import config_of as config_of_gguf
 from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
-from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
+from rorqual.weights.huggingface_writer import CHAT_CARD
 from rorqual.weights.model_reader import load_from
 from rorqual.weights.not_weights import pickle_fix
 from rorqual.weights.open import SourceKind, kind_of, open_source
@@ -39,33 +43,6 @@ from rorqual.weights.source import TensorSource
 
 DTYPES = ("auto", "float32", "bfloat16")
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
-# llama.cpp's keys of advice on sampling (gguf-py's constants.py) -> SamplingDefaults' fields
-GGUF_SAMPLING = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.min_p": "min_p",
-}
-
-
-@settings
-class SamplingDefaults:
-    """A model's own advice; None leaves SamplingParams' default."""
-
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-
-
-@settings
-class ChatCard:
-    """What a chat says first, questions to try, and the sampling that suits the model."""
-
-    opening: str | None = None
-    examples: tuple[str, ...] = ()
-    sampling: SamplingDefaults = SamplingDefaults()
 
 
 @dataclass(frozen=True)
@@ -117,8 +94,7 @@ class ModelFolder:
 
     def card(self) -> ChatCard:
         """What `chat.json` says; an empty card without it."""
-        file = self._beside(CHAT_CARD)
-        return ChatCard() if file is None else fill(ChatCard, read_json(file, ConfigError), file)
+        return read_card(self.path) if self.path.is_dir() else ChatCard()
 
     def is_chat(self) -> bool:
         """Whether there is a chat template in the tokenizer's files, or a chat card."""
@@ -134,8 +110,18 @@ class ModelFolder:
         `chosen` are SamplingParams' fields; None means not chosen. The advice is that of
         `generation_config.json`, before that of a GGUF file's keys.
         """
-        values = self._gguf_advice() if self.kind == "gguf" else {}
-        values |= self._generation_config() | _given(self.card().sampling)
+        found = [self._folder_advice] if self.path.is_dir() else []
+        if self.kind == "gguf":
+            found.append(advice_of_gguf(self._gguf.metadata, self._vocab_size, self._gguf.path))
+        values: dict[str, Any] = {}
+        for advice in reversed(found):
+            values |= advice.sampling
+            if advice.end_ids:
+                values["stop_token_ids"] = advice.end_ids
+        if ends := values.get("stop_token_ids"):
+            # The tokenizer's own end is one anyway, unless it is to be ignored.
+            own = self.load_tokenizer().eos_id
+            values["stop_token_ids"] = tuple(end for end in ends if end != own)
         values |= {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams(**values)
 
@@ -193,33 +179,24 @@ class ModelFolder:
         require_deepseek2(file.metadata, file.path)
         return file
 
+    @functools.cached_property
+    def _folder_advice(self) -> Advice:
+        return advice_of_folder(self.path, self._vocab_size)
+
+    @functools.cached_property
+    def _vocab_size(self) -> int:
+        if self.config is not None:
+            return self.config.vocab_size
+        if self.kind == "gguf":
+            return config_of_gguf(
+                self._gguf.metadata, self._gguf.tensors, self._gguf.path
+            ).vocab_size
+        return load_config(self.path).vocab_size
+
     def _beside(self, name: str) -> Path | None:
         """A file in the model's folder; a GGUF file that was named itself has none."""
         file = self.path / name
         return file if self.path.is_dir() and file.exists() else None
-
-    def _generation_config(self) -> dict[str, Any]:
-        """The fields of transformers' file that mean something here; it has many that do not."""
-        file = self._beside(GENERATION)
-        if file is None:
-            return {}
-        table = read_json(file, ConfigError)
-        names = ("temperature", "top_p", "top_k", "min_p")
-        given = {k: table[k] for k in names if k in table}
-        values = _given(fill(SamplingDefaults, given, file, is_foreign=True))
-        if table.get("do_sample") is False:
-            values = {"temperature": 0.0}
-        if isinstance(ends := table.get("eos_token_id"), list):
-            values["stop_token_ids"] = tuple(ends)
-        return values
-
-    def _gguf_advice(self) -> dict[str, Any]:
-        metadata = self._gguf.metadata
-        found = {name: metadata[key] for key, name in GGUF_SAMPLING.items() if key in metadata}
-        for name, value in found.items():
-            if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
-                found[name] = float(str(np.float32(value)))
-        return _given(fill(SamplingDefaults, found, self._gguf.path, is_foreign=True))
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:
@@ -253,10 +230,3 @@ def _has_template(path: Path) -> bool:
     if not settings_file.exists():
         return False
     return bool(read_json(settings_file, ConfigError).get("chat_template"))
-
-
-def _given(advice: SamplingDefaults) -> dict[str, Any]:
-    values = {field.name: getattr(advice, field.name) for field in fields(advice)}
-    if values["top_k"] == 0:  # transformers' spelling of None
-        values["top_k"] = None
-    return {name: value for name, value in values.items() if value is not None}

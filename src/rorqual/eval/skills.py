@@ -11,9 +11,11 @@ from rorqual.tasks import SKILLS, SkillResult, evaluate
 MAX_ANSWER_TOKENS = 200
 
 
-def answer_greedily(engine: Engine) -> Callable[[list[str]], list[str]]:
+def answer_greedily(
+    engine: Engine, params: SamplingParams | None = None
+) -> Callable[[list[str]], list[str]]:
     """A function of questions to answers, each question a conversation of its own."""
-    params = SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
+    params = params or SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
 
     def answer(questions: list[str]) -> list[str]:
         encode = engine.tokenizer.encode_chat
@@ -29,9 +31,13 @@ def evaluate_skills(
     seed: int = 0,
     names: Sequence[str] | None = None,
     on_result: Callable[[SkillResult], None] | None = None,
+    params: SamplingParams | None = None,
 ) -> list[SkillResult]:
-    """`count` held-out questions of each skill (all, or those named)."""
-    answer = answer_greedily(engine)
+    """`count` held-out questions of each skill (all, or those named).
+
+    `params`: where the model's answers end and what it penalises; greedy without any.
+    """
+    answer = answer_greedily(engine, params)
     results = []
     for name in names or list(SKILLS):
         results.append(evaluate(answer, name, count, seed))

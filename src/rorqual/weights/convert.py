@@ -45,7 +45,7 @@ from rorqual.weights.convert_record import (
 from rorqual.weights.folder import CONFIG, INDEX
 from rorqual.weights.gguf_importance import fit_importance, read_importance
 from rorqual.weights.gguf_mixes import mix_of
-from rorqual.weights.gguf_writer import plan_tasks, write_gguf
+from rorqual.weights.gguf_writer import advice_of, plan_tasks, write_gguf
 from rorqual.weights.huggingface_writer import QUANTISATION
 from rorqual.weights.model_args import MODEL_ARGS, model_args, unsaid
 from rorqual.weights.open import open_source
@@ -226,9 +226,13 @@ def _to_gguf(
     assert mix is not None, "a target of this kind names its mix"
     has_mtp = options.is_mtp_kept and report.config.num_nextn_predict_layers > 0
     importance: dict[str, Tensor] | None = None
-    notes: list[str] = []
+    notes = []
+    if unsaid := advice_of(source).unsaid:
+        notes.append(f"GGUF has no place for {listing(unsaid)}: left out")
+        logger(__name__).warning("%s", notes[0])
     if options.imatrix is not None:
-        importance, notes = _importance(options.imatrix, report.config, mix, has_mtp)
+        importance, found = _importance(options.imatrix, report.config, mix, has_mtp)
+        notes += found
     with progress("writing GGUF", source.num_bytes()) as advance:
         files = write_gguf(
             source,

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import CheckpointError
+from rorqual.files import write_json
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_bounds import Limits, floating_limits, limits_of
 from rorqual.ops.quant_types import CODED
 from rorqual.tokenizer import Tokenizer
+from rorqual.weights.advice import Advice, advice_of_gguf
 from rorqual.weights.gguf_file import GgufFile, read_gguf
 from rorqual.weights.gguf_format import TensorInfo
 from rorqual.weights.gguf_metadata import config_of, require_deepseek2
 from rorqual.weights.gguf_names import GgufTensor, gguf_tensors, half_names
 from rorqual.weights.gguf_tokenizer import TOKENS, tokenizer_of
+from rorqual.weights.huggingface_writer import GENERATION
 from rorqual.weights.source import Entry, Quantisation
 
 VERBATIM = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -134,8 +137,15 @@ class GgufSource:
 
         return Limits(*(one(field.name) for field in fields(Limits))).allowed(source)
 
+    @property
+    def advice(self) -> Advice:
+        """What the keys say of ends and sampling."""
+        return advice_of_gguf(self.file.metadata, self.config.vocab_size, self.path)
+
     def write_side_files(self, folder: Path) -> None:
-        """The tokenizer as `tokenizer.json` and its configuration, if the file has one."""
+        """`generation_config.json` from the keys, and the tokenizer, if the file has one."""
+        if generation := self.advice.generation_config():
+            write_json(folder / GENERATION, generation)
         if self.has_tokenizer:
             self.tokenizer.save(folder)
 

@@ -21,6 +21,7 @@ from rorqual.errors import CheckpointError, RorqualError, UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quantise import encode_blocks
 from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.weights.advice import Advice, advice_of_folder
 from rorqual.weights.convert_files import one_thread_each
 from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short
 from rorqual.weights.gguf_file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
@@ -77,6 +78,8 @@ def write_gguf(
     tokenizer = tokenizer or _tokenizer_of(source)
     metadata = metadata_of(config, chosen.file_type, is_split=is_split_mla)
     metadata["general.name"] = destination.name.removesuffix(".gguf")
+    advice = advice_of(source)
+    metadata |= advice.gguf_keys(None if tokenizer is None else tokenizer.eos_id)
     if tokenizer is None:
         metadata[MODEL] = NO_TOKENIZER  # llama.cpp wants the key, and then `vocab_size`
     else:
@@ -238,6 +241,14 @@ def _tokenizer_of(source: TensorSource) -> Tokenizer | None:
         return source.tokenizer if source.has_tokenizer else None
     folder = source.path if source.path.is_dir() else source.path.parent
     return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def advice_of(source: TensorSource) -> Advice:
+    """What the source says of its answers, in its keys or in the files beside its weights."""
+    if isinstance(source, GgufSource):
+        return source.advice
+    is_folder = source.path.is_dir()
+    return advice_of_folder(source.path, source.config.vocab_size) if is_folder else Advice()
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:

@@ -1,0 +1,151 @@
+"""Ends of answers and advice on sampling through every form. Oracles: gguf-py's names of the keys;
+the folder that a form was made of.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import hf_oracle as oracle
+import pytest
+
+from rorqual.engine import ModelFolder
+from rorqual.engine.params import SamplingParams
+from rorqual.errors import RorqualError, TokenizerError
+from rorqual.model import build
+from rorqual.tokenizer import train_tokenizer
+from rorqual.weights import load, save
+from rorqual.weights.convert import Conversion, convert
+from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.gguf_file import read_gguf
+
+CONFIG = oracle.BASE.with_changes(vocab_size=320)
+ADVICE = {
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 40,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+}
+
+
+def folder_with(path: Path, generation: dict[str, Any], **files: dict[str, Any]) -> Path:
+    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    save(build(CONFIG), path, "float32", tokenizer, generation=generation)
+    for name, table in files.items():
+        file = path / f"{name}.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(found | table))
+    return path
+
+
+def converted(source: Path, destination: Path, to: str) -> Conversion:
+    return convert(source, destination, Options(Target.parse(to)))
+
+
+def sampling(path: Path) -> SamplingParams:
+    return ModelFolder.find(str(path)).sampling()
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "all of it": ({**ADVICE, "do_sample": True, "eos_token_id": [1, 7, 8, 9, 250]}, ADVICE),
+    "one other end": ({"eos_token_id": 9}, {}),
+    "three ends": ({"eos_token_id": [1, 7, 8]}, {}),
+    "greedy": ({**ADVICE, "do_sample": False}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_says_the_same(case: str, tmp_path: Path) -> None:
+    generation, wanted = CASES[case]
+    folder = folder_with(tmp_path / "hf", generation)
+    ends = generation.get("eos_token_id", [])
+    ends = tuple(end for end in (ends if isinstance(ends, list) else [ends]) if end != 1)
+    expected = SamplingParams(**wanted, stop_token_ids=ends)
+    assert sampling(folder) == expected
+    for name, to in (("shards", "shards:2"), ("a.gguf", "gguf:F32"), ("bf16", "bf16")):
+        assert sampling(converted(folder, tmp_path / name, to).destination) == expected, to
+    assert sampling(
+        converted(tmp_path / "a.gguf", tmp_path / "b.gguf", "gguf:F32").destination
+    ) == (expected)
+    back = converted(tmp_path / "a.gguf", tmp_path / "back", "bf16").destination
+    assert sampling(back) == expected
+
+
+def test_the_keys_are_llama_cpps(tmp_path: Path) -> None:
+    generation = {**ADVICE, "eos_token_id": [1, 7, 8, 9]}
+    path = converted(folder_with(tmp_path / "hf", generation), tmp_path / "a.gguf", "gguf:F32")
+    with read_gguf(path.destination) as file:
+        found = file.metadata
+    general, tokenizer = gguf.Keys.General, gguf.Keys.Tokenizer
+    assert found[tokenizer.EOS_ID] == 1
+    assert found[tokenizer.EOT_ID] == 7
+    assert found[tokenizer.EOM_ID] == 8
+    assert found["rorqual.stop_token_ids"].tolist() == [1, 7, 8, 9]  # type: ignore[union-attr]
+    assert found[general.SAMPLING_TEMP] == pytest.approx(0.6)
+    assert found[general.SAMPLING_TOP_P] == pytest.approx(0.95)
+    assert found[general.SAMPLING_TOP_K] == 40
+    assert found[general.SAMPLING_MIN_P] == pytest.approx(0.05)
+    assert found[general.SAMPLING_PENALTY_REPEAT] == pytest.approx(1.1)
+    assert found[general.SAMPLING_PENALTY_LAST_N] == -1
+
+
+def test_the_chat_card_comes_first_and_what_has_no_key_is_said(tmp_path: Path) -> None:
+    card = {"opening": "Hello.", "examples": ["sing"], "sampling": {"temperature": 0.3}}
+    generation = {"temperature": 0.6, "top_p": 0.9, "no_repeat_ngram_size": 3}
+    folder = folder_with(tmp_path / "hf", generation, chat=card)
+    done = converted(folder, tmp_path / "a.gguf", "gguf:F32")
+    assert sampling(done.destination) == sampling(folder)
+    assert sampling(folder).temperature == 0.3
+    (note,) = done.notes
+    for unsaid in ("opening of chat.json", "examples of chat.json", "no_repeat_ngram_size"):
+        assert unsaid in note
+
+
+def test_the_end_in_config_json_counts(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "hf", {"eos_token_id": None}, config={"eos_token_id": 9})
+    assert sampling(folder).stop_token_ids == (9,)
+    assert sampling(converted(folder, tmp_path / "a.gguf", "gguf:F32").destination) == (
+        sampling(folder)
+    )
+
+
+@pytest.mark.parametrize("impossible", [-1, 320, "1", 1.5, True, [1, 320], [[1]]])
+@pytest.mark.parametrize("name", ["generation_config", "config"])
+def test_an_impossible_end_is_named(name: str, impossible: object, tmp_path: Path) -> None:
+    generation = {"eos_token_id": impossible if name == "generation_config" else None}
+    folder = folder_with(tmp_path / "hf", generation, config={"eos_token_id": impossible})
+    with pytest.raises(RorqualError, match=f"eos_token_id in {name}.json") as caught:
+        sampling(folder)
+    assert f"{name}.json" in str(caught.value.where)
+    with pytest.raises(RorqualError, match="eos_token_id"):
+        converted(folder, tmp_path / "a.gguf", "gguf:F32")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_penalty_over_no_tokens_is_none(tmp_path: Path) -> None:
+    from rorqual.weights.advice import advice_of_gguf
+
+    keys = {"general.sampling.penalty_repeat": 1.5, "general.sampling.penalty_last_n": 0}
+    assert advice_of_gguf(keys, 320, tmp_path).sampling == {}
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    save(build(CONFIG), tmp_path / "hf", "float32", generation={"eos_token_id": [1, 7]})
+    path = converted(tmp_path / "hf", tmp_path / "a.gguf", "gguf:F32").destination
+    with read_gguf(path) as file:
+        assert file.metadata["tokenizer.ggml.model"] == "none"
+        assert file.metadata["deepseek2.vocab_size"] == CONFIG.vocab_size
+    assert load(path).config.vocab_size == CONFIG.vocab_size
+    with pytest.raises(TokenizerError, match="no tokenizer") as caught:
+        ModelFolder.find(str(path)).load_tokenizer()
+    assert "--tokenizer" in str(caught.value.fix)
+    train_tokenizer(["The whale swims."] * 4, 300).save(tmp_path / "tokenizer")
+    own = ModelFolder.find(str(path), tmp_path / "tokenizer")
+    assert own.sampling().stop_token_ids == (7,)
+    back = converted(path, tmp_path / "back", "bf16").destination
+    assert json.loads((back / "generation_config.json").read_text()) == {"eos_token_id": [1, 7]}
