@@ -112,7 +112,10 @@ def read_card(folder: Path) -> ChatCard:
 
 def advice_of_folder(folder: Path, vocab_size: int) -> Advice:
     """Of the files in a folder. ConfigError names the file of an impossible id or value."""
-    card, end_ids, sampling, unsaid = read_card(folder), (), {}, []
+    card = read_card(folder)
+    end_ids: tuple[int, ...] = ()
+    sampling: dict[str, Any] = {}
+    unsaid: list[str] = []
     for name in (GENERATION, CONFIG):
         file = folder / name
         table = read_json(file, ConfigError) if file.exists() else {}
