@@ -22,7 +22,7 @@ from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.sampler import draw_rows
 from rorqual.model import DeepseekV3, build
-from rorqual.model.moe import Experts
+from rorqual.model.moe import _silu
 from rorqual.model.router import Routing
 from rorqual.ops import compiled, grouped_gemm, linear
 from rorqual.tokenizer import Tokenizer
@@ -124,25 +124,13 @@ def test_filled_up_experts_never_take_the_way_of_few_rows() -> None:
 def test_how_threads_share_the_rows_of_experts_changes_no_bit(num_threads: int) -> None:
     """Six threads share 32 rows of 1,408 values at places that are no multiple of a vector."""
     torch.set_num_threads(num_threads)
-    config = CONFIG.with_changes(moe_intermediate_size=1408)
-    generator = torch.Generator().manual_seed(0)
-    experts = Experts(config)
-    torch.nn.init.normal_(experts.gate_up_proj, std=0.2, generator=generator)
-    torch.nn.init.normal_(experts.down_proj, std=0.2, generator=generator)
-    x_TD = torch.randn(ROWS, config.hidden_size, generator=generator)
-
-    def rows_of_expert_7(num_others: int) -> Tensor:
-        """Every token chooses expert 7, and some of the others beside it."""
-        others = torch.arange(num_others).repeat(ROWS, 1)
-        chosen_TK = torch.cat([others, torch.full((ROWS, 1), 7)], dim=1)
-        weights_TK = torch.ones(chosen_TK.shape)
-        routing = Routing(weights_TK, chosen_TK, torch.zeros(ROWS, 8))
-        return experts(TileDispatcher().dispatch(x_TD, routing, 8))[-ROWS:]
-
-    with torch.inference_mode():
-        alone = rows_of_expert_7(0)
-        for num_others in range(1, 7):
-            assert torch.equal(rows_of_expert_7(num_others), alone)
+    routing = Routing(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 8))
+    tile_rows = TileDispatcher().dispatch(torch.zeros(1, 4), routing, 8).tile_rows
+    gate_NI = torch.randn(ROWS, 2 * 1408, generator=torch.Generator().manual_seed(0))
+    alone = _silu(gate_NI.chunk(2, -1)[0], tile_rows)
+    for num_others in range(1, 7):
+        beside = torch.cat([gate_NI.flip(0)] * num_others + [gate_NI]).chunk(2, -1)[0]
+        assert torch.equal(_silu(beside, tile_rows)[-ROWS:], alone)
 
 
 @pytest.mark.usefixtures("_threads")
