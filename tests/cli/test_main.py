@@ -81,3 +81,10 @@ def test_public_names_resolve_without_importing_torch_first() -> None:
         "except AttributeError: pass\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_debug_behind_two_dashes_is_an_argument() -> None:
+    """`inspect -- --debug` asks for a model of that name: a message, and no traceback."""
+    done = run("inspect", "--", "--debug")
+    assert done.code == 2
+    assert "--debug: " in done.err

@@ -117,12 +117,12 @@ def test_interrupted_build_goes_on(
     written: list[Path] = []
     write = shards_module._write_shard
 
-    def killed(file: Path, taken: Any, folder: Path, name: str, *rest: Any) -> None:
+    def killed(documents: Any, folder: Path, name: str, *rest: Any) -> None:
         if len(written) == 3:
             (folder / f".{name}.tokens.half").write_bytes(b"half")  # what a kill -9 leaves
             raise KeyboardInterrupt
         written.append(folder / name)
-        write(file, taken, folder, name, *rest)
+        write(documents, folder, name, *rest)
 
     monkeypatch.setattr(shards_module, "_write_shard", killed)
     data = _data(tmp_path / "t", source)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -15,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.data import corpus
-from rorqual.data.corpus import Document, corpus_files, read_documents, write_documents
+from rorqual.data.corpus import (
+    Document,
+    corpus_files,
+    cut_blocks,
+    read_documents,
+    read_file,
+    write_documents,
+)
 from rorqual.errors import DataError
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
@@ -45,15 +53,69 @@ def test_text_file_is_one_document(tmp_path: Path) -> None:
     assert [d.text for d in read_documents(tmp_path)] == ["line\n\nline\n"]
 
 
-def test_long_text_file_is_cut_at_blank_lines(
+def test_long_text_is_cut_at_blank_lines_lines_and_spaces(tmp_path: Path) -> None:
+    whole = "a paragraph\n\nanother one\nof lines without end\nand one of words only " + "x" * 50
+    (tmp_path / "a.txt").write_text(whole)
+    documents = list(read_file(tmp_path / "a.txt", block_characters=12))
+    texts = [d.text or "" for d in documents]
+    assert "".join(texts) == whole
+    assert texts[:2] == ["a paragraph\n\n", "another one\n"]
+    assert texts[-1] == "x" * 7
+    assert all(12 <= len(text) <= 24 for text in texts[:-1])
+    assert [d.is_continued for d in documents] == [False, *[True] * (len(texts) - 1)]
+
+
+@given(st.lists(st.text("ab \n", max_size=40), max_size=6), st.integers(1, 12))
+def test_blocks_are_the_text(chunks: list[str], size: int) -> None:
+    blocks = list(cut_blocks(chunks, size))
+    assert "".join(blocks) == "".join(chunks)
+    assert all(size <= len(block) <= 2 * size for block in blocks[:-1])
+
+
+def test_memory_is_bounded_whatever_the_file_is_like(tmp_path: Path) -> None:
+    """Oracle: tracemalloc, for 24 MB without a line break and as lines without a blank one."""
+    size = 24_000_000
+    (tmp_path / "line.txt").write_text("word " * (size // 5))
+    (tmp_path / "lines.txt").write_text("a line of text\n" * (size // 15))
+    for name in ("line.txt", "lines.txt"):
+        tracemalloc.start()
+        length = sum(len(document.text or "") for document in read_file(tmp_path / name))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert length == (tmp_path / name).stat().st_size
+        assert peak < 8 * corpus.MAX_TEXT_CHARACTERS, name
+
+
+def test_lines_and_conversations_without_end_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MAX_TEXT_FILE_CHARACTERS", 10)
-    whole = "a paragraph\nof two lines\n\nanother one\n\nthe end"
-    (tmp_path / "a.txt").write_text(whole)
-    parts = [d.text or "" for d in read_documents(tmp_path / "a.txt")]
-    assert len(parts) == 3
-    assert "".join(parts) == whole
+    monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "' + "x" * (4 << 20) + '"}\n')
+    tracemalloc.start()
+    with pytest.raises(DataError, match="too long a line") as caught:
+        list(read_documents(path))
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    assert f"{path}:2" in str(caught.value)
+    monkeypatch.setattr(corpus, "MAX_CONVERSATION_CHARACTERS", 6)
+    path.write_text(json.dumps({"messages": CHAT}))
+    with pytest.raises(DataError, match="too long a conversation"):
+        list(read_documents(path))
+
+
+def test_long_texts_of_lines_and_rows_come_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "MAX_TEXT_CHARACTERS", 10)
+    text = "one two three four five six seven"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "x"}))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [text, "x"]}), tmp_path / "b.parquet")
+    for name in ("a.jsonl", "b.parquet"):
+        *parts, last = read_documents(tmp_path / name)
+        assert "".join(d.text or "" for d in parts) == text
+        assert [d.is_continued for d in parts] == [False, True, True]
+        assert (last.text, last.is_continued) == ("x", False)
 
 
 def test_glob_folder_and_hidden_files(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from rorqual.data.shards import (
     write_manifest,
     write_shards,
 )
-from rorqual.errors import DataError
+from rorqual.errors import DataError, listing
 from rorqual.files import FileLock, FolderLock, atomic_directory, read_json, write_json
 from rorqual.log import console
 
@@ -91,17 +91,17 @@ def _build(
             advance("gathering", number, len(data.sources), source.label)
             plans.append(resolve(data, source, generators))
         files = [file for plan in plans for file in plan.files]
+        blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
+        stamps = [_stamp(file) for file in files]
         with _executor(min(workers, len(files))) as executor:
             (folder / BUILD).unlink(missing_ok=True)
-            scans = list(
-                _each(executor, scan_file, [(file,) for file in files], "reading", advance)
-            )
+            scans = list(_each(executor, scan_file, blocks, "reading", advance))
             codes, duplicates = select(plans, scans, data)
             kept_tokenizer = _tokenizer(tokenizer, plans, scans, codes, data.seed, advance)
             jobs = _jobs(data, tokenizer, plans, scans, codes)
             list(_each(executor, _tokenise, jobs, "tokenising", advance))
+    _check_unchanged(jobs, stamps)
     manifests = _write_manifests(data, plans, duplicates, kept_tokenizer, jobs)
-    stamps = [_stamp(file) for file in files]
     write_json(
         folder / BUILD,
         {"settings": key, "files": stamps, "tokenizer": tokenizer_hash(kept_tokenizer)},
@@ -134,7 +134,7 @@ def _tokenizer(
     return load_tokenizer(folder)
 
 
-Job = tuple[Path, np.ndarray, str, Path, str, ShardSettings, str]
+Job = tuple[Path, np.ndarray, str, Path, str, ShardSettings, str, int]
 
 
 def _jobs(
@@ -153,7 +153,8 @@ def _jobs(
         for number, (file, scan) in enumerate(zip(plan.files, own, strict=True)):
             code = codes[len(jobs)]
             inputs = fingerprint(scan.digest, hashlib.sha256(code.tobytes()).hexdigest())
-            jobs.append((file, code, f"{number:05d}", folder, tokenizer.folder, options, inputs))
+            name, block = f"{number:05d}", plan.block_characters
+            jobs.append((file, code, name, folder, tokenizer.folder, options, inputs, block))
     return jobs
 
 
@@ -165,9 +166,25 @@ def _tokenise(
     tokenizer_folder: str,
     options: ShardSettings,
     inputs: str,
+    block: int,
 ) -> None:
     modified_ns = max(file.stat().st_mtime_ns for file in Path(tokenizer_folder).iterdir())
-    write_shards(file, code, name, folder, _loaded(tokenizer_folder, modified_ns), options, inputs)
+    loaded = _loaded(tokenizer_folder, modified_ns)
+    write_shards(file, code, name, folder, loaded, options, inputs, block)
+
+
+def _check_unchanged(jobs: Sequence[Job], stamps: Sequence[list[Any]]) -> None:
+    """DataError if a file is no longer what was scanned: its shards are then not vouched for."""
+    changed = [job for job, stamp in zip(jobs, stamps, strict=True) if _stamp(job[0]) != stamp]
+    for job in changed:
+        for split in SPLITS.values():
+            (job[3] / split / f"{job[2]}.json").unlink(missing_ok=True)
+    if changed:
+        raise DataError(
+            "changed while it was read",
+            where=listing([job[0] for job in changed]),
+            fix="build again when nothing writes to it any more",
+        )
 
 
 @lru_cache(maxsize=1)

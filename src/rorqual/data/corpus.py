@@ -1,8 +1,11 @@
 """Documents and the files they are read from: txt, jsonl, jsonl.gz, parquet; a file, a folder or a
 glob.
 
-Every reader streams. A broken file or line is a DataError that names the place and the mend: text
-that is silently skipped would change the data, and with it every number measured on it.
+Every reader streams in bounded memory: a text longer than a mebi-character comes in blocks, each of
+which but the first `is_continued`; a line or a conversation that is too long is an error.
+
+A broken file or line is a DataError that names the place and the mend: text that is silently
+skipped would change the data, and with it every number measured on it.
 """
 
 from __future__ import annotations
@@ -15,28 +18,33 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rorqual.errors import DataError, listing
 from rorqual.files import atomic_write
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-MAX_TEXT_FILE_CHARACTERS = (
-    1 << 20
-)  # a longer .txt is cut at a blank line, so that memory stays bounded
-PARQUET_BATCH_ROWS = 1024
+MAX_TEXT_CHARACTERS = 1 << 20  # a longer text is cut, so that memory stays bounded
+MAX_CONVERSATION_CHARACTERS = 1 << 22  # which cannot be cut
+MAX_LINE_BYTES = 1 << 26
+PARQUET_BATCH_ROWS = 64
+READ_CHARACTERS = 1 << 16
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: either `text`, or the `messages` of a conversation ({"role", "content"})."""
+    """One document: either `text`, or the `messages` of a conversation ({"role", "content"}).
+
+    `is_continued`: this text goes on where the document before it ended.
+    """
 
     text: str | None = None
     messages: list[Message] | None = None
     source: str = ""
     tools: list[dict[str, Any]] | None = None
+    is_continued: bool = False
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
@@ -129,21 +137,23 @@ def read_documents(
         yield from read_file(file, source if source is not None else os.fspath(pattern))
 
 
-def read_file(path: str | os.PathLike[str], source: str = "") -> Iterator[Document]:
-    """The documents of one file, streamed."""
+def read_file(
+    path: str | os.PathLike[str], source: str = "", block_characters: int = MAX_TEXT_CHARACTERS
+) -> Iterator[Document]:
+    """The documents of one file, streamed; a .txt file is one text, in blocks of this size."""
     path = Path(path)
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
             yield from _read_parquet(path, source)
         elif name.endswith(".jsonl.gz"):
-            with gzip.open(path, "rb") as file:
-                yield from _read_jsonl(file, path, source)
+            with gzip.open(path, "rb") as packed:
+                yield from _read_jsonl(cast(IO[bytes], packed), path, source)
         elif name.endswith(".jsonl"):
             with path.open("rb") as file:
                 yield from _read_jsonl(file, path, source)
         else:
-            yield from _read_txt(path, source)
+            yield from _read_txt(path, source, block_characters)
     except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
         raise DataError(
             f"is not a whole gzip file: {problem}", where=path, fix="fetch or compress it again"
@@ -199,9 +209,17 @@ def _is_corpus(file: Path, root: Path) -> bool:
     return file.is_file() and not hidden and file.name.lower().endswith(SUFFIXES)
 
 
-def _read_jsonl(file: Iterable[bytes], path: Path, source: str) -> Iterator[Document]:
-    for number, line in enumerate(file, start=1):
+def _read_jsonl(file: IO[bytes], path: Path, source: str) -> Iterator[Document]:
+    for number, line in enumerate(_lines(file), start=1):
         where = f"{path}:{number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                "is too long a line",
+                where=where,
+                found=f"more than {MAX_LINE_BYTES >> 20} MiB",
+                expected="one JSON object of one document a line",
+                fix="split the document, or write it as a .txt file",
+            )
         if not line.strip():
             continue
         try:
@@ -216,22 +234,68 @@ def _read_jsonl(file: Iterable[bytes], path: Path, source: str) -> Iterator[Docu
                 expected="one JSON object a line",
                 fix="correct or remove the line",
             ) from None
-        yield document_from_record(record, source, where)
+        yield from _bounded(document_from_record(record, source, where), where)
 
 
-def _read_txt(path: Path, source: str) -> Iterator[Document]:
-    """A file is a document; one longer than a mebi-character is cut at the next blank line."""
-    lines: list[str] = []
-    size = 0
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+
+
+def _read_txt(path: Path, source: str, block_characters: int) -> Iterator[Document]:
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            lines.append(line)
-            size += len(line)
-            if size >= MAX_TEXT_FILE_CHARACTERS and not line.strip():
-                yield Document(text="".join(lines), source=source)
-                lines, size = [], 0
-    if size:
-        yield Document(text="".join(lines), source=source)
+        chunks = iter(lambda: file.read(READ_CHARACTERS), "")
+        yield from _in_blocks(chunks, source, block_characters)
+
+
+def _bounded(document: Document, where: object) -> Iterator[Document]:
+    """The document, in blocks if its text is long."""
+    if document.text is not None:
+        yield from _in_blocks([document.text], document.source, MAX_TEXT_CHARACTERS)
+        return
+    size = sum(len(message.get("content") or "") for message in document.messages or [])
+    if size > MAX_CONVERSATION_CHARACTERS:
+        raise DataError(
+            "is too long a conversation",
+            where=where,
+            found=f"{size:,} characters",
+            expected=f"at most {MAX_CONVERSATION_CHARACTERS:,}",
+            fix="split the conversation, or remove it",
+        )
+    yield document
+
+
+def _in_blocks(chunks: Iterable[str], source: str, size: int) -> Iterator[Document]:
+    for number, block in enumerate(cut_blocks(chunks, size)):
+        yield Document(text=block, source=source, is_continued=number > 0)
+
+
+def cut_blocks(chunks: Iterable[str], size: int) -> Iterator[str]:
+    """Text in blocks of `size` to twice that many characters; the last one may be shorter.
+
+    They end behind a blank line; where none is in reach, behind a line, then a space.
+    An empty text is one empty block if it comes as a chunk.
+    """
+    rest, has_any = "", None
+    for chunk in chunks:
+        rest, has_any = rest + chunk, has_any or False
+        while len(rest) >= 2 * size:
+            end = _block_end(rest, size)
+            yield rest[:end]
+            rest, has_any = rest[end:], True
+    while len(rest) > size and (end := _block_end(rest, size)) < len(rest):
+        yield rest[:end]
+        rest, has_any = rest[end:], True
+    if rest or has_any is False:
+        yield rest
+
+
+def _block_end(text: str, size: int) -> int:
+    for mark in ("\n\n", "\n", " "):
+        found = text.find(mark, size - len(mark), 2 * size)
+        if found >= 0:
+            return found + len(mark)
+    return min(2 * size, len(text))
 
 
 def _read_parquet(path: Path, source: str) -> Iterator[Document]:
@@ -255,9 +319,11 @@ def _read_parquet(path: Path, source: str) -> Iterator[Document]:
                     fix="rename the column",
                 )
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
-                for row in batch.to_pylist():
+                for place in range(batch.num_rows):  # a row at a time becomes Python's
+                    (row,) = batch.slice(place, 1).to_pylist()
                     number += 1
-                    yield document_from_record(row, source, f"{path}: row {number}")
+                    where = f"{path}: row {number}"
+                    yield from _bounded(document_from_record(row, source, where), where)
     except (pyarrow.ArrowException, OSError) as problem:
         raise DataError(
             f"is not a readable parquet file: {problem}", where=path, fix="write or fetch it again"

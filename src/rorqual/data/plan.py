@@ -20,27 +20,35 @@ from rorqual.data.selection import (
     TRAIN,
     Scan,
     first_occurrences,
-    held_out_mask,
+    held_out_of,
     limited,
     mix,
 )
 from rorqual.data.settings import GENERATED, DataSettings, SourceSettings
 from rorqual.data.sources import DOCUMENTS, fetch, source_folder
 from rorqual.errors import DataError, listing
+from rorqual.log import logger
 
 Generator = Callable[[int, int], Iterator[Document]]
+BLOCKS, MIN_BLOCK_CHARACTERS, MAX_BLOCK_CHARACTERS = 64, 256, 1 << 16
 PREVIEW_DOCUMENTS = 64  # enough to see that a generator has changed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One source resolved: its settings, files and licence, and the first number of its files in
-    the build.
-    """
+    """One source resolved: its settings, files and licence."""
 
     settings: SourceSettings
     files: list[Path]
     licence: str
+
+    @property
+    def block_characters(self) -> int:
+        """The size of the blocks in which .txt files are held out: a 64th of all of the source's,
+        so that a share of one file can be held out, while files among many stay whole.
+        """
+        size = sum(file.stat().st_size for file in self.files if file.suffix.lower() == ".txt")
+        return min(max(size // BLOCKS, MIN_BLOCK_CHARACTERS), MAX_BLOCK_CHARACTERS)
 
 
 def resolve(
@@ -110,7 +118,11 @@ def select(
         share = plan.settings.held_out
         if share is None:
             share = 0.0 if plan.settings.is_generated else data.held_out
-        is_held_out = held_out_mask(hashes[part], share, data.seed)
+        is_held_out = held_out_of(hashes[part], is_kept, share, data.seed)
+        if share > 0 and not is_held_out.any():
+            logger(__name__).warning(
+                "%s: it is one document, so nothing is held out", plan.settings.label
+            )
         codes[part] = np.where(is_kept, np.where(is_held_out, HELD_OUT, TRAIN), DROPPED)
     ends = np.cumsum([len(scan.hashes) for scan in scans])[:-1]
     return np.split(codes, ends), duplicates
@@ -141,7 +153,8 @@ def tokenizer_sample(
         for file, number in zip(plan.files, own, strict=True):
             draws = mix(scans[number].hashes["high"] ^ key) / 2.0**64
             is_taken = (codes[number] == TRAIN) & (draws < chance)
-            for document, taken in zip(read_file(file), is_taken, strict=True):
+            documents = read_file(file, block_characters=plan.block_characters)
+            for document, taken in zip(documents, is_taken, strict=True):
                 if taken:
                     yield from _texts(document)
 

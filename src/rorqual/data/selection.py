@@ -3,7 +3,8 @@
 Everything follows from a document's 16-byte hash, so neither the order of files nor the number of
 workers matters: of equal documents the first one (in the order of sources and files) stays; a share
 is held out by its hash; a limit takes the documents with the lowest hashes, which is a random
-sample. Memory: 16 bytes a document, about three times that while sorting.
+sample. The blocks of a long text count as documents here; the hash of one covers all before it, so
+that a text may repeat itself. Memory: 16 bytes a document, about three times that while sorting.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rorqual.data.corpus import Document, num_text_bytes, read_file
+from rorqual.data.corpus import MAX_TEXT_CHARACTERS, Document, num_text_bytes, read_file
 
 DROPPED, TRAIN, HELD_OUT = 0, 1, 2
 HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -43,13 +44,18 @@ def document_hash(document: Document) -> bytes:
     return hashlib.blake2b(normal.encode(), digest_size=16).digest()
 
 
-def scan_file(path: Path) -> Scan:
+def scan_file(path: Path, block_characters: int = MAX_TEXT_CHARACTERS) -> Scan:
     """Hashes the documents of a file, and the file."""
     hashes = bytearray()
     sizes = []
     has_messages = False
-    for document in read_file(path):
-        hashes += document_hash(document)
+    last = b""
+    for document in read_file(path, block_characters=block_characters):
+        found = document_hash(document)
+        if document.is_continued:
+            found = hashlib.blake2b(last + found, digest_size=16).digest()
+        last = found
+        hashes += found
         sizes.append(num_text_bytes(document))
         has_messages = has_messages or document.messages is not None
     return Scan(
@@ -81,6 +87,21 @@ def held_out_mask(hashes: np.ndarray, share: float, seed: int) -> np.ndarray:
     this seed.
     """
     return mix(hashes["low"] ^ mix(np.uint64(seed))) < np.uint64(min(share, 1.0) * (2**64 - 2048))
+
+
+def held_out_of(hashes: np.ndarray, is_kept: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """`held_out_mask` of the kept documents, but never none of them and never all.
+
+    Where chance would say so, the one document moves whose hash is nearest to the border. Of fewer
+    than two documents none can be held out.
+    """
+    is_held_out = held_out_mask(hashes, share, seed) & is_kept
+    places = np.flatnonzero(is_kept)
+    if share > 0 and len(places) > 1 and is_held_out.sum() in (0, len(places)):
+        draws = mix(hashes["low"][places] ^ mix(np.uint64(seed)))
+        moved = draws.argmax() if is_held_out.any() else draws.argmin()
+        is_held_out[places[moved]] ^= True
+    return is_held_out if len(places) > 1 else np.zeros_like(is_kept)
 
 
 def limited(

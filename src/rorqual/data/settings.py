@@ -59,8 +59,9 @@ class SourceSettings:
 class DataSettings:
     """[data]: where the tokens go, from which sources, and how documents are split and dressed.
 
-    `held_out` is the share of documents kept from training. Sequence length is the training's
-    matter.
+    `held_out` is the share of documents kept from training, in each source at least one document
+    and never all; of .txt files, which may be few and long, it is the share of blocks.
+    Sequence length is the training's matter.
     """
 
     folder: str
@@ -76,7 +77,9 @@ class DataSettings:
     def _check(self) -> DataSettings:
         if not self.sources:
             raise ValueError("sources is empty: name at least one [[data.sources]]")
-        for name in ("held_out", "fim_rate", "split_punctuation_rate"):
+        if not 0 <= self.held_out < 1:
+            raise ValueError("held_out is a share, from 0 to below 1")
+        for name in ("fim_rate", "split_punctuation_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, from 0 to 1")
         labels = [source.label for source in self.sources]

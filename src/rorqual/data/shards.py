@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rorqual.data.corpus import Document, num_text_bytes, read_file
+from rorqual.data.corpus import MAX_TEXT_CHARACTERS, Document, num_text_bytes, read_file
 from rorqual.data.fim import fim_ids, fim_pieces
 from rorqual.data.punctuation import PunctuationSplitter
 from rorqual.data.selection import HELD_OUT, TRAIN, document_hash
@@ -35,7 +35,7 @@ FORMAT = "rorqual-tokens-1"
 MANIFEST = "manifest.json"
 SPLITS = {TRAIN: "train", HELD_OUT: "held_out"}
 BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 1 << 22
+BATCH_CHARACTERS = 1 << 20  # a tokenizer takes some hundred bytes a character
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def write_shards(
     tokenizer: Tokenizer,
     settings: ShardSettings,
     inputs: str,
+    block_characters: int = MAX_TEXT_CHARACTERS,
 ) -> None:
     """Tokenises the documents of `file` into `folder`/train and `folder`/held_out as shard `name`.
 
@@ -157,7 +158,8 @@ def write_shards(
             continue
         encoder = encoder or DocumentEncoder(tokenizer, settings)
         (folder / split).mkdir(parents=True, exist_ok=True)
-        _write_shard(file, codes == code, folder / split, name, encoder, code == TRAIN, key)
+        documents = _taken(file, codes == code, block_characters)
+        _write_shard(documents, folder / split, name, encoder, code == TRAIN, key)
 
 
 def write_manifest(folder: Path, names: Sequence[str], details: dict[str, Any]) -> dict[str, Any]:
@@ -238,8 +240,7 @@ def _is_finished(folder: Path, name: str, key: str, token_bytes: int) -> bool:
 
 
 def _write_shard(
-    file: Path,
-    is_taken: np.ndarray,
+    documents: Iterator[Document],
     folder: Path,
     name: str,
     encoder: DocumentEncoder,
@@ -256,7 +257,7 @@ def _write_shard(
     with ExitStack() as stack:
         tokens = stack.enter_context(atomic_write(folder / f"{name}.tokens"))
         masks = stack.enter_context(atomic_write(folder / f"{name}.mask")) if has_mask else None
-        for batch in _batches(file, is_taken):
+        for batch in _batches(documents):
             counts["text_bytes"] += sum(num_text_bytes(document) for document in batch)
             for ids, mask in encoder.encode(batch, is_training):
                 tokens.write(np.asarray(ids, dtype=dtype).tobytes())
@@ -271,13 +272,42 @@ def _write_shard(
     write_json(folder / f"{name}.json", asdict(ShardRecord(name=name, fingerprint=key, **counts)))
 
 
-def _batches(file: Path, is_taken: np.ndarray) -> Iterator[list[Document]]:
-    """The taken documents, some hundreds at a time or fewer if they are long."""
+def _taken(file: Path, is_taken: np.ndarray, block_characters: int) -> Iterator[Document]:
+    """The taken documents; taken blocks of one text that follow each other are one document again,
+    up to the length that memory bounds.
+    """
+    blocks: list[str] = []
+    size = 0
+    flags = iter(is_taken.tolist())
+    for document in read_file(file, block_characters=block_characters):
+        taken = next(flags, None)
+        if taken is None:
+            break
+        is_joined = taken and document.is_continued and size < MAX_TEXT_CHARACTERS
+        if blocks and not is_joined:
+            yield Document(text="".join(blocks))
+            blocks, size = [], 0
+        if taken and document.text is None:
+            yield document
+        elif taken and document.text is not None:
+            blocks.append(document.text)
+            size += len(document.text)
+    else:
+        taken = next(flags, None)
+        if blocks:
+            yield Document(text="".join(blocks))
+        if taken is None:
+            return
+    raise DataError(
+        "changed while it was read", where=file, fix="build again when nothing writes to it"
+    )
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Some hundreds at a time or fewer if they are long."""
     batch: list[Document] = []
     size = 0
-    for taken, document in zip(is_taken, read_file(file), strict=True):
-        if not taken:
-            continue
+    for document in documents:
         batch.append(document)
         size += len(document.text or "")
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
