@@ -12,7 +12,7 @@ from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import rorqual
-from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine import Engine, ModelFolder, Request, SamplingParams
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import Tokenizer
@@ -287,3 +287,15 @@ def test_a_model_that_does_not_suit_is_refused(tokenizer: Tokenizer, model: Deep
         Engine(plain, tokenizer, speculate=1)
     with pytest.raises(UsageError, match="needs a tokenizer"):
         Engine(plain)
+
+
+def test_the_device_of_an_engine(model: DeepseekV3, tokenizer: Tokenizer) -> None:
+    """A folder's weights go where they are told to; a model that is there is not moved."""
+    assert Engine(model, tokenizer, device="cpu").device == torch.device("cpu")
+    assert Engine("tiny", device="cpu", max_batch=1).device == torch.device("cpu")
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        Engine("tiny", device="tpu")
+    with pytest.raises(UsageError, match=r"another device\n  found:    cpu\n  expected: meta"):
+        Engine(model, tokenizer, device=torch.device("meta"))
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        rorqual.load(ModelFolder.find("tiny").path, device="tpu")

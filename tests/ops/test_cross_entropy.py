@@ -39,6 +39,24 @@ def test_equals_plain(
         torch.testing.assert_close(found, expected, rtol=FLOAT32, atol=FLOAT32 * size)
 
 
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_the_form_for_gpus_equals_plain(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Unmarked rows run along and count zero, whatever they hold."""
+    monkeypatch.setattr(ops, "BLOCK_ELEMENTS", block)
+    h_ND, weight_VD, targets_N, is_target_N = inputs()
+    expected = ops.linear_cross_entropy_plain(h_ND, weight_VD, targets_N, is_target_N)
+    expected.backward()
+    with torch.no_grad():
+        h_ND[~is_target_N] *= 100
+        total, grad_h, grad_weight = ops._all_rows(h_ND, weight_VD, targets_N, is_target_N)
+    for found, wanted in ((total, expected), (grad_h, h_ND.grad)):
+        torch.testing.assert_close(found, wanted, rtol=FLOAT32, atol=FLOAT32)
+    assert weight_VD.grad is not None
+    assert h_ND.grad is not None
+    size = float(weight_VD.grad.abs().max())
+    torch.testing.assert_close(grad_weight, weight_VD.grad, rtol=FLOAT32, atol=FLOAT32 * size)
+
+
 def test_opcheck() -> None:
     torch.library.opcheck(ops._loss_and_gradients, inputs())
 

@@ -159,5 +159,5 @@ def test_tokenize_and_back(live: Live, tokenizer: Tokenizer) -> None:
 
 
 def test_health(live: Live) -> None:
-    assert web.get(live.url + "/health").json() == {"status": "ok"}
+    assert web.get(live.url + "/health").json() == {"status": "ok", "device": "cpu"}
     assert web.get(live.url + "/ready").json() == {"status": "ready"}

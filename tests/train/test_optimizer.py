@@ -70,3 +70,22 @@ def test_tied_embedding_is_one_parameter(make_model: MakeModel) -> None:
 def test_betas_the_wrong_way_round_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"beta1 0\.99 exceeds beta2"):
         fill(OptimizerSettings, {"beta1": 0.99})
+
+
+def test_step_counters_lie_beside_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's own fused AdamW keeps them: a GPU's kernel cannot read a counter on the host."""
+    from rorqual.train import optimizer as ours
+
+    counters: list[torch.Tensor] = []
+
+    def record(*tensors: list[torch.Tensor], **settings: object) -> None:
+        counters.extend(tensors[5])
+
+    monkeypatch.setattr(ours, "adamw", record)
+    model = torch.nn.Linear(3, 2, device="meta")
+    optimizer = AdamW(model, OptimizerSettings())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(0.1)
+    assert [counter.device.type for counter in counters] == ["meta", "meta"]
+    assert [counter.shape for counter in counters] == [(), ()]

@@ -141,3 +141,17 @@ def test_random_states_come_back_through_json() -> None:
     drawn = (torch.rand(3).tolist(), random.random(), np.random.rand())
     set_random_states(states)
     assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == drawn
+
+
+def test_random_states_of_gpus_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run has begun to use GPUs, each one's state; elsewhere, and on the CPU, none."""
+    assert random_states()["cuda"] == []
+    gpus = [torch.arange(16, dtype=torch.uint8), torch.full((16,), 7, dtype=torch.uint8)]
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
+    set_random_states(json.loads(json.dumps(random_states())))
+    for state, gpu in zip(found, gpus, strict=True):
+        assert torch.equal(state, gpu)

@@ -63,6 +63,14 @@ DtypeName = Annotated[
         "Auto: float32 up to a billion parameters, bfloat16 beyond.",
     ),
 ]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto, cpu, cuda or cuda:N. Auto: a GPU where torch sees one.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")]
 
 
@@ -76,6 +84,7 @@ def chat(
     max_new_tokens: MaxNewTokens = None,
     system: System = None,
     dtype: DtypeName = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
 ) -> None:
     """Talk with a model in the terminal.
@@ -92,14 +101,16 @@ def chat(
     """
     with loading(model):
         from rorqual.engine import Conversation, Engine, ModelFolder
+        from rorqual.ops.device import resolve_device
 
+        place = resolve_device(device)
         folder = ModelFolder.find(model, tokenizer)
         params = folder.sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_new_tokens
         )
         set_threads(threads)
         vocabulary = folder.load_tokenizer()
-        weights = folder.load_model(dtype)
+        weights = folder.load_model(dtype, place)
         # Whoever gives a seed wants the same text again: drafts, as many as pay just now, keep it
         # only up to rounding (`Engine`).
         is_drafting = seed is None and weights.config.num_nextn_predict_layers > 0

@@ -12,7 +12,15 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.chat import DtypeName, Threads, converse, loading, opening, set_threads
+from rorqual.cli.chat import (
+    DeviceName,
+    DtypeName,
+    Threads,
+    converse,
+    loading,
+    opening,
+    set_threads,
+)
 from rorqual.cli.generate import Batch, Reader, check_sources
 from rorqual.errors import UsageError
 
@@ -44,6 +52,7 @@ def demo_generate(
         float, typer.Option(help="0 takes the likeliest token, as in the demo.")
     ] = 0.2,
     dtype: DtypeName = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
 ) -> None:
     """Generate with the flags of DeepSeek's demo, generate.py, from its rank shards.
@@ -64,7 +73,9 @@ def demo_generate(
         raise UsageError("no such file", where=input_file, expected="prompts, one a line")
     with loading(ckpt_path):
         from rorqual.engine import Conversation, Engine, ModelFolder, SamplingParams
+        from rorqual.ops.device import resolve_device
 
+        place = resolve_device(device)
         folder = ModelFolder.find(ckpt_path, shards_config=config)
         params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=SEED)
         set_threads(threads)
@@ -72,7 +83,8 @@ def demo_generate(
         num_lines = 0
         if input_file is not None:
             num_lines = reader.check(input_file, folder.max_positions())
-        engine = Engine(folder.load_model(dtype), reader.tokenizer, max_batch=BATCH_SIZE)
+        loaded = folder.load_model(dtype, place)
+        engine = Engine(loaded, reader.tokenizer, max_batch=BATCH_SIZE)
     if input_file is None:
         converse(Conversation(engine, params), opening(folder))
         return

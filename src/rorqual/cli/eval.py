@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.cli.chat import DeviceName, Threads, set_threads
+
 if TYPE_CHECKING:
     from rorqual.eval import SourceResult
     from rorqual.tasks import SkillResult
@@ -23,7 +25,8 @@ def evaluate(
         Path | None, typer.Option(help="Also bits per byte on this recipe's held-out text.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: DeviceName = "auto",
+    threads: Threads = None,
     failures: Annotated[int, typer.Option(help="Wrong answers to show of each skill.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -35,19 +38,16 @@ def evaluate(
       rorqual eval tiny --skill arithmetic --skills 1000 --failures 5
       rorqual eval runs/tiny/checkpoints/step-900 --skills 0 --recipe recipes/tiny.toml
     """
-    import torch
-
     from rorqual.engine import Engine
     from rorqual.engine.model_folder import ModelFolder
     from rorqual.eval import compare_on_held_out, evaluate_skills
     from rorqual.eval.skills import MAX_ANSWER_TOKENS
     from rorqual.log import console
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     held_out = _held_out_text(recipe) if recipe is not None else None
     folder = ModelFolder.find(model)
-    engine = Engine(folder.load_model(), folder.load_tokenizer(), max_batch=32)
+    engine = Engine(folder.load_model("auto", device), folder.load_tokenizer(), max_batch=32)
     results: list[SkillResult] = []
     if skills:
         with console().status("asking"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rorqual.cli.chat import (
+    DeviceName,
     DtypeName,
     MaxNewTokens,
     Model,
@@ -73,6 +74,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run side by side.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     dtype: DtypeName = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
 ) -> None:
     """Continue prompts: one, a file of any length, or one after the other.
@@ -94,7 +96,9 @@ def generate(
         _check_files(input_file, output_file)
     with loading(model):
         from rorqual.engine import Conversation, Engine, ModelFolder
+        from rorqual.ops.device import resolve_device
 
+        place = resolve_device(device)
         folder = ModelFolder.find(model, tokenizer)
         chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
         stops = tuple(stop) if stop else None
@@ -105,7 +109,7 @@ def generate(
         num_lines = 0
         if input_file is not None:  # before the weights: a fault in the last line shows at once
             num_lines = reader.check(input_file, folder.max_positions())
-        loaded = folder.load_model(dtype)
+        loaded = folder.load_model(dtype, place)
         engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
     if interactive:
         talk = Conversation(engine, params, system, is_raw=not is_chat)

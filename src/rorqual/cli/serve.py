@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from rorqual.cli.chat import DtypeName, Model, Threads, TokenizerPath, loading, set_threads
+from rorqual.cli.chat import (
+    DeviceName,
+    DtypeName,
+    Model,
+    Threads,
+    TokenizerPath,
+    loading,
+    set_threads,
+)
 from rorqual.config import apply_overrides, fill, settings
 from rorqual.errors import ConfigError, UsageError
 from rorqual.log import console
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
     import socket
 
     from rorqual.engine import Engine, EngineStats
-    from rorqual.serve.settings import ServerSettings
+    from rorqual.serve.settings import ServedModel, ServerSettings
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 SECTIONS = ("server", "engine")
@@ -77,6 +85,7 @@ def serve(
         bool, typer.Option("--batch-invariant", help="The same text in any batch; slower.")
     ] = False,
     dtype: DtypeName = "auto",
+    device: DeviceName = "auto",
     threads: Threads = None,
     set_: Annotated[
         list[str] | None,
@@ -97,8 +106,10 @@ def serve(
       rorqual serve --model DIR --host 0.0.0.0 --api-key-file keys.txt
     """
     _need_extra()
+    from rorqual.ops.device import resolve_device
     from rorqual.serve.server import open_socket
 
+    place = resolve_device(device)
     table = _overrides(set_ or [])
     options = fill(EngineOptions, table["engine"], "--set engine")
     bound = open_socket(host, port)
@@ -115,7 +126,7 @@ def serve(
             folder = ModelFolder.find(model, tokenizer)
             set_threads(threads)
             engine = Engine(
-                folder.load_model(dtype),
+                folder.load_model(dtype, place),
                 folder.load_tokenizer(),
                 speculate=speculate,
                 max_batch=max_batch,
@@ -150,10 +161,11 @@ def _run(
         tokenizer=engine.tokenizer,
         max_positions=engine.max_positions,
         defaults=defaults,
+        device=str(engine.device),
     )
     app = create_app(AsyncEngine(engine, max_queue=options.max_queue), served, server_settings)
     lines = greeting(
-        address_of(bound), served.name, engine.stats(), options.block_tokens, server_settings
+        address_of(bound), served, engine.stats(), options.block_tokens, server_settings
     )
     console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     server = Server(app, on_notice=_notice)
@@ -163,12 +175,13 @@ def _run(
 
 
 def greeting(
-    address: str, name: str, stats: EngineStats, block_tokens: int, chosen: ServerSettings
+    address: str, model: ServedModel, stats: EngineStats, block_tokens: int, chosen: ServerSettings
 ) -> list[str]:
-    """What is served, where, with how much cache, and a line to try."""
+    """What is served, where and on what, with how much cache, and a line to try."""
     header = '-H "Authorization: Bearer $KEY" ' if chosen.api_keys else ""
     lines = [
-        f"{name} at {address}  (API: {address}/v1, chat page: {address}/)",
+        f"{model.name} at {address}  (API: {address}/v1, chat page: {address}/)",
+        f"Device: {model.device}",
         f"Cache: {stats.num_blocks * block_tokens:,} tokens in {stats.num_blocks:,} blocks",
         f"Try: curl {address}/v1/chat/completions {header}-H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "What is 12 + 30?"}]}'""",

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rorqual.cli.chat import DeviceName
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
@@ -25,7 +27,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change one value, as in --set training.total_tokens=1000000."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceName = "auto",
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, show the plan, write nothing.")
     ] = False,
@@ -44,6 +46,7 @@ def train(
     from rorqual.cli.data import skill_generators
     from rorqual.errors import UsageError
     from rorqual.log import console
+    from rorqual.ops.device import resolve_device
     from rorqual.train.prepare import prepare, show_plan
 
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
@@ -53,6 +56,7 @@ def train(
             expected="one process",
             fix="start `rorqual train` without torchrun, or with --nproc-per-node 1",
         )
+    place = resolve_device(device)
     settings = training.load_recipe(recipe, overrides or ())
     run_folder = run or Path("runs") / settings.name
     if is_dry_run:
@@ -62,5 +66,5 @@ def train(
         data = prepare(settings, recipe, skill_generators(settings.data))
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
-        summary = training.train(settings, run_folder, data, device=device, is_locked=True)
+        summary = training.train(settings, run_folder, data, device=place, is_locked=True)
     typer.echo(str(summary.checkpoint))

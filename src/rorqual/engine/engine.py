@@ -37,6 +37,7 @@ from rorqual.engine.stats import EngineStats
 from rorqual.engine.verify import Verified, verify
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
+from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer
 
 LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probabilities
@@ -46,8 +47,11 @@ class Engine:
     """Answers requests with one model: a folder's, or one that is there with its tokenizer.
 
     At most `speculate` tokens are drafted a step, as many as pay unless `draft_policy` says
-    otherwise. `cache_memory` is bytes (int) or a share of the free
-    memory (float). Where the cache is smaller than the model's context, it is the context's limit.
+    otherwise. `device` (auto, cpu, cuda, cuda:N) is where a folder's weights go; a model that is
+    there stays where it is, with all that the engine keeps. `cache_memory` is bytes (int) or a
+    share of the free memory (float). Where the cache is smaller than the model's context, it is the
+    context's limit.
+
     What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
     in any company, to the last bit in every dtype, on one machine; slower. Without it, up to
     rounding: more rows in a step sum in another order, which matters where two tokens are that
@@ -60,6 +64,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         *,
         dtype: str = "auto",
+        device: str | torch.device = "auto",
         speculate: int = 0,
         max_batch: int = 32,
         max_step_tokens: int = 512,
@@ -74,7 +79,14 @@ class Engine:
         if not isinstance(model, DeepseekV3):
             folder = ModelFolder.find(str(model))
             tokenizer = tokenizer or folder.load_tokenizer()
-            model = folder.load_model(dtype)
+            model = folder.load_model(dtype, device)
+        elif device != "auto" and resolve_device(device) != _device_of(model):
+            raise UsageError(
+                "the model is on another device",
+                found=_device_of(model),
+                expected=device,
+                fix="move it there first: model.to(device)",
+            )
         if tokenizer is None:
             raise UsageError("a model without a folder needs a tokenizer", fix="give it both")
         check_settings(model, tokenizer, speculate, max_batch, max_step_tokens, block_tokens)
@@ -107,6 +119,11 @@ class Engine:
         self._block_tokens = block_tokens
         self._num_prompt_tokens = self._num_output_tokens = 0
         self._drafted, self._accepted = [0] * speculate, [0] * speculate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the cache are."""
+        return _device_of(self.model)
 
     @property
     def has_work(self) -> bool:
@@ -306,6 +323,10 @@ def check_settings(
             found=f"{block_tokens} tokens",
             expected=f"at least the {config.num_nextn_predict_layers} MTP modules",
         )
+
+
+def _device_of(model: DeepseekV3) -> torch.device:
+    return model.model.embed_tokens.weight.device
 
 
 def _max_positions(model: DeepseekV3, max_model_len: int | None) -> int:

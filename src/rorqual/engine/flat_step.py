@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rorqual.engine.paged_cache import PagedLatentCache, Reach, StepView
 from rorqual.model import Context, ModelConfig
+from rorqual.ops.device import tensor_on
 
 # Choice: beyond these a sequence gains nothing from company, and costs its neighbours padding.
 MAX_TOGETHER_TOKENS = 8
@@ -78,9 +79,10 @@ def flat_step(
     reaches = [_reach([spans[i] for i in group], size, config, device, depth) for group in groups]
     if not is_together:
         reaches = [replace(reach, first_block=None) for reach in reaches]
-    places_M = torch.tensor(places, device=device)
-    context = Context(torch.tensor([positions], device=device), StepView(cache, places_M, reaches))
-    return FlatStep(order, torch.tensor([token_ids], device=device), context)
+    # One copy to the device, so that a GPU's step begins with one.
+    rows_3M = tensor_on(device, [token_ids, positions, places], torch.int64)
+    context = Context(rows_3M[1:2], StepView(cache, rows_3M[2], reaches))
+    return FlatStep(order, rows_3M[:1], context)
 
 
 def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -> bool:
@@ -124,7 +126,7 @@ def _reach(
     ]
     visible = None
     if len(spans) > 1:
-        starts_B = torch.tensor([span.start for span in spans], device=device)
+        starts_B = tensor_on(device, [span.start for span in spans], torch.int64)
         last_BT = starts_B[:, None] + torch.arange(num_queries, device=device)
         slots_S = torch.arange(depth, stop, device=device)
         visible = (slots_S <= last_BT[..., None])[:, None]
@@ -132,7 +134,7 @@ def _reach(
         num_tokens=num_queries * len(spans),
         first=depth,
         stop=stop,
-        blocks_BP=torch.tensor(tables, device=device),
+        blocks_BP=tensor_on(device, tables, torch.int64),
         first_block=tables[0][0] if len(spans) == 1 and _are_neighbours(tables[0]) else None,
         visible=visible,
         use_absorbed=use_absorbed,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rorqual.ops.device import tensor_on
+
 ROWS_AT_ONCE = 64
 
 
@@ -49,12 +51,17 @@ def token_logprobs(
 
 
 def _rows(logits_NV: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
-    ids_N = torch.tensor(token_ids, device=logits_NV.device)
+    ids_N = tensor_on(logits_NV.device, token_ids, torch.int64)
     total_N1 = logits_NV.float().logsumexp(-1, keepdim=True)
-    chosen_N = (logits_NV.gather(-1, ids_N[:, None]) - total_N1)[:, 0].tolist()
+    chosen_N1 = logits_NV.gather(-1, ids_N[:, None]) - total_N1
     top_NK, top_ids_NK = logits_NV.topk(num_top, dim=-1)
-    tops = zip(top_ids_NK.tolist(), (top_NK - total_N1).tolist(), strict=True)
+    # One copy from the device; float64 holds ids and float32 exactly.
+    read = torch.cat([chosen_N1.double(), (top_NK - total_N1).double(), top_ids_NK.double()], -1)
     return [
-        TokenLogprob(token_id, logprob, tuple(zip(top_ids, top, strict=True)))
-        for token_id, logprob, (top_ids, top) in zip(token_ids, chosen_N, tops, strict=True)
+        TokenLogprob(
+            token_id,
+            row[0],
+            tuple(zip(map(int, row[1 + num_top :]), row[1 : 1 + num_top], strict=True)),
+        )
+        for token_id, row in zip(token_ids, read.tolist(), strict=True)
     ]

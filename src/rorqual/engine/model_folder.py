@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
 from rorqual.files import read_json, stand_in
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
+from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights import load_config
 from rorqual.weights.advice import (
@@ -153,19 +156,22 @@ class ModelFolder:
                 return source.config.max_position_embeddings
         return load_config(self.path).max_position_embeddings
 
-    def load_model(self, dtype: str = "auto") -> DeepseekV3:
+    def load_model(self, dtype: str = "auto", device: str | torch.device = "auto") -> DeepseekV3:
         """The weights, as "float32", "bfloat16" or "auto"; UsageError for another dtype.
+
+        `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N; UsageError for another.
 
         Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype.
         Choice: "auto" is float32 up to a billion parameters, bfloat16 beyond.
         """
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}", expected=", ".join(DTYPES))
+        device = resolve_device(device)
         with self._open() as source:
             if dtype == "auto":
                 num_parameters = count_parameters(source.config).total
                 dtype = "float32" if num_parameters <= MAX_FLOAT32_PARAMETERS else "bfloat16"
-            return load_from(source, "float32" if dtype == "float32" else "bfloat16")
+            return load_from(source, "float32" if dtype == "float32" else "bfloat16", device)
 
     def _open(self) -> TensorSource:
         if self.config is not None:

@@ -77,6 +77,10 @@ class PagedLatentCache:
         return layer.decode(planes)
 
     @property
+    def device(self) -> torch.device:
+        return self.boundary_PND.device
+
+    @property
     def num_bytes(self) -> int:
         planes = [plane for layer in self._layers for plane in layer.planes]
         return sum(t.numel() * t.element_size() for t in [*planes, self.boundary_PND])

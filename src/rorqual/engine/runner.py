@@ -29,7 +29,7 @@ class Runner:
 
     def __init__(self, model: DeepseekV3, cache: PagedLatentCache) -> None:
         self._model, self._cache = model, cache
-        self._device = model.model.embed_tokens.weight.device
+        self._device = cache.device
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError
+from rorqual.ops.device import tensor_on
 
 FIRST_LOOK = 512
 """How many of the likeliest `top_p` looks at before it sorts them all."""
@@ -36,10 +37,11 @@ def random_source(params: SamplingParams) -> torch.Generator:
     return generator
 
 
-def check_finite(logits_NV: Tensor) -> None:
-    """CheckpointError if the logits are not numbers."""
+def check_finite(logits_NV: Tensor, total: float | None = None) -> None:
+    """CheckpointError if the logits are not numbers. `total` is their sum, where it is known."""
     # The sum finds nearly every fault in one pass; large logits may overflow it.
-    if math.isfinite(logits_NV.sum().item()) or torch.isfinite(logits_NV).all():
+    total = logits_NV.sum().item() if total is None else total
+    if math.isfinite(total) or torch.isfinite(logits_NV).all():
         return
     raise CheckpointError(
         "the model's output is not finite numbers",
@@ -62,10 +64,11 @@ def draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:
     if params.temperature == 0:
         return int(logits_V.argmax())
     weights_V = _weights(logits_V, params.temperature)
+    uniforms = torch.tensor([uniform], dtype=torch.float64, device=logits_V.device)
     ids_C = _kept(weights_V, params)
     if ids_C is None:
-        return int(_pick(weights_V[None], [uniform]))
-    return int(ids_C[_pick(weights_V[ids_C][None], [uniform])])
+        return int(_pick(weights_V[None], uniforms))
+    return int(ids_C[_pick(weights_V[ids_C][None], uniforms)])
 
 
 def draw_rows(
@@ -79,13 +82,25 @@ def draw_rows(
 
     `is_row_by_row`: to the last bit the same whatever rows there are.
     """
+    return pick_rows(logits_NV, temperatures_N, uniforms_N, is_row_by_row).tolist()
+
+
+def pick_rows(
+    logits_NV: Tensor,
+    temperatures_N: Sequence[float],
+    uniforms_N: Sequence[float],
+    is_row_by_row: bool,
+) -> Tensor:
+    """`draw_rows` as (N,) ids on the logits' device."""
+    device = logits_NV.device
+    temperatures_N1 = tensor_on(device, temperatures_N, torch.float32)[:, None]
+    uniforms = tensor_on(device, uniforms_N, torch.float64)
     ids = []
     step = 1 if is_row_by_row else ROWS_AT_ONCE
     for start in range(0, len(logits_NV), step):
         part = slice(start, start + step)
-        temperatures_N1 = logits_NV.new_tensor(temperatures_N[part])[:, None]
-        ids += _pick(_weights(logits_NV[part], temperatures_N1), uniforms_N[part]).tolist()
-    return ids
+        ids.append(_pick(_weights(logits_NV[part], temperatures_N1[part]), uniforms[part]))
+    return torch.cat(ids)
 
 
 def _weights(logits_XV: Tensor, temperature: float | Tensor) -> Tensor:
@@ -98,19 +113,19 @@ def _weights(logits_XV: Tensor, temperature: float | Tensor) -> Tensor:
     return (logits_XV - logits_XV.amax(-1, keepdim=True)).div_(temperature).exp_()
 
 
-def _pick(weights_NC: Tensor, uniforms_N: Sequence[float]) -> Tensor:
-    """(N,) places in each row; never one of weight 0.
+def _pick(weights_NC: Tensor, uniforms_N: Tensor) -> Tensor:
+    """(N,) places in each row; never one of weight 0. `uniforms_N` are float64.
 
     First the block in which the place lies, then the place: sums over blocks are several times
     faster than the running sum of a whole vocabulary.
     """
     num_rows, num_places = weights_NC.shape
     blocks_NBP = F.pad(weights_NC, (0, -num_places % BLOCK_PLACES)).view(num_rows, -1, BLOCK_PLACES)
-    uniforms = weights_NC.new_tensor(uniforms_N, dtype=torch.float64)
     # float64: in float32 the tail of many weights would be lost in the sum.
     sums_NB = blocks_NBP.sum(-1).double().cumsum(-1)
-    targets_N = sums_NB[:, -1] * uniforms
-    block_N = _first_above(sums_NB, targets_N)
+    targets_N = sums_NB[:, -1] * uniforms_N
+    # Rows that are not numbers have no place: theirs only has to exist until the caller sees them.
+    block_N = _first_above(sums_NB, targets_N).clamp(max=sums_NB.shape[1] - 1)
     before_N = F.pad(sums_NB, (1, 0)).gather(-1, block_N[:, None])[:, 0]
     rows_N = torch.arange(num_rows, device=weights_NC.device)
     sums_NP = blocks_NBP[rows_N, block_N].double().cumsum(-1)

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
-from rorqual.engine.sampler import check_finite, draw, draw_rows
+from rorqual.engine.sampler import check_finite, draw, pick_rows
 from rorqual.engine.sampling_state import SamplingState
+from rorqual.ops.device import tensor_on
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ def verify(
         starts.append(starts[-1] + 1 + len(draft_ids))
     assert len(logits_NV) == starts[-1], f"{len(logits_NV)} rows of logits for {starts[-1]} tokens"
     logits_NV = logits_NV[:, : states[0].vocab_size]
-    check_finite(logits_NV)
     plain_N = _choose_plain(logits_NV, starts, states, is_row_by_row)
+    is_plain = all(state.params.is_plain for state in states)
+    host_NV = logits_NV if is_plain else logits_NV.cpu()  # one copy for all that need it
     results = []
     for start, draft_ids, state in zip(starts[:-1], drafts, states, strict=True):
-        token_ids, num_accepted = _walk(logits_NV[start:], plain_N[start:], draft_ids, state)
+        token_ids, num_accepted = _walk(host_NV[start:], plain_N[start:], draft_ids, state)
         logprobs: tuple[TokenLogprob, ...] = ()
         if state.params.logprobs is not None:
             rows_NV = logits_NV[start : start + len(token_ids)]
@@ -87,7 +90,7 @@ def _walk(
     for offset in range(1 + len(draft_ids)):
         token_id = plain_N[offset]
         if token_id is None:
-            logits_V = state.adjust(logits_NV[offset].cpu())
+            logits_V = state.adjust(logits_NV[offset])
             uniform = state.uniform() if state.params.temperature > 0 else 0.0
             token_id = draw(logits_V, state.params, uniform)
         token_ids.append(token_id)
@@ -106,7 +109,10 @@ def _choose_plain(
     states: Sequence[SamplingState],
     is_row_by_row: bool,
 ) -> list[int | None]:
-    """What each row chooses, where that depends on nothing before it: all these rows at once."""
+    """What each row chooses, where that depends on nothing before it: all these rows at once.
+
+    CheckpointError if the logits are not numbers. From a GPU one copy brings both.
+    """
     greedy: list[int] = []
     drawn: list[int] = []
     temperatures: list[float] = []
@@ -122,17 +128,20 @@ def _choose_plain(
             temperatures += [state.params.temperature] * len(rows)
             uniforms += [state.uniform(offset) for offset in range(len(rows))]
     chosen_N: list[int | None] = [None] * len(logits_NV)
+    read = [logits_NV.sum()[None].double()]
     if greedy:
-        ids = _take(logits_NV, greedy).argmax(-1).tolist()
-        for row, token_id in zip(greedy, ids, strict=True):
-            chosen_N[row] = token_id
+        read.append(_take(logits_NV, greedy).argmax(-1).double())
     if drawn:
         rows_NV = _take(logits_NV, drawn)
-        ids = draw_rows(rows_NV, temperatures, uniforms, is_row_by_row=is_row_by_row)
-        for row, token_id in zip(drawn, ids, strict=True):
-            chosen_N[row] = token_id
+        read.append(pick_rows(rows_NV, temperatures, uniforms, is_row_by_row).double())
+    total, *ids = torch.cat(read).tolist()
+    check_finite(logits_NV, total)
+    for row, token_id in zip([*greedy, *drawn], ids, strict=True):
+        chosen_N[row] = int(token_id)
     return chosen_N
 
 
 def _take(logits_NV: Tensor, rows: list[int]) -> Tensor:
-    return logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
+    if len(rows) == len(logits_NV):
+        return logits_NV
+    return logits_NV.index_select(0, tensor_on(logits_NV.device, rows, torch.int64))

@@ -29,6 +29,7 @@ MAX_GEN_TOKENS = 256  # lm-eval's own default for an answer
 SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {
     "stop", "max_tokens", "logprobs", "prompt_logprobs", "grammar",
 }  # fmt: skip
+UNASKED_DEVICES = (None, "cuda:0")
 Pair = tuple[tuple[str, str], list[int], list[int]]
 """(context, continuation) as text, and the ids of either."""
 
@@ -40,7 +41,8 @@ class RorqualLM(TemplateLM):
     `batch_size` answers run side by side. A text without begin-of-sentence token gets one unless
     `add_bos_token` is False. `max_gen_toks` counts for tasks that set no length of their own; None
     is 256 or half of the context. With `is_batch_invariant` the order of the questions changes no
-    bit of the likelihoods. `device` has no effect: lm-eval's command line names one unasked.
+    bit of the likelihoods. `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N.
+    Choice: None and cuda:0 are auto too, for lm-eval's command line names cuda:0 unasked.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RorqualLM(TemplateLM):
         self.engine = engine or Engine(
             pretrained,
             dtype=dtype,
+            device="auto" if device in UNASKED_DEVICES else device,
             speculate=speculate,
             is_batch_invariant=is_batch_invariant,
             max_batch=_batch_size(batch_size, max_batch_size),

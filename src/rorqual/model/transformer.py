@@ -185,7 +185,7 @@ def build(config: ModelConfig, *, seed: int = 0) -> DeepseekV3:
 
 
 def empty(
-    config: ModelConfig, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    config: ModelConfig, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> DeepseekV3:
     """A model whose parameters hold no values yet (a loader or `reset_parameters` gives them).
 
@@ -196,7 +196,7 @@ def empty(
     for name, parameter in model.named_parameters():
         assert parameter.is_floating_point(), f"{name} is not floating point"
         parameter.data = parameter.data.to(dtype)
-    if device != "meta":
+    if torch.device(device).type != "meta":
         model.to_empty(device=device)
         model.model.rotary.reset_buffers()
         model.model.rotary.to(device)

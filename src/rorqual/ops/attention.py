@@ -1,8 +1,8 @@
 """Causal attention with key and value widths that differ, as MLA needs (report §2.1.1).
 
-Explicit matrix products: torch's fused attention falls back to a slower path on CPU when the value
-is narrower than the key. Long inputs are taken in blocks of queries, so that the scores never need
-more than a block's memory.
+On the CPU these are explicit matrix products: torch's fused attention falls back to a slower path
+there when the value is narrower than the key. Long inputs are taken in blocks of queries, so that
+the scores never need more than a block's memory. On a GPU torch's fused kernels never write scores.
 """
 
 # B batch, H heads (queries), G heads (keys: H, or 1 for all), T queries, S keys, C key width,
@@ -11,12 +11,16 @@ more than a block's memory.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops.linear import widens
 
 QUERY_BLOCK = 1024
 CAUSAL_BLOCK = 128  # Choice: keys behind a block of so many queries are not even multiplied.
+# Choice: on a GPU few queries that share one key, a decode step, stay two plain products up to so
+# many scores: a fused kernel would give all heads' work to the few blocks that one key head makes.
+EXPLICIT_SCORES = 1 << 26
 
 
 def attention(
@@ -30,6 +34,8 @@ def attention(
     if widens(k_BGSC):
         wide = attention(q_BHTC.float(), k_BGSC.float(), v_BGSV.float(), visible, scale)
         return wide.to(v_BGSV.dtype)
+    if not q_BHTC.is_cpu and not _is_small(q_BHTC, k_BGSC):
+        return fused_attention(q_BHTC, k_BGSC, v_BGSV, visible, scale)
     q_BHTC = q_BHTC * scale
     num_queries = q_BHTC.shape[2]
     if visible is None:
@@ -43,6 +49,35 @@ def attention(
         )
     ]
     return torch.cat(blocks, dim=2)
+
+
+def fused_attention(
+    q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, visible: Tensor | None, scale: float
+) -> Tensor:
+    """`attention` by torch's `scaled_dot_product_attention`, for GPUs."""
+    num_heads, num_queries = q_BHTC.shape[1:3]
+    num_before, width = k_BGSC.shape[2] - num_queries, v_BGSV.shape[3]
+    is_whole = visible is None and num_before == 0
+    if visible is None and not is_whole and num_queries > 1:
+        # torch's own causal mask counts from the first key where queries are fewer than keys.
+        visible = _causal_mask(num_before, num_before + num_queries, q_BHTC.device)
+    # Choice: flash attention, the fastest of torch's kernels, takes no mask and wants one width,
+    # so values are padded for it; the others take narrower values as they are.
+    num_padded = q_BHTC.shape[3] - width if is_whole and q_BHTC.dtype.itemsize == 2 else 0
+    out_BHTV = F.scaled_dot_product_attention(
+        q_BHTC,
+        k_BGSC.expand(-1, num_heads, -1, -1),
+        F.pad(v_BGSV, (0, num_padded)).expand(-1, num_heads, -1, -1),
+        attn_mask=visible,
+        is_causal=is_whole,
+        scale=scale,
+    )
+    return out_BHTV[..., :width]
+
+
+def _is_small(q_BHTC: Tensor, k_BGSC: Tensor) -> bool:
+    num_scores = q_BHTC.shape[:3].numel() * k_BGSC.shape[2]
+    return k_BGSC.shape[1] == 1 and num_scores <= EXPLICIT_SCORES
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def token_losses(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Each row's cross entropy, (N,) float32, without gradients: for validation."""
     losses = [
         F.cross_entropy(F.linear(h, weight_VD).float(), targets, reduction="none")
-        for h, targets in _blocks(h_ND, targets_N, weight_VD)
+        for h, targets in _blocks(weight_VD, h_ND, targets_N)
     ]
     return torch.cat(losses) if losses else h_ND.new_zeros(0, dtype=torch.float32)
 
@@ -61,17 +61,35 @@ def _loss_and_gradients(
     h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, is_target_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(sum of losses, its gradient in h, its gradient in weight)."""
+    if not h_ND.is_cpu:
+        return _all_rows(h_ND, weight_VD, targets_N, is_target_N)
     rows = is_target_N.nonzero().squeeze(1)
-    is_dense = rows.numel() == h_ND.shape[0]
-    h_chosen = h_ND.contiguous() if is_dense else h_ND.index_select(0, rows)
-    targets = targets_N if is_dense else targets_N.index_select(0, rows)
+    if rows.numel() == h_ND.shape[0]:
+        return _all_rows(h_ND, weight_VD, targets_N, None)
+    chosen = h_ND.index_select(0, rows), targets_N.index_select(0, rows)
+    total, grad_h, grad_weight_VD = _all_rows(chosen[0], weight_VD, chosen[1], None)
+    grad_h_ND = torch.zeros_like(h_ND, memory_format=torch.contiguous_format)
+    return total, grad_h_ND.index_copy_(0, rows, grad_h), grad_weight_VD
+
+
+def _all_rows(
+    h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, is_target_N: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_loss_and_gradients` of every row. With `is_target_N` unmarked rows are computed too and
+    count zero: on a GPU that is cheaper than to wait for their number.
+    """
+    h_chosen = h_ND.contiguous()
     grad_h = torch.empty_like(h_chosen)
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
     total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
     start = 0
-    for h_CD, targets_C in _blocks(h_chosen, targets, weight_VD):
+    marks_N = targets_N if is_target_N is None else is_target_N
+    for h_CD, targets_C, marks_C in _blocks(weight_VD, h_chosen, targets_N, marks_N):
         logits_CV = torch.mm(h_CD, weight_VD.t())
         losses_C, grad_CV = _softmax_gradient(logits_CV.float(), targets_C)
+        if is_target_N is not None:
+            losses_C = losses_C.masked_fill(~marks_C, 0.0)
+            grad_CV.masked_fill_(~marks_C[:, None], 0.0)
         total += losses_C.sum()
         grad_CV = grad_CV.to(h_CD.dtype)
         torch.mm(grad_CV, weight_VD, out=grad_h[start : start + len(targets_C)])
@@ -80,10 +98,6 @@ def _loss_and_gradients(
         else:
             grad_weight_VD += torch.mm(grad_CV.t(), h_CD)
         start += len(targets_C)
-    if not is_dense:
-        grad_h = torch.zeros_like(h_ND, memory_format=torch.contiguous_format).index_copy_(
-            0, rows, grad_h
-        )
     return total, grad_h, grad_weight_VD.to(weight_VD.dtype)
 
 
@@ -130,9 +144,9 @@ def _softmax_gradient(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Ten
     return losses_C, probs_CV
 
 
-def _blocks(h_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    limit = BLOCK_ELEMENTS_CUDA if h_ND.is_cuda else BLOCK_ELEMENTS
+def _blocks(weight_VD: Tensor, *by_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors in pieces of so many rows that their logits fit a block."""
+    limit = BLOCK_ELEMENTS if weight_VD.is_cpu else BLOCK_ELEMENTS_CUDA
     num_rows = max(64, limit // weight_VD.shape[0])
-    if not h_ND.shape[0]:
-        return
-    yield from zip(h_ND.split(num_rows), targets_N.split(num_rows), strict=True)
+    if len(by_row[0]):
+        yield from zip(*[tensor.split(num_rows) for tensor in by_row], strict=True)

@@ -3,6 +3,11 @@
 It calls a custom operator, so that torch.compile treats it as one opaque node: on CPU the
 built-in `F.grouped_mm` cannot be compiled in float32. Its plain twin is `grouped_gemm_plain`, a
 loop over the experts.
+
+On a GPU `F.grouped_mm` takes the counts from the device. Choice: in float32, for which it has no
+kernel, we loop over the experts as on the CPU, so each product waits for the counts to reach the
+host. Padding every expert to the largest possible count would take E / K times the work, and who
+asks for float32 on a GPU asks for exactness.
 """
 
 # N rows sorted by expert, E experts, I inputs, O outputs
@@ -77,11 +82,20 @@ def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, None]:
 _forward_op.register_autograd(_backward, setup_context=_keep_inputs)
 
 
+def _has_kernel(x_NI: Tensor, weight_EOI: Tensor) -> bool:
+    """Does `F.grouped_mm` run on the device alone? It wants bfloat16 rows of whole 16 bytes."""
+    is_aligned = all(width % 8 == 0 for width in weight_EOI.shape[1:])
+    return not x_NI.is_cpu and x_NI.dtype is torch.bfloat16 and is_aligned
+
+
+def _offsets(counts_E: Tensor) -> Tensor:
+    return counts_E.cumsum(0).to(torch.int32)
+
+
 def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed: bool) -> Tensor:
     weight = weight_EOI.transpose(1, 2) if transposed else weight_EOI
-    if x_NI.is_cuda:
-        offsets_E = counts_E.cumsum(0).to(torch.int32)
-        return F.grouped_mm(x_NI, weight, offs=offsets_E)
+    if _has_kernel(x_NI, weight_EOI):
+        return F.grouped_mm(x_NI, weight, offs=_offsets(counts_E))
     y = x_NI.new_empty(x_NI.shape[0], weight.shape[2])
     start = 0
     for expert_id, count in enumerate(counts_E.tolist()):
@@ -133,9 +147,8 @@ def warm_up(weight_EOI: Tensor, num_choices: int) -> None:
 
 
 def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    if x_NI.is_cuda:
-        offsets_E = counts_E.cumsum(0).to(torch.int32)
-        return F.grouped_mm(grad_NO.t(), x_NI, offs=offsets_E)
+    if _has_kernel(x_NI, weight_EOI):
+        return F.grouped_mm(grad_NO.t(), x_NI, offs=_offsets(counts_E))
     gradient_EOI = torch.empty_like(weight_EOI)
     start = 0
     for expert_id, count in enumerate(counts_E.tolist()):

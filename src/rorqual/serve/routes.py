@@ -141,8 +141,10 @@ def health_router() -> APIRouter:
     @router.get("/health", responses={503: {"model": ErrorBody}})
     async def health(request: Request) -> Any:
         """The process and its engine work: 503 asks for a restart."""
-        failure = service_of(request).engine.failure
-        return {"status": "ok"} if failure is None else engine_failed(failure).response()
+        service = service_of(request)
+        if service.engine.failure is not None:
+            return engine_failed(service.engine.failure).response()
+        return {"status": "ok", "device": service.model.device}
 
     @router.get("/ready", responses={503: {"model": ErrorBody}})
     async def ready(request: Request) -> Any:

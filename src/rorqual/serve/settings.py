@@ -45,13 +45,16 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What the routes know of the model: its names, its tokenizer, its own sampling advice."""
+    """What the routes know of the model: its names, its tokenizer, its own sampling advice, and
+    the device that it runs on.
+    """
 
     name: str
     tokenizer: Tokenizer
     max_positions: int
     defaults: SamplingParams = field(default_factory=SamplingParams)
     aliases: tuple[str, ...] = ()
+    device: str = "cpu"
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

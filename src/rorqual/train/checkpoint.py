@@ -149,7 +149,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, recipe: Recipe, *, device: str = "cpu", data_digest: str | None = None
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: str | torch.device = "cpu",
+    data_digest: str | None = None,
 ) -> Resumed:
     """Weights, moments, counters; sets the random states. TrainingError for another recipe's."""
     state = read_json(folder / TRAINER / STATE, TrainingError)
@@ -178,7 +182,8 @@ def remove_leftovers(run_folder: Path) -> None:
 def random_states() -> dict[str, Any]:
     """The states of torch's (and each GPU's), Python's and NumPy's generators as JSON."""
     name, keys, *rest = np.random.get_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # A run on the CPU beside a GPU leaves that alone.
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "torch": _text(torch.get_rng_state()),
         "cuda": [_text(state) for state in gpus],
@@ -190,7 +195,7 @@ def random_states() -> dict[str, Any]:
 def set_random_states(states: dict[str, Any]) -> None:
     """Puts the generators where `random_states` found them."""
     torch.set_rng_state(_tensor(states["torch"]))
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+    if torch.cuda.is_initialized() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([_tensor(state) for state in states["cuda"]])
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))

@@ -48,7 +48,7 @@ class Interrupt:
 
 
 @contextmanager
-def deterministic(device: str) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """On the CPU, kernels that give the same bits each time at any number of threads.
 
     Without it the gradients of an index are added up by atomics as soon as there are two threads.
@@ -57,7 +57,7 @@ def deterministic(device: str) -> Iterator[None]:
     was_on = torch.are_deterministic_algorithms_enabled()
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
-    if device == "cpu":
+    if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # it would cost a pass over each new tensor
     try:

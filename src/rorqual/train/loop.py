@@ -23,6 +23,7 @@ from rorqual import weights
 from rorqual.errors import TrainingError, UsageError
 from rorqual.files import FolderLock, atomic_write
 from rorqual.model import DeepseekV3, ModelConfig, build, empty
+from rorqual.ops.device import resolve_device, to_device
 from rorqual.tokenizer import Tokenizer
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation
@@ -58,13 +59,14 @@ def train(
     data: TrainingData,
     *,
     resume: bool = True,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     is_quiet: bool = False,
     is_locked: bool = False,
 ) -> Summary:
     """Trains until the recipe's total tokens, or until SIGINT or SIGTERM; saves in both cases.
 
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
+<<<<<<< HEAD
     a folder that holds checkpoints is an error. `is_locked` says that the caller holds `run_lock`;
     otherwise a second process in the folder is refused here (UsageError).
     """
@@ -84,6 +86,12 @@ def run_lock(run_folder: Path) -> FolderLock:
 def _train(
     recipe: Recipe, run_folder: Path, data: TrainingData, resume: bool, device: str, is_quiet: bool
 ) -> Summary:
+=======
+    a folder that holds checkpoints is an error. `device` as in `resolve_device`.
+    """
+    device = resolve_device(device)
+    run_folder = Path(run_folder)
+>>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     found = checkpoint_files.checkpoints(run_folder)
@@ -109,7 +117,7 @@ class _Run:
         folder: Path,
         data: TrainingData,
         latest: Path | None,
-        device: str,
+        device: torch.device,
         is_quiet: bool,
     ) -> None:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
@@ -190,7 +198,9 @@ class _Run:
         )
         try:
             result = self.stepper.step(
-                batch.tokens_BS.to(self.device), batch.mask_BS.to(self.device), values
+                to_device(batch.tokens_BS, self.device),
+                to_device(batch.mask_BS, self.device),
+                values,
             )
         except TrainingError as problem:
             last = self.saved or "none yet"
@@ -210,7 +220,7 @@ class _Run:
     def _record(
         self, result: StepResult, values: StepValues, num_sequences: int, speed: float
     ) -> None:
-        loads_LE = result.loads_LE.cpu()
+        loads_LE = result.loads_LE
         self.loads_LE = loads_LE if self.loads_LE is None else self.loads_LE + loads_LE
         max_vio_L = max_violation(loads_LE)
         has_layers = max_vio_L.numel() > 0
@@ -302,6 +312,7 @@ class _Run:
             )
 
     def _announce(self) -> None:
+        self.report.line(f"training on {self.device}")
         if self.saved is not None:
             self.report.line(f"continuing {self.saved} at {self.progress.tokens:,} tokens")
         if self.recipe.training.compile:

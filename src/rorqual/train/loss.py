@@ -66,13 +66,13 @@ def coefficients(
     counts_C: Tensor, num_sequences: int, mtp_weight: float, balance_alpha: float
 ) -> Coefficients:
     """The coefficients of a batch from its target counts; a part without targets counts zero."""
-    num_depths = counts_C.numel() - 1
-    weight_C = torch.full((num_depths + 1,), mtp_weight / max(num_depths, 1))
+    num_depths, device = counts_C.numel() - 1, counts_C.device
+    weight_C = torch.full((num_depths + 1,), mtp_weight / max(num_depths, 1), device=device)
     weight_C[0] = 1.0
     return Coefficients(
         mean_C=1.0 / counts_C.clamp(min=1).float(),
-        weight_C=weight_C.to(counts_C.device),
-        balance=torch.tensor(balance_alpha / num_sequences, device=counts_C.device),
+        weight_C=weight_C,
+        balance=torch.full((), balance_alpha / num_sequences, device=device),
     )
 
 

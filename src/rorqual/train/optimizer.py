@@ -59,8 +59,8 @@ class AdamW:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         limit = self.options.clip_norm
-        if limit is not None and norm > limit:
-            torch._foreach_mul_(gradients, limit / norm)
+        if limit is not None:  # times one where the norm is less: to ask would wait for a GPU
+            torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
         return norm
 
     @torch.no_grad()
@@ -84,14 +84,16 @@ class AdamW:
 
     def _fused(self, names: list[str], lr: float, decay: float) -> None:
         options = self.options
+        # The kernel counts from the steps before this one, each parameter on its own device.
+        device = self.parameters[names[0]].device
+        steps = torch.full((len(names),), float(self.num_steps - 1), device=device)
         adamw(
             [self.parameters[name] for name in names],
             [_gradient(self.parameters[name]) for name in names],
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             [],
-            # The kernel counts from the steps before this one.
-            [torch.tensor(float(self.num_steps - 1)) for _ in names],
+            list(steps.unbind()),
             foreach=False,
             fused=True,
             amsgrad=False,

@@ -1,14 +1,17 @@
 """One optimiser step: micro-batches accumulate, then clip, update, move the router bias.
 
 The coefficients of the loss are known before the first micro-batch, so the sum of the micro-batches
-equals one large batch. `compile` turns the loss of one micro-batch (fixed shapes) into one graph;
-the grouped GEMM and the cross entropy are opaque operators in it.
+equals one large batch. The host waits for the device once: `_read` takes all of a step's numbers in
+one copy, before the update, since a step that is not finite must move nothing. `compile` turns the
+loss of one micro-batch (fixed shapes) into one graph; the grouped GEMM and the cross entropy are
+opaque operators in it.
 """
 
 # B sequences, S tokens of a sample, L sparse layers, E experts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,7 +45,9 @@ class StepValues(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's record: means over the batch, and the load of each expert in each sparse layer."""
+    """A step's record: means over the batch, and the load of each expert in each sparse layer, on
+    the host.
+    """
 
     loss: float
     main: float
@@ -97,11 +102,11 @@ class Stepper:
             )
             for start in range(0, tokens_BS.shape[0], size)
         ]
-        grad_norm = float(self.optimizer.clip())
-        result = _result(parts, grad_norm, int(counts_C[0]))
+        loads_LE = torch.stack([part.loads_LE for part in parts]).sum(0)
+        result = _read(parts, loads_LE, self.optimizer.clip(), counts_C)
         _check_finite(result)
         self.optimizer.step(values.lr)
-        balance.update_bias(self.model.routers(), result.loads_LE, values.bias_update_speed)
+        balance.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
         return result
 
     def _accumulate(
@@ -118,22 +123,34 @@ def autocast(kind: str, precision: str) -> AbstractContextManager[object]:
     return torch.autocast(kind, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _result(parts: list[LossParts], grad_norm: float, num_targets: int) -> StepResult:
-    losses = torch.stack([part.cross_entropy_C for part in parts]).sum(0).tolist()
+def _read(
+    parts: list[LossParts], loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor
+) -> StepResult:
+    """The step's record on the host, by one copy: float64 holds all of it exactly."""
+    losses_C = torch.stack([part.cross_entropy_C for part in parts]).sum(0)
+    singles = [
+        torch.stack([part.total for part in parts]).sum(),
+        torch.stack([part.balance for part in parts]).sum(),
+        grad_norm,
+        counts_C[0],
+    ]
+    numbers = [*[single[None] for single in singles], losses_C, loads_LE.flatten()]
+    read = torch.cat([number.double() for number in numbers]).tolist()
+    (loss, balance_loss, norm, num_targets), rest = read[:4], read[4:]
+    losses, loads = rest[: len(losses_C)], rest[len(losses_C) :]
     return StepResult(
-        loss=float(torch.stack([part.total for part in parts]).sum()),
+        loss=loss,
         main=losses[0],
         mtp=losses[1:],
-        balance=float(torch.stack([part.balance for part in parts]).sum()),
-        grad_norm=grad_norm,
-        num_targets=num_targets,
-        loads_LE=torch.stack([part.loads_LE for part in parts]).sum(0),
+        balance=balance_loss,
+        grad_norm=norm,
+        num_targets=int(num_targets),
+        loads_LE=torch.tensor(loads, dtype=torch.int64).view(loads_LE.shape),
     )
 
 
 def _check_finite(result: StepResult) -> None:
-    total = torch.tensor([result.loss, result.grad_norm])
-    if not total.isfinite().all():
+    if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         raise TrainingError(
             "the loss or the gradient is not finite; the weights were not moved",
             found=f"loss {result.loss}, gradient norm {result.grad_norm}",

@@ -12,6 +12,7 @@ from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, empty
+from rorqual.ops.device import resolve_device
 from rorqual.weights.audit import audit
 from rorqual.weights.names import HEAD, StoredTensor
 from rorqual.weights.open import open_source
@@ -23,12 +24,20 @@ LoadDtype = Literal["float32", "bfloat16"]
 
 
 def load(
-    path: str | os.PathLike[str], dtype: LoadDtype = "float32", device: str = "cpu"
+    path: str | os.PathLike[str],
+    dtype: LoadDtype = "float32",
+    device: str | torch.device = "cpu",
 ) -> DeepseekV3:
     """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
 
+<<<<<<< HEAD
     A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides. The
     text `tiny` is the bundled model.
+=======
+    `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N.
+
+    A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides.
+>>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
     CheckpointError lists all that is missing, unexpected, repeated, misshapen, of a wrong dtype or
     unreadable, before any weight is read; ConfigError for a configuration that is not ours.
     """
@@ -38,14 +47,20 @@ def load(
             expected=" or ".join(get_args(LoadDtype)),
             fix="FP8 checkpoints are dequantised on loading: choose bfloat16 or float32",
         )
+<<<<<<< HEAD
     with open_source(checkpoint_path(path)) as opened:
+=======
+    device = resolve_device(device)
+    with open_source(path) as opened:
+>>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
         return load_from(opened, dtype, device)
 
 
 def load_from(
-    source: TensorSource, dtype: LoadDtype = "float32", device: str = "cpu"
+    source: TensorSource, dtype: LoadDtype = "float32", device: str | torch.device = "cpu"
 ) -> DeepseekV3:
     """The model in an opened checkpoint; see `load`."""
+    device = resolve_device(device)
     report = audit(source)
     report.raise_faults(source.path)
     model = empty(report.config, getattr(torch, dtype), device)

@@ -16,14 +16,16 @@ from rorqual.weights.source import TensorSource
 CHUNK_ELEMENTS = 2_000_000  # read, converted and written at once: a few megabytes a worker
 
 
-def read_values(source: TensorSource, tensor: StoredTensor, device: str = "cpu") -> Tensor:
+def read_values(
+    source: TensorSource, tensor: StoredTensor, device: torch.device | None = None
+) -> Tensor:
     """A tensor as stored, or dequantised to float32 if it is FP8; perhaps a view of the file."""
     values = source.read(tensor.name)
     if values.dtype != torch.float8_e4m3fn:
         return values
     scale = read_scale(source, tensor)
     assert source.quantisation is not None, "the audit lets no FP8 pass without its configuration"
-    if device == "cpu":
+    if device is None or device.type == "cpu":
         return dequantise_into(torch.empty(values.shape), values, scale, source.quantisation.block)
     block = source.quantisation.block
     return dequantise_blocks(values.to(device), scale.to(device), block=block)
