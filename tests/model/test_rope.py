@@ -10,7 +10,7 @@ from rorqual.model import preset
 from rorqual.model.rope import RotaryAngles, rotate
 
 # Half the distance of two bfloat16 numbers (8 bits), by which the nearest may be off, and what
-# float32 angles add: at position 131,072 one is off by up to 2^-7 of a radian, rounded from 24 bits.
+# float32 angles add (24 bits): at position 131,072 up to 2^-7 of a radian.
 ROUNDED, FLOAT32_ANGLE = 2**-8, 2**-24
 
 

@@ -66,12 +66,13 @@ def train(
     """Trains until the recipe's total tokens, or until SIGINT or SIGTERM; saves in both cases.
 
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
-<<<<<<< HEAD
     a folder that holds checkpoints is an error. `is_locked` says that the caller holds `run_lock`;
-    otherwise a second process in the folder is refused here (UsageError).
+    otherwise a second process in the folder is refused here (UsageError). `device` as in
+    `resolve_device`.
     """
+    place = resolve_device(device)
     with nullcontext() if is_locked else run_lock(Path(run_folder)):
-        return _train(recipe, Path(run_folder), data, resume, device, is_quiet)
+        return _train(recipe, Path(run_folder), data, resume, place, is_quiet)
 
 
 def run_lock(run_folder: Path) -> FolderLock:
@@ -84,14 +85,13 @@ def run_lock(run_folder: Path) -> FolderLock:
 
 
 def _train(
-    recipe: Recipe, run_folder: Path, data: TrainingData, resume: bool, device: str, is_quiet: bool
+    recipe: Recipe,
+    run_folder: Path,
+    data: TrainingData,
+    resume: bool,
+    device: torch.device,
+    is_quiet: bool,
 ) -> Summary:
-=======
-    a folder that holds checkpoints is an error. `device` as in `resolve_device`.
-    """
-    device = resolve_device(device)
-    run_folder = Path(run_folder)
->>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     found = checkpoint_files.checkpoints(run_folder)

@@ -30,14 +30,10 @@ def load(
 ) -> DeepseekV3:
     """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
 
-<<<<<<< HEAD
     A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides. The
     text `tiny` is the bundled model.
-=======
     `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N.
 
-    A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides.
->>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
     CheckpointError lists all that is missing, unexpected, repeated, misshapen, of a wrong dtype or
     unreadable, before any weight is read; ConfigError for a configuration that is not ours.
     """
@@ -47,12 +43,8 @@ def load(
             expected=" or ".join(get_args(LoadDtype)),
             fix="FP8 checkpoints are dequantised on loading: choose bfloat16 or float32",
         )
-<<<<<<< HEAD
-    with open_source(checkpoint_path(path)) as opened:
-=======
     device = resolve_device(device)
-    with open_source(path) as opened:
->>>>>>> f951e1a (A device for every verb: fused attention and no waits within a step on a GPU; rotary embedding in float32)
+    with open_source(checkpoint_path(path)) as opened:
         return load_from(opened, dtype, device)
 
 
