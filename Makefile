@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test test-all test-stress llama-cpp check lint types install install-dev clean
+.PHONY: chat test test-all test-stress llama-cpp gpu-check check lint types install install-dev clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -66,6 +66,13 @@ llama-cpp:  ## build it once: about nine minutes of a processor (none if RORQUAL
 	then touch $(LLAMA)/.installed; \
 	else rm -rf $(LLAMA); echo "llama.cpp was not built, so the tests that need it are skipped; $(LLAMA).log ends:"; \
 		tail -n 5 $(LLAMA).log; fi
+
+# On a machine with a GPU: no network and no .venv, but PYTHON as it is, and the wheels in WHEELS.
+gpu-check:  ## PART=infer or PART=train, at most four minutes each: docs/gpu.md
+	@extra=$$(mktemp -d) && trap 'rm -rf "$$extra"' EXIT && \
+	if [ -n "$(WHEELS)" ]; then $(PYTHON) -m pip --disable-pip-version-check install --quiet \
+		--no-index --no-deps --target "$$extra" "$(WHEELS)"/*.whl; fi && \
+	PYTHONPATH="$(CURDIR)/src:$$extra$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) benchmarks/gpu_check.py $(PART) $(ARGS)
 
 CHECK_SECONDS := 120
 
