@@ -55,10 +55,12 @@ def test_uploads_under_way_count(store: FileStore) -> None:
     async def test() -> None:
         upload = asyncio.create_task(store.add(slowly(), 9, "a", "me"))  # type: ignore[arg-type]
         await asyncio.sleep(0)  # it has begun, and writes in a thread
-        with pytest.raises(ApiError, match="no room"):
-            await store.add([bytes(6)], 6, "b", "me")
-        may_go_on.set()
-        await upload
+        try:
+            with pytest.raises(ApiError, match="no room"):
+                await store.add([bytes(6)], 6, "b", "me")
+        finally:
+            may_go_on.set()
+            await upload
 
     asyncio.run(test())
     assert store.num_bytes == 9
