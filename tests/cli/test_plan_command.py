@@ -58,7 +58,8 @@ def test_a_gguf_file_in_one_and_in_parts(model_folder: Path, tmp_path: Path, mix
             assert report["weights"] == {"BF16": "bf16", "F32": "float32"}[mix]
         disk = {row["format"]: row for row in report["disk"]}
         assert set(disk) == set(WEIGHT_FORMATS)
-        assert report["memory_bytes"]["weights"] == disk[report["weights"]]["bytes"]
+        padding = disk[report["weights"]]["bytes"] - report["memory_bytes"]["weights"]
+        assert 0 <= padding < 32 * 100  # of GGUF's tensors to multiples of 32 bytes
         for row in disk.values():
             assert row["GB"] == row["bytes"] / 1e9
             assert row["GiB"] == row["bytes"] / 2**30

@@ -14,14 +14,18 @@ import torch
 
 from rorqual.engine.cache_formats import bytes_per_token
 from rorqual.errors import UsageError
-from rorqual.model import preset
+from rorqual.model import build, preset
 from rorqual.model.flops import count_parameters, forward_flops_per_token
 from rorqual.plan import HARDWARE, find_hardware, measure, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
-from rorqual.plan.inference import Wish, longest_context
+from rorqual.plan.inference import Wish, disk_table, longest_context
 from rorqual.plan.memory import KV_FORMATS, cache_bytes_per_token
-from rorqual.plan.sizes import disk_bytes, memory_bytes, nearest_mix, unsloth_size
+from rorqual.plan.sizes import check_format, disk_bytes, memory_bytes, nearest_mix, unsloth_size
 from rorqual.plan.speed import distinct_experts, read_bytes, speed_of
+from rorqual.weights import save
+from rorqual.weights.convert import convert
+from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.gguf_file import read_gguf
 from rorqual.weights.gguf_mixes import MIXES
 from rorqual.weights.gguf_writer import gguf_bytes
 
@@ -61,8 +65,10 @@ def test_disk_sizes_of_safetensors() -> None:
 @pytest.mark.parametrize("name", ["tiny", "16b", "671b"])
 @pytest.mark.parametrize("format", ["fp8", "Q8_0", "Q4_K_M"])
 def test_memory_is_disk_without_mtp(name: str, format: str) -> None:
+    """GGUF pads each tensor to a multiple of 32 bytes."""
     config = preset(name).with_changes(num_nextn_predict_layers=0)
-    assert memory_bytes(config, format) == disk_bytes(config, format)
+    padding = disk_bytes(config, format) - memory_bytes(config, format)
+    assert 0 <= padding <= (0 if format == "fp8" else 31 * 30 * config.num_hidden_layers)
     assert memory_bytes(preset(name), format) == memory_bytes(config, format)
 
 
@@ -72,6 +78,40 @@ def test_a_gguf_files_mix_is_found_by_its_size(num_mtp: int) -> None:
     as_safetensors = {"F32": "float32", "F16": "bf16", "BF16": "bf16"}
     for mix in MIXES:
         assert nearest_mix(config, gguf_bytes(config, mix)) == as_safetensors.get(mix, mix)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("keep_mtp", [True, False])
+def test_gguf_sizes_are_those_that_convert_writes(mix: str, keep_mtp: bool, tmp_path: Path) -> None:
+    """To the byte: the file from where the header ends."""
+    config = preset("tiny").with_changes(
+        num_hidden_layers=2, vocab_size=300, n_routed_experts=4, n_group=1, topk_group=1
+    )
+    config = config.with_changes(num_nextn_predict_layers=1, hidden_size=256)
+    save(build(config), tmp_path / "hf", "bfloat16")
+    options = Options(Target.parse(f"gguf:{mix}"), keep_mtp)
+    path = convert(tmp_path / "hf", tmp_path / "a.gguf", options).destination
+    with read_gguf(path) as file:
+        first = min(info.offset for info in file.tensors.values())
+    planned = config if keep_mtp else config.with_changes(num_nextn_predict_layers=0)
+    format = check_format(f"gguf:{mix}")
+    assert path.stat().st_size - first == disk_bytes(planned, format)
+    (row,) = [row for row in disk_table(config) if row["format"] == mix] or [None]
+    if row is not None and mix != "BF16":
+        assert row["bytes" if keep_mtp else "bytes_without_mtp"] == path.stat().st_size - first
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_formats_are_spelled_as_convert_does(mix: str) -> None:
+    assert check_format(f"gguf:{mix}") == check_format(f"GGUF:{mix.lower()}") == mix
+    planned = plan_inference(V3, find_hardware("8xH200"), weights=f"gguf:{mix}")
+    assert planned.memory.weights == memory_bytes(V3, mix)
+    for name in ("fp8", "bf16", "float32"):
+        assert check_format(name) == name
+    with pytest.raises(UsageError) as caught:
+        check_format("gguf:Q9_K")
+    for name in ("Q4_K_M", "fp8", "gguf:BF16"):
+        assert name in str(caught.value.expected)
 
 
 def test_cache_bytes_of_v3() -> None:

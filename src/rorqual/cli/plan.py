@@ -23,7 +23,7 @@ def plan(
     on: Annotated[str, typer.Option("--on", help="Hardware, such as 8xH200, or here.")] = "here",
     weights: Annotated[
         str | None,
-        typer.Option(help="float32, bf16, fp8 or a GGUF mix [default: as published or stored]."),
+        typer.Option(help="float32, bf16, fp8, or a GGUF mix [default: as published or stored]."),
     ] = None,
     kv: Annotated[
         str, typer.Option(help="The cache: float32, bf16, fp8, q8, q8_0, q4_0.")
@@ -122,9 +122,13 @@ def _print(target: str, planned: InferencePlan) -> None:
         rate = f"{speed.decode_tokens_per_second_per_stream:,.1f}"
         limits.add_row("decode, each", rate, speed.decode_bound)
     console.print(limits)
-    disk = _table("On disk", "bytes", "GB", "GiB")
+    has_mtp = wish.config.num_nextn_predict_layers > 0
+    columns = ["bytes", "GB", "GiB", *(["GiB without MTP"] if has_mtp else [])]
+    disk = _table("On disk, with the MTP layer" if has_mtp else "On disk", *columns)
     for row in planned.as_dict()["disk"]:
-        disk.add_row(row["format"], f"{row['bytes']:,}", f"{row['GB']:,.1f}", f"{row['GiB']:,.1f}")
+        cells = [f"{row['bytes']:,}", f"{row['GB']:,.1f}", f"{row['GiB']:,.1f}"]
+        without = f"{row['bytes_without_mtp'] / 2**30:,.1f}"
+        disk.add_row(row["format"], *cells, *([without] if has_mtp else []))
     console.print(disk)
     console.print(f"[dim]{planned.hardware.label}: {planned.hardware.source}[/]", highlight=False)
 

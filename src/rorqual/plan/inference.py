@@ -113,11 +113,16 @@ def plan_inference(
 
 
 def disk_table(config: ModelConfig) -> list[dict[str, Any]]:
-    """Bytes, decimal GB and binary GiB of the files in each format."""
+    """Bytes, decimal GB and binary GiB of the files in each format, with the MTP layer and without.
+
+    GGUF files are mostly published without it.
+    """
+    main = config.with_changes(num_nextn_predict_layers=0)
     rows = []
     for name in WEIGHT_FORMATS:
-        size = disk_bytes(config, name)
-        rows.append({"format": name, "bytes": size, "GB": size / 1e9, "GiB": size / GIB})
+        size, without = disk_bytes(config, name), disk_bytes(main, name)
+        row = {"format": name, "bytes": size, "GB": size / 1e9, "GiB": size / GIB}
+        rows.append(row | {"bytes_without_mtp": without})
     return rows
 
 
@@ -195,7 +200,8 @@ def _smaller_kv(wish: Wish) -> list[str]:
 def _smaller_weights(wish: Wish) -> list[str]:
     """Formats of fewer bytes, the largest of them first."""
     sizes = {name: memory_bytes(wish.config, name) for name in WEIGHT_FORMATS}
-    names = [name for name in sizes if sizes[name] < sizes[wish.weights]]
+    now = memory_bytes(wish.config, wish.weights)
+    names = [name for name in sizes if sizes[name] < now]
     return sorted(names, key=lambda name: -sizes[name])
 
 

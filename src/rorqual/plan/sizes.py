@@ -9,6 +9,7 @@ from functools import lru_cache
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import FLOAT_TYPES
+from rorqual.weights.gguf_format import DEFAULT_ALIGNMENT
 from rorqual.weights.gguf_mixes import MIXES, mix_of
 from rorqual.weights.gguf_writer import gguf_bytes, plan_tasks
 from rorqual.weights.names import EMBEDDING, Format, stored_tensors
@@ -22,23 +23,31 @@ DECIMAL_MIXES = ("Q8_0",)
 
 
 def check_format(name: str) -> str:
-    """The format's name in our spelling; UsageError for an unknown one."""
+    """The format's name in our spelling; UsageError for an unknown one.
+
+    `gguf:MIX` too, as `convert --to` spells it: F32, F16 and BF16 are GGUF's own only so.
+    """
     known = {known.lower(): known for known in WEIGHT_FORMATS} | {"bfloat16": "bf16"}
+    known |= {f"gguf:{mix}".lower(): mix for mix in MIXES}
     if name.lower() not in known:
-        raise UsageError(f"unknown format {name!r}", expected=", ".join(WEIGHT_FORMATS))
+        floats = [f"gguf:{mix}" for mix in FLOAT_TYPES]
+        raise UsageError(f"unknown format {name!r}", expected=", ".join((*WEIGHT_FORMATS, *floats)))
     return known[name.lower()]
 
 
 @lru_cache(maxsize=64)
 def disk_bytes(config: ModelConfig, format: str) -> int:
-    """Bytes of the tensors in the files. Headers and metadata, thousandths of it, are not counted.
+    """Bytes of the tensors in the files, as `convert` writes them; headers with the tokenizer and
+    metadata, thousandths of it, are not counted.
 
-    Safetensors with the MTP layer and its copies of embedding and head; GGUF without, as published.
+    With the config's MTP layer: in safetensors with its copies of embedding and head, in GGUF
+    without. GGUF's tensors are padded to their alignment.
     """
     if format in SAFETENSORS:
         stored = SAFETENSORS[format]
         return sum(tensor.num_bytes_in(stored) for tensor in stored_tensors(config, stored))
-    return memory_bytes(config, format)
+    sizes = [task.planned.num_bytes for task in plan_tasks(config, mix_of(format))]
+    return sum(-(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT for size in sizes)
 
 
 @lru_cache(maxsize=64)
@@ -75,8 +84,10 @@ def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
 
 
 def unsloth_size(config: ModelConfig, mix: str) -> int:
-    """The size as unsloth's list gives it: whole GiB rounded up, decimal GB for Q8_0."""
-    num_bytes = disk_bytes(config, mix)
+    """The size as unsloth's list gives it: whole GiB rounded up, decimal GB for Q8_0; those files
+    have no MTP layer.
+    """
+    num_bytes = disk_bytes(config.with_changes(num_nextn_predict_layers=0), mix)
     return round(num_bytes / 1e9) if mix in DECIMAL_MIXES else math.ceil(num_bytes / GIB)
 
 
