@@ -1,8 +1,8 @@
 """Sampling: from logits to a token id.
 
 A token costs one random number u: over the ids in their order, it is the first whose cumulative
-weight exceeds u times the total. So what is drawn hardly depends on rounding, and a seed gives the
-same tokens whether they come one by one or as verified drafts.
+weight exceeds u times the total. So what is drawn hardly depends on rounding, nor on whether tokens
+come one by one or as verified drafts; what a seed promises, says `Engine`.
 """
 
 # N rows, V vocabulary, C candidates, K likeliest, B blocks of P places
