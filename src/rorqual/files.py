@@ -33,7 +33,9 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}")  # as `_temporary` makes them
 
 
 def fsync_path(path: Path) -> None:
-    """Flushes a file or a directory entry to the disk."""
+    """Flushes a file or a directory entry to the disk; Windows opens no directories."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

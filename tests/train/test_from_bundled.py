@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import rorqual
 from rorqual.config import fill
-from rorqual.errors import TrainingError
+from rorqual.errors import TrainingError, UsageError
 from rorqual.train import Recipe, train
 from rorqual.train.checkpoint import find_checkpoint
-from rorqual.train.prepare import prepare
+from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
 
 BUNDLED = Path(rorqual.__file__).parent / "tiny"
 LENGTH = 64
@@ -95,3 +96,16 @@ def test_a_file_is_no_start(folder: Path) -> None:
     file.write_bytes(b"GGUF")
     with pytest.raises(TrainingError, match=r"rorqual convert .*model\.gguf FOLDER --to bf16"):
         find_checkpoint(file)
+
+
+@pytest.mark.parametrize("key", ["init_from", "data.folder", "tokenizer.folder", "data.corpora"])
+def test_starting_over_never_moves_what_the_recipe_reads(folder: Path, key: str) -> None:
+    table = recipe_table(folder, "tiny", 2) | {"tokenizer": {"folder": "tokenizer"}}
+    part: Any = table
+    *sections, name = key.split(".")
+    for section in sections:
+        part = part[section]
+    part[name] = str(folder / "run" / "inside")
+    with pytest.raises(UsageError, match=f"would move {key} away"):
+        refuse_to_move_what_is_read(fill(Recipe, table), folder / "run")
+    refuse_to_move_what_is_read(fill(Recipe, table), folder / "runs")  # a name that only begins so

@@ -47,7 +47,7 @@ def train(
     from rorqual.errors import UsageError
     from rorqual.log import console
     from rorqual.ops.device import resolve_device
-    from rorqual.train.prepare import prepare, show_plan
+    from rorqual.train.prepare import prepare, refuse_to_move_what_is_read, show_plan
 
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UsageError(
@@ -62,6 +62,8 @@ def train(
     if is_dry_run:
         show_plan(settings, run_folder)
         return
+    if not resume:
+        refuse_to_move_what_is_read(settings, run_folder)
     with training.run_lock(run_folder) as lock:
         data = prepare(settings, recipe, skill_generators(settings.data))
         if not resume and (aside := lock.set_aside()):

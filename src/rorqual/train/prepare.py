@@ -18,7 +18,7 @@ from rorqual.data import (
 )
 from rorqual.data.shards import tokenizer_hash
 from rorqual.data.sources import source_record
-from rorqual.errors import ConfigError, DataError, TrainingError, listing
+from rorqual.errors import ConfigError, DataError, TrainingError, UsageError, listing
 from rorqual.log import console
 from rorqual.model import ModelConfig, empty
 from rorqual.tokenizer import Tokenizer, load_tokenizer
@@ -82,6 +82,22 @@ def missing_sources(data: DataSettings) -> list[str]:
         if source.name and source.path is None and not source.is_generated
         if source_record(source.name, Path(data.corpora)) is None
     ]
+
+
+def refuse_to_move_what_is_read(recipe: Recipe, run_folder: Path) -> None:
+    """UsageError if a run that starts over would set aside a folder that its recipe reads."""
+    tokenizer = recipe.tokenizer.folder if recipe.tokenizer is not None else None
+    read = {"init_from": recipe.init_from, "data.folder": recipe.data.folder}
+    read |= {"tokenizer.folder": tokenizer, "data.corpora": recipe.data.corpora}
+    root = run_folder.resolve()
+    for key, folder in read.items():
+        if folder is not None and Path(folder).resolve().is_relative_to(root):
+            raise UsageError(
+                f"starting over would move {key} away: it lies in the run folder",
+                where=run_folder,
+                found=f"{key} = {folder}",
+                fix="give the new run another folder with --run",
+            )
 
 
 def show_plan(recipe: Recipe, run_folder: Path) -> None:
