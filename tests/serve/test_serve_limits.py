@@ -210,6 +210,30 @@ def test_a_large_body_is_413(tokenizer: Tokenizer) -> None:
         wait_until(lambda: live.app.state.service.num_in_flight == 0)
 
 
+@pytest.mark.parametrize("num_pieces", [1, 2, 3, 50])
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_chunked_body_is_summed_against_the_limit(
+    tokenizer: Tokenizer, num_pieces: int, excess: int
+) -> None:
+    """Exactly the limit is taken, one byte more is not, in however many pieces it comes."""
+    limit = 1000
+    engine = FakeEngine(tokenizer)
+    with serving(tokenizer, engine, max_body_bytes=limit) as live:
+        short = json.dumps(HELLO | {"user": ""}).encode()
+        body = json.dumps(HELLO | {"user": "x" * (limit + excess - len(short))}).encode()
+        assert len(body) == limit + excess
+        size = -(-len(body) // num_pieces)
+        pieces = [body[start : start + size] for start in range(0, len(body), size)]
+        headers = {"content-type": "application/json"}
+        answer = httpx.post(live.url + CHAT, content=iter(pieces), headers=headers)
+        assert answer.request.headers["transfer-encoding"] == "chunked"
+        assert answer.status_code == (413 if excess else 200)
+        told = httpx.post(live.url + CHAT, content=body, headers=headers)
+        assert told.status_code == answer.status_code
+        assert len(engine.requests) == (0 if excess else 2)
+        wait_until(lambda: live.app.state.service.num_in_flight == 0)
+
+
 def test_a_body_that_never_ends_is_408(tokenizer: Tokenizer) -> None:
     engine = FakeEngine(tokenizer)
     with serving(tokenizer, engine, body_timeout_seconds=LATE) as live:

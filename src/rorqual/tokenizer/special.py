@@ -53,15 +53,6 @@ SPLIT_WORDS = (
 )
 
 
-def pre_tokenizer(numbers: str = SPLIT_NUMBERS) -> dict[str, Any]:
-    """V3's pre-tokenizer as `tokenizer.json` writes it; `numbers` replaces its first split."""
-    splits = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in (numbers, SPLIT_CHINESE_JAPANESE, SPLIT_WORDS)
-    ]
-    return {"type": "Sequence", "pretokenizers": [*splits, byte_level(trim_offsets=True)]}
-
-
 def byte_level(*, trim_offsets: bool) -> dict[str, Any]:
     """A ByteLevel step of `tokenizer.json` without a regex and without a leading space."""
     return {

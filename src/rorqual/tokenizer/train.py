@@ -11,15 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from rorqual.errors import TokenizerError
-from rorqual.tokenizer.definition import build, byte_alphabet
-from rorqual.tokenizer.special import (
-    FIRST_SPECIALS,
-    HIDDEN_SPECIALS,
-    LAST_SPECIALS,
-    SPLIT_NUMBERS,
-    byte_level,
-    pre_tokenizer,
-)
+from rorqual.tokenizer.definition import bpe_definition, build, byte_alphabet
+from rorqual.tokenizer.special import FIRST_SPECIALS, LAST_SPECIALS
+from rorqual.tokenizer.splits import SPLITS, V3, pre_tokenizer
 from rorqual.tokenizer.tokenizer import Tokenizer
 
 NUM_SPECIALS = len(FIRST_SPECIALS) + len(LAST_SPECIALS)
@@ -47,9 +41,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, merge_digits: bool = 
     learner = tokenizers.Tokenizer(models.BPE())
     # Digits never merge if they are learnt one by one: V3's splits then find no merge to apply.
     # Letters and spaces are always split from numbers, so no ' 1' can arise either.
-    numbers = SPLIT_NUMBERS if merge_digits else r"\p{N}"
+    numbers, *others = SPLITS[V3]
+    if not merge_digits:
+        numbers = r"\p{N}"
     learner = tokenizers.Tokenizer.from_str(
-        json.dumps({**json.loads(learner.to_str()), "pre_tokenizer": pre_tokenizer(numbers)})
+        json.dumps(
+            {**json.loads(learner.to_str()), "pre_tokenizer": pre_tokenizer(numbers, *others)}
+        )
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(LAST_SPECIALS),
@@ -92,26 +90,4 @@ def _definition(model: dict[str, Any]) -> dict[str, Any]:
     num_base = len(model["vocab"])
     ids = {token: token_id for token_id, token in enumerate(FIRST_SPECIALS)}
     ids |= {token: num_base + offset for offset, token in enumerate(LAST_SPECIALS)}
-    added_tokens = [
-        {
-            "id": token_id,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": token not in FIRST_SPECIALS,
-            "special": token in HIDDEN_SPECIALS,
-        }
-        for token, token_id in ids.items()
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added_tokens,
-        "normalizer": {"type": "Sequence", "normalizers": []},
-        "pre_tokenizer": pre_tokenizer(),
-        "post_processor": byte_level(trim_offsets=False),
-        "decoder": byte_level(trim_offsets=True),
-        "model": model,
-    }
+    return {**bpe_definition({}, [], ids, V3), "model": model}

@@ -2,8 +2,8 @@
 
 Source: docs/gguf.md and llama.cpp's conversion/base.py. Tokens are listed by id with their kind;
 ids that the model has rows for but the tokenizer no token are `[PADn]`, unused. The pre-tokenizer
-is a name that readers know, `deepseek-v3` here; any other is kept as `tokenizer.huggingface.json`,
-which llama.cpp does not read.
+is one of the names in `tokenizer.splits`, which readers know; any other is kept as
+`tokenizer.huggingface.json`, which llama.cpp does not read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from rorqual.errors import TokenizerError
 from rorqual.log import logger
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.chat import is_published_v3_template
-from rorqual.tokenizer.definition import build
-from rorqual.tokenizer.special import FIRST_SPECIALS, HIDDEN_SPECIALS, byte_level, pre_tokenizer
+from rorqual.tokenizer.definition import bpe_definition, build
+from rorqual.tokenizer.splits import SPLITS, WHOLE_PIECES_FIRST, pre_tokenizer_of
+from rorqual.tokenizer.tiktoken import merges_of
 from rorqual.weights.gguf_format import Value
 
 MODEL = "tokenizer.ggml.model"
@@ -37,7 +38,7 @@ SPECIAL_IDS = {
 TEMPLATE = "tokenizer.chat_template"
 WHOLE = "tokenizer.huggingface.json"
 
-V3_PRE = "deepseek-v3"
+UNKNOWN_PRE = "default"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
@@ -58,7 +59,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Value
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     keys: dict[str, Value] = {
         MODEL: "gpt2",
-        PRE: V3_PRE,
+        PRE: UNKNOWN_PRE,
         TOKENS: tokens,
         KINDS: np.array(kinds, dtype=np.int32),
         MERGES: merges,
@@ -69,9 +70,9 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Value
         "tokenizer.ggml.add_eos_token": False,
         TEMPLATE: tokenizer.chat_template,
     }
-    if not _is_v3_pre_tokenizer(definition):
+    keys[PRE] = _name_of_splits(definition)
+    if keys[PRE] == UNKNOWN_PRE:
         keys[WHOLE] = tokenizer.definition
-        keys[PRE] = "default"
         logger(__name__).warning(
             "the tokenizer splits text in another way than DeepSeek-V3: llama.cpp would give other "
             "ids; Rorqual reads the file as it is"
@@ -86,8 +87,8 @@ def _is_control(token: Mapping[str, Any]) -> bool:
     return bool(token.get("special")) or is_marked
 
 
-def _is_v3_pre_tokenizer(definition: Mapping[str, Any]) -> bool:
-    """Whether splitting and normalising are V3's; offsets of tokens do not matter here."""
+def _name_of_splits(definition: Mapping[str, Any]) -> str:
+    """Whose splitting and normalising these are; offsets of tokens do not matter here."""
 
     def without_offsets(value: object) -> object:
         if isinstance(value, dict):
@@ -97,7 +98,12 @@ def _is_v3_pre_tokenizer(definition: Mapping[str, Any]) -> bool:
     normaliser = definition.get("normalizer")
     is_plain = normaliser is None or normaliser == {"type": "Sequence", "normalizers": []}
     found = without_offsets(definition.get("pre_tokenizer"))
-    return is_plain and found == without_offsets(pre_tokenizer())
+    takes_whole = bool(definition["model"].get("ignore_merges"))
+    for name in SPLITS:
+        is_like = takes_whole == (name in WHOLE_PIECES_FIRST)
+        if is_plain and is_like and found == without_offsets(pre_tokenizer_of(name)):
+            return name
+    return UNKNOWN_PRE
 
 
 def tokenizer_of(metadata: Mapping[str, Value], where: Path) -> Tokenizer:
@@ -126,22 +132,23 @@ def _definition_of(metadata: Mapping[str, Value], where: Path) -> dict[str, Any]
             raise TokenizerError(f"{WHOLE} is not an object", where=where)
         return definition
     kind, pre = metadata.get(MODEL), metadata.get(PRE)
-    if (kind, pre) != ("gpt2", V3_PRE):
+    if kind != "gpt2" or pre not in SPLITS:
         raise TokenizerError(
             "has no tokenizer that Rorqual knows",
             where=where,
             found=f"{MODEL} {kind!r}, {PRE} {pre!r}",
-            expected=f"gpt2 and {V3_PRE}",
-            fix="put the model's tokenizer.json beside the file's copy in a folder, and convert it",
+            expected=f"gpt2 and one of {', '.join(SPLITS)}",
+            fix="take the model's own tokenizer.json",
         )
-    return _definition(*_lists_of(metadata, where))
+    return _definition(*_lists_of(metadata, where), pre)
 
 
 def _lists_of(
     metadata: Mapping[str, Value], where: Path
 ) -> tuple[list[str], list[int], list[tuple[str, str]]]:
     tokens, kinds, merges = metadata.get(TOKENS), metadata.get(KINDS), metadata.get(MERGES)
-    are_lists = isinstance(tokens, list) and isinstance(merges, list)
+    has_ranks = merges is None and metadata.get(PRE) in WHOLE_PIECES_FIRST
+    are_lists = isinstance(tokens, list) and (isinstance(merges, list) or has_ranks)
     if not are_lists or not isinstance(kinds, np.ndarray) or kinds.size != len(tokens or []):
         raise TokenizerError(
             "its token lists do not belong together",
@@ -149,6 +156,9 @@ def _lists_of(
             expected=f"{TOKENS} and {KINDS} of one length, and {MERGES}",
         )
     assert tokens is not None, "just checked"
+    if has_ranks:  # llama.cpp needs no merges here: ids are ranks
+        normal = [token for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL]
+        return tokens, kinds.tolist(), merges_of(normal)
     assert merges is not None, "just checked"
     pairs = []
     for merge in merges:
@@ -162,48 +172,14 @@ def _lists_of(
 
 
 def _definition(
-    tokens: list[str], kinds: list[int], merges: list[tuple[str, str]]
+    tokens: list[str], kinds: list[int], merges: list[tuple[str, str]], pre: str
 ) -> dict[str, Any]:
-    """The `tokenizer.json` that gives these tokens with V3's pre-tokenizer."""
+    """The `tokenizer.json` that gives these tokens with the pre-tokenizer of that name."""
     num_used = len(tokens)
     while num_used and kinds[num_used - 1] == UNUSED:
         num_used -= 1
-    vocabulary, added = {}, []
+    vocabulary: dict[str, int] = {}
+    specials: dict[str, int] = {}
     for token_id, (token, kind) in enumerate(zip(tokens[:num_used], kinds, strict=False)):
-        if kind in (CONTROL, USER_DEFINED):
-            is_ours = token in FIRST_SPECIALS
-            added.append(
-                {
-                    "id": token_id,
-                    "content": token,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": not is_ours,
-                    "special": token in HIDDEN_SPECIALS,
-                }
-            )
-        else:
-            vocabulary[token] = token_id
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": []},
-        "pre_tokenizer": pre_tokenizer(),
-        "post_processor": byte_level(trim_offsets=False),
-        "decoder": byte_level(trim_offsets=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [list(pair) for pair in merges],
-        },
-    }
+        (specials if kind in (CONTROL, USER_DEFINED) else vocabulary)[token] = token_id
+    return bpe_definition(vocabulary, merges, specials, pre)
