@@ -101,6 +101,36 @@ def test_cors_is_off_by_default_and_foreign_pages_are_refused(live: Live) -> Non
     assert own.status_code == 200
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "http://{host}.evil.example", "http://{name}.evil.example:{port}", "http://{host}0",
+        "http://evil.example/{host}", "http://evil.example?{host}", "http://evil.example#{host}",
+        "http://evil.example:{port}", "http://{host}@evil.example", "http://evil@{host}",
+        "http://evil.example@{host}", "http://{name}", "http://{name}:1", "http://{name}.:{port}",
+        "http://x{host}", "HTTP://{host}", "ftp://{host}", "file://{host}", "{host}", "//{host}",
+        "http://{host}/", "http://{host}/x", "http://{host} ,http://evil.example", "null", "http://",
+        "http://{upper}:{port}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_an_origin_that_only_resembles_the_host_is_refused(
+    live: Live, form: str, name: str
+) -> None:
+    """Only scheme://host:port of this very server is its own page's origin."""
+    port = live.url.rpartition(":")[2]
+    host = f"{name}:{port}"
+    upper = "LOCALHOST" if name == "localhost" else "127.0.0.1."
+    origin = form.format(host=host, name=name, port=port, upper=upper)
+    url = live.url + "/v1/completions"
+    headers = {"host": host, "origin": origin}
+    response = httpx.post(url, json={"prompt": "x"}, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "wrong_origin")
+    for scheme in ("http", "https"):
+        headers["origin"] = f"{scheme}://{host}"
+        assert httpx.post(url, json={"prompt": "x"}, headers=headers).status_code == 200
+
+
 def test_a_name_that_points_here_is_not_this_server(live: Live) -> None:
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[", ""):
         response = web.get(live.url + "/v1/models", headers={"host": host})

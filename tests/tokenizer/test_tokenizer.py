@@ -72,7 +72,9 @@ def test_samples_encode_as_in_tokenizers(
     assert v3.decode(ids) == v3_oracle.decode(ids, skip_special_tokens=False) == text
 
 
-names = st.sampled_from(["<think>", "</think>", "<｜User｜>", "<|EOT|>", "<｜tool▁sep｜>", "<｜User"])
+names = st.sampled_from(
+    ["<think>", "</think>", "<｜User｜>", "<|EOT|>", "<｜tool▁sep｜>", "<｜User"]
+)
 
 
 @settings(max_examples=200, deadline=None)

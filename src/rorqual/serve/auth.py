@@ -121,11 +121,11 @@ class AuthGuard:
 
 
 def _place(origin: str) -> str | None:
-    """host:port of an origin; None for `null` and what is no URL."""
-    try:
-        return urlsplit(origin).netloc or None
-    except ValueError:
-        return None
+    """host:port of a web page's origin; None for `null` and whatever else is no such origin."""
+    scheme, _, place = origin.partition("://")
+    # Choice: https counts too, since a proxy may end TLS before this server.
+    is_whole = scheme in ("http", "https") and not set(place) & set("/?#@\\")
+    return place if is_whole and place else None
 
 
 def _name(url: str) -> str | None:
