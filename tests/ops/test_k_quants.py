@@ -24,7 +24,15 @@ from rorqual.ops.quant_search import (
     fit_scale_and_min,
     fit_scales,
 )
-from rorqual.ops.quant_types import CODED, FLOAT_TYPES, K_QUANTS, QUANT_TYPES, SMALL_BLOCKS
+from rorqual.ops.quant_types import (
+    CODED,
+    FLOAT_TYPES,
+    FOREIGN,
+    K_QUANTS,
+    QUANT_TYPES,
+    READABLE,
+    SMALL_BLOCKS,
+)
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 
 SAME_BYTES = 0.97
@@ -75,11 +83,31 @@ def test_the_table_of_types_is_ggmls() -> None:
         assert gguf.GGML_QUANT_SIZES[number] == (kind.block_values, kind.block_bytes)
 
 
-@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("name", READABLE)
 def test_decodes_random_bytes_as_gguf_does(name: str) -> None:
     raw = torch.randint(0, 256, (33, 8 * QUANT_TYPES[name].block_bytes), dtype=torch.uint8)
     ours, theirs = decode_blocks(raw, name).numpy(), reference_values(raw, name)
     np.testing.assert_array_equal(ours, theirs.reshape(ours.shape))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_types_are_decoded_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays that of a piece, and the pieces are the whole."""
+    raw = torch.randint(0, 256, (16, 8 * QUANT_TYPES[name].block_bytes), dtype=torch.uint8)
+    whole = reference_values(raw, name)
+    most = []
+    dequantise = gguf.dequantize
+
+    def counted(blocks: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        most.append(blocks.shape[0] * QUANT_TYPES[name].block_values)
+        return dequantise(blocks, kind)
+
+    monkeypatch.setattr(gguf, "dequantize", counted)
+    monkeypatch.setattr(quantise, "DECODE_VALUES", 3000)
+    out = torch.empty(16, 8 * QUANT_TYPES[name].block_values)
+    decode_blocks(raw, name, out)
+    np.testing.assert_array_equal(out.numpy(), whole.reshape(out.shape))
+    assert max(most) <= 3000
 
 
 @pytest.mark.parametrize("name", CODED)
@@ -223,7 +251,9 @@ def test_bf16_weights_are_taken_as_they_are() -> None:
 
 def test_a_type_without_a_coder_is_named() -> None:
     with pytest.raises(RorqualError, match="IQ2_XXS"):
-        decode_blocks(torch.zeros(1, 66, dtype=torch.uint8), "IQ2_XXS")
+        encode_blocks(torch.zeros(1, 256), "IQ2_XXS")
+    with pytest.raises(RorqualError, match=r"type not supported.*Q8_K"):
+        decode_blocks(torch.zeros(1, 292, dtype=torch.uint8), "Q8_K")
 
 
 def search_by_loop(x: np.ndarray, w: np.ndarray, top: int, grid: tuple[float, ...]) -> float:

@@ -27,6 +27,7 @@ from rorqual.weights.gguf_metadata import config_of, metadata_of
 from rorqual.weights.gguf_mixes import MIXES, mix_of, type_of
 from rorqual.weights.gguf_names import gguf_tensors
 from rorqual.weights.gguf_reader import load_gguf_tokenizer, open_gguf
+from rorqual.weights.gguf_summary import faulty_values
 from rorqual.weights.gguf_tokenizer import tokenizer_metadata, tokenizer_of
 from rorqual.weights.gguf_writer import gguf_bytes, write_gguf
 from rorqual.weights.open import open_source
@@ -250,6 +251,70 @@ def rewritten(path: Path, other: Path, **changes: object) -> Path:
             for info, tensor in zip(infos, planned, strict=True):
                 writer.write(tensor, [file.read_raw(info.name, 0, info.num_rows)])
     return other
+
+
+def with_types(path: Path, other: Path, types: dict[str, str]) -> Path:
+    """A copy of an F32 file whose tensors of these endings are random blocks of other types."""
+    generator = torch.Generator().manual_seed(0)
+    with read_gguf(path) as file:
+        planned = []
+        for tensor in file.tensors.values():
+            kind = next((types[end] for end in types if tensor.name.endswith(end)), "F32")
+            planned.append(PlannedTensor(tensor.name, QUANT_TYPES[kind], tensor.shape))
+        with GgufWriter(other, file.metadata, planned) as writer:
+            for tensor in writer.remaining:
+                info = file.tensors[tensor.name]
+                if tensor.kind.name == "F32":
+                    writer.write(tensor, [file.read_raw(tensor.name, 0, info.num_rows)])
+                    continue
+                shape = (info.num_values // tensor.kind.block_values, tensor.kind.block_bytes)
+                raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+                # A small scale: float16 0.0039 in two bytes, or 2^-9 in MXFP4's one.
+                scale = [118] if tensor.kind.name == "MXFP4" else [0, 28]
+                raw[:, : len(scale)] = torch.tensor(scale, dtype=torch.uint8)
+                writer.write(tensor, [raw])
+    return other
+
+
+FOREIGN_TYPES = {
+    "ffn_down_exps.weight": "IQ2_XXS", "ffn_gate_exps.weight": "IQ4_XS",
+    "ffn_up_exps.weight": "MXFP4", "attn_q_b.weight": "IQ4_NL",
+}  # fmt: skip
+
+
+def test_foreign_types_are_read_as_gguf_dequantises_them(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Loaded, looked through, and converted on."""
+    folder = stored(build(WIDE), tmp_path / "model", tokenizer=tokenizer)
+    plain = convert(folder, tmp_path / "plain.gguf", "F32")
+    path = with_types(plain, tmp_path / "foreign.gguf", FOREIGN_TYPES)
+    read = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    seen = set()
+    with open_gguf(path) as source:
+        for tensor in gguf_tensors(WIDE, is_split=True):
+            kind = read[tensor.name].tensor_type
+            seen.add(kind.name)
+            values = gguf.dequantize(read[tensor.name].data, kind)
+            if tensor.part == "stack":
+                for expert_id, stored_tensor in enumerate(tensor.sources):
+                    found = source.read(stored_tensor.name).numpy()
+                    np.testing.assert_array_equal(found, values[expert_id])
+        assert faulty_values(source.file) == ([], [])
+    assert set(FOREIGN_TYPES.values()) < seen
+    model = load(path)
+    with open_source(path) as source:
+        write_gguf(source, tmp_path / "again.gguf", "F32")
+    assert same_weights(load(tmp_path / "again.gguf"), model)
+
+
+def test_a_type_that_nobody_decodes_is_named(tmp_path: Path) -> None:
+    plain = convert(stored(build(WIDE), tmp_path / "model"), tmp_path / "plain.gguf", "F32")
+    path = with_types(plain, tmp_path / "odd.gguf", {"attn_q_b.weight": "Q8_K"})
+    with pytest.raises(CheckpointError, match="type not supported") as caught:
+        load(path)
+    for word in ("q_b_proj", "Q8_K", "number 15", "odd.gguf"):
+        assert word in str(caught.value)
 
 
 def test_faults_of_a_file_are_all_listed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The tensor types of GGUF files: their ids, and how many values lie in how many bytes.
 
 Source: `ggml_type` and the block structures of ggml (ggml.h, ggml-common.h). Rorqual encodes and
-decodes the ones in `CODED`; the rest are here so that any file can be listed.
+decodes the ones in `CODED`, and reads those in `FOREIGN` through the `gguf` package; the rest are
+here so that any file can be listed.
 """
 
 from __future__ import annotations
@@ -54,3 +55,8 @@ FLOAT_TYPES = ("F32", "F16", "BF16")
 SMALL_BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 CODED = (*FLOAT_TYPES, *SMALL_BLOCKS, *K_QUANTS)
+FOREIGN = (
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+    "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+)  # fmt: skip
+READABLE = (*CODED, *FOREIGN)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,14 @@ from rorqual.errors import RorqualError, listing
 from rorqual.ops import k_quants, k_quants_encode, quant_blocks
 from rorqual.ops.quant_bits import as_bytes
 from rorqual.ops.quant_search import KERNEL_VALUES
-from rorqual.ops.quant_types import CODED, FLOAT_TYPES, QUANT_TYPES, SMALL_BLOCKS, QuantType
+from rorqual.ops.quant_types import (
+    CODED,
+    FLOAT_TYPES,
+    QUANT_TYPES,
+    READABLE,
+    SMALL_BLOCKS,
+    QuantType,
+)
 
 PIECE_VALUES = KERNEL_VALUES  # encoded at once
 DECODE_VALUES = 1 << 20
@@ -53,9 +61,27 @@ def coded_type(name: str) -> QuantType:
     return QUANT_TYPES[name]
 
 
+def readable_type(name: str) -> QuantType:
+    """The type of that name; RorqualError if values cannot be decoded from it."""
+    if name not in READABLE:
+        raise RorqualError(
+            f"type not supported: no decoder for tensors of type {name}", expected=listing(READABLE)
+        )
+    return QUANT_TYPES[name]
+
+
+def _decode_foreign(blocks: Tensor, type_name: str) -> Tensor:
+    """Choice: llama.cpp's own Python package decodes what we never write and only read."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[type_name]
+    with np.errstate(all="ignore"):  # NaN and infinity are the caller's to find
+        return torch.from_numpy(gguf.dequantize(blocks.numpy(), kind))
+
+
 def decode_blocks(raw: Tensor, type_name: str, out: Tensor | None = None) -> Tensor:
     """Bytes (R, B) uint8 -> values (R, C) float32, or copied into `out` of that many values."""
-    kind = coded_type(type_name)
+    kind = readable_type(type_name)
     num_rows, num_bytes = raw.shape
     num_columns = num_bytes // kind.block_bytes * kind.block_values
     assert num_bytes == kind.num_bytes(num_columns), f"{num_bytes} bytes are no {type_name} row"
@@ -70,7 +96,11 @@ def decode_blocks(raw: Tensor, type_name: str, out: Tensor | None = None) -> Ten
     places = values.view(-1, kind.block_values)
     step = DECODE_VALUES // kind.block_values
     for start in range(0, len(blocks), step):
-        places[start : start + step] = _DECODERS[type_name](blocks[start : start + step])
+        piece = blocks[start : start + step]
+        decode = _DECODERS.get(type_name)
+        places[start : start + step] = (
+            decode(piece) if decode is not None else _decode_foreign(piece, type_name)
+        )
     return values
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rorqual.errors import MAX_LISTED, CheckpointError, listing
 from rorqual.log import logger
 from rorqual.model import ModelConfig, unknown_keys
+from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights.folder import RESTORE, refuse_absurd
 from rorqual.weights.names import (
     IGNORED,
@@ -134,7 +135,14 @@ def _check_tensor(folder: TensorSource, tensor: StoredTensor, report: Audit) -> 
     if entry.dtype == E4M3 and tensor.kind in ("projection", "plain") and len(tensor.shape) == 2:
         _check_scale(folder, tensor, scale, report)
         return
-    if entry.dtype not in FLOATS:
+    if entry.dtype in QUANT_TYPES and entry.dtype not in FLOATS:
+        number = QUANT_TYPES[entry.dtype].type_id
+        report.add(
+            "dtypes",
+            f"type not supported: {tensor.name} has type {entry.dtype} (number {number}) in "
+            f"{entry.file}",
+        )
+    elif entry.dtype not in FLOATS:
         allowed = ", ".join((*FLOATS, E4M3) if tensor.kind == "projection" else FLOATS)
         report.add(
             "dtypes", f"wrong dtype: {tensor.name} is {entry.dtype}, expected one of {allowed}"

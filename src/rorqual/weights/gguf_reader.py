@@ -19,7 +19,7 @@ from rorqual.errors import CheckpointError
 from rorqual.files import write_json
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_bounds import Limits, floating_limits, limits_of
-from rorqual.ops.quant_types import CODED
+from rorqual.ops.quant_types import READABLE
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights.advice import Advice, advice_of_gguf
 from rorqual.weights.gguf_file import GgufFile, read_gguf
@@ -185,7 +185,7 @@ class GgufSource:
     def _add(self, name: str, place: _Rows | _Halves, *infos: TensorInfo) -> None:
         """A type that we cannot decode stays as it is: the audit reports it."""
         kinds = {info.kind.name for info in infos}
-        strange = sorted(kinds - set(CODED))
+        strange = sorted(kinds - set(READABLE))
         dtype = kinds.pop() if len(kinds) == 1 else "F32"
         shown = strange[0] if strange else dtype if dtype in VERBATIM else "F32"
         self.entries[name] = Entry(name, infos[0].file.name, place.shape, shown)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rorqual.ops.quant_types import CODED
+from rorqual.ops.quant_types import READABLE
 from rorqual.weights.gguf_file import GgufFile
 from rorqual.weights.gguf_format import TensorInfo, Value
 from rorqual.weights.gguf_tokenizer import MODEL, PRE, TEMPLATE, TOKENS
@@ -53,7 +53,7 @@ def faulty_values(file: GgufFile) -> tuple[list[str], list[str]]:
     """(what was found, types that cannot be decoded) after reading every value of the file."""
     faults, uncoded = [], set()
     for tensor in track(list(file.tensors.values()), "reading", file.num_bytes()):
-        if tensor.kind.name not in CODED:
+        if tensor.kind.name not in READABLE:
             uncoded.add(tensor.kind.name)
         elif not _is_finite(file, tensor):
             faults.append(f"{tensor.name} has NaN or infinity")
