@@ -261,7 +261,7 @@ def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
     values = {key: scaling[key] for key in known & set(scaling) if scaling[key] is not None}
     if "original_max_position_embeddings" not in values and "max_position_embeddings" in table:
         values["original_max_position_embeddings"] = table["max_position_embeddings"]
-    yarn = fill(YarnScaling, values, where)
+    yarn = fill(YarnScaling, values, where, is_foreign=True)
     factor = scaling.get("attention_factor")
     if factor is not None and not _is_near(factor, yarn.rope_magnitude):
         raise ConfigError(
@@ -271,7 +271,7 @@ def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
             expected=f"null or {yarn.rope_magnitude:g}, which mscale and mscale_all_dim give",
             fix=OTHER_SOFTWARE,
         )
-    return {**fields, "rope_scaling": yarn}
+    return {**fields, "rope_scaling": asdict(yarn)}
 
 
 def _is_near(found: object, expected: float) -> bool:
