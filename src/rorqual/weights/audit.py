@@ -135,11 +135,11 @@ def _check_tensor(folder: TensorSource, tensor: StoredTensor, report: Audit) -> 
     if entry.dtype == E4M3 and tensor.kind in ("projection", "plain") and len(tensor.shape) == 2:
         _check_scale(folder, tensor, scale, report)
         return
-    if entry.dtype in QUANT_TYPES and entry.dtype not in FLOATS:
-        number = QUANT_TYPES[entry.dtype].type_id
+    kind = QUANT_TYPES.get(entry.dtype)
+    if kind is not None and kind.block_values > 1:  # plain integers are safetensors' too
         report.add(
             "dtypes",
-            f"type not supported: {tensor.name} has type {entry.dtype} (number {number}) in "
+            f"type not supported: {tensor.name} has type {entry.dtype} (number {kind.type_id}) in "
             f"{entry.file}",
         )
     elif entry.dtype not in FLOATS:
