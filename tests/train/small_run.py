@@ -58,15 +58,17 @@ RECIPE: dict[str, Any] = {
 
 
 class SyntheticBatches:
-    """Sample i is a function of i alone: an arithmetic sequence of ids with a little noise."""
+    """Sample i is a function of i alone: an arithmetic sequence of ids, in one document."""
 
-    def __init__(self, num_depths: int = 1) -> None:
+    def __init__(self, num_depths: int = 1, is_isolated: bool = False) -> None:
         self.width = LENGTH + 1 + num_depths
+        self.is_isolated = is_isolated
 
     def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
         rows = [self.sample(index) for index in range(counter, counter + num_samples)]
         tokens_BS = torch.stack(rows)
-        return Batch(tokens_BS, torch.ones_like(tokens_BS, dtype=torch.bool))
+        documents_BS = torch.ones_like(tokens_BS) if self.is_isolated else None
+        return Batch(tokens_BS, torch.ones_like(tokens_BS, dtype=torch.bool), documents_BS)
 
     def sample(self, index: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)
@@ -114,7 +116,8 @@ def main() -> None:
         _kill_at(where, step)
     batches = HeldBatches() if is_held else SyntheticBatches()
     summary = train(fill(Recipe, RECIPE), run_folder, TrainingData(train=batches))
-    print(f"finished {summary.is_finished} step {summary.step}", flush=True)
+    ended = f"finished {summary.is_finished} step {summary.step} signal {summary.signal}"
+    print(ended, flush=True)
 
 
 if __name__ == "__main__":

@@ -83,3 +83,34 @@ def test_amounts_are_shares_or_tokens() -> None:
     assert in_tokens(1.0, 1000) == 1000
     assert in_tokens(1, 1000) == 1
     assert in_tokens(10e12, 1000) == 10**13
+
+
+def test_phases_begin_just_where_the_recipe_says() -> None:
+    """Closed form at each edge: the token before it, it, and the one behind it."""
+    schedule = LrSchedule(
+        peak=1.0, low=0.5, final=0.25, warmup=100, constant_until=200, cosine_until=300,
+        low_until=400,
+    )  # fmt: skip
+    assert [schedule.at(t, 1000) for t in (0, 1, 99, 100, 101)] == [0.0, 0.01, 0.99, 1.0, 1.0]
+    assert [schedule.at(t, 1000) for t in (199, 200)] == [1.0, 1.0]
+    assert schedule.at(201, 1000) == pytest.approx(0.5 + 0.25 * (1 + math.cos(math.pi / 100)))
+    assert schedule.at(299, 1000) == pytest.approx(0.5 + 0.25 * (1 - math.cos(math.pi / 100)))
+    assert [schedule.at(t, 1000) for t in (300, 399)] == [0.5, 0.5]
+    assert [schedule.at(t, 1000) for t in (400, 401, 1000, 1024)] == [0.25] * 4
+
+
+def test_gamma_and_lambda_change_with_the_first_step_that_begins_at_the_edge() -> None:
+    balance, mtp = BalanceSettings(bias_until=100), MtpSettings(weight_until=100)
+    assert [balance.speed_at(t, 1000) for t in (0, 99, 100, 101)] == [0.001, 0.001, 0.0, 0.0]
+    assert [mtp.weight_at(t, 1000) for t in (0, 99, 100, 101)] == [0.3, 0.3, 0.1, 0.1]
+    assert BalanceSettings(bias_until=1.0).speed_at(999, 1000) == 0.001
+    assert BalanceSettings(bias_until=0.0).speed_at(0, 1000) == 0.0
+    assert MtpSettings(weight_until=0.0).weight_at(0, 1000) == 0.1
+
+
+def test_batch_ramp_at_its_edges() -> None:
+    ramp = BatchRamp(start=4, end=8, over=100)
+    assert [ramp.at(t, 1000, 1) for t in (0, 24, 25, 99, 100, 101)] == [4, 4, 5, 7, 8, 8]
+    assert [ramp.at(t, 1000, 4) for t in (0, 99, 100)] == [4, 4, 8]
+    assert BatchRamp(start=4, end=8, over=0).at(0, 1000, 2) == 8
+    assert BatchRamp(start=8, end=4, over=100).at(50, 1000, 2) == 6  # a ramp may fall

@@ -89,3 +89,35 @@ def test_step_counters_lie_beside_the_parameters(monkeypatch: pytest.MonkeyPatch
     optimizer.step(0.1)
     assert [counter.device.type for counter in counters] == ["meta", "meta"]
     assert [counter.shape for counter in counters] == [(), ()]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 1.0])
+def test_clip_leaves_gradients_within_the_limit_as_they_are(
+    make_model: MakeModel, share: float
+) -> None:
+    """Bit for bit: clipping scales down, never up. `share` is of the limit."""
+    model = make_model()
+    gradients(model, 0)
+    norm = torch.cat([_grad(p).flatten() for p in model.parameters()]).norm()
+    for parameter in model.parameters():
+        _grad(parameter).mul_(share / norm)
+    before = [_grad(p).clone() for p in model.parameters()]
+    # A little above, since the norm of what was scaled is rounded.
+    optimizer = AdamW(model, fill(OptimizerSettings, {"clip_norm": 1.0 + 1e-5}))
+    assert float(optimizer.clip()) == pytest.approx(share, rel=1e-5)
+    for gradient, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.equal(gradient, _grad(parameter))
+
+
+def test_clip_keeps_the_direction(make_model: MakeModel) -> None:
+    model = make_model()
+    gradients(model, 0)
+    before = torch.cat([_grad(p).flatten().clone() for p in model.parameters()])
+    AdamW(model, fill(OptimizerSettings, {"clip_norm": 0.25})).clip()
+    after = torch.cat([_grad(p).flatten() for p in model.parameters()])
+    torch.testing.assert_close(after, before * (0.25 / before.norm()))
+
+
+def _grad(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

@@ -10,7 +10,7 @@ from small_run import RECIPE
 
 from rorqual.errors import ConfigError
 from rorqual.train import Recipe, load_recipe
-from rorqual.train.recipe import differing_keys, toml_text
+from rorqual.train.recipe import toml_text
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -35,6 +35,10 @@ BROKEN = {
     "fewer tokens than a batch": ("training.total_tokens=20", "less than one batch"),
     "a name that is a path": ("name='../x'", "name: "),
     "no checkpoint kept": ("checkpoint.keep_last=0", r"checkpoint\.keep_last"),
+    "an unknown way with long ones": (
+        "training.long_conversations='drop'",
+        r"training\.long_conversations: .*'split' or 'refuse'",
+    ),
     "unknown moments": ("optimizer.moments='int8'", r"optimizer\.moments"),
 }
 
@@ -74,16 +78,11 @@ def test_written_recipe_reads_back(file: Path) -> None:
     assert again.digest == recipe.digest
 
 
-def test_only_keys_that_leave_the_past_alone_may_differ(make_recipe: Callable[..., Recipe]) -> None:
-    old = make_recipe().table()
-    free = make_recipe("training.threads=7", "validation.max_tokens=9", "training.compile=true")
-    assert differing_keys(old, free.table()) == []
-    other = make_recipe("seed=9", "model.q_lora_rank=4", "training.micro_batch_size=2")
-    assert differing_keys(old, other.table()) == [
-        "model.q_lora_rank",
-        "seed",
-        "training.micro_batch_size",
-    ]
+def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recipe]) -> None:
+    """§4.1: pre-training does not isolate; §5.1: supervised samples are isolated."""
+    assert not make_recipe().is_isolated
+    assert make_recipe("training.isolate_documents=true").is_isolated
+    assert make_recipe("stage='sft'", "init_from='x'", "model={}").is_isolated
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)

@@ -16,10 +16,13 @@ from safetensors.torch import load_file
 from small_run import SyntheticBatches
 
 from patience import HANG_SECONDS
+from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
+from rorqual.model import DeepseekV3
 from rorqual.train import Recipe, TrainingData, train
 from rorqual.train.checkpoint import checkpoints
 from rorqual.train.metrics import read_metrics
+from rorqual.train.validation import evaluating
 
 pytestmark = pytest.mark.concurrency
 
@@ -106,12 +109,31 @@ def test_a_signal_finishes_the_step_saves_and_can_resume(
     process.send_signal(number)
     out, err = process.communicate("\n", timeout=HANG_SECONDS)
     assert process.returncode == 0, err
-    assert "finished False step 1" in out
+    assert f"finished False step 1 signal {number}" in out
     assert "run the same command again" in err
+    assert "finishing this step, then saving" in err
     assert [path.name for path in checkpoints(folder)] == ["step-1"]
     summary = train(make_recipe(), folder, data, is_quiet=True)
+    assert summary.signal is None
     assert_same_checkpoint(summary.checkpoint, finished_run / "checkpoints" / "step-8")
     assert_same_metrics(folder, finished_run)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    """In the middle of a step that does not end; Python's own KeyboardInterrupt comes out."""
+    folder = tmp_path / "stopped"
+    process = start(folder, "held", 0)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("batch 0")
+    process.send_signal(signal.SIGINT)
+    while "finishing this step" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=HANG_SECONDS)
+    assert "KeyboardInterrupt" in err
+    assert process.returncode == -signal.SIGINT
+    assert not checkpoints(folder)
 
 
 def test_a_finished_run_stays_as_it_is(
@@ -123,19 +145,19 @@ def test_a_finished_run_stays_as_it_is(
     assert (old_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_recipe_is_refused_and_the_keys_are_named(
+def test_a_run_can_be_made_longer_if_asked(
     old_run: Path, make_recipe: Callable[..., Recipe], data: TrainingData
 ) -> None:
-    other = make_recipe("lr_schedule.peak=0.1", "optimizer.beta2=0.99", "checkpoint.keep_last=5")
-    with pytest.raises(TrainingError, match=r"lr_schedule\.peak, optimizer\.beta2\n"):
-        train(other, old_run, data, is_quiet=True)
-
-
-def test_a_run_can_be_made_longer(
-    old_run: Path, make_recipe: Callable[..., Recipe], data: TrainingData
-) -> None:
+    """What is learnt from there on is what the new schedule says: its closed form."""
     longer = make_recipe("training.total_tokens=1280")
-    assert train(longer, old_run, data, is_quiet=True).step == 10
+    with pytest.raises(TrainingError, match=r"training.total_tokens: 1024 -> 1280") as caught:
+        train(longer, old_run, data, is_quiet=True)
+    assert "--allow-changes" in str(caught.value)
+    assert len(checkpoints(old_run)) == 2
+    assert train(longer, old_run, data, allow_changes=True, is_quiet=True).step == 10
+    steps = [r for r in read_metrics(old_run / "metrics.jsonl") if r["kind"] == "step"]
+    assert [r["lr"] for r in steps[8:]] == [longer.lr_schedule.at(t, 1280) for t in (1152, 1280)]
+    assert train(longer, old_run, data, is_quiet=True).step == 10  # its checkpoint now says so
 
 
 def test_without_resume_an_old_run_is_not_touched(
@@ -148,7 +170,76 @@ def test_without_resume_an_old_run_is_not_touched(
 def test_other_data_is_refused(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
     first = TrainingData(train=SyntheticBatches(), digest="aaa")
     train(make_recipe(), tmp_path, first, is_quiet=True)
-    with pytest.raises(TrainingError, match="other data"):
-        train(
-            make_recipe(), tmp_path, TrainingData(SyntheticBatches(), digest="bbb"), is_quiet=True
-        )
+    other = TrainingData(SyntheticBatches(), digest="bbb")
+    for allow_changes in (False, True):
+        with pytest.raises(TrainingError, match="other data"):
+            train(make_recipe(), tmp_path, other, allow_changes=allow_changes, is_quiet=True)
+
+
+def test_each_step_has_the_rate_of_its_end_and_the_weights_of_its_beginning(
+    finished_run: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    """Oracle: the recipe's functions at the tokens before and after each step, counted by hand."""
+    recipe = make_recipe()
+    total, per_step = recipe.training.total_tokens, 8 * 16
+    steps = [r for r in read_metrics(finished_run / "metrics.jsonl") if r["kind"] == "step"]
+    assert len(steps) == total // per_step
+    for number, step in enumerate(steps):
+        before, after = number * per_step, (number + 1) * per_step
+        assert step["tokens"] == after
+        assert step["lr"] == recipe.lr_schedule.at(after, total)
+        assert step["mtp_weight"] == recipe.mtp.weight_at(before, total)
+    assert steps[0]["lr"] == pytest.approx(3e-3 * 128 / round(0.2 * 1024))
+    assert steps[-1]["lr"] == 1e-4
+    # The first step at the later weight is the first that begins behind 10 of 14.8 parts.
+    assert [step["mtp_weight"] for step in steps] == [0.3] * 6 + [0.1] * 2
+
+
+def test_the_last_batch_is_whole_though_the_tokens_end_in_it(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], data: TrainingData
+) -> None:
+    """300 tokens in batches of 128 are three steps; the last one's rate is the schedule's last."""
+    recipe = make_recipe("training.total_tokens=300")
+    summary = train(recipe, tmp_path, data, is_quiet=True)
+    assert (summary.step, summary.tokens, summary.is_finished) == (3, 384, True)
+    steps = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"]
+    assert [step["batch"] for step in steps] == [8, 8, 8]
+    assert steps[-1]["lr"] == 1e-4
+
+
+class FailingBatches(SyntheticBatches):
+    def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
+        assert torch.get_num_threads() == 2
+        assert torch.is_grad_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        if counter:
+            raise RuntimeError("the disk is gone")
+        return super().batch(counter, num_samples)
+
+
+def test_torch_is_left_as_it_was_found(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    data = TrainingData(train=FailingBatches())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="the disk is gone"):
+        train(make_recipe("training.threads=2"), tmp_path, data, is_quiet=True)
+    assert torch.get_num_threads() == 1
+    assert torch.is_grad_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_validation_leaves_each_module_in_its_mode(make_model: Callable[..., DeepseekV3]) -> None:
+    model = make_model()
+    model.lm_head.eval()
+    before = [module.training for module in model.modules()]
+    found = []
+
+    def fail() -> None:
+        with evaluating(model):
+            found.extend(module.training for module in model.modules())
+            raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        fail()
+    assert not any(found)
+    assert [module.training for module in model.modules()] == before

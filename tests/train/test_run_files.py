@@ -95,7 +95,10 @@ def test_init_from_starts_with_the_weights_and_fresh_moments(
 ) -> None:
     start = json.dumps(str(finished_run / "checkpoints" / "latest"))
     tuned = make_recipe("stage='sft'", f"init_from={start}", "model={rope_theta=5000.0}")
-    summary = train(tuned, tmp_path / "sft", data, is_quiet=True)
+    with pytest.raises(TrainingError, match="no numbers of documents"):
+        train(tuned, tmp_path / "none", data, is_quiet=True)
+    isolated = TrainingData(train=SyntheticBatches(is_isolated=True))
+    summary = train(tuned, tmp_path / "sft", isolated, is_quiet=True)
     losses = [record["main"] for record in read_metrics(tmp_path / "sft" / "metrics.jsonl")[:1]]
     before = read_metrics(finished_run / "metrics.jsonl")[0]["main"]
     assert losses[0] < before

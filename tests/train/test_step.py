@@ -15,7 +15,6 @@ from rorqual.errors import TrainingError
 from rorqual.model import DeepseekV3
 from rorqual.train.loss import (
     coefficients,
-    isolate,
     micro_batch_loss,
     sequence_balance_loss,
     sequence_loads,
@@ -179,34 +178,3 @@ def test_bfloat16_autocast_is_near_float32(make_model: MakeModel) -> None:
     assert other.loss == pytest.approx(one.loss, rel=1e-2)  # eight bits of mantissa
     assert all(p.dtype == torch.float32 for p in narrow.parameters())
     assert all(r.e_score_correction_bias.dtype == torch.float32 for r in narrow.routers())
-
-
-def test_isolated_documents_give_the_loss_of_each_alone(make_model: MakeModel) -> None:
-    """§5.1: packing changes nothing but the cost; a cut-off head is no target."""
-    model = make_model(num_nextn_predict_layers=0)
-    begin = 63
-    generator = torch.Generator().manual_seed(5)
-    lengths = (3, 6, LENGTH + 1 - 9)
-    pieces = [torch.randint(0, begin, (1, n), generator=generator) for n in lengths]
-    for piece in pieces[1:]:
-        piece[0, 0] = begin
-    packed = torch.cat(pieces, dim=1)
-    documents, mask = isolate(packed, torch.ones_like(packed, dtype=torch.bool), begin)
-    assert documents[0].tolist() == [0] * 3 + [1] * 6 + [2] * lengths[2]
-    assert mask[0].tolist() == [False] * 3 + [True] * (LENGTH - 2)
-
-    by = coefficients(target_counts(mask, 0), 1, mtp_weight=0.3, balance_alpha=0.0)
-    together = micro_batch_loss(model, packed, mask, by, documents).cross_entropy_C[0]
-    total, count = 0.0, 0
-    for k, piece in enumerate(pieces[1:], 1):
-        logits = model(piece)
-        # A document's last token still predicts the next one's beginning.
-        following = pieces[k + 1][:, :1] if k + 1 < len(pieces) else piece[:, :0]
-        targets = torch.cat([piece[:, 1:], following], dim=1)
-        logits = logits[0, : targets.shape[1]].detach()
-        total += float(F.cross_entropy(logits, targets[0], reduction="sum"))
-        count += targets.shape[1]
-    # The first document's beginning is predicted out of the cut-off head, alone.
-    head = F.cross_entropy(model(pieces[0])[0, -1:], pieces[1][0, :1])
-    expected = (total + float(head.detach())) / (count + 1)
-    assert float(together) == pytest.approx(expected, rel=1e-5)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from small_run import MODEL
 import in_process
 from holders import holder, started
 from rorqual import weights
+from rorqual.data import Batch, Loader
 from rorqual.tokenizer import load_tokenizer
 from rorqual.train import load_recipe
 from rorqual.train.metrics import read_metrics
@@ -125,6 +127,10 @@ def test_sft_takes_the_tokenizer_of_the_checkpoint(trained: Path, folder: Path) 
     (folder / "tuned.toml").write_text(toml_text(sft))
     done = run("tuned.toml", folder=folder)
     assert done.returncode == 0, done.stderr
+    learnt = "an epoch learns 100 % of"
+    assert learnt in done.stderr
+    dry = run("tuned.toml", "--dry-run", folder=folder)
+    assert learnt in " ".join(dry.stderr.split())
     checkpoint = folder / done.stdout.strip()
     theirs = load_tokenizer(trained / "checkpoints" / "latest")
     assert load_tokenizer(checkpoint).definition == theirs.definition
@@ -147,6 +153,68 @@ def test_dry_run_writes_nothing(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "runs/dry" in done.stderr
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_exits_as_a_shell_reports_its_signal(
+    trained: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    """So `train A && train B` stops; the checkpoint is there, and its place is printed.
+
+    The process sends itself the signal in its first step, so that nothing depends on time.
+    """
+    batch = Loader.batch
+
+    def signalled(self: Loader, *arguments: int, **options: int) -> Batch:
+        assert signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+        os.kill(os.getpid(), number)
+        return batch(self, *arguments, **options)
+
+    monkeypatch.setattr(Loader, "batch", signalled)
+    place = f"runs/{number.name}"
+    done = run("words.toml", "--run", place, folder=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.strip() == f"{place}/checkpoints/step-1"
+    assert f"stopped by {number.name}: saved {place}/checkpoints/step-1" in done.stderr
+    assert "run the same command again" in done.stderr
+
+
+def test_a_step_that_is_not_finite_exits_with_2(trained: Path, folder: Path) -> None:
+    rates = [f"lr_schedule.{key}=1e30" for key in ("peak", "low", "final")]
+    options = [word for rate in rates for word in ("--set", rate)]
+    done = run("words.toml", "--run", "runs/nan", *options, folder=folder)
+    assert done.returncode == 2, done.stderr
+    assert "not finite; the weights were not moved" in done.stderr
+
+
+def test_changed_recipes_and_sources_are_seen_on_a_resume(trained: Path, folder: Path) -> None:
+    """Of a copy of the finished run, with a copy of its text that then gains a line."""
+    shutil.copytree(trained, folder / "runs" / "changed", symlinks=True)
+    total = ("--set", f"training.total_tokens={24 * 8 * LENGTH}")
+    place = ("--run", "runs/changed")
+    done = run("words.toml", *place, *total, folder=folder)
+    assert done.returncode == 2
+    assert f"training.total_tokens: {16 * 8 * LENGTH} -> {24 * 8 * LENGTH}" in done.stderr
+    assert "learning rate 0.001 -> " in done.stderr
+    assert "--allow-changes" in done.stderr
+    done = run("words.toml", *place, *total, "--allow-changes", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "runs/changed/checkpoints/step-24"
+    assert "the recipe was changed, and from here on" in done.stderr
+    text = folder / "text.jsonl"
+    before = text.read_text()
+    try:
+        text.write_text(before + json.dumps({"text": "a new song of the whale"}) + "\n")
+        for flags in ((), ("--allow-changes",)):
+            done = run("words.toml", *place, *total, *flags, folder=folder)
+            assert done.returncode == 2
+            assert "this run was made with other data" in done.stderr
+    finally:
+        text.write_text(before)
 
 
 @pytest.mark.parametrize(

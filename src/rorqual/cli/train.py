@@ -10,6 +10,8 @@ import typer
 
 from rorqual.cli.chat import DeviceName
 
+EXIT_SIGNAL = 128
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
@@ -23,6 +25,13 @@ def train(
             help="Continue the run's latest checkpoint, or set the old run aside and start over.",
         ),
     ] = True,
+    allow_changes: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changes",
+            help="Continue though the recipe now has another schedule, batch or optimiser.",
+        ),
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one value, as in --set training.total_tokens=1000000."),
@@ -34,7 +43,8 @@ def train(
 ) -> None:
     """Train a model as a recipe says: checkpoints, metrics.jsonl and plots go to the run folder.
 
-    Ctrl-C finishes the step and saves; the same command again goes on from there.
+    Ctrl-C finishes the step and saves; the same command again goes on from there. A run that was
+    stopped ends with exit code 130 (Ctrl-C) or 143 (SIGTERM).
 
     \b
     Examples:
@@ -68,5 +78,15 @@ def train(
         data = prepare(settings, recipe, skill_generators(settings.data))
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
-        summary = training.train(settings, run_folder, data, device=place, is_locked=True)
+        summary = training.train(
+            settings,
+            run_folder,
+            data,
+            allow_changes=allow_changes,
+            device=place,
+            is_locked=True,
+        )
     typer.echo(str(summary.checkpoint))
+    if summary.signal is not None:
+        # As a shell reports a signal, so that `train A && train B` stops here.
+        raise typer.Exit(EXIT_SIGNAL + summary.signal)

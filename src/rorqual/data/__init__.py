@@ -3,6 +3,7 @@
 from rorqual.data.build import BuildSummary, build
 from rorqual.data.corpus import Document, read_documents, write_documents
 from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, sequential
+from rorqual.data.packing import Isolation, PackingCounts
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.data.shards import TokenFolder, open_tokens
 from rorqual.data.sources import SOURCES, Source, fetch
@@ -14,7 +15,9 @@ __all__ = [
     "DataSettings",
     "Document",
     "HeldOutBatch",
+    "Isolation",
     "Loader",
+    "PackingCounts",
     "Source",
     "SourceSettings",
     "TokenFolder",

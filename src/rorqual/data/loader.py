@@ -3,13 +3,14 @@
 A source's documents lie end to end; sample i holds tokens [i*L, i*L + S) with L the sequence length
 and S = L + 1 + D for MTP depth D, so samples overlap by 1 + D tokens and each token but a source's
 first is the next-token target of exactly one sample. The last sample of a source is padded and its
-padding masked. A pass visits each source `epochs` times; its order is a permutation of its own.
-Documents are packed without a cross-document attention mask (report §4.1).
+padding masked. Documents are packed without a cross-document attention mask (report §4.1), unless
+an `Isolation` asks for one; conversations are then packed whole (`packing.py`). A pass visits each
+source `epochs` times; its order is a permutation of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rorqual.data.packing import Isolation, PackedStream, PackingCounts
 from rorqual.data.selection import permutation
 from rorqual.data.shards import TokenFolder, open_tokens
+from rorqual.data.streams import CutStream, Sample, SampleStream
 from rorqual.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -26,15 +29,18 @@ if TYPE_CHECKING:
 
 # B samples, S tokens of a sample
 
-PADDING_ID = 0  # any valid id: masked as a target, and behind all real tokens of its sample
-
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens_BS int64; mask_BS bool, True where a token counts as a target."""
+    """tokens_BS int64; mask_BS bool, True where a token counts as a target.
+
+    `documents_BS` int64 where documents are isolated: each sample's are numbered from 1, and 0 is
+    padding.
+    """
 
     tokens_BS: Tensor
     mask_BS: Tensor
+    documents_BS: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,46 +51,13 @@ class HeldOutBatch:
     batch: Batch
 
 
-class TokenStream:
-    """The shards of one folder end to end, cut into overlapping samples."""
-
-    def __init__(self, folder: TokenFolder, sequence_length: int, mtp_depth: int) -> None:
-        self.folder = folder
-        self.sequence_length = sequence_length
-        self.width = sequence_length + 1 + mtp_depth
-        self.starts = np.cumsum([0, *(len(shard) for shard in folder.tokens)])
-        self.num_tokens = int(self.starts[-1])
-        self.num_samples = -(-max(self.num_tokens - 1, 0) // sequence_length)
-
-    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens_S int64, mask_S bool) of one sample; reads the memory map only where the sample
-        lies.
-        """
-        tokens = np.full(self.width, PADDING_ID, dtype=np.int64)
-        mask = np.zeros(self.width, dtype=bool)
-        start = index * self.sequence_length
-        stop = min(start + self.width, self.num_tokens)
-        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
-        place = start
-        while place < stop:
-            first = place - int(self.starts[shard])
-            count = min(stop, int(self.starts[shard + 1])) - place
-            here = slice(place - start, place - start + count)
-            tokens[here] = self.folder.tokens[shard][first : first + count]
-            masks = self.folder.masks
-            mask[here] = True if masks is None else masks[shard][first : first + count]
-            place += count
-            shard += 1
-        return tokens, mask
-
-
 class Loader:
     """Batches of training samples from token folders, each visited `epochs` times a pass.
 
     All state is the caller's sample counter: `batch(counter, n)` is the same whoever asks, and rank
     r of w gets the r-th of w equal slices. A fraction of an epoch takes a new part of its source
     each pass, until all was seen. Memory: 16 bytes for each sample of a pass, and again while two
-    passes meet in a batch.
+    passes meet in a batch. `packing` says what became of documents that are packed whole.
     """
 
     def __init__(
@@ -93,6 +66,7 @@ class Loader:
         sequence_length: int,
         mtp_depth: int = 0,
         seed: int = 0,
+        isolation: Isolation | None = None,
     ) -> None:
         if sequence_length < 1 or mtp_depth < 0:
             raise UsageError(
@@ -110,7 +84,20 @@ class Loader:
         _check_same_tokenizer(opened)
         self.seed = seed
         self.epochs = [epochs for _, epochs in folders]
-        self.streams = [TokenStream(folder, sequence_length, mtp_depth) for folder in opened]
+        self.sequence_length = sequence_length
+        self.streams: list[SampleStream] = []
+        self.packing: PackingCounts | None = None
+        for source, (folder, epochs) in enumerate(zip(opened, self.epochs, strict=True)):
+            if isolation is None or not isolation.is_whole:
+                begin_id = isolation.begin_id if isolation else None
+                self.streams.append(CutStream(folder, sequence_length, mtp_depth, begin_id))
+                continue
+            packed = PackedStream(
+                folder, sequence_length, mtp_depth, isolation, seeds=(seed, 3, source)
+            )
+            self.streams.append(packed)
+            if epochs:
+                self.packing = (self.packing or PackingCounts()) + packed.counts
         self.num_taken = [
             round(epochs * stream.num_samples)
             for epochs, stream in zip(self.epochs, self.streams, strict=True)
@@ -130,14 +117,13 @@ class Loader:
     @property
     def tokens_per_pass(self) -> int:
         """Next-token targets of a pass, padding included."""
-        return self.samples_per_pass * self.streams[0].sequence_length
+        return self.samples_per_pass * self.sequence_length
 
     def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
         """The samples [counter, counter + num_samples) of the endless order; of these, the rank's
         slice.
 
-        tokens_BS int64 and mask_BS bool with B = num_samples / world. UsageError if that is no
-        whole number.
+        B = num_samples / world. UsageError if that is no whole number.
         """
         if counter < 0 or num_samples < 1 or num_samples % world or not 0 <= rank < world:
             raise UsageError(
@@ -156,7 +142,7 @@ class Loader:
         source, sample = self._pass_order(number)
         return int(source[place]), int(sample[place])
 
-    def _sample(self, counter: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(self, counter: int) -> Sample:
         source, sample = self.locate(counter)
         return self.streams[source].sample(sample)
 
@@ -185,7 +171,7 @@ def sequential(
     """
     for path in folders:
         folder = open_tokens(path)
-        stream = TokenStream(folder, sequence_length, mtp_depth)
+        stream = CutStream(folder, sequence_length, mtp_depth)
         source = str(folder.manifest.get("source", Path(path).name))
         for start in range(0, stream.num_samples, batch_size):
             stop = min(start + batch_size, stream.num_samples)
@@ -200,12 +186,18 @@ def held_out_bytes(folders: Sequence[str | Path]) -> int:
     return sum(open_tokens(path).text_bytes for path in folders)
 
 
-def _batch(samples: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+def _batch(samples: list[Sample]) -> Batch:
     import torch
 
-    tokens_BS = torch.from_numpy(np.stack([tokens for tokens, _ in samples]))
-    mask_BS = torch.from_numpy(np.stack([mask for _, mask in samples]))
-    return Batch(tokens_BS, mask_BS)
+    def stacked(rows: Iterable[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(list(rows)))
+
+    documents = [sample.documents_S for sample in samples if sample.documents_S is not None]
+    return Batch(
+        stacked(sample.tokens_S for sample in samples),
+        stacked(sample.mask_S for sample in samples),
+        stacked(documents) if documents else None,
+    )
 
 
 def _check_same_tokenizer(folders: Sequence[TokenFolder]) -> None:

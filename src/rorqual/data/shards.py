@@ -119,7 +119,9 @@ class DocumentEncoder:
         encoded = iter(self.tokenizer.encode_batch([text for group in pieces for text in group]))
         for document, rng, group in zip(documents, rngs, pieces, strict=True):
             if document.messages is not None:
-                yield self.tokenizer.encode_training(document.messages, document.tools)
+                ids, mask = self.tokenizer.encode_training(document.messages, document.tools)
+                self._check_beginning(ids, document)
+                yield ids, mask
                 continue
             parts = [next(encoded) for _ in group]
             if rng is not None:
@@ -129,6 +131,18 @@ class DocumentEncoder:
                 yield fim_ids(prefix, middle, suffix, self.tokenizer), None
             else:
                 yield [self.tokenizer.bos_id, *parts[0], self.tokenizer.eos_id], None
+
+    def _check_beginning(self, ids: list[int], document: Document) -> None:
+        """The begin-of-sentence id tells documents apart, so each has it once, and first."""
+        begin_id = self.tokenizer.bos_id
+        if ids[:1] != [begin_id] or ids.count(begin_id) != 1:
+            raise DataError(
+                "a conversation does not begin with the only begin-of-sentence token",
+                where=document.source or None,
+                found=f"{ids.count(begin_id)} of them",
+                expected=f"{self.tokenizer.bos_token} once, at the start",
+                fix="mend the tokenizer's chat template",
+            )
 
     def _rng(self, document: Document) -> random.Random:
         seed = self.settings.seed.to_bytes(8, "little", signed=True)

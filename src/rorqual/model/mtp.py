@@ -4,9 +4,13 @@
 h'_i = M_k [RMSNorm(Emb(t_{i+k})); RMSNorm(h_i^{k-1})]: `eh_proj` takes the embedding half first, as
 the released weights have it (the report prints the halves the other way round). Embedding and head
 are the main model's.
+
+Where packed documents are isolated, a position exists at depth k only if tokens i and i + k lie in
+one document (`documents_at`): as key, as query and as target. Without that rule the last state of
+one document would be the first key of the next.
 """
 
-# B batch, T tokens, D hidden size
+# B batch, T tokens, S >= T + depth tokens of a sample, D hidden size
 
 from __future__ import annotations
 
@@ -50,3 +54,14 @@ class MtpModule(Block):
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(h_BTD)], dim=-1)
         x_BTD, routing = self(self.eh_proj(joined), step)
         return self.shared_head.norm(x_BTD), routing
+
+
+def documents_at(depth: int, documents_BS: Tensor, num_positions: int) -> Tensor:
+    """(B, T): the document of each position at `depth`, or 0 where it does not exist there.
+
+    `documents_BS` numbers the documents of the tokens from 1, and is 0 where there is none
+    (padding). Depth 0 is the main model.
+    """
+    here_BT = documents_BS[:, :num_positions]
+    further_BT = documents_BS[:, depth : num_positions + depth]
+    return here_BT * (here_BT == further_BT)

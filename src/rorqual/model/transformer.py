@@ -85,9 +85,9 @@ class DeepseekV3(nn.Module):
     ) -> Hidden:
         """The body: (B, T) int64 -> hidden states after `model.norm`.
 
-        Without a context, tokens start at position 0. With `documents_BT`, non-decreasing numbers
-        of packed documents, each sees itself alone and counts from 0. `use_absorbed` is MLA's form
-        where no cache chooses it.
+        Without a context, tokens start at position 0. With `documents_BT`, the numbers of packed
+        documents (0 for what belongs to none), each sees itself alone and counts from 0.
+        `use_absorbed` is MLA's form where no cache chooses it.
         """
         step = self._step(tokens_BT, context, documents_BT, use_absorbed)
         x_BTD = self.model.embed_tokens(tokens_BT)
@@ -114,7 +114,7 @@ class DeepseekV3(nn.Module):
         """Depth `depth`, from 1: the hidden states of depth - 1 -> the next depth's.
 
         `next_tokens_BT[:, i]` is token i + depth; `head` of the result predicts token i + depth +
-        1.
+        1. `documents_BT` comes from `mtp.documents_at`: positions, not next tokens, are numbered.
         """
         module = self.model.layers[self.config.num_hidden_layers + depth - 1]
         assert isinstance(module, MtpModule), (

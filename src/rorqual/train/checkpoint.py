@@ -29,8 +29,9 @@ from rorqual.errors import ConfigError, TrainingError, listing
 from rorqual.files import atomic_directory, read_json, write_json
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
+from rorqual.train.changes import check_changes
 from rorqual.train.optimizer import AdamW
-from rorqual.train.recipe import Recipe, differing_keys
+from rorqual.train.recipe import Recipe
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -71,12 +72,13 @@ class Advice:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint gives back."""
+    """What a checkpoint gives back; `changes` are lines on what another recipe moves."""
 
     folder: Path
     model: DeepseekV3
     optimizer: AdamW
     progress: Progress
+    changes: list[str]
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -154,20 +156,29 @@ def load_checkpoint(
     *,
     device: str | torch.device = "cpu",
     data_digest: str | None = None,
+    allow_changes: bool = False,
 ) -> Resumed:
-    """Weights, moments, counters; sets the random states. TrainingError for another recipe's."""
-    state = read_json(folder / TRAINER / STATE, TrainingError)
+    """Weights, moments, counters; sets the random states.
+
+    TrainingError for another recipe's (with `allow_changes` some keys may differ: `changes.py`) or
+    other data's.
+    """
     where = folder / TRAINER / STATE
+    state = read_json(where, TrainingError)
     for key in ("progress", "optimizer_steps", "recipe", "random"):
         if key not in state:
             raise TrainingError(f"has no {key!r}", where=where, fix="remove this checkpoint")
-    _check_recipe(state, recipe, data_digest, folder)
+    progress = fill(Progress, state["progress"], where)
+    changes = check_changes(
+        state["recipe"], recipe, progress.tokens, where=folder, is_asked=allow_changes
+    )
+    _check_data(state, data_digest, folder)
     model = weights.load(folder, "float32", device)
     optimizer = AdamW(model, recipe.optimizer)
     _load_moments(optimizer, folder / TRAINER / MOMENTS)
     optimizer.num_steps = int(state["optimizer_steps"])
     set_random_states(state["random"])
-    return Resumed(folder, model, optimizer, fill(Progress, state["progress"], where))
+    return Resumed(folder, model, optimizer, progress, changes)
 
 
 def remove_leftovers(run_folder: Path) -> None:
@@ -203,16 +214,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(numbers, dtype=np.uint32), *rest))
 
 
-def _check_recipe(
-    state: dict[str, Any], recipe: Recipe, data_digest: str | None, folder: Path
-) -> None:
-    keys = differing_keys(state["recipe"], recipe.table())
-    if keys:
-        raise TrainingError(
-            f"this run was made with another recipe; different: {listing(keys)}",
-            where=folder,
-            fix="restore those keys to continue, or start over with --fresh or another --run",
-        )
+def _check_data(state: dict[str, Any], data_digest: str | None, folder: Path) -> None:
     if data_digest is not None and state.get("data_digest") not in (None, data_digest):
         raise TrainingError(
             "this run was made with other data",

@@ -1,29 +1,39 @@
-"""Ctrl-C and SIGTERM as a wish to stop after this step, and torch in its deterministic mode."""
+"""Ctrl-C and SIGTERM as a wish to stop after this step, and torch's settings for a while."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+NOTE = b"\nfinishing this step, then saving (Ctrl-C again stops at once, without saving)\n"
 
 
 class Interrupt:
-    """A context in which SIGINT and SIGTERM only set `is_set`; a second SIGINT raises as usual."""
+    """A context in which SIGINT and SIGTERM only set `is_set` and `number`, the first one's.
+
+    A SIGINT after that raises KeyboardInterrupt: who presses Ctrl-C again will not wait.
+    """
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number: int | None = None
         self.before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
 
     @property
     def is_set(self) -> bool:
-        return self.name is not None
+        return self.number is not None
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name if self.number is not None else "nothing"
 
     def __enter__(self) -> Interrupt:
         # Signals can be handled in the main thread alone; elsewhere they stay as they are.
@@ -42,9 +52,26 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set and number == signal.SIGINT:
+        if not self.is_set:
+            self.number = number
+            # A handler may interrupt a print, so the words go straight to the file descriptor; a
+            # closed one must not end the run.
+            with suppress(OSError):
+                os.write(STDERR, NOTE)
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """torch with `count` threads, and with those it had before afterwards; None leaves it alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

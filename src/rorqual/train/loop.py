@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rorqual import weights
+from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
 from rorqual.files import FolderLock, atomic_write
 from rorqual.model import DeepseekV3, ModelConfig, build, empty
@@ -29,7 +30,7 @@ from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Advice, Progress, find_checkpoint
-from rorqual.train.interrupt import Interrupt, deterministic
+from rorqual.train.interrupt import Interrupt, deterministic, threads
 from rorqual.train.metrics import MetricsLog
 from rorqual.train.optimizer import AdamW
 from rorqual.train.plots import write_plots
@@ -44,13 +45,16 @@ SECONDS_BETWEEN_PLOTS = 30.0
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended. `is_finished` is False if a signal stopped it before its last token."""
+    """How a run ended. `is_finished` is False if a signal stopped it before its last token;
+    `signal` is the number of the one that came, if any.
+    """
 
     checkpoint: Path
     step: int
     tokens: int
     is_finished: bool
     validation: Validation | None
+    signal: int | None = None
 
 
 def train(
@@ -59,6 +63,7 @@ def train(
     data: TrainingData,
     *,
     resume: bool = True,
+    allow_changes: bool = False,
     device: str | torch.device = "auto",
     is_quiet: bool = False,
     is_locked: bool = False,
@@ -66,13 +71,20 @@ def train(
     """Trains until the recipe's total tokens, or until SIGINT or SIGTERM; saves in both cases.
 
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
-    a folder that holds checkpoints is an error. `is_locked` says that the caller holds `run_lock`;
-    otherwise a second process in the folder is refused here (UsageError). `device` as in
-    `resolve_device`.
+    a folder that holds checkpoints is an error. `allow_changes` continues it with another schedule
+    or optimiser, and says what that moves. torch's threads and modes are as before afterwards.
+    `is_locked` says that the caller holds `run_lock`; otherwise a second process in the folder is
+    refused here (UsageError). `device` as in `resolve_device`.
     """
     place = resolve_device(device)
-    with nullcontext() if is_locked else run_lock(Path(run_folder)):
-        return _train(recipe, Path(run_folder), data, resume, place, is_quiet)
+    with (
+        nullcontext() if is_locked else run_lock(Path(run_folder)),
+        threads(recipe.training.threads),
+        deterministic(place),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        return _train(recipe, Path(run_folder), data, resume, allow_changes, place, is_quiet)
 
 
 def run_lock(run_folder: Path) -> FolderLock:
@@ -89,19 +101,27 @@ def _train(
     run_folder: Path,
     data: TrainingData,
     resume: bool,
+    allow_changes: bool,
     device: torch.device,
     is_quiet: bool,
 ) -> Summary:
-    if recipe.training.threads is not None:
-        torch.set_num_threads(recipe.training.threads)
     found = checkpoint_files.checkpoints(run_folder)
     if found and not resume:
         raise UsageError(
             "already holds a training run", where=run_folder, fix="choose another run folder"
         )
     checkpoint_files.remove_leftovers(run_folder)
-    with deterministic(device), Interrupt() as interrupt:
-        run = _Run(recipe, run_folder, data, found[-1] if found else None, device, is_quiet)
+    with Interrupt() as interrupt:
+        resumed: checkpoint_files.Resumed | None = None
+        if found:
+            resumed = checkpoint_files.load_checkpoint(
+                found[-1],
+                recipe,
+                device=device,
+                data_digest=data.digest,
+                allow_changes=allow_changes,
+            )
+        run = _Run(recipe, run_folder, data, resumed, device, is_quiet)
         try:
             return run.until(interrupt)
         finally:
@@ -116,15 +136,12 @@ class _Run:
         recipe: Recipe,
         folder: Path,
         data: TrainingData,
-        latest: Path | None,
+        resumed: checkpoint_files.Resumed | None,
         device: torch.device,
         is_quiet: bool,
     ) -> None:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
-        if latest is not None:
-            resumed = checkpoint_files.load_checkpoint(
-                latest, recipe, device=device, data_digest=data.digest
-            )
+        if resumed is not None:
             self.model, self.optimizer = resumed.model, resumed.optimizer
             self.progress = resumed.progress
         else:
@@ -132,21 +149,18 @@ class _Run:
             self.model = start_model(recipe, data.tokenizer).to(device)
             self.optimizer = AdamW(self.model, recipe.optimizer)
             self.progress = Progress()
-        self.saved: Path | None = latest
-        begun_from = latest or (recipe.init_from and find_checkpoint(recipe.init_from))
+        self.saved: Path | None = resumed.folder if resumed else None
+        self.changes = resumed.changes if resumed else []
+        begun_from = self.saved or (recipe.init_from and find_checkpoint(recipe.init_from))
         self.advice = Advice.of(begun_from) if begun_from else Advice()
         self.model.train()
         self.model.use_activation_checkpointing = recipe.training.activation_checkpointing
-        # §5.1: supervised samples are packed, and isolated from each other.
-        is_isolated = recipe.stage == "sft" and data.tokenizer is not None
-        self.isolate_from = data.tokenizer.bos_id if data.tokenizer and is_isolated else None
         self.stepper = Stepper(
             self.model,
             self.optimizer,
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
             use_compile=recipe.training.compile,
-            isolate_from=self.isolate_from,
         )
         with atomic_write(folder / "recipe.toml", "w") as file:
             file.write(toml_text(recipe.table()))
@@ -188,7 +202,7 @@ class _Run:
         total, micro = recipe.training.total_tokens, recipe.training.micro_batch_size
         num_sequences = recipe.batch_ramp.at(progress.tokens, total, micro)
         batch = self.data.train.batch(progress.samples, num_sequences, rank=0, world=1)
-        self._check_width(batch.tokens_BS.shape[1])
+        self._check_form(batch)
         tokens = progress.tokens + num_sequences * recipe.training.sequence_length
         values = StepValues(
             lr=recipe.lr_schedule.at(tokens, total),
@@ -197,10 +211,12 @@ class _Run:
             bias_update_speed=recipe.balance.speed_at(progress.tokens, total),
         )
         try:
+            documents_BS = batch.documents_BS
             result = self.stepper.step(
                 to_device(batch.tokens_BS, self.device),
                 to_device(batch.mask_BS, self.device),
                 values,
+                None if documents_BS is None else to_device(documents_BS, self.device),
             )
         except TrainingError as problem:
             last = self.saved or "none yet"
@@ -257,7 +273,6 @@ class _Run:
             batch_size=recipe.training.micro_batch_size,
             num_inputs=length,
             precision=recipe.training.precision,
-            isolate_from=self.isolate_from,
         )
         self.metrics.write(
             "validation",
@@ -300,7 +315,8 @@ class _Run:
             self.progress.tokens // every_tokens
         )
 
-    def _check_width(self, width: int) -> None:
+    def _check_form(self, batch: Batch) -> None:
+        width = batch.tokens_BS.shape[1]
         expected = (
             self.recipe.training.sequence_length + 1 + self.model.config.num_nextn_predict_layers
         )
@@ -310,11 +326,22 @@ class _Run:
                 found=f"{width} tokens a sample",
                 expected=f"sequence_length + 1 + MTP depth = {expected}",
             )
+        if self.recipe.is_isolated != (batch.documents_BS is not None):
+            raise TrainingError(
+                "the loader's samples do not fit the recipe",
+                found="no numbers of documents" if self.recipe.is_isolated else "documents",
+                expected="Batch.documents_BS where documents are isolated, and nowhere else",
+                fix="make the loader with the recipe's isolation (rorqual.train.prepare does)",
+            )
 
     def _announce(self) -> None:
         self.report.line(f"training on {self.device}")
         if self.saved is not None:
             self.report.line(f"continuing {self.saved} at {self.progress.tokens:,} tokens")
+        for line in self.changes:
+            self.report.line(line)
+        if self.data.packing is not None:
+            self.report.line(str(self.data.packing))
         if self.recipe.training.compile:
             self.report.line("compiling the step: the first one takes a minute or two")
 
@@ -330,7 +357,7 @@ class _Run:
                 "run the same command again to continue from there"
             )
         step, tokens = self.progress.step, self.progress.tokens
-        return Summary(self.saved, step, tokens, is_finished, validation)
+        return Summary(self.saved, step, tokens, is_finished, validation, interrupt.number)
 
 
 def seed_all(seed: int) -> None:

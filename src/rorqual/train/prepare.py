@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rorqual import weights
 from rorqual.data import (
     DataSettings,
     Document,
+    Isolation,
     Loader,
     TokenizerSettings,
     build,
     open_tokens,
 )
-from rorqual.data.shards import tokenizer_hash
+from rorqual.data.shards import MANIFEST, tokenizer_hash
 from rorqual.data.sources import source_record
 from rorqual.errors import ConfigError, DataError, TrainingError, UsageError, listing
 from rorqual.log import console
@@ -27,6 +30,8 @@ from rorqual.train.checkpoint import find_checkpoint
 from rorqual.train.lr_schedule import in_tokens
 from rorqual.train.recipe import Recipe
 
+# Changes whenever the same shards would be packed otherwise: a resume must not mix two packings.
+PACKING_FORM = "packed whole, 1"
 Generator = Callable[[int, int], Iterator[Document]]
 
 
@@ -50,20 +55,15 @@ def prepare(
     summary = build(recipe.data, options, generators, workers)
     tokenizer = load_tokenizer(options.folder)
     _check_tokenizer(recipe, tokenizer)
-    loader = Loader(
-        recipe.data.folders("train"),
-        recipe.training.sequence_length,
-        config.num_nextn_predict_layers,
-        seed=recipe.seed,
-    )
-    manifests = json.dumps(summary.manifests, sort_keys=True)
-    held_out = _held_out(recipe)
+    loader = _loader(recipe, config, tokenizer)
+    held_out = _held_out(recipe, tokenizer)
     return TrainingData(
         train=loader,
         tokenizer=tokenizer,
         held_out=held_out,
         num_held_out_samples=held_out.samples_per_pass if held_out else 0,
-        digest=hashlib.sha256(manifests.encode()).hexdigest(),
+        digest=_digest(summary.manifests, loader),
+        packing=loader.packing,
     )
 
 
@@ -121,6 +121,7 @@ def show_plan(recipe: Recipe, run_folder: Path) -> None:
         ("router bias moves until", f"{in_tokens(recipe.balance.bias_until, total):,} tokens"),
         ("sources", ", ".join(source.label for source in recipe.data.sources)),
         ("sources to fetch", ", ".join(missing) or "none"),
+        ("targets", _learnt(recipe, config)),
     ]
     table = Table(box=None, show_header=False)
     for name, value in rows:
@@ -154,11 +155,55 @@ def _check_tokenizer(recipe: Recipe, tokenizer: Tokenizer) -> None:
         )
 
 
-def _held_out(recipe: Recipe) -> Loader | None:
+def isolation_of(recipe: Recipe, tokenizer: Tokenizer) -> Isolation | None:
+    """How the recipe keeps documents apart: not at all, packed whole, or where texts are cut."""
+    if not recipe.is_isolated:
+        return None
+    return Isolation(
+        begin_id=tokenizer.bos_id,
+        user_id=tokenizer.user_id,
+        assistant_id=tokenizer.assistant_id,
+        is_whole=recipe.stage == "sft",
+        splits_long=recipe.training.long_conversations == "split",
+    )
+
+
+def _loader(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> Loader:
+    return Loader(
+        recipe.data.folders("train"),
+        recipe.training.sequence_length,
+        config.num_nextn_predict_layers,
+        seed=recipe.seed,
+        isolation=isolation_of(recipe, tokenizer),
+    )
+
+
+def _digest(manifests: dict[str, dict[str, dict[str, Any]]], loader: Loader) -> str:
+    """Names the data: all manifests, and how documents were packed where that decides samples."""
+    parts = [json.dumps(manifests, sort_keys=True)]
+    if loader.packing is not None:
+        parts.append(PACKING_FORM + json.dumps(asdict(loader.packing), sort_keys=True))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _learnt(recipe: Recipe, config: ModelConfig) -> str:
+    """What an epoch learns, of the token shards as they are."""
+    if recipe.stage != "sft":
+        return "an epoch learns 100 % of the targets: texts are cut with one token of overlap"
+    options = _tokenizer_settings(recipe)
+    folders = [path for path, _ in recipe.data.folders("train")]
+    if not all((path / MANIFEST).is_file() for path in folders):
+        return "unknown until the token shards are built"
+    return str(_loader(recipe, config, load_tokenizer(options.folder)).packing)
+
+
+def _held_out(recipe: Recipe, tokenizer: Tokenizer) -> Loader | None:
     """Held-out samples in a fixed random order, so that the first N are a fair part of all."""
     folders = [
         (path, 1.0)
         for path, _ in recipe.data.folders("held_out")
         if open_tokens(path).num_tokens > 1
     ]
-    return Loader(folders, recipe.training.sequence_length, seed=0) if folders else None
+    isolation = isolation_of(recipe, tokenizer)
+    length = recipe.training.sequence_length
+    return Loader(folders, length, seed=0, isolation=isolation) if folders else None

@@ -21,6 +21,8 @@ precision = "float32"           # or "bfloat16": autocast
 compile = false
 activation_checkpointing = false
 threads = 2                     # left out: PyTorch's choice
+isolate_documents = false       # packed documents do not see each other; in stage "sft" always so
+long_conversations = "split"    # sft: what does not fit a sample; or "refuse": an error
 
 [batch_ramp]                    # sequences a step; multiples of micro_batch_size
 start = 16
@@ -88,16 +90,6 @@ from rorqual.model import ModelConfig, preset
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
 
-# Keys that may differ on a resume: they leave the steps already made as they are.
-FREE_ON_RESUME = (
-    "checkpoint.",
-    "validation.",
-    "training.threads",
-    "training.compile",
-    "training.activation_checkpointing",
-    "training.total_tokens",
-)
-
 
 @settings
 class TrainingSettings:
@@ -110,6 +102,8 @@ class TrainingSettings:
     compile: bool = False
     activation_checkpointing: bool = False
     threads: int | None = Field(default=None, gt=0)
+    isolate_documents: bool = False
+    long_conversations: Literal["split", "refuse"] = "split"
 
 
 @settings
@@ -179,6 +173,11 @@ class Recipe:
         if self.stage == "sft" and self.init_from is None:
             raise ValueError("stage 'sft' needs init_from, the checkpoint to start from")
 
+    @property
+    def is_isolated(self) -> bool:
+        """Whether packed documents do not see each other: §5.1 for "sft"; §4.1 has it not."""
+        return self.stage == "sft" or self.training.isolate_documents
+
     def model_config(self, base: ModelConfig | None = None) -> ModelConfig:
         """The preset (or `base`, the checkpoint's) with the changes of [model]; ConfigError."""
         changes = dict(self.model)
@@ -211,26 +210,6 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if recipe.init_from is None:
         recipe.model_config()
     return recipe
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The keys, as `section.key`, whose values differ and may not on a resume."""
-    before, after = _flat(old), _flat(new)
-    return [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME)
-    ]
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def toml_text(table: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from rorqual.log import console
 
@@ -25,11 +26,11 @@ class Report:
             BarColumn(),
             TextColumn("step {task.fields[step]}  loss {task.fields[loss]}"),
             TextColumn("{task.fields[speed]} tok/s"),
-            TimeRemainingColumn(),
+            TextColumn("left {task.fields[left]}"),
             console=console(),
         )
         self.task = self.bar.add_task(
-            "train", total=total_tokens, completed=tokens, tokens="", step="-", loss="-", speed="-"
+            "train", total=total_tokens, completed=tokens, **_shown("-", "-", "-", "-", "-")
         )
 
     def __enter__(self) -> Report:
@@ -51,9 +52,8 @@ class Report:
         seen = f"{_short(tokens)}/{_short(self.total_tokens)}"
         speed = f"{tokens_per_second:,.0f}"
         if self.is_bar:
-            self.bar.update(
-                self.task, completed=tokens, tokens=seen, step=step, loss=f"{loss:.3f}", speed=speed
-            )
+            shown = _shown(seen, str(step), f"{loss:.3f}", speed, self._left(tokens))
+            self.bar.update(self.task, completed=tokens, **shown)
             return
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or tokens >= self.total_tokens:
@@ -67,9 +67,23 @@ class Report:
             console().print(text, highlight=False, soft_wrap=True)
 
     def _left(self, tokens: int) -> str:
-        made = tokens - self.first_tokens
-        seconds = (time.monotonic() - self.first_time) / max(made, 1)
-        return time.strftime("%H:%M:%S", time.gmtime((self.total_tokens - tokens) * seconds))
+        """Of the tokens that this process made: on a resume those before it took no time here."""
+        seconds = (time.monotonic() - self.first_time) / max(tokens - self.first_tokens, 1)
+        return duration(max(self.total_tokens - tokens, 0) * seconds)
+
+
+def duration(seconds: float) -> str:
+    """`01:02:03`, and with days before it `2d 01:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{hour:02d}:{minute:02d}:{second:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+def _shown(tokens: str, step: str, loss: str, speed: str, left: str) -> dict[str, Any]:
+    """The bar's fields."""
+    return {"tokens": tokens, "step": step, "loss": loss, "speed": speed, "left": left}
 
 
 def _short(count: int) -> str:

@@ -27,7 +27,6 @@ from rorqual.train.loss import (
     Coefficients,
     LossParts,
     coefficients,
-    isolate,
     micro_batch_loss,
     target_counts,
 )
@@ -59,9 +58,8 @@ class StepResult:
 
 
 class Stepper:
-    """step(tokens_BS, mask_BS, values) moves the model once; owns the loss function's form.
-
-    With `isolate_from`, the id that begins a document, packed documents do not see each other.
+    """step(tokens_BS, mask_BS, values, documents_BS) moves the model once; owns the loss function's
+    form. With numbers of packed documents (0 for padding) none of them sees another.
     """
 
     def __init__(
@@ -72,24 +70,26 @@ class Stepper:
         micro_batch_size: int,
         precision: str = "float32",
         use_compile: bool = False,
-        isolate_from: int | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.micro_batch_size = micro_batch_size
-        self.precision, self.isolate_from = precision, isolate_from
+        self.precision = precision
         self.loss: Callable[..., LossParts]
         self.loss = torch.compile(micro_batch_loss) if use_compile else micro_batch_loss
 
-    def step(self, tokens_BS: Tensor, mask_BS: Tensor, values: StepValues) -> StepResult:
+    def step(
+        self,
+        tokens_BS: Tensor,
+        mask_BS: Tensor,
+        values: StepValues,
+        documents_BS: Tensor | None = None,
+    ) -> StepResult:
         """Accumulates, clips, updates weights and router bias; TrainingError if not finite.
 
         On the error nothing has moved: weights, moments and bias are those of the step before.
         """
         num_depths = self.model.config.num_nextn_predict_layers
-        documents_BS: Tensor | None = None
-        if self.isolate_from is not None:
-            documents_BS, mask_BS = isolate(tokens_BS, mask_BS, self.isolate_from)
-        counts_C = target_counts(mask_BS, num_depths)
+        counts_C = target_counts(mask_BS, num_depths, documents_BS)
         by = coefficients(counts_C, tokens_BS.shape[0], values.mtp_weight, values.balance_alpha)
         self.optimizer.zero_grad()
         size = self.micro_batch_size

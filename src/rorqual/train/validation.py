@@ -9,16 +9,18 @@ bits per byte = sum of nats / ln 2 / bytes. Choice: targets that stand for no by
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rorqual.model import DeepseekV3
 from rorqual.ops.cross_entropy import token_losses
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.batches import Batches
-from rorqual.train.loss import isolate
+from rorqual.train.loss import target_mask
 from rorqual.train.step import autocast
 
 
@@ -55,34 +57,42 @@ def validate(
     batch_size: int,
     num_inputs: int,
     precision: str = "float32",
-    isolate_from: int | None = None,
 ) -> Validation:
     """The main model's loss on samples 0 .. num_samples - 1, in the model's current weights.
 
-    With `isolate_from`, the id that begins a document, packed documents do not see each other.
+    Where the batches number their documents, packed documents do not see each other.
     """
-    was_training = model.training
-    model.eval()
     device = model.lm_head.weight.device
     nats, num_tokens, num_bytes = 0.0, 0, 0
-    for start in range(0, num_samples, batch_size):
-        batch = held_out.batch(start, min(batch_size, num_samples - start), rank=0, world=1)
-        tokens_BS = batch.tokens_BS[:, : num_inputs + 1]
-        targets_BT = tokens_BS[:, 1:]
-        lengths_BT = bytes_V[targets_BT]
-        mask_BS = batch.mask_BS[:, : num_inputs + 1]
-        documents_BT: Tensor | None = None
-        if isolate_from is not None:
-            documents_BS, mask_BS = isolate(tokens_BS, mask_BS, isolate_from)
-            documents_BT = documents_BS[:, :-1].to(device)
-        counts_BT = mask_BS[:, 1:] & (lengths_BT > 0)
-        with autocast(device.type, precision):
-            h_BTD = model.hidden(tokens_BS[:, :-1].to(device), documents_BT=documents_BT).h_BTD
-            losses_N = token_losses(
-                h_BTD.flatten(0, 1), model.lm_head.weight, targets_BT.flatten().to(device)
-            )
-        nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
-        num_tokens += int(counts_BT.sum())
-        num_bytes += int(lengths_BT[counts_BT].sum())
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, num_samples, batch_size):
+            batch = held_out.batch(start, min(batch_size, num_samples - start), rank=0, world=1)
+            inputs_BT = batch.tokens_BS[:, :num_inputs]
+            targets_BT = batch.tokens_BS[:, 1 : num_inputs + 1]
+            documents_BS = batch.documents_BS
+            documents_BT: Tensor | None = None
+            if documents_BS is not None:
+                documents_BT = documents_BS[:, :num_inputs].to(device)
+            lengths_BT = bytes_V[targets_BT]
+            counts_BT = target_mask(batch.mask_BS, 0, num_inputs, documents_BS) & (lengths_BT > 0)
+            with autocast(device.type, precision):
+                h_BTD = model.hidden(inputs_BT.to(device), documents_BT=documents_BT).h_BTD
+                losses_N = token_losses(
+                    h_BTD.flatten(0, 1), model.lm_head.weight, targets_BT.flatten().to(device)
+                )
+            nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
+            num_tokens += int(counts_BT.sum())
+            num_bytes += int(lengths_BT[counts_BT].sum())
     return Validation(nats, num_tokens, num_bytes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; each module's own mode comes back, after an error too."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training

@@ -1,0 +1,57 @@
+"""The time left. Oracle: arithmetic on a clock that the test sets."""
+
+from __future__ import annotations
+
+import pytest
+
+from rorqual.train import report as report_module
+from rorqual.train.report import Report, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "00:00:00"),
+        (0.4, "00:00:00"),
+        (59.6, "00:01:00"),
+        (3_661, "01:01:01"),
+        (86_399, "23:59:59"),
+        (86_400, "1d 00:00:00"),
+        (10 * 86_400 + 3_723, "10d 01:02:03"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def left(
+    monkeypatch: pytest.MonkeyPatch, total: int, first: int, tokens: int, seconds: float
+) -> str:
+    clock = Clock()
+    monkeypatch.setattr(report_module, "time", clock)
+    report = Report(total, first, is_quiet=True)
+    clock.now += seconds
+    lines: list[str] = []
+    monkeypatch.setattr(report, "line", lines.append)
+    report.step(1, tokens, 1.0, 1.0)
+    return lines[0].rpartition("left ")[2]
+
+
+def test_time_left_is_what_the_tokens_of_this_process_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert left(monkeypatch, 1000, 0, 250, 60.0) == "00:03:00"
+    assert left(monkeypatch, 1000, 500, 750, 60.0) == "00:01:00"  # a resume: 250 tokens a minute
+    assert left(monkeypatch, 1_000_000, 0, 100, 60.0) == "6d 22:39:00"
+
+
+def test_time_left_at_the_end_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch may reach beyond the total."""
+    assert left(monkeypatch, 1000, 0, 1000, 60.0) == "00:00:00"
+    assert left(monkeypatch, 1000, 0, 1024, 60.0) == "00:00:00"
