@@ -19,13 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rorqual import weights
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
 from rorqual.files import FolderLock, atomic_write
-from rorqual.model import DeepseekV3, ModelConfig, build, empty
 from rorqual.ops.device import resolve_device, to_device
-from rorqual.tokenizer import Tokenizer
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation
 from rorqual.train.batches import TrainingData
@@ -36,6 +33,7 @@ from rorqual.train.optimizer import AdamW
 from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe, toml_text
 from rorqual.train.report import Report
+from rorqual.train.start import start_model
 from rorqual.train.step import Stepper, StepResult, StepValues
 from rorqual.train.validation import Validation, bytes_of_ids, validate
 
@@ -365,38 +363,3 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
-    """A fresh model of the recipe's shape, or the weights of `init_from` under its changes."""
-    if recipe.init_from is None:
-        model = build(recipe.model_config(), seed=recipe.seed)
-    else:
-        folder = find_checkpoint(recipe.init_from)
-        model = weights.load(folder, "float32")
-        config = recipe.model_config(model.config)
-        if config != model.config:
-            model = _reshape(model, config, folder)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise TrainingError(
-            "the tokenizer has more ids than the model has rows",
-            found=f"{tokenizer.vocab_size} ids",
-            expected=f"at most model.vocab_size {model.config.vocab_size}",
-            fix="lower tokenizer.vocab_size or raise model.vocab_size",
-        )
-    return model
-
-
-def _reshape(model: DeepseekV3, config: ModelConfig, where: Path) -> DeepseekV3:
-    """The same weights under a config that changes no shape (rope scaling, router settings)."""
-    changed = empty(config)
-    try:
-        changed.load_state_dict(model.state_dict())
-    except RuntimeError as problem:
-        raise TrainingError(
-            "[model] changes the shape of the checkpoint's tensors",
-            where=where,
-            found=str(problem).splitlines()[-1].strip(),
-            fix="remove the changes of sizes from [model]",
-        ) from None
-    return changed
