@@ -164,3 +164,14 @@ def test_other_models_are_named_with_software_that_runs_them(
 def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="671b"):
         preset("670b")
+
+
+@pytest.mark.parametrize("name", ["DeepseekV2", "DeepseekV3"])
+def test_routing_keys_that_are_left_out_mean_what_they_mean_in_transformers(name: str) -> None:
+    import transformers
+
+    theirs = getattr(transformers, f"{name}Config")()
+    table = {**preset("16b").to_hf(), "architectures": [f"{name}ForCausalLM"]}
+    for key in ("norm_topk_prob", "scoring_func", "topk_method"):
+        del table[key]
+    assert ModelConfig.from_hf(table).norm_topk_prob == theirs.norm_topk_prob

@@ -131,7 +131,7 @@ def test_a_penalty_over_no_tokens_is_none(tmp_path: Path) -> None:
     from rorqual.weights.advice import advice_of_gguf
 
     keys = {"general.sampling.penalty_repeat": 1.5, "general.sampling.penalty_last_n": 0}
-    assert advice_of_gguf(keys, 320, tmp_path).sampling == {}
+    assert advice_of_gguf(keys, lambda: 320, tmp_path).sampling == {}
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

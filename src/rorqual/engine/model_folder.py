@@ -189,7 +189,6 @@ class ModelFolder:
     def _folder_advice(self) -> Advice:
         return advice_of_folder(self.path, self._vocab_size)
 
-    @functools.cached_property
     def _vocab_size(self) -> int:
         if self.config is not None:
             return self.config.vocab_size

@@ -165,9 +165,9 @@ class ModelConfig:
         if table.get("num_mtp_layers") is not None:
             values.setdefault("num_nextn_predict_layers", table["num_mtp_layers"])
         values.setdefault("scoring_func", scoring)
-        values.setdefault(
-            "topk_method", "noaux_tc" if values["scoring_func"] == "sigmoid" else "greedy"
-        )
+        is_v3 = values["scoring_func"] == "sigmoid"
+        values.setdefault("topk_method", "noaux_tc" if is_v3 else "greedy")
+        values.setdefault("norm_topk_prob", is_v3)  # V2's own code leaves the weights as they are
         for key in ("n_group", "topk_group", "first_k_dense_replace", "num_nextn_predict_layers"):
             if values.get(key, 0) is None:
                 del values[key]

@@ -7,7 +7,7 @@ constants.py). Those have room for three ends: where there are more, a key of ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,11 @@ def read_card(folder: Path) -> ChatCard:
     return fill(ChatCard, read_json(file, ConfigError), file) if file.exists() else ChatCard()
 
 
-def advice_of_folder(folder: Path, vocab_size: int) -> Advice:
-    """Of the files in a folder. ConfigError names the file of an impossible id or value."""
+def advice_of_folder(folder: Path, vocab_size: Callable[[], int]) -> Advice:
+    """Of the files in a folder. ConfigError names the file of an impossible id or value.
+
+    `vocab_size` is asked for only where there are ids to hold against it.
+    """
     card = read_card(folder)
     end_ids: tuple[int, ...] = ()
     sampling: dict[str, Any] = {}
@@ -130,8 +133,10 @@ def advice_of_folder(folder: Path, vocab_size: int) -> Advice:
     return Advice(end_ids, sampling | advised, tuple(unsaid))
 
 
-def advice_of_gguf(metadata: Mapping[str, Value], vocab_size: int, where: Path) -> Advice:
-    """Of a file's keys. CheckpointError names an impossible one."""
+def advice_of_gguf(
+    metadata: Mapping[str, Value], vocab_size: Callable[[], int], where: Path
+) -> Advice:
+    """Of a file's keys, as `advice_of_folder`. CheckpointError names an impossible one."""
     ends: list[int] = []
     for key in (*END_KEYS, ENDS_KEY):
         value = metadata.get(key)
@@ -166,7 +171,7 @@ def _given(advice: SamplingDefaults) -> dict[str, Any]:
 
 def _ends(
     found: Any,
-    vocab_size: int,
+    vocab_size: Callable[[], int],
     what: str,
     file: Path,
     error: type[RorqualError] = ConfigError,
@@ -174,12 +179,12 @@ def _ends(
     """The ids of one number or a list of them; none for null."""
     ids = found if isinstance(found, list) else [] if found is None else [found]
     for token_id in ids:
-        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size():
             raise error(
                 f"{what} names a token that cannot be",
                 where=file,
                 found=repr(token_id)[:80],
-                expected=f"ids from 0 to {vocab_size - 1}",
+                expected=f"ids from 0 to {vocab_size() - 1}",
                 fix="restore the file from the checkpoint's source",
             )
     return tuple(ids)

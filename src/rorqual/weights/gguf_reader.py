@@ -140,7 +140,7 @@ class GgufSource:
     @property
     def advice(self) -> Advice:
         """What the keys say of ends and sampling."""
-        return advice_of_gguf(self.file.metadata, self.config.vocab_size, self.path)
+        return advice_of_gguf(self.file.metadata, lambda: self.config.vocab_size, self.path)
 
     def write_side_files(self, folder: Path) -> None:
         """`generation_config.json` from the keys, and the tokenizer, if the file has one."""

@@ -247,8 +247,9 @@ def advice_of(source: TensorSource) -> Advice:
     """What the source says of its answers, in its keys or in the files beside its weights."""
     if isinstance(source, GgufSource):
         return source.advice
-    is_folder = source.path.is_dir()
-    return advice_of_folder(source.path, source.config.vocab_size) if is_folder else Advice()
+    if not source.path.is_dir():
+        return Advice()
+    return advice_of_folder(source.path, lambda: source.config.vocab_size)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
