@@ -1,4 +1,4 @@
-"""`rorqual plan` from the command line. Oracle: the plan's own functions, SPEC's sizes."""
+"""`rorqual plan` from the command line. Oracle: the plan's own functions, the release's sizes."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_what_is_stored_is_close_and_zero_stays_zero(
 
 
 def test_the_bytes_of_a_token() -> None:
-    """671B in bf16: (512 + 64) values of two bytes, 70 KB through its 61 layers (SPEC §1)."""
+    """671B in bf16: (512 + 64) values of two bytes, 70 KB through its 61 layers."""
     from rorqual.model import preset
 
     config = preset("671b")

@@ -1,4 +1,4 @@
-"""config.json in all its spellings, and what is refused (SPEC §1: "The family")."""
+"""config.json in all its spellings, and what is refused. Oracles: released files, transformers."""
 
 from __future__ import annotations
 
@@ -74,6 +74,27 @@ def test_both_spellings_of_rope_are_read() -> None:
     assert ModelConfig.from_hf(new) == ModelConfig.from_hf(old) == CONFIGS["yarn"]
 
 
+def test_two_spellings_of_rope_must_agree() -> None:
+    """Readers differ in which of the two they take, so neither may win in silence."""
+    table = CONFIGS["yarn"].to_hf()
+    same = {**table["rope_scaling"], "rope_theta": table["rope_theta"]}
+    assert ModelConfig.from_hf(table | {"rope_parameters": same}) == CONFIGS["yarn"]
+    assert ModelConfig.from_hf(table | {"rope_parameters": {}}) == CONFIGS["yarn"]
+    for other in ({"rope_type": "default"}, {**same, "factor": 2}, {**same, "rope_theta": 5e4}):
+        with pytest.raises(ConfigError, match="contradict"):
+            ModelConfig.from_hf(table | {"rope_parameters": other})
+    null = {**same, "rope_theta": None}
+    changed = ModelConfig.from_hf(table | {"rope_theta": 5e4, "rope_parameters": null})
+    assert changed == CONFIGS["yarn"].with_changes(rope_theta=5e4)
+
+
+def test_the_other_name_of_the_mtp_layers_counts_where_ours_is_null() -> None:
+    for ours in ({}, {"num_nextn_predict_layers": None}):
+        table = BASE.to_hf() | {"num_mtp_layers": 2}
+        del table["num_nextn_predict_layers"]
+        assert ModelConfig.from_hf(table | ours).num_nextn_predict_layers == 2
+
+
 def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
     from transformers import DeepseekV3Config
 
@@ -108,6 +129,10 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"mlp_layer_types": ["sparse", "dense", "sparse"]}, "contradict"),
+        ({"layer_types": 3}, "layer_types is not a list"),
+        ({"layer_types": "full_attention"}, "layer_types is not a list"),
+        ({"mlp_layer_types": 3}, "mlp_layer_types is not a list"),
+        ({"mlp_layer_types": ["dense"], "first_k_dense_replace": "x"}, "first_k_dense_replace"),
         ({"index_topk": 2048}, "index_topk"),
         ({"index_n_heads": 64, "index_head_dim": 128}, "index_"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),

@@ -1,5 +1,5 @@
 """Counts in closed form. Oracles: the model on the meta device, transformers' models there, and
-the released model's own figures (SPEC §1); FLOPs against torch's FlopCounterMode.
+the released model's own figures; FLOPs against torch's FlopCounterMode.
 """
 
 from __future__ import annotations

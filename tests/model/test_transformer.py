@@ -222,7 +222,7 @@ def test_build_is_seeded_and_follows_the_initialisation_of_the_report() -> None:
     [("671b", 671_026_419_200, 11_610_068_224), ("16b", 15_706_484_224, 0)],
 )
 def test_presets_have_the_published_parameters(name: str, main: int, mtp: int) -> None:
-    """SPEC §1; 16b: DeepSeek-V2-Lite's card says 15.7B."""
+    """671B: the report; 16b: DeepSeek-V2-Lite's card says 15.7B."""
     config = preset(name)
     model = empty(config, device="meta")
     first_mtp = f"model.layers.{config.num_hidden_layers}."

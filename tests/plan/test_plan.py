@@ -1,5 +1,5 @@
-"""The plan's figures. Oracles: SPEC's counts and unsloth's list, closed forms written out here, the
-engine's own cache, a simulation of routing.
+"""The plan's figures. Oracles: the released model's counts and unsloth's list, closed forms
+written out here, the engine's own cache, a simulation of routing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rorqual.weights.gguf_mixes import MIXES
 from rorqual.weights.gguf_writer import gguf_bytes
 
 V3 = preset("671b")
-# SPEC §5, in its own mixed units: GiB rounded up, but Q8_0 in decimal GB.
+# unsloth's list of V3's files, in its own mixed units: GiB rounded up, but Q8_0 in decimal GB.
 UNSLOTH = {
     "Q2_K_XS": 207,
     "Q2_K_L": 228,
@@ -55,7 +55,7 @@ def test_disk_sizes_of_safetensors() -> None:
     stored = count.total + count.mtp_repeated
     assert disk_bytes(V3, "float32") == 4 * stored
     assert disk_bytes(V3, "bf16") == 2 * stored + 2 * biases
-    # SPEC §1: 684,531,386,000 elements, scales included; the files of the release have 688.6 GB.
+    # V3's index: 684,531,386,000 elements, scales included; the files of the release have 688.6 GB.
     num_scales = 684_531_386_000 - stored
     extra = disk_bytes(V3, "fp8") - stored - 4 * num_scales  # of BF16 and float32 over FP8
     assert 0 < extra < 0.01 * stored
@@ -142,7 +142,7 @@ def test_distinct_experts_in_expectation() -> None:
 
 
 def test_a_token_reads_the_activated_parameters() -> None:
-    """One stream in BF16: two bytes each of SPEC's activated parameters without the embedding, and
+    """One stream in BF16: two bytes each of the activated parameters without the embedding, and
     the float32 biases, which are not among them.
     """
     count = count_parameters(V3)

@@ -147,6 +147,7 @@ def test_what_is_saved_is_the_same(ours: Tokenizer, texts: list[str], tmp_path: 
     assert load_tokenizer(tmp_path).encode(texts[0]) == ours.encode(texts[0])
 
 
+TWICE = {"added_tokens_decoder": {"600": {"content": "x"}, "601": {"content": "x"}}}
 BROKEN: list[tuple[str, Any, str, str]] = [
     ("tiktoken.model", b"IQ== 0\nIg== 2\n", "line 2 is not the next token", "restore"),
     ("tiktoken.model", b"IQ== 0\n!!! 1\n", "line 2 is not the next token", "restore"),
@@ -156,6 +157,7 @@ BROKEN: list[tuple[str, Any, str, str]] = [
     ("tokenizer_config.json", {"tokenizer_class": "QWen"}, "QWen", "tokenizer.json"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "x"}}}, "belong", "copy"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "without an id", "restore"),
+    ("tokenizer_config.json", TWICE, "has one name twice", "restore"),
 ]  # fmt: skip
 
 
@@ -170,3 +172,4 @@ def test_a_broken_file_is_named(
     with pytest.raises(TokenizerError, match=said) as caught:
         load_tokenizer(tmp_path)
     assert mend in str(caught.value.fix)
+    assert str(tmp_path) in str(caught.value.where)

@@ -84,7 +84,7 @@ def tokens(config: ModelConfig, *shape: int, seed: int = 0) -> Tensor:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """||a - b|| / ||b||, as DESIGN defines it."""
+    """||a - b|| / ||b||."""
     return float((ours - theirs).norm() / theirs.norm())
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import gguf
 import hf_oracle as oracle
+import numpy as np
 import pytest
 
 from rorqual.engine import ModelFolder
 from rorqual.engine.params import SamplingParams
-from rorqual.errors import RorqualError, TokenizerError
+from rorqual.errors import CheckpointError, RorqualError, TokenizerError
 from rorqual.model import build
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, save
+from rorqual.weights.advice import advice_of_gguf
 from rorqual.weights.convert import Conversion, convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.gguf_file import read_gguf
@@ -128,10 +130,24 @@ def test_an_impossible_end_is_named(name: str, impossible: object, tmp_path: Pat
 
 
 def test_a_penalty_over_no_tokens_is_none(tmp_path: Path) -> None:
-    from rorqual.weights.advice import advice_of_gguf
-
     keys = {"general.sampling.penalty_repeat": 1.5, "general.sampling.penalty_last_n": 0}
     assert advice_of_gguf(keys, lambda: 320, tmp_path).sampling == {}
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), 101.0, "hot", True, np.array([1.0])])
+def test_impossible_sampling_in_gguf_is_named_by_its_key(value: Any, tmp_path: Path) -> None:
+    keys = {"general.sampling.top_p": 0.9, "general.sampling.penalty_repeat": value}
+    with pytest.raises(CheckpointError, match=r"general\.sampling\.penalty_repeat") as caught:
+        advice_of_gguf(keys, 320, tmp_path)
+    assert "top_p" not in str(caught.value)
+    assert str(value) in str(caught.value.found)
+    assert "source" in str(caught.value.fix)
+
+
+def test_llama_cpps_spellings_of_none(tmp_path: Path) -> None:
+    """Its common.h: top_k 0 or less is the whole vocabulary, temp 0 or less is greedy."""
+    keys = {"general.sampling.top_k": -1, "general.sampling.temp": -1.0}
+    assert advice_of_gguf(keys, 320, tmp_path).sampling == {"temperature": 0.0}
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save
 from rorqual.weights.folder import INDEX, SINGLE
+from rorqual.weights.quantization_config import quantisation_of
 
 CONFIG = oracle.CONFIGS["tied_mtp"].with_changes(tie_word_embeddings=False)
 NORM = "model.layers.0.input_layernorm.weight"
@@ -458,6 +459,15 @@ def test_at_most_twenty_are_listed(model: DeepseekV3, tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert sum(line.startswith("  - missing") for line in lines) == 20
     assert f"and {len(names) - 20} more" in str(caught.value)
+
+
+def test_a_table_for_each_layer_is_not_printed(tmp_path: Path) -> None:
+    """As mlx's mixed quantisations have it: thousands of entries."""
+    table = {f"model.layers.{layer_id}.mlp": {"bits": 4} for layer_id in range(1000)}
+    with pytest.raises(CheckpointError, match="mlx") as caught:
+        quantisation_of({"quantization": table}, tmp_path)
+    assert "model.layers.0" in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", ["absent", "file"])

@@ -1,4 +1,4 @@
-"""The checks of `rorqual inspect`, and what it prints. Oracle: our own faults, SPEC §1's counts."""
+"""The checks of `rorqual inspect`, and what it prints. Oracles: our faults, the release's count."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import hf_oracle as oracle
@@ -42,7 +43,7 @@ WIDE = oracle.WIDE.with_changes(
     n_group=2,
 )
 BF16_ROUNDING = 2.0**-8
-# unsloth/DeepSeek-V3-GGUF in GiB rounded up, Q8_0 in decimal GB (SPEC §5): within 0.5 %.
+# unsloth/DeepSeek-V3-GGUF in GiB rounded up, Q8_0 in decimal GB: within 0.5 %.
 PUBLISHED_GIB = {"Q2_K_XS": 207, "Q2_K_L": 228, "Q3_K_M": 298, "Q4_K_M": 377} | {
     "Q5_K_M": 443,
     "Q6_K": 513,
@@ -336,6 +337,26 @@ def test_faults_of_a_file_are_all_listed(tmp_path: Path) -> None:
             load(rewritten(whole, tmp_path / "k.gguf", **{key: None}))
         with pytest.raises(CheckpointError, match=f"{key} has an impossible value"):
             load(rewritten(whole, tmp_path / "k.gguf", **{key: "many"}))
+
+
+IMPOSSIBLE_KEYS: list[tuple[str, Any, str]] = [
+    ("expert_weights_norm", np.array([True, False]), "expert_weights_norm has an impossible"),
+    ("expert_weights_norm", "false", "expert_weights_norm has an impossible"),
+    ("rope.scaling.type", np.array([1, 2]), r"rope\.scaling\.type has an impossible"),
+    ("embedding_length", 0, "impossible shape.*\n.*hidden_size"),
+    ("attention.head_count", -1, "impossible shape.*\n.*num_attention_heads"),
+    ("attention.layer_norm_rms_epsilon", float("nan"), "impossible shape.*\n.*rms_norm_eps"),
+    ("expert_used_count", 9, "impossible shape.*\n.*num_experts_per_tok"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), IMPOSSIBLE_KEYS)
+def test_impossible_keys_are_named(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    """With the mend of a GGUF file: nobody corrects its keys by hand."""
+    keys = metadata_of(oracle.BASE, 0) | {f"deepseek2.{key}": value}
+    with pytest.raises(CheckpointError, match=said) as caught:
+        config_of(keys, ["output.weight"], tmp_path)
+    assert "get the file again" in str(caught.value.fix)
 
 
 def test_keys_are_llama_cpps() -> None:

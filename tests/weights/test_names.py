@@ -1,4 +1,4 @@
-"""Names and shapes. Oracles: the released checkpoint's counts (SPEC §1), and the files that
+"""Names and shapes. Oracles: the released checkpoint's counts, and the files that
 transformers writes.
 """
 

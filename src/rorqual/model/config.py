@@ -1,6 +1,6 @@
 """The model's shape: Hugging Face's `deepseek_v3` field names and what derives from them.
 
-Source: SPEC of the released config.json (report §4.2). `architectures` decides what a config is,
+Source: the released config.json (report §4.2). `architectures` decides what a config is,
 since R1, Moonlight and Kimi-K2 name `DeepseekV3ForCausalLM` under model types of their own. Both
 spellings of the rope fields are read (`rope_theta` + `rope_scaling`, and transformers 5's
 `rope_parameters`); the first is written, being what every engine reads. What becomes of other keys
@@ -19,11 +19,13 @@ from rorqual.config import fill, settings
 from rorqual.errors import ConfigError
 from rorqual.model.config_keys import (
     INERT_KEYS,
+    LAYER_LISTS,
     MATHEMATICS,
     OTHER_SOFTWARE,
     ROPE_MATHEMATICS,
     other_model,
     refuse_misspelt,
+    refuse_other_layers,
     refuse_other_mathematics,
 )
 
@@ -31,6 +33,7 @@ ARCHITECTURES = {"DeepseekV3ForCausalLM": "sigmoid", "DeepseekV2ForCausalLM": "s
 
 # Keys that are read beside the fields of ModelConfig and of YarnScaling.
 _OTHER_KEYS = ("architectures", "model_type", "rope_parameters", "num_mtp_layers", "torch_dtype")
+_ROPE_TABLES = ("rope_scaling", "rope_parameters")
 _ROPE_KEYS = ("type", "rope_type", "rope_theta", "attention_factor")
 
 
@@ -162,8 +165,8 @@ class ModelConfig:
         refuse_misspelt(table, known | set(_OTHER_KEYS), where)
         refuse_other_mathematics(table, where)
         values = {key: table[key] for key in known & set(table)}
-        if table.get("num_mtp_layers") is not None:
-            values.setdefault("num_nextn_predict_layers", table["num_mtp_layers"])
+        if values.get("num_nextn_predict_layers") is None and "num_mtp_layers" in table:
+            values["num_nextn_predict_layers"] = table["num_mtp_layers"]
         values.setdefault("scoring_func", scoring)
         is_v3 = values["scoring_func"] == "sigmoid"
         values.setdefault("topk_method", "noaux_tc" if is_v3 else "greedy")
@@ -174,7 +177,9 @@ class ModelConfig:
         if values.get("q_lora_rank") == 0:  # the demo's spelling of None
             values["q_lora_rank"] = None
         values |= _rope_fields(table, where)
-        return fill(cls, values, where, is_foreign=True)
+        config = fill(cls, values, where, is_foreign=True)
+        refuse_other_layers(table, config.first_k_dense_replace, where)
+        return config
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` object, as transformers and the serving engines read it."""
@@ -224,9 +229,9 @@ def _scoring_of(table: dict[str, Any], where: object) -> str:
 def unknown_keys(table: dict[str, Any]) -> list[str]:
     """The keys of a `config.json` that are accepted and mean nothing here."""
     known = set(ModelConfig.__dataclass_fields__) | INERT_KEYS | set(MATHEMATICS)
-    found = sorted(set(table) - known - {"layer_types", "mlp_layer_types"})
+    found = sorted(set(table) - known - set(LAYER_LISTS))
     rope_known = {*YarnScaling.__dataclass_fields__, *_ROPE_KEYS, *ROPE_MATHEMATICS}
-    for name in ("rope_scaling", "rope_parameters"):
+    for name in _ROPE_TABLES:
         inner = table.get(name)
         if isinstance(inner, dict):
             found += [f"{name}.{key}" for key in sorted(set(inner) - rope_known)]
@@ -234,17 +239,31 @@ def unknown_keys(table: dict[str, Any]) -> list[str]:
 
 
 def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` from either spelling."""
-    name = "rope_scaling" if table.get("rope_parameters") is None else "rope_parameters"
-    scaling, theta = table.get(name), table.get("rope_theta")
-    if scaling is None:
-        return {} if theta is None else {"rope_theta": theta, "rope_scaling": None}
+    """`rope_theta` and `rope_scaling` from either spelling; both may stand there if they agree."""
+    places = {name: table[name] for name in _ROPE_TABLES if table.get(name) not in (None, {})}
+    scalings = [_yarn_of(name, places[name], table, where) for name in places]
+    given = [place.get("rope_theta") for place in (table, *places.values())]
+    thetas = [theta for theta in given if theta is not None]
+    tables = list(places.values())
+    for names, values, shown in ((["rope_theta"], thetas, thetas), (places, scalings, tables)):
+        if any(value != values[0] for value in values):
+            raise ConfigError(
+                f"the values of {' and '.join(names)} contradict each other",
+                where=where,
+                found=" and ".join(map(str, shown)),
+                fix="remove the one that the model was not trained with",
+            )
+    scaling = scalings[0] if scalings else None
+    theta = {"rope_theta": thetas[0]} if thetas else {}
+    return {**theta, "rope_scaling": None if scaling is None else asdict(scaling)}
+
+
+def _yarn_of(name: str, scaling: Any, table: dict[str, Any], where: object) -> YarnScaling | None:
+    """What `rope_scaling` or `rope_parameters` says; None for rope as it is."""
     if not isinstance(scaling, dict):
         raise ConfigError(f"{name} is not an object", where=where, found=scaling)
     known = set(YarnScaling.__dataclass_fields__)
-    theta = scaling.get("rope_theta", theta)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    fields: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
     if any(isinstance(value, dict) for value in scaling.values()):
         kind = "one for each kind of layer"
     if kind not in ("yarn", "default"):
@@ -257,7 +276,7 @@ def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
     refuse_misspelt(scaling, {*known, *_ROPE_KEYS}, where, f"{name}.")
     refuse_other_mathematics(scaling, where, ROPE_MATHEMATICS, f"{name}.")
     if kind == "default":
-        return {**fields, "rope_scaling": None}
+        return None
     values = {key: scaling[key] for key in known & set(scaling) if scaling[key] is not None}
     if "original_max_position_embeddings" not in values and "max_position_embeddings" in table:
         values["original_max_position_embeddings"] = table["max_position_embeddings"]
@@ -271,7 +290,7 @@ def _rope_fields(table: dict[str, Any], where: object) -> dict[str, Any]:
             expected=f"null or {yarn.rope_magnitude:g}, which mscale and mscale_all_dim give",
             fix=OTHER_SOFTWARE,
         )
-    return {**fields, "rope_scaling": asdict(yarn)}
+    return yarn
 
 
 def _is_near(found: object, expected: float) -> bool:

@@ -86,6 +86,7 @@ MATHEMATICS: dict[str, tuple[object, ...]] = {key: _OFF for key in _SWITCHES} | 
     "key_multiplier": (None, 1),
 }
 MATHEMATICS_PREFIXES = ("index_", "indexer_", "dsa_", "engram_", "mup_", "ssm_", "mamba_")
+LAYER_LISTS = ("layer_types", "mlp_layer_types")
 WHOLE_ATTENTION = ("full_attention", "attention", "global")
 ROPE_MATHEMATICS: dict[str, tuple[object, ...]] = {
     "truncate": (None, True),
@@ -173,11 +174,15 @@ def refuse_other_mathematics(
             expected=" or ".join(json.dumps(one) for one in neutral),
             fix=OTHER_SOFTWARE,
         )
-    if rules is MATHEMATICS:
-        _refuse_other_layers(table, where)
 
 
-def _refuse_other_layers(table: Mapping[str, Any], where: object) -> None:
+def refuse_other_layers(table: Mapping[str, Any], num_dense: int, where: object) -> None:
+    """ConfigError for lists of layers that are not V3's, the first `num_dense` of them dense."""
+    for key in LAYER_LISTS:
+        if not isinstance(table.get(key) or [], list):
+            raise ConfigError(
+                f"{key} is not a list", where=where, found=table[key], fix="remove the key"
+            )
     layers = table.get("layer_types") or []
     strange = [kind for kind in layers if kind not in WHOLE_ATTENTION]
     if strange:
@@ -189,7 +194,7 @@ def _refuse_other_layers(table: Mapping[str, Any], where: object) -> None:
             fix=OTHER_SOFTWARE,
         )
     kinds = table.get("mlp_layer_types") or []
-    num_dense = min(table.get("first_k_dense_replace") or 0, len(kinds))
+    num_dense = min(num_dense, len(kinds))
     if kinds and kinds != ["dense"] * num_dense + ["sparse"] * (len(kinds) - num_dense):
         raise ConfigError(
             "mlp_layer_types and first_k_dense_replace contradict each other",

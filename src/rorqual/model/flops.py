@@ -38,7 +38,7 @@ class ParameterCount:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """The counts of SPEC §1, for any shape."""
+    """As the report counts them (671B, of which 37B activated), for any shape."""
     dim, num_main = config.hidden_size, config.num_hidden_layers
     embedding = config.vocab_size * dim
     head = 0 if config.tie_word_embeddings else embedding

@@ -18,7 +18,7 @@ SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8
 GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
 WEIGHT_FORMATS = (*SAFETENSORS, *GGUF)
 GIB = 1 << 30
-# unsloth's list for V3 (SPEC §5) counts GiB, rounded up, but Q8_0 in decimal GB.
+# unsloth's list for V3 counts GiB, rounded up, but Q8_0 in decimal GB.
 DECIMAL_MIXES = ("Q8_0",)
 
 

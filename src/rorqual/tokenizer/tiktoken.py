@@ -25,6 +25,7 @@ from rorqual.tokenizer.definition import bpe_definition, byte_alphabet
 FILE = "tiktoken.model"
 NUM_RESERVED = 256
 CLASS = "TikTokenTokenizer"
+CONFIG = "tokenizer_config.json"
 _RESTORE = f"restore {FILE} from the model's source"
 
 
@@ -43,7 +44,8 @@ def tiktoken_definition(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     letter_of = {byte: letter for letter, byte in byte_alphabet().items()}
     tokens = ["".join([letter_of[byte] for byte in token]) for token in ranks]
     vocabulary = {token: rank for rank, token in enumerate(tokens)}
-    return bpe_definition(vocabulary, merges_of(tokens), _specials(config, len(tokens)), "kimi-k2")
+    specials = _specials(config, len(tokens), path.with_name(CONFIG))
+    return bpe_definition(vocabulary, merges_of(tokens), specials, "kimi-k2")
 
 
 def merges_of(tokens: Iterable[str]) -> list[tuple[str, str]]:
@@ -92,25 +94,36 @@ def _read_ranks(path: Path) -> list[bytes]:
     return tokens
 
 
-def _specials(config: dict[str, Any], first: int) -> dict[str, int]:
-    """Names and ids of the special tokens, which begin at `first`."""
+def _specials(config: dict[str, Any], first: int, where: Path) -> dict[str, int]:
+    """Names and ids of the special tokens, which begin at `first`; `where` is the configuration."""
     named = {}
     decoder = config.get("added_tokens_decoder")
     for token_id, token in (decoder if isinstance(decoder, dict) else {}).items():
         content = token.get("content") if isinstance(token, dict) else None
         if not str(token_id).isdecimal() or not isinstance(content, str) or not content:
             raise TokenizerError(
-                "tokenizer_config.json has an added token without an id or a name",
+                "has an added token without an id or a name",
+                where=where,
                 found=ascii({token_id: token})[:80],
-                fix="restore tokenizer_config.json from the model's source",
+                fix=f"restore {CONFIG} from the model's source",
             )
         named[int(token_id)] = content
     stop = max([first + NUM_RESERVED, *(token_id + 1 for token_id in named)])
     if stop > first + 10 * NUM_RESERVED or any(token_id < first for token_id in named):
         raise TokenizerError(
-            f"tokenizer_config.json and {FILE} do not belong together",
+            f"{CONFIG} and {FILE} do not belong together",
+            where=where,
             found=f"special ids {min(named)} to {max(named)}",
             expected=f"ids from {first} on, behind the tokens",
             fix="copy both files from one model",
         )
-    return {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(first, stop)}
+    specials = {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(first, stop)}
+    if len(specials) < stop - first:
+        twice = [(i, name) for i, name in named.items() if specials[name] != i]
+        raise TokenizerError(
+            "has one name twice among its added tokens",
+            where=where,
+            found=ascii(twice)[:80],
+            fix=f"restore {CONFIG} from the model's source",
+        )
+    return specials

@@ -142,14 +142,31 @@ def advice_of_gguf(
         value = metadata.get(key)
         found = value.tolist() if isinstance(value, np.ndarray) else value
         ends += _ends(found, vocab_size, key, where, CheckpointError)
-    values = {name: metadata[key] for key, name in SAMPLING_KEYS.items() if key in metadata}
+    sampling: dict[str, Any] = {}
+    for key, name in SAMPLING_KEYS.items():
+        if key in metadata:
+            sampling |= _given(_sampling_of_key(key, name, metadata[key], where))
     if metadata.get(LAST_N) == 0:
-        values.pop("repetition_penalty", None)
-    for name, value in values.items():
-        if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
-            values[name] = float(str(np.float32(value)))
-    sampling = _given(fill(SamplingDefaults, values, where, is_foreign=True))
+        sampling.pop("repetition_penalty", None)
     return Advice(tuple(dict.fromkeys(ends)), sampling)
+
+
+def _sampling_of_key(key: str, name: str, value: Value, where: Path) -> SamplingDefaults:
+    """One of `general.sampling.*`, which has llama.cpp's own spellings of none and of greedy."""
+    wanted = value
+    if isinstance(value, float):  # float32: the shortest decimal that gives it was meant
+        wanted = float(str(np.float32(value)))
+    if name in ("top_k", "temperature") and isinstance(value, int | float) and value < 0:
+        wanted = 0
+    try:
+        return fill(SamplingDefaults, {name: wanted}, where, is_foreign=True)
+    except ConfigError as problem:
+        raise CheckpointError(
+            f"{key} cannot be: {problem.what.removeprefix(f'{name}: ')}",
+            where=where,
+            found=str(value)[:80],
+            fix="get the file again from its source, or correct the key",
+        ) from None
 
 
 def _sampling(table: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def _shape(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
 
 
 def stored_dtype(source: TensorSource, tensor: StoredTensor, options: Options) -> str:
-    """safetensors' name of what a tensor becomes: DESIGN: FP8 is for `self_attn` and `mlp`."""
+    """safetensors' name of what a tensor becomes: FP8 is for `self_attn` and `mlp`."""
     wanted, found = options.target.dtype, source.entries[tensor.name].dtype
     if tensor.kind == "bias" or wanted == "float32":
         return "F32"

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from rorqual.config import fill
-from rorqual.errors import CheckpointError
+from rorqual.errors import CheckpointError, ConfigError
 from rorqual.log import logger
 from rorqual.model import ModelConfig, YarnScaling
 from rorqual.weights.gguf_format import Value
 from rorqual.weights.gguf_names import ARCHITECTURE
 
 QUANTISATION_VERSION = 2
+GET_AGAIN = "get the file again from its source; very old files lack keys and need a new conversion"
 SOFTMAX, SIGMOID = 1, 2
 YARN_MSCALE = "rope.scaling.rorqual_mscale"
 YARN_MULTIPLIER = 0.1
@@ -136,7 +137,7 @@ def config_of(
         "num_experts_per_tok": keys.integer("expert_used_count"),
         "n_shared_experts": keys.integer("expert_shared_count", 0) or None,
         "first_k_dense_replace": keys.integer("leading_dense_block_count", 0),
-        "norm_topk_prob": bool(keys.get("expert_weights_norm", False)),
+        "norm_topk_prob": keys.boolean("expert_weights_norm"),
         "routed_scaling_factor": keys.real("expert_weights_scale", 1.0) or 1.0,
         "q_lora_rank": keys.integer("attention.q_lora_rank", 0) or None,
         "kv_lora_rank": keys.integer("attention.kv_lora_rank"),
@@ -151,7 +152,12 @@ def config_of(
         "tie_word_embeddings": "output.weight" not in tensor_names,
         **_routing_of(keys, tensor_names),
     }
-    return fill(ModelConfig, values, where, is_foreign=True)
+    try:
+        return fill(ModelConfig, values, where, is_foreign=True)
+    except ConfigError as problem:
+        raise CheckpointError(
+            "its keys give an impossible shape", where=where, found=problem.what, fix=GET_AGAIN
+        ) from None
 
 
 def _routing_of(keys: _Keys, tensor_names: Collection[str]) -> dict[str, Any]:
@@ -182,9 +188,9 @@ def _routing_of(keys: _Keys, tensor_names: Collection[str]) -> dict[str, Any]:
 
 def _yarn_of(keys: _Keys) -> dict[str, Any] | None:
     kind = keys.get("rope.scaling.type", "none")
-    if kind == "none":
+    if isinstance(kind, str) and kind == "none":
         return None
-    if kind != "yarn":
+    if not isinstance(kind, str) or kind != "yarn":
         raise keys.fault("rope.scaling.type", kind, "yarn or none")
     multiplier = keys.real("rope.scaling.yarn_log_multiplier")
     all_dim = float(f"{multiplier / YARN_MULTIPLIER:.7g}")
@@ -224,6 +230,13 @@ class _Keys:
             raise self.fault(key, value, "a whole number")
         return value
 
+    def boolean(self, key: str) -> bool:
+        """False where the key is missing."""
+        value = self.get(key, False)
+        if not isinstance(value, bool):
+            raise self.fault(key, value, "true or false")
+        return value
+
     def real(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -238,6 +251,5 @@ class _Keys:
             where=self.where,
             found=None if found is None else str(found)[:80],
             expected=expected,
-            fix="get the file again from its source; very old files lack keys and need a new "
-            "conversion",
+            fix=GET_AGAIN,
         )

@@ -250,7 +250,7 @@ class GgufSource:
 def open_gguf(path: str | os.PathLike[str]) -> GgufSource:
     """Opens a file, any part of a split one, or a folder with one model.
 
-    CheckpointError for a broken file or another architecture, ConfigError for an impossible shape.
+    CheckpointError for a broken file, another architecture, or keys of an impossible shape.
     """
     file = read_gguf(path)
     require_deepseek2(file.metadata, file.path)

@@ -1,7 +1,7 @@
 """Writes a model as a Hugging Face checkpoint: a shard at a time, whole or not at all.
 
-`config.json` has the V3 fields every engine reads; FP8 follows the release (SPEC §1: e4m3, blocks
-of 128x128, dynamic activations). FP8 quantises exactly the `self_attn` and `mlp` projections.
+`config.json` has the V3 fields every engine reads; FP8 follows the release (e4m3, blocks of
+128x128, dynamic activations). FP8 quantises exactly the `self_attn` and `mlp` projections.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class StoredTensor:
         return num_blocks(self.shape[0], block[0]), num_blocks(self.shape[1], block[1])
 
     def dtype_in(self, format: Format) -> torch.dtype:
-        """What the tensor is stored as: DESIGN: FP8 is for `self_attn` and `mlp` projections."""
+        """What the tensor is stored as: FP8 is for `self_attn` and `mlp` projections."""
         if self.kind in ("bias", "scale") or format == "float32":
             return torch.float32
         if format == "fp8" and self.kind == "projection":

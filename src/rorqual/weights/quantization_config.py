@@ -13,6 +13,7 @@ from rorqual.model.config_keys import refuse_misspelt
 from rorqual.weights.source import Quantisation
 
 KEY = "quantization_config"
+MAX_FOUND = 200  # letters of an error: some programs have an entry here for each layer
 E4M3 = (None, "e4m3", "float8_e4m3fn", "float8_e4m3")
 SCALE_FORMATS = (None, "ue8m0", "float32", "float")
 _READ = ("quant_method", "fmt", "weight_block_size", "scale_fmt", "activation_scheme")
@@ -86,7 +87,7 @@ def _unsupported(method: object, found: str, where: Path) -> CheckpointError:
     return CheckpointError(
         f"weights quantised with {method or 'an unnamed method'} in this form are not supported",
         where=where,
-        found=found,
+        found=found if len(found) <= MAX_FOUND else f"{found[:MAX_FOUND]} ...",
         expected="quant_method 'fp8' with fmt 'e4m3', or weights that are not quantised",
         fix=_MENDS.get(str(method), _ANY),
     )
