@@ -138,7 +138,7 @@ def test_a_penalty_over_no_tokens_is_none(tmp_path: Path) -> None:
 def test_impossible_sampling_in_gguf_is_named_by_its_key(value: Any, tmp_path: Path) -> None:
     keys = {"general.sampling.top_p": 0.9, "general.sampling.penalty_repeat": value}
     with pytest.raises(CheckpointError, match=r"general\.sampling\.penalty_repeat") as caught:
-        advice_of_gguf(keys, 320, tmp_path)
+        advice_of_gguf(keys, lambda: 320, tmp_path)
     assert "top_p" not in str(caught.value)
     assert str(value) in str(caught.value.found)
     assert "source" in str(caught.value.fix)
@@ -147,7 +147,7 @@ def test_impossible_sampling_in_gguf_is_named_by_its_key(value: Any, tmp_path: P
 def test_llama_cpps_spellings_of_none(tmp_path: Path) -> None:
     """Its common.h: top_k 0 or less is the whole vocabulary, temp 0 or less is greedy."""
     keys = {"general.sampling.top_k": -1, "general.sampling.temp": -1.0}
-    assert advice_of_gguf(keys, 320, tmp_path).sampling == {"temperature": 0.0}
+    assert advice_of_gguf(keys, lambda: 320, tmp_path).sampling == {"temperature": 0.0}
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

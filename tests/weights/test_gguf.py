@@ -7,6 +7,8 @@ enumerations, and the sizes of unsloth/DeepSeek-V3-GGUF.
 from __future__ import annotations
 
 import importlib.util
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rorqual.model import DeepseekV3, ModelConfig, build, preset
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import load, save
+from rorqual.weights.advice import SAMPLING_KEYS, Advice, advice_of_gguf
 from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
 from rorqual.weights.gguf_file import read_gguf
 from rorqual.weights.gguf_metadata import config_of, metadata_of
@@ -357,6 +360,55 @@ def test_impossible_keys_are_named(key: str, value: Any, said: str, tmp_path: Pa
     with pytest.raises(CheckpointError, match=said) as caught:
         config_of(keys, ["output.weight"], tmp_path)
     assert "get the file again" in str(caught.value.fix)
+
+
+STRANGE_VALUES: list[Any] = [
+    np.array([1, 2]), np.array([], dtype=np.float32), ["a", "b"], 1.5, -1, 1 << 63, True, "text",
+]  # fmt: skip
+
+
+def test_keys_of_any_type_are_read_or_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Oracle: a GGUF key may have any type; whatever it is, no other exception than ours."""
+    keys = {"general.architecture": "deepseek2", "tokenizer.huggingface.json": "{}"}
+    keys |= metadata_of(oracle.CONFIGS["yarn"], 0) | Advice(
+        (1,), dict.fromkeys(SAMPLING_KEYS.values(), 1)
+    ).gguf_keys(1)
+    keys |= tokenizer_metadata(tokenizer, tokenizer.vocab_size)
+    readers: list[Callable[[dict[str, Any]], object]] = [
+        lambda table: config_of(table, ["output.weight"], tmp_path),
+        lambda table: tokenizer_of(table, tmp_path),
+        lambda table: advice_of_gguf(table, lambda: 320, tmp_path),
+    ]
+    num_refused = 0
+    for key, value in itertools.product(keys, STRANGE_VALUES):
+        table = keys | {key: value}
+        if key != "tokenizer.huggingface.json":
+            del table["tokenizer.huggingface.json"]
+        for read in readers:
+            try:
+                read(table)
+            except RorqualError as problem:
+                assert problem.where == tmp_path, key  # noqa: PT017
+                num_refused += 1
+    assert num_refused > len(keys)
+
+
+def test_split_keys_of_any_type_are_read_or_refused(tmp_path: Path) -> None:
+    def write(number: int, **changes: Any) -> Path:
+        path = tmp_path / f"m-0000{number + 1}-of-00002.gguf"
+        keys = {"split.no": number, "split.count": 2, "split.tensors.count": 2, **changes}
+        planned = PlannedTensor(f"t{number}", QUANT_TYPES["F32"], (4,))
+        with GgufWriter(path, keys, [planned]) as writer:
+            writer.write(planned, [torch.zeros(1, 16, dtype=torch.uint8)])
+        return path
+
+    write(0)
+    second = write(1)
+    assert len(read_gguf(second).tensors) == 2
+    for key, value in itertools.product(("split.no", "split.tensors.count"), STRANGE_VALUES):
+        write(0, **{key: value})
+        with pytest.raises(CheckpointError, match="do not belong together"):
+            read_gguf(second)
 
 
 def test_keys_are_llama_cpps() -> None:

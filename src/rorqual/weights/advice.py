@@ -19,7 +19,7 @@ from rorqual.config import fill, settings
 from rorqual.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.files import read_json
 from rorqual.weights.folder import CONFIG
-from rorqual.weights.gguf_format import Value
+from rorqual.weights.gguf_format import Value, single
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 
 END_KEYS = (
@@ -146,7 +146,7 @@ def advice_of_gguf(
     for key, name in SAMPLING_KEYS.items():
         if key in metadata:
             sampling |= _given(_sampling_of_key(key, name, metadata[key], where))
-    if metadata.get(LAST_N) == 0:
+    if single(metadata, LAST_N) == 0:
         sampling.pop("repetition_penalty", None)
     return Advice(tuple(dict.fromkeys(ends)), sampling)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rorqual.errors import CheckpointError, listing
 from rorqual.files import BINARY, read_at
 from rorqual.ops.quantise import decode_blocks
-from rorqual.weights.gguf_format import Header, TensorInfo, Value, is_gguf, read_header
+from rorqual.weights.gguf_format import Header, TensorInfo, Value, is_gguf, read_header, single
 
 SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -110,7 +110,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
         for name in part.tensors.keys() & tensors.keys():
             raise _mismatch(part.path, f"the tensor {name} of {tensors[name].file.name} again")
         tensors |= part.tensors
-    expected = headers[0].metadata.get(SPLIT_TENSORS, len(tensors))
+    expected = single(headers[0].metadata, SPLIT_TENSORS, len(tensors))
     if expected != len(tensors):
         raise _mismatch(path, f"{len(tensors)} tensors in all parts", f"{expected} tensors")
     first = headers[0]
@@ -152,7 +152,7 @@ def _read_parts(path: Path, header: Header, count: int) -> list[Header]:
         if not file.is_file():
             raise _mismatch(file, "no such file", f"all {count} parts beside each other")
         part = header if file == path else read_header(file)
-        found = part.metadata.get(SPLIT_NO), part.metadata.get(SPLIT_COUNT)
+        found = single(part.metadata, SPLIT_NO), single(part.metadata, SPLIT_COUNT)
         if found != (number - 1, count):
             raise _mismatch(file, f"part {found[0]} of {found[1]}", f"{number - 1} of {count}")
         headers.append(part)

@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"} |
 _SAFE_NAME = re.compile(r"[!-.0-\[\]-~]+")  # printable ASCII without space, / and \
 
 Value = Any  # str, bool, int, float, list[str], or a numpy array of numbers
+
+
+def single(metadata: Mapping[str, Value], key: str, default: Value = None) -> Value:
+    """A key's value; None for an array, since a file may have one under any key and arrays do not
+    compare as single values do.
+    """
+    value = metadata.get(key, default)
+    return None if isinstance(value, list | np.ndarray) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from rorqual.config import fill
 from rorqual.errors import CheckpointError, ConfigError
 from rorqual.log import logger
 from rorqual.model import ModelConfig, YarnScaling
-from rorqual.weights.gguf_format import Value
+from rorqual.weights.gguf_format import Value, single
 from rorqual.weights.gguf_names import ARCHITECTURE
 
 QUANTISATION_VERSION = 2
@@ -105,7 +105,7 @@ def _yarn_keys(yarn: YarnScaling) -> dict[str, Value]:
 
 def require_deepseek2(metadata: Mapping[str, Value], where: Path) -> None:
     """CheckpointError naming the architecture if it is another one."""
-    found = metadata.get("general.architecture")
+    found = single(metadata, "general.architecture")
     if found != ARCHITECTURE:
         raise CheckpointError(
             f"architecture {found if isinstance(found, str) else 'unknown'}: "
@@ -187,11 +187,11 @@ def _routing_of(keys: _Keys, tensor_names: Collection[str]) -> dict[str, Any]:
 
 
 def _yarn_of(keys: _Keys) -> dict[str, Any] | None:
-    kind = keys.get("rope.scaling.type", "none")
-    if isinstance(kind, str) and kind == "none":
+    kind = single(keys.metadata, f"{ARCHITECTURE}.rope.scaling.type", "none")
+    if kind == "none":
         return None
-    if not isinstance(kind, str) or kind != "yarn":
-        raise keys.fault("rope.scaling.type", kind, "yarn or none")
+    if kind != "yarn":
+        raise keys.fault("rope.scaling.type", keys.get("rope.scaling.type"), "yarn or none")
     multiplier = keys.real("rope.scaling.yarn_log_multiplier")
     all_dim = float(f"{multiplier / YARN_MULTIPLIER:.7g}")
     return {

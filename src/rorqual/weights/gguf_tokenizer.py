@@ -22,7 +22,7 @@ from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import bpe_definition, build
 from rorqual.tokenizer.splits import SPLITS, WHOLE_PIECES_FIRST, pre_tokenizer_of
 from rorqual.tokenizer.tiktoken import merges_of
-from rorqual.weights.gguf_format import Value
+from rorqual.weights.gguf_format import Value, single
 
 MODEL = "tokenizer.ggml.model"
 NO_TOKENIZER = "none"
@@ -131,7 +131,7 @@ def _definition_of(metadata: Mapping[str, Value], where: Path) -> dict[str, Any]
         if not isinstance(definition, dict):
             raise TokenizerError(f"{WHOLE} is not an object", where=where)
         return definition
-    kind, pre = metadata.get(MODEL), metadata.get(PRE)
+    kind, pre = single(metadata, MODEL), single(metadata, PRE)
     if kind != "gpt2" or pre not in SPLITS:
         raise TokenizerError(
             "has no tokenizer that Rorqual knows",
@@ -147,7 +147,7 @@ def _lists_of(
     metadata: Mapping[str, Value], where: Path
 ) -> tuple[list[str], list[int], list[tuple[str, str]]]:
     tokens, kinds, merges = metadata.get(TOKENS), metadata.get(KINDS), metadata.get(MERGES)
-    has_ranks = merges is None and metadata.get(PRE) in WHOLE_PIECES_FIRST
+    has_ranks = merges is None and single(metadata, PRE) in WHOLE_PIECES_FIRST
     are_lists = isinstance(tokens, list) and (isinstance(merges, list) or has_ranks)
     if not are_lists or not isinstance(kinds, np.ndarray) or kinds.size != len(tokens or []):
         raise TokenizerError(
