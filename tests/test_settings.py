@@ -10,11 +10,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from pydantic import ValidationError
 
 from rorqual.cli.serve import EngineOptions
 from rorqual.config import apply_overrides, fill, settings
 from rorqual.data import DataSettings, SourceSettings, TokenizerSettings
-from rorqual.engine.model_folder import ChatCard, SamplingDefaults
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
 from rorqual.serve.settings import ServerSettings
@@ -23,6 +23,7 @@ from rorqual.train.checkpoint import Progress
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
 from rorqual.train.recipe import CheckpointSettings, TrainingSettings, ValidationSettings
+from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
     BalanceSettings, BatchRamp, ChatCard, CheckpointSettings, DataSettings, EngineOptions,
@@ -62,6 +63,13 @@ def test_wrong_types_are_named(cls: type, name: str, value: Any) -> None:
     fault = next(fault for fault in faults if fault.startswith(f"{name}: "))
     assert "Input should be a valid" in fault
     assert "(found " in fault
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), cases())
+def test_wrong_types_are_refused_in_python_too(cls: type, name: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        cls(**{name: value})
+    assert name in {str(error["loc"][0]) for error in caught.value.errors()}
 
 
 def test_every_settings_class_is_checked_here() -> None:

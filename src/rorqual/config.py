@@ -3,9 +3,9 @@
 A dataclass lives beside the code that reads it; this file only fills one. `--set a.b=c` overrides
 one value, written as in TOML.
 
-No type is turned into another: "100", true and 2.0 are no integers, "yes" is no boolean. An integer
-is a number wherever one with a fraction may stand. Files that others write (`is_foreign`) may give
-a whole number as 2.0 or 1e6, as some programs do.
+No type is turned into another, in a file or in Python: "100", true and 2.0 are no integers, "yes"
+is no boolean. An integer is a number wherever one with a fraction may stand. Files that others
+write (`is_foreign`) may give a whole number as 2.0 or 1e6, as some programs do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rorqual.errors import ConfigError
 
 T = TypeVar("T")
 
-CHECKED = ConfigDict(extra="forbid")
+CHECKED = ConfigDict(extra="forbid", strict=True)
 # Parts that pydantic adds to the place of a fault: the member of a union that did not fit.
 UNION_MEMBERS = frozenset(("int", "float", "bool", "str"))
 
