@@ -405,6 +405,30 @@ def _dequantised(source: TensorSource, tensor: StoredTensor) -> Tensor:
     return weight * scale[rows][:, columns]
 
 
+def test_nan_in_the_place_of_a_number_is_infinitely_far(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """JSON has no NaN and no infinity: text stands there, and strict readers take it."""
+
+    def change(value: Tensor) -> Tensor:
+        value[300, 100] = torch.nan
+        return value
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    converted(sources["float32"], tmp_path / "a", "bf16")
+    _change(tmp_path / "a", MATRIX, change)
+    compared_rows = compared(sources["float32"], tmp_path / "a")
+    (faulty,) = (row for row in compared_rows if not row.is_within_bound)
+    assert (faulty.faults[0].first_row, faulty.faults[0].num_values) == (300, 1)
+    assert faulty.max_error == faulty.relative_error == faulty.faults[0].error == float("inf")
+    text = json.dumps([row.as_row() for row in compared_rows])
+    rows = json.loads(text, parse_constant=refuse)
+    (row,) = (row for row in rows if not row["is_within_bound"])
+    assert row["max_error"] == row["relative_error"] == row["faults"][0]["error"] == "inf"
+
+
 def test_the_table_as_json(sources: dict[str, Path], tmp_path: Path) -> None:
     converted(sources["float32"], tmp_path / "a", "bf16")
     _change(tmp_path / "a", MATRIX, lambda value: value.mul_(2))

@@ -165,10 +165,12 @@ def _require_finite_scales(blocks: Tensor, type_name: str) -> None:
 
 
 def _too_large(type_name: str, found: float | None) -> RorqualError:
+    if type_name == "BF16":
+        why, fix = "whose largest number is 3.39e38", "write this checkpoint as F32"
+    else:
+        why, fix = "whose numbers or scales are float16", "write this checkpoint as BF16"
     return RorqualError(
-        f"a weight has values too large for {type_name}, whose numbers or scales are float16",
-        found=found,
-        fix="write this checkpoint as BF16",
+        f"a weight has values too large for {type_name}, {why}", found=found, fix=fix
     )
 
 

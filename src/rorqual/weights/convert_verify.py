@@ -91,11 +91,19 @@ class Comparison:
             "tensors": self.num_tensors,
             "elements": self.num_elements,
             "unequal": self.num_unequal,
-            "relative_error": self.relative_error,
-            "max_error": self.max_error,
+            "relative_error": _as_json(self.relative_error),
+            "max_error": _as_json(self.max_error),
             "is_within_bound": self.is_within_bound,
-            "faults": [asdict(fault) for fault in self.faults],
+            "faults": [
+                {name: _as_json(value) for name, value in asdict(fault).items()}
+                for fault in self.faults
+            ],
         }
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verify(
@@ -166,8 +174,8 @@ def _compare(
         result.num_unequal += num_unequal
         if num_unequal:
             error = (after - before).abs().masked_fill(~is_other, 0.0)
-            result.max_error = max(result.max_error, float(error.max()))
-            result.squared_error += float(error.double().square().sum())
+            result.max_error = max(result.max_error, float(_without_nan(error).max()))
+            result.squared_error += float(_without_nan(error).double().square().sum())
             allowed = bound(start, stop, before, after).masked_fill(~is_other, 0.0)
             found = _with_fault(found, tensor.name, start, error, allowed, result.to_dtype)
         advance(4 * before.numel())
@@ -184,6 +192,7 @@ def _with_fault(
     if not bool(is_beyond.any()):
         return found
     places = is_beyond.nonzero()
+    error = _without_nan(error)
     excess = (error - allowed).nan_to_num(nan=torch.inf).masked_fill(~is_beyond, -torch.inf)
     worst = int(excess.argmax())
     here = Fault(
@@ -202,3 +211,8 @@ def _with_fault(
         num_values=found.num_values + here.num_values,
         first_row=found.first_row,
     )
+
+
+def _without_nan(error: Tensor) -> Tensor:
+    """NaN in the place of a number, or the other way round, is infinitely far."""
+    return error.nan_to_num(nan=torch.inf, posinf=torch.inf)
