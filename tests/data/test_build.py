@@ -270,6 +270,33 @@ def test_broken_settings(table: dict[str, Any], words: str) -> None:
         fill(DataSettings, table, where="recipe.toml")
 
 
+@pytest.mark.parametrize("is_removed", [True, False])
+@pytest.mark.parametrize("name", ["00000.tokens", "00000.mask", "manifest.json"])
+def test_a_build_mends_shards_that_are_broken(
+    tmp_path: Path,
+    texts: list[str],
+    tokenizer_folder: Path,
+    write_jsonl: Write,
+    name: str,
+    is_removed: bool,
+) -> None:
+    """As the error of `open_tokens` advises. Oracle: the same build in another folder."""
+    path = write_jsonl(tmp_path / "chat.jsonl", [*texts, CHAT])
+    source = SourceSettings(name="mine", path=str(path))
+    whole, data = _data(tmp_path / "whole", source), _data(tmp_path / "t", source)
+    for each in (whole, data):
+        build(each, _options(tokenizer_folder))
+    broken = tmp_path / "t/mine/train" / name
+    broken.write_bytes(broken.read_bytes()[:-2])
+    if is_removed:
+        broken.unlink()
+    with pytest.raises(DataError, match="rorqual data build"):
+        open_tokens(broken.parent)
+    assert not build(data, _options(tokenizer_folder)).was_done
+    assert _tree(tmp_path / "t") == _tree(tmp_path / "whole")
+    assert build(data, _options(tokenizer_folder)).was_done
+
+
 def test_broken_shards(tmp_path: Path, corpus: Path, tokenizer_folder: Path) -> None:
     data = _data(tmp_path / "t", SourceSettings(name="mine", path=str(corpus)))
     build(data, _options(tokenizer_folder))

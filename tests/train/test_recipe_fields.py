@@ -19,7 +19,7 @@ from small_run import MODEL
 from rorqual.config import fill
 from rorqual.data import DataSettings, SourceSettings
 from rorqual.train import Recipe, train
-from rorqual.train.prepare import missing_sources, prepare, show_plan
+from rorqual.train.prepare import isolation_of, missing_sources, prepare, show_plan
 
 LENGTH = 16
 
@@ -72,6 +72,9 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert missing_sources(packaged) == ["wordnet"]
     data = prepare(recipe, tmp_path / "recipe.toml")
     show_plan(recipe, tmp_path / "run")
+    tuned = fill(Recipe, {**table, "stage": "sft", "init_from": "run", "model": {}})
+    assert data.tokenizer is not None
+    assert isolation_of(tuned, data.tokenizer) is not None
     train(recipe, tmp_path / "run", data, is_quiet=True)
     unread = {
         f"{cls.__name__}.{field.name}"

@@ -136,6 +136,33 @@ def test_sft_takes_the_tokenizer_of_the_checkpoint(trained: Path, folder: Path) 
     assert load_tokenizer(checkpoint).definition == theirs.definition
 
 
+def test_held_out_conversations_that_do_not_fit_are_left_out(trained: Path, folder: Path) -> None:
+    """Nothing is learnt of them and nothing measured on them, which is no reason not to train."""
+    messages = [
+        {"role": "system", "content": "swim " * 8 * LENGTH},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "The whale."},
+    ]
+    lines = [json.dumps({"messages": [*messages, {"role": "user", "content": n}]}) for n in "abcd"]
+    (folder / "long.jsonl").write_text("\n".join(lines) + "\n")
+    sources = [{"path": "text.jsonl", "held_out": 0.0}, {"path": "long.jsonl", "held_out": 0.5}]
+    recipe = {
+        **load_recipe(folder / "words.toml").table(),
+        "name": "long",
+        "stage": "sft",
+        "init_from": str(trained),
+        "tokenizer": None,
+        "model": {},
+        "data": {"folder": "tokens-long", "sources": sources},
+    }
+    (folder / "long.toml").write_text(toml_text(recipe))
+    done = run("long.toml", "--set", f"training.total_tokens={8 * LENGTH}", folder=folder)
+    assert done.returncode == 0, done.stderr
+    kinds = [record["kind"] for record in read_metrics(folder / "runs/long/metrics.jsonl")]
+    assert "step" in kinds
+    assert "validation" not in kinds
+
+
 def test_fresh_sets_the_old_run_aside(trained: Path, folder: Path) -> None:
     old = folder / "runs" / "other"
     old.mkdir()

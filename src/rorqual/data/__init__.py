@@ -2,7 +2,7 @@
 
 from rorqual.data.build import BuildSummary, build
 from rorqual.data.corpus import Document, read_documents, write_documents
-from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, sequential
+from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, num_samples, sequential
 from rorqual.data.packing import Isolation, PackingCounts
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.data.shards import TokenFolder, open_tokens
@@ -25,6 +25,7 @@ __all__ = [
     "build",
     "fetch",
     "held_out_bytes",
+    "num_samples",
     "open_tokens",
     "read_documents",
     "sequential",

@@ -23,17 +23,18 @@ from rorqual.data.plan import Generator, Plan, resolve, select, tokenizer_sample
 from rorqual.data.selection import Scan, scan_file
 from rorqual.data.settings import DataSettings, TokenizerSettings
 from rorqual.data.shards import (
-    MANIFEST,
     SPLITS,
     ShardSettings,
     fingerprint,
+    open_tokens,
     token_dtype,
     tokenizer_hash,
+    whole_record,
     write_manifest,
     write_shards,
 )
 from rorqual.errors import DataError, listing
-from rorqual.files import FileLock, FolderLock, atomic_directory, read_json, write_json
+from rorqual.files import FileLock, FolderLock, atomic_directory, write_json
 from rorqual.log import console
 
 if TYPE_CHECKING:
@@ -244,27 +245,25 @@ def _finished(
     """
     from rorqual.tokenizer import load_tokenizer
 
-    if not (folder / BUILD).is_file() or not Path(options.folder).exists():
+    record = whole_record(folder / BUILD)
+    if record is None or record.get("settings") != key or not Path(options.folder).exists():
         return None
-    record = read_json(folder / BUILD, DataError)
-    if record.get("settings") != key:
+    # What is gone is fetched or generated under the lock alone.
+    if not all(Path(file).is_file() for file, _, _ in record["files"]):
         return None
     plans = [resolve(data, source, generators) for source in data.sources]
     stamps = [_stamp(file) for plan in plans for file in plan.files]
-    paths = {
-        (plan.settings.label, split): folder / plan.settings.label / split / MANIFEST
-        for plan in plans
-        for split in SPLITS.values()
-    }
-    if record.get("files") != stamps:
+    if record["files"] != stamps:
         return None
     if record.get("tokenizer") != tokenizer_hash(load_tokenizer(options.folder)):
         return None
-    if not all(path.is_file() for path in paths.values()):
-        return None
     manifests: dict[str, dict[str, dict[str, Any]]] = {}
-    for (label, split), path in paths.items():
-        manifests.setdefault(label, {})[split] = read_json(path, DataError)
+    try:
+        for source in data.sources:
+            folders = {split: folder / source.label / split for split in SPLITS.values()}
+            manifests[source.label] = {s: open_tokens(f).manifest for s, f in folders.items()}
+    except DataError:  # missing or broken: it is made again
+        return None
     return BuildSummary(folder, manifests, was_done=True)
 
 

@@ -88,16 +88,10 @@ class Loader:
         self.streams: list[SampleStream] = []
         self.packing: PackingCounts | None = None
         for source, (folder, epochs) in enumerate(zip(opened, self.epochs, strict=True)):
-            if isolation is None or not isolation.is_whole:
-                begin_id = isolation.begin_id if isolation else None
-                self.streams.append(CutStream(folder, sequence_length, mtp_depth, begin_id))
-                continue
-            packed = PackedStream(
-                folder, sequence_length, mtp_depth, isolation, seeds=(seed, 3, source)
-            )
-            self.streams.append(packed)
-            if epochs:
-                self.packing = (self.packing or PackingCounts()) + packed.counts
+            stream = _stream(folder, sequence_length, mtp_depth, isolation, (seed, 3, source))
+            self.streams.append(stream)
+            if isinstance(stream, PackedStream) and epochs:
+                self.packing = (self.packing or PackingCounts()) + stream.counts
         self.num_taken = [
             round(epochs * stream.num_samples)
             for epochs, stream in zip(self.epochs, self.streams, strict=True)
@@ -159,6 +153,24 @@ class Loader:
             sources.append(np.full(taken, source, dtype=np.int32))
         order = permutation(self.samples_per_pass, self.seed, 2, number)
         return np.concatenate(sources)[order], np.concatenate(samples)[order]
+
+
+def num_samples(folder: str | Path, sequence_length: int, isolation: Isolation | None) -> int:
+    """How many samples a folder gives; none of conversations without a target that fits."""
+    return _stream(open_tokens(folder), sequence_length, 0, isolation, (0,)).num_samples
+
+
+def _stream(
+    folder: TokenFolder,
+    sequence_length: int,
+    mtp_depth: int,
+    isolation: Isolation | None,
+    seeds: tuple[int, ...],
+) -> SampleStream:
+    if isolation is not None and isolation.is_whole:
+        return PackedStream(folder, sequence_length, mtp_depth, isolation, seeds)
+    begin_id = isolation.begin_id if isolation is not None else None
+    return CutStream(folder, sequence_length, mtp_depth, begin_id)
 
 
 def sequential(

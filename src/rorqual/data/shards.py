@@ -168,7 +168,8 @@ def write_shards(
     encoder = None
     for code, split in SPLITS.items():
         key = fingerprint(inputs, split, tokenizer_hash(tokenizer), asdict(settings), FORMAT)
-        if _is_finished(folder / split, name, key, token_dtype(tokenizer.vocab_size).itemsize):
+        token_bytes = token_dtype(tokenizer.vocab_size).itemsize
+        if _is_finished(folder / split, name, key, token_bytes, settings):
             continue
         encoder = encoder or DocumentEncoder(tokenizer, settings)
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -186,9 +187,8 @@ def write_manifest(folder: Path, names: Sequence[str], details: dict[str, Any]) 
         **{key: sum(record[key] for record in records) for key in totals},
         "shards": records,
     }
-    path = folder / MANIFEST
-    if not path.is_file() or read_json(path, DataError) != manifest:
-        write_json(path, manifest)
+    if whole_record(folder / MANIFEST) != manifest:
+        write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -203,7 +203,10 @@ def open_tokens(folder: str | Path) -> TokenFolder:
             expected=f"a folder with {MANIFEST}",
             fix=mend,
         )
-    manifest = read_json(folder / MANIFEST, DataError)
+    try:
+        manifest = read_json(folder / MANIFEST, DataError)
+    except DataError as problem:
+        raise DataError(problem.what, where=problem.where, fix=mend) from None
     if manifest.get("format") != FORMAT:
         raise DataError(
             "is not a folder of token shards",
@@ -241,15 +244,25 @@ def _mapped(path: Path, dtype: np.dtype[Any], count: int, mend: str) -> np.ndarr
     return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype=dtype)
 
 
-def _is_finished(folder: Path, name: str, key: str, token_bytes: int) -> bool:
-    if not (folder / f"{name}.json").is_file():
+def whole_record(path: Path) -> dict[str, Any] | None:
+    """A JSON file of a build; None if it is missing or broken, for then it is made again."""
+    try:
+        return read_json(path, DataError)
+    except DataError:
+        return None
+
+
+def _is_finished(
+    folder: Path, name: str, key: str, token_bytes: int, settings: ShardSettings
+) -> bool:
+    record = whole_record(folder / f"{name}.json")
+    if record is None or record.get("fingerprint") != key:
         return False
-    record = read_json(folder / f"{name}.json", DataError)
-    tokens = folder / f"{name}.tokens"
-    return (
-        record.get("fingerprint") == key
-        and tokens.is_file()
-        and tokens.stat().st_size == record.get("num_tokens", 0) * token_bytes
+    sizes = {"tokens": token_bytes, **({"mask": 1} if settings.has_mask else {})}
+    paths = {folder / f"{name}.{suffix}": size for suffix, size in sizes.items()}
+    return all(
+        path.is_file() and path.stat().st_size == record.get("num_tokens", 0) * size
+        for path, size in paths.items()
     )
 
 

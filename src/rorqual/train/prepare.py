@@ -17,7 +17,7 @@ from rorqual.data import (
     Loader,
     TokenizerSettings,
     build,
-    open_tokens,
+    num_samples,
 )
 from rorqual.data.shards import MANIFEST, tokenizer_hash
 from rorqual.data.sources import source_record
@@ -199,11 +199,11 @@ def _learnt(recipe: Recipe, config: ModelConfig) -> str:
 
 def _held_out(recipe: Recipe, tokenizer: Tokenizer) -> Loader | None:
     """Held-out samples in a fixed random order, so that the first N are a fair part of all."""
+    isolation = isolation_of(recipe, tokenizer)
+    length = recipe.training.sequence_length
     folders = [
         (path, 1.0)
         for path, _ in recipe.data.folders("held_out")
-        if open_tokens(path).num_tokens > 1
+        if num_samples(path, length, isolation)
     ]
-    isolation = isolation_of(recipe, tokenizer)
-    length = recipe.training.sequence_length
     return Loader(folders, length, seed=0, isolation=isolation) if folders else None
