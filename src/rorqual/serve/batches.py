@@ -1,8 +1,8 @@
 """Offline batches: every line of an uploaded file is a request; the answers make another file.
 
 Lines are checked before any runs. A few run side by side and give way to the queue: when it is
-full they wait. A batch that is cancelled, or whose server stops, keeps what it has. Batches live
-in memory: after a restart only the files are left.
+full they wait. A batch that is cancelled or fails, or whose server stops, keeps what it has.
+Batches live in memory: after a restart only the files are left.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,13 @@ from pydantic import BaseModel, ValidationError
 from rorqual.log import logger
 from rorqual.serve.chat import collect_chat
 from rorqual.serve.completions import collect_completion
-from rorqual.serve.errors import INTERNAL, ApiError, validation_error
+from rorqual.serve.errors import (
+    ENGINE_FAILED,
+    INTERNAL,
+    ApiError,
+    overloaded,
+    validation_error,
+)
 from rorqual.serve.files import FileStore
 from rorqual.serve.schemas_batches import (
     BatchError,
@@ -136,7 +142,7 @@ class Batches:
             if not job.is_cancelled:
                 reply.status, reply.in_progress_at = "in_progress", int(time.time())
             await self._run_lines(job)
-        except ApiError as problem:  # the input file was deleted meanwhile
+        except ApiError as problem:  # the input file was deleted meanwhile, or the engine failed
             reply.errors = BatchErrors(
                 data=[BatchError(code=problem.code or "failed", message=problem.message)]
             )
@@ -172,12 +178,14 @@ class Batches:
                 lines = _numbered(self._files.lines(reply.input_file_id, job.owner))
                 num_workers = self._service.settings.batch_concurrency
                 workers = [self._work(job, lines, output, errors) for _ in range(num_workers)]
-                await asyncio.gather(*workers)
-            is_stopped = job.is_cancelled or self._service.is_draining
-            if not is_stopped:
+                failure = await _run_all(workers)
+            is_stopped = self._is_ending(job)
+            if not is_stopped and failure is None:
                 reply.status, reply.finalizing_at = "finalizing", int(time.time())
             reply.output_file_id = await self._keep(parts["output"], "output", job)
             reply.error_file_id = await self._keep(parts["error"], "error", job)
+            if failure is not None:
+                raise failure
         finally:
             for part in parts.values():
                 part.unlink(missing_ok=True)
@@ -198,7 +206,7 @@ class Batches:
     ) -> None:
         """Answers lines, one after the other, until there are none or the batch is to end."""
         for _, raw in lines:
-            if job.is_cancelled or self._service.is_draining:
+            if self._is_ending(job):
                 return
             line = BatchLine.model_validate_json(raw)
             async with self._room:
@@ -230,19 +238,38 @@ class Batches:
             if known is None:
                 log.error("a line of batch %s failed", job.reply.id, exc_info=problem)
             error = known or ApiError(500, INTERNAL, code="internal_error")
-        return (0 if error.status in (429, 503) else error.status), error.body()
+        if error.code == ENGINE_FAILED:  # no other line will be answered either
+            raise error
+        return (0 if error.status == 503 else error.status), error.body()
 
     async def _patiently(self, job: Job, work: Work, body: BaseModel) -> str:
-        """Tries again while the queue is full."""
-        while True:
+        """Tries again while the queue is full; ApiError 503 once the batch is to end."""
+        while not self._is_ending(job):
             try:
                 return await work(self._service, body)
             except Exception as problem:
                 error = self._service.api_error(problem)
-                is_full = error is not None and error.status == 429
-                if not is_full or job.is_cancelled or self._service.is_draining:
+                if error is None or error.status != 429:
                     raise
             await asyncio.sleep(FULL_QUEUE_SECONDS)
+        raise overloaded("the batch is to end")
+
+    def _is_ending(self, job: Job) -> bool:
+        """Whether no more lines are begun."""
+        return job.is_cancelled or self._service.is_draining
+
+
+async def _run_all(workers: Sequence[Coroutine[Any, Any, None]]) -> BaseException | None:
+    """Runs them side by side; what one that failed raised. No other runs on after it."""
+    tasks = [asyncio.create_task(worker) for worker in workers]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    failures = [task.exception() for task in tasks if not task.cancelled()]
+    return next((failure for failure in failures if failure is not None), None)
 
 
 def _numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
