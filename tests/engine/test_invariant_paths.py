@@ -22,7 +22,7 @@ from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.sampler import draw_rows
 from rorqual.model import DeepseekV3, build
-from rorqual.model.moe import _silu
+from rorqual.model.moe import Experts, _silu
 from rorqual.model.router import Routing
 from rorqual.ops import compiled, grouped_gemm, linear
 from rorqual.tokenizer import Tokenizer
@@ -100,7 +100,8 @@ def test_answers_have_the_bits_that_they_have_alone(path: str, tokenizer: Tokeni
     prompts = [[*shared, *text(n, 1 + n)] for n in range(4)] + [
         text(n, 3 * n + 1) for n in range(5)
     ]
-    params = SamplingParams(temperature=1, seed=3, max_tokens=6, logprobs=2, ignore_eos=True)
+    # Cold enough that some drafts are right.
+    params = SamplingParams(temperature=0.2, seed=3, max_tokens=6, logprobs=2, ignore_eos=True)
 
     def engine(**options: Any) -> Engine:
         return Engine(model, tokenizer, is_batch_invariant=True, **options)
@@ -131,6 +132,33 @@ def test_how_threads_share_the_rows_of_experts_changes_no_bit(num_threads: int) 
     for num_others in range(1, 7):
         beside = torch.cat([gate_NI.flip(0)] * num_others + [gate_NI]).chunk(2, -1)[0]
         assert torch.equal(_silu(beside, tile_rows)[-ROWS:], alone)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_how_many_experts_have_rows_changes_no_bit_of_one(
+    dtype: torch.dtype, num_threads: int
+) -> None:
+    """Both products with what lies between; compared at one and the same number of threads."""
+    torch.set_num_threads(num_threads)
+    generator = torch.Generator().manual_seed(0)
+    experts = Experts(CONFIG.with_changes(moe_intermediate_size=1408)).to(dtype)
+    for weight in (experts.gate_up_proj, experts.down_proj):
+        torch.nn.init.normal_(weight, std=0.2, generator=generator)
+    x_TD = torch.randn(ROWS, CONFIG.hidden_size, generator=generator).to(dtype)
+
+    def rows_of_expert_7(num_others: int) -> Tensor:
+        """Every token chooses expert 7, and so many of the others beside it."""
+        others = torch.arange(num_others).repeat(ROWS, 1)
+        chosen_TK = torch.cat([others, torch.full((ROWS, 1), 7)], dim=1)
+        routing = Routing(torch.ones(chosen_TK.shape), chosen_TK, torch.zeros(ROWS, 8))
+        return experts(TileDispatcher().dispatch(x_TD, routing, 8))[-ROWS:]
+
+    with torch.inference_mode():
+        alone = rows_of_expert_7(0)
+        for num_others in range(1, 7):
+            assert torch.equal(rows_of_expert_7(num_others), alone), num_others
 
 
 @pytest.mark.usefixtures("_threads")

@@ -15,7 +15,8 @@ import pytest
 
 from rorqual.engine import ModelFolder
 from rorqual.engine.params import SamplingParams
-from rorqual.errors import CheckpointError, RorqualError, TokenizerError
+from rorqual.engine.sampling_state import SamplingState
+from rorqual.errors import CheckpointError, RorqualError, TokenizerError, UsageError
 from rorqual.model import build
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, save
@@ -127,6 +128,32 @@ def test_an_impossible_end_is_named(name: str, impossible: object, tmp_path: Pat
     with pytest.raises(RorqualError, match="eos_token_id"):
         converted(folder, tmp_path / "a.gguf", "gguf:F32")
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("form", ["generation_config", "config", "gguf"])
+def test_an_end_beyond_the_tokenizer_is_named_by_its_file(form: str, tmp_path: Path) -> None:
+    """Rows of the model that no id stands for are never drawn. The last id may be an end."""
+    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    num_ids = tokenizer.vocab_size
+    assert num_ids < CONFIG.vocab_size
+    for token_id in (num_ids - 1, num_ids):
+        path = tmp_path / str(token_id)
+        own = {"eos_token_id": [1, token_id]}
+        is_config = form == "config"
+        said = {"eos_token_id": None} if is_config else own
+        folder = folder_with(path / "hf", said, config=own if is_config else {})
+        name = f"eos_token_id in {form}.json"
+        if form == "gguf":
+            folder, name = converted(folder, path / "a.gguf", "gguf:F32").destination, "eot_token"
+        if token_id < num_ids:
+            assert sampling(folder).stop_token_ids == (token_id,)
+            continue
+        with pytest.raises(RorqualError, match=name) as caught:
+            sampling(folder)
+        assert str(caught.value.where).endswith("a.gguf" if form == "gguf" else f"{form}.json")
+        assert caught.value.expected == f"ids from 0 to {num_ids - 1}"
+    with pytest.raises(UsageError, match="stop_token_ids"):  # a request's own keeps its name
+        SamplingState(SamplingParams(stop_token_ids=(num_ids,)), [1], tokenizer)
 
 
 def test_a_penalty_over_no_tokens_is_none(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from rorqual.weights.advice import (
 )
 from rorqual.weights.folder import config_of
 from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
-from rorqual.weights.gguf_metadata import config_of as config_of_gguf
 from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
@@ -111,11 +110,12 @@ class ModelFolder:
         """The user's values, else the card's, else the checkpoint's advice, else the defaults.
 
         `chosen` are SamplingParams' fields; None means not chosen. The advice is that of
-        `generation_config.json`, before that of a GGUF file's keys.
+        `generation_config.json`, before that of a GGUF file's keys; an end that is no id of the
+        tokenizer's is refused under its file's name, for no row of the model beyond is ever drawn.
         """
         found = [self._folder_advice] if self.path.is_dir() else []
         if self.kind == "gguf":
-            found.append(advice_of_gguf(self._gguf.metadata, self._vocab_size, self._gguf.path))
+            found.append(advice_of_gguf(self._gguf.metadata, self._num_ids, self._gguf.path))
         values: dict[str, Any] = {}
         for advice in reversed(found):
             values |= advice.sampling
@@ -130,6 +130,10 @@ class ModelFolder:
 
     def load_tokenizer(self) -> Tokenizer:
         """The one that was chosen, else the checkpoint's; TokenizerError names the flag."""
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is not None:
             if self.tokenizer.exists() and kind_of(self.tokenizer) == "gguf":
                 return load_gguf_tokenizer(self.tokenizer)
@@ -187,16 +191,10 @@ class ModelFolder:
 
     @functools.cached_property
     def _folder_advice(self) -> Advice:
-        return advice_of_folder(self.path, self._vocab_size)
+        return advice_of_folder(self.path, self._num_ids)
 
-    def _vocab_size(self) -> int:
-        if self.config is not None:
-            return self.config.vocab_size
-        if self.kind == "gguf":
-            return config_of_gguf(
-                self._gguf.metadata, self._gguf.tensors, self._gguf.path
-            ).vocab_size
-        return load_config(self.path).vocab_size
+    def _num_ids(self) -> int:
+        return self.load_tokenizer().vocab_size
 
     def _beside(self, name: str) -> Path | None:
         """A file in the model's folder; a GGUF file that was named itself has none."""
