@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -231,6 +232,31 @@ def test_what_cannot_be_scored_is_refused() -> None:
     # The context is cut instead: its end is what the continuation follows.
     [(cut, _)] = ask("loglikelihood", "a fox and " * 200, "a dog")
     assert -100 < cut < 0
+
+
+@pytest.mark.slow
+@needs_lm_eval
+def test_answers_end_where_the_checkpoint_says(tmp_path: Path) -> None:
+    """Oracle: the same answer without the end, cut before it; a task's own ends come first."""
+    from lm_eval.api.instance import Instance
+
+    from rorqual.eval.lm_eval_model import RorqualLM
+
+    def answer(folder: Path, **settings: Any) -> str:
+        asked = {"until": [], "max_gen_toks": 20, "ignore_eos": True} | settings
+        instance = Instance("generate_until", {}, ("A fox and a crow", asked), 0)
+        [text] = RorqualLM(str(folder)).generate_until([instance], disable_tqdm=True)
+        return text
+
+    shutil.copytree(FOLDER, tmp_path / "tiny")
+    text = answer(tmp_path / "tiny")
+    end_id = ModelFolder.find("tiny").load_tokenizer().encode(text)[8]
+    table = json.dumps({"eos_token_id": [1, end_id]})
+    (tmp_path / "tiny" / "generation_config.json").write_text(table)
+    cut = answer(tmp_path / "tiny")
+    assert 0 < len(cut) < len(text)
+    assert text.startswith(cut)
+    assert answer(tmp_path / "tiny", stop_token_ids=()) == text
 
 
 @pytest.mark.slow

@@ -72,6 +72,34 @@ def test_greedy_text_is_the_engines(
     assert again.prompt_tokens_details.cached_tokens > 0
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**64 - 1])
+def test_choices_are_the_answers_of_their_own_seeds(
+    real_client: OpenAI, seed: int, is_stream: bool
+) -> None:
+    """Of seed, seed + 1, ..., each asked for alone; after the last seed comes 0 again."""
+
+    def texts(seed: int, n: int, is_stream: bool) -> list[str]:
+        found = [""] * n
+        ask: Any = {"model": "sei", "prompt": "The whale", "temperature": 1.0, "max_tokens": 12}
+        reply = real_client.completions.create(**ask, seed=seed, n=n, stream=is_stream)
+        for part in reply if is_stream else [reply]:
+            for choice in part.choices:
+                found[choice.index] += choice.text
+        return found
+
+    together = texts(seed, 3, is_stream)
+    alone = [texts((seed + offset) % 2**63, 1, False)[0] for offset in range(3)]
+    assert together == alone
+    assert len(set(alone)) == 3
+
+
+def test_seeds_beyond_64_bits_are_refused(real_client: OpenAI) -> None:
+    for seed in (-(2**63) - 1, 2**64):
+        with pytest.raises(openai.UnprocessableEntityError, match="seed"):
+            real_client.completions.create(model="sei", prompt="a", seed=seed)
+
+
 def test_logprobs_of_the_prompt_are_those_of_the_answer(
     real_client: OpenAI, tokenizer: Tokenizer
 ) -> None:

@@ -59,7 +59,8 @@ def demo_generate(
 
     One process puts the ranks together, so start it without torchrun. Every prompt is a message
     to the model. Any number of prompts, of any length that the model takes; empty lines are
-    skipped. The same command gives the same text each time, but no random choice is the demo's.
+    skipped. An answer ends as with `rorqual generate`. The same command gives the same text each
+    time, but no random choice is the demo's.
 
     `rorqual convert DIR SHARDS --to shards:N` writes such shards; `rorqual generate` can do more.
 
@@ -77,7 +78,13 @@ def demo_generate(
 
         place = resolve_device(device)
         folder = ModelFolder.find(ckpt_path, shards_config=config)
-        params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=SEED)
+        # The demo's own flags say how to sample; where an answer ends, the checkpoint knows.
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=max_new_tokens,
+            seed=SEED,
+            stop_token_ids=folder.sampling().stop_token_ids,
+        )
         set_threads(threads)
         reader = Reader(folder.load_tokenizer(), is_chat=True, system=None, is_plain=True)
         num_lines = 0

@@ -53,9 +53,9 @@ class Engine:
     context's limit.
 
     What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
-    in any company, to the last bit in every dtype, on one machine; slower. Without it, up to
-    rounding: more rows in a step sum in another order, which matters where two tokens are that
-    close, hardly ever in float32 and now and then in bfloat16.
+    in any company, to the last bit in every dtype, on one machine with one and the same number of
+    threads; slower. Without it, up to rounding: more rows in a step sum in another order, which
+    matters where two tokens are that close, hardly ever in float32 and now and then in bfloat16.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from rorqual.engine import Engine, Output, Request, SamplingParams
+from rorqual.engine import Engine, ModelFolder, Output, Request, SamplingParams
 from rorqual.errors import UsageError, listing
 from rorqual.log import logger
 
@@ -70,6 +70,9 @@ class RorqualLM(TemplateLM):
         self.tokenizer = self.engine.tokenizer
         self.max_length = self.engine.max_positions - 1  # one place is the answer's
         self.max_gen_toks = max_gen_toks or min(MAX_GEN_TOKENS, self.max_length // 2)
+        # A checkpoint's answers end where `generate` ends them; of an engine none is known.
+        folder = ModelFolder.find(pretrained) if engine is None else None
+        self._end_ids = folder.sampling().stop_token_ids if folder is not None else ()
         self._has_bos = add_bos_token
         self._name = pretrained
 
@@ -187,7 +190,7 @@ class RorqualLM(TemplateLM):
                 expected=f"less than {self.max_length}",
                 fix="--gen_kwargs max_gen_toks=...",
             )
-        chosen.setdefault("temperature", 0.0)
+        chosen = {"temperature": 0.0, "stop_token_ids": self._end_ids} | chosen
         stop = tuple(filter(None, stops))
         params = SamplingParams(max_tokens=max_tokens, stop=stop, **chosen)
         return Request(self.tok_encode(context)[max_tokens - self.max_length :], params)

@@ -34,7 +34,7 @@ def sampling_params(
     if max_tokens is not None:  # else the model's advice, or SamplingParams' 4096
         values["max_tokens"] = max_tokens
     if body.seed is not None:
-        values["seed"] = body.seed % (MAX_SEED + 1)  # OpenAI's seeds may be negative
+        values["seed"] = body.seed % (MAX_SEED + 1)  # any 64 bits, signed or not
     if body.stop is not None:
         values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias:

@@ -112,8 +112,9 @@ class SamplingFields(Strict):
     seed: int | None = Field(
         default=None,
         ge=-MAX_INT64 - 1,
-        le=MAX_INT64,
-        description="Fixes the random numbers; choice i of `n` draws from seed + i.",
+        le=2 * MAX_INT64 + 1,
+        description="Fixes the random numbers; choice i of `n` draws from seed + i. Any 64 bits, "
+        "signed or not, of which the lower 63 count.",
     )
     stop: Stops | None = Field(
         default=None, description="A text, or up to 16: the answer ends before it."
