@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 
+from rorqual.engine import Engine, ModelFolder
 from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.gguf_writer import write_gguf
@@ -20,6 +23,23 @@ PART_BYTES = 60_000
 def converted(source: Path, destination: Path, to: str, *, keep_mtp: bool | None = None) -> Path:
     convert(source, destination, Options(Target.parse(to), keep_mtp))
     return destination
+
+
+def advised(source: Path, folder: Path, **generation: Any) -> Path:
+    """A copy of a folder, with this in its generation_config.json."""
+    shutil.copytree(source, folder)
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder
+
+
+def greedy_ids(folder: Path, prompt: str, count: int) -> list[int]:
+    """What the engine says to a message, whatever ends its answers."""
+    found = ModelFolder.find(str(folder))
+    params = found.sampling(temperature=0, max_tokens=count, ignore_eos=True)
+    engine = Engine(found.load_model(), found.load_tokenizer())
+    message = {"role": "user", "content": prompt}
+    [output] = engine.generate([engine.tokenizer.encode_chat([message])], params)
+    return output.token_ids
 
 
 def split_gguf(source: Path, path: Path) -> Path:

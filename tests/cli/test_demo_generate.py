@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints import as_the_demo_leaves_it, converted
+from checkpoints import advised, as_the_demo_leaves_it, converted, greedy_ids
 from command import Done, run, start
 
 import rorqual
@@ -86,6 +86,24 @@ def test_its_defaults_are_the_demos(demo: tuple[Path, Path], model_folder: Path)
     help_text = re.sub(r"\s+", " ", run("demo-generate", "--help").out)
     assert "default: 200" in help_text
     assert "default: 0.2" in help_text
+
+
+def test_answers_end_where_the_checkpoint_says(model_folder: Path, tmp_path: Path) -> None:
+    """At any of its ends, as with `generate`; how to sample, the demo's flags alone say."""
+    ids = greedy_ids(model_folder, "The sea", 24)
+    end_id = next(
+        token_id for place, token_id in enumerate(ids) if ids.index(token_id) == place > 5
+    )
+    ends = [1, 9, end_id]
+    ended = advised(model_folder, tmp_path / "ended", eos_token_id=ends)
+    folder = advised(model_folder, tmp_path / "hf", eos_token_id=ends, repetition_penalty=3.0)
+    shards = converted(folder, tmp_path / "shards", "shards:2")
+    flags = ("--temperature", 0, "--max-new-tokens", 24)
+    wanted = run("generate", "--model", ended, "--prompt", "The sea", *flags)
+    done = run("demo-generate", "--ckpt-path", shards, "--interactive", *flags, input="The sea\n")
+    assert (done.code, done.out) == (0, wanted.out)
+    whole = run("generate", "--model", model_folder, "--prompt", "The sea", *flags).out
+    assert 1 < len(done.out) < len(whole)
 
 
 def test_the_configuration_may_lie_in_the_folder(demo: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from checkpoints import (
     TOKENIZER_FILES,
+    advised,
     as_the_demo_leaves_it,
     converted,
+    greedy_ids,
     llama_gguf,
     split_gguf,
 )
@@ -57,6 +59,32 @@ def test_the_same_greedy_text(model_folder: Path, kinds: dict[str, Path], kind: 
         assert wanted.code == 0
         assert json.loads(wanted.out)["usage"]["completion_tokens"] == 24
         assert generate(kinds[kind], "The sea", *flags) == wanted
+
+
+def test_the_same_text_by_the_checkpoints_own_advice(model_folder: Path, tmp_path: Path) -> None:
+    """Several ends, a penalty, and no sampling, which the flags do not say."""
+
+    def advised_text(model: Path) -> tuple[str, int]:
+        flags = ("--prompt", "The sea", "--max-new-tokens", 24, "--json")
+        done = run("generate", "--model", model, *flags)
+        assert done.code == 0, done.err
+        answer = json.loads(done.out)
+        return answer["text"], answer["usage"]["completion_tokens"]
+
+    advice = {"repetition_penalty": 1.6, "do_sample": False}
+    endless = advised(model_folder, tmp_path / "endless", **advice)
+    text, num_tokens = advised_text(endless)
+    assert num_tokens == 24
+    assert text != json.loads(generate(model_folder).out)["text"], "the penalty is not seen"
+    ids = greedy_ids(endless, "The sea", 24)
+    new = [token_id for place, token_id in enumerate(ids) if ids.index(token_id) == place]
+    ends = [1, 9, new[9], new[6]]
+    folder = advised(model_folder, tmp_path / "hf", **advice, eos_token_id=ends)
+    wanted = advised_text(folder)
+    assert 0 < wanted[1] < 24
+    assert wanted[1] == ids.index(new[6]) + 1
+    for name, to in (("shards", "shards:2"), ("a.gguf", "gguf:F32")):
+        assert advised_text(converted(folder, tmp_path / name, to)) == wanted, to
 
 
 @pytest.fixture(scope="module")

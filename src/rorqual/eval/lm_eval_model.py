@@ -190,7 +190,8 @@ class RorqualLM(TemplateLM):
                 expected=f"less than {self.max_length}",
                 fix="--gen_kwargs max_gen_toks=...",
             )
-        chosen = {"temperature": 0.0, "stop_token_ids": self._end_ids} | chosen
+        chosen.setdefault("temperature", 0.0)
+        chosen.setdefault("stop_token_ids", self._end_ids)
         stop = tuple(filter(None, stops))
         params = SamplingParams(max_tokens=max_tokens, stop=stop, **chosen)
         return Request(self.tok_encode(context)[max_tokens - self.max_length :], params)
