@@ -120,3 +120,20 @@ def test_no_locks_is_said(
     monkeypatch.setattr(fcntl, "flock", refuses)
     with FileLock(tmp_path / "x.lock", "held"):
         assert "has no locks" in caplog.text
+
+
+def test_a_full_disk_leaves_the_lock_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with FolderLock(folder, "held"):
+            with pytest.raises(UsageError, match="held"), FolderLock(folder, "held"):
+                pass
+            (folder / "work").touch()
+    with FolderLock(folder, "held"):  # it was freed
+        pass

@@ -257,9 +257,10 @@ class FileLock:
                 # Between open and lock the last holder may have removed the file: a lock on what
                 # has no name keeps nobody out.
                 if self._has_path(descriptor):
-                    self._descriptor = descriptor
                     os.ftruncate(descriptor, 0)
-                    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+                    with suppress(OSError):  # a full disk: who holds it stays unsaid
+                        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+                    self._descriptor = descriptor
                     return
             finally:
                 if self._descriptor != descriptor:

@@ -10,6 +10,7 @@ from rorqual.errors import CheckpointError, RorqualError
 from rorqual.files import mend_of
 from rorqual.model import ModelConfig
 from rorqual.weights.folder import CONFIG, open_folder, read_config
+from rorqual.weights.gguf_format import MAGIC
 from rorqual.weights.gguf_reader import open_gguf
 from rorqual.weights.safetensors_file import looks_like_safetensors, read_places
 from rorqual.weights.shard_names import is_shard_name
@@ -17,7 +18,6 @@ from rorqual.weights.shards_reader import open_shards
 from rorqual.weights.source import TensorSource
 
 SourceKind = Literal["huggingface", "shards", "gguf"]
-GGUF_MAGIC = b"GGUF"
 UNFINISHED = ".rorqual-convert.json"  # what `convert` leaves in a folder that it has not finished
 
 
@@ -94,4 +94,4 @@ def _kind_of_tensors(file: Path) -> Literal["huggingface", "shards"] | None:
 
 def _is_gguf(file: Path) -> bool:
     with file.open("rb") as opened:
-        return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+        return opened.read(len(MAGIC)) == MAGIC
