@@ -52,10 +52,13 @@ def main() -> None:
             # What is inherited unless something is done about it, as by a loader's workers.
             sleep = [sys.executable, "-c", f"import time; time.sleep({FOREVER_SECONDS})"]
             children.append(subprocess.Popen(sleep, close_fds=False, stdout=subprocess.DEVNULL).pid)
+            begun, begins = os.pipe()
             if (child := os.fork()) == 0:
                 os.close(1)
+                os.write(begins, b".")  # its hooks have run: it does not hold the lock any more
                 time.sleep(FOREVER_SECONDS)
                 os._exit(0)
+            os.read(begun, 1)
             children.append(child)
         print("held", *children, flush=True)
         signal.pause()
