@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rorqual.errors import UsageError
-from rorqual.files import atomic_directory, atomic_write, final_name, write_json
+from rorqual.errors import ConfigError, UsageError
+from rorqual.files import (
+    atomic_directory,
+    atomic_write,
+    final_name,
+    read_json,
+    stand_in,
+    write_json,
+)
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -65,3 +73,56 @@ def test_what_is_in_work_tells_its_name(tmp_path: Path) -> None:
         assert final_name(tmp_path / ".out.d") is None
         with atomic_write(folder / "a.json") as file:
             assert final_name(Path(file.name)) == "a.json"
+
+
+OPENED_SECONDS = 120  # of a call that opens nothing; what opens the pipe waits for ever
+
+
+class AlarmError(Exception):
+    """The test would have waited without end."""
+
+
+@pytest.fixture
+def _no_hang() -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(OPENED_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("_no_hang")
+@pytest.mark.parametrize("kind", ["pipe", "pipe behind a link", "device"])
+def test_what_is_no_file_is_never_opened(tmp_path: Path, kind: str) -> None:
+    """Nobody writes to the pipe, and the device has no end."""
+    path = tmp_path / "config.json"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe") if "link" in kind else os.rename(tmp_path / "pipe", path)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_json(path, ConfigError)
+    assert stand_in(path) is None
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # of holes: it takes no room
+    with pytest.raises(ConfigError, match="too large"):
+        read_json(path, ConfigError)
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, '{"a": -' + "1" * 5000 + "}", "[" * 100_000, '{"a":' * 100_000, ""]
+)
+def test_what_json_cannot_hold_is_told(tmp_path: Path, text: str) -> None:
+    """Python reads no integer of more than 4,300 digits, and goes no deeper than its stack."""
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_json(path, ConfigError)

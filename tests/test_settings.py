@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import types
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
 from rorqual.cli.serve import EngineOptions
-from rorqual.config import apply_overrides, fill, settings
+from rorqual.config import apply_overrides, fill, read_toml, settings
 from rorqual.data import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
@@ -157,3 +158,14 @@ def test_each_kind_of_field_is_known() -> None:
                 is_other = get_origin(kind) in (Literal, list, tuple, dict)
                 is_other |= is_dataclass(kind) or kind.__name__ == "Path"
                 assert kind in known or is_other, (cls, field.name)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "-" + "1" * 5000, "[" * 100_000])
+def test_values_beyond_what_python_reads_are_told(tmp_path: Path, value: str) -> None:
+    """Python reads no integer of more than 4,300 digits, and goes no deeper than its stack."""
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"seed = {value}\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_toml(file)
+    # On the command line what is no TOML is text.
+    assert apply_overrides({}, [f"seed={value}"]) == {"seed": value}

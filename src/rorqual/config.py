@@ -26,6 +26,8 @@ from rorqual.errors import ConfigError
 
 T = TypeVar("T")
 
+# What tomllib raises: a number of more than 4,300 digits is a ValueError without a place.
+NOT_TOML = (ValueError, RecursionError)
 CHECKED = ConfigDict(extra="forbid", strict=True)
 # Parts that pydantic adds to the place of a fault: the member of a union that did not fit.
 UNION_MEMBERS = frozenset(("int", "float", "bool", "str"))
@@ -47,7 +49,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError("no such file", where=path) from None
     except IsADirectoryError:
         raise ConfigError("is a directory; a TOML file is needed", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except NOT_TOML as problem:
         raise ConfigError(f"is not valid TOML: {problem}", where=path) from None
 
 
@@ -61,7 +63,7 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
             )
         try:
             value = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+        except NOT_TOML:
             value = text
         *parents, last = key.strip().split(".")
         place = table

@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ from rorqual.log import logger
 
 T = TypeVar("T")
 FOLDER_LOCK = ".lock"
+MAX_TEXT_BYTES = 1 << 30  # the largest tokenizer.json in use has 40 MB
+# What json.loads raises: a number of more than 4,300 digits is a ValueError without a place.
+NOT_JSON = (ValueError, RecursionError)
 BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes ends of lines
 LOCKED_BYTE = 1 << 30  # where Windows locks, which keeps others from reading what it locks
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -130,6 +134,8 @@ class StandIn:
 
 def stand_in(path: Path) -> StandIn | None:
     """A git-lfs pointer or a web page, told by its first bytes; None for anything else."""
+    if not path.is_file():  # to open a pipe would wait for whoever writes to it
+        return None
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -158,12 +164,24 @@ def mend_of(problem: OSError, path: str | os.PathLike[str]) -> str:
     return "check the disk or the connection that the file lies on, then try again"
 
 
-def read_json(
-    path: str | os.PathLike[str], error: type[RorqualError] = RorqualError
-) -> dict[str, Any]:
-    """Reads a JSON object; a missing, broken or non-object file raises `error` with the place."""
+def read_text(path: str | os.PathLike[str], error: type[RorqualError] = RorqualError) -> str:
+    """The text in UTF-8 of a file that a folder holds; `error` names what is wrong with it.
+
+    What is no regular file (a pipe nobody writes to, a device without an end) is never opened.
+    """
     path = Path(path)
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise error("is not a regular file", where=path, fix="put the file itself in its place")
+        if found.st_size > MAX_TEXT_BYTES:
+            raise error(
+                "is too large to be what its name says",
+                where=path,
+                found=f"{found.st_size:,} bytes",
+                expected=f"at most {MAX_TEXT_BYTES:,}",
+                fix="restore the file from its source",
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error("no such file", where=path) from None
@@ -174,11 +192,19 @@ def read_json(
         raise error(
             f"is not text in UTF-8: {problem}", where=path, fix="restore the file from its source"
         ) from None
-    if (found := stand_in(path)) is not None:
-        raise error(found.what, where=path, fix=found.fix)
+    if (other := stand_in(path)) is not None:
+        raise error(other.what, where=path, fix=other.fix)
+    return text
+
+
+def read_json(
+    path: str | os.PathLike[str], error: type[RorqualError] = RorqualError
+) -> dict[str, Any]:
+    """Reads a JSON object; a missing, broken or non-object file raises `error` with the place."""
+    text = read_text(path, error)
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except NOT_JSON as problem:
         raise error(
             f"is not valid JSON: {problem}", where=path, fix="restore the file from its source"
         ) from None

@@ -200,3 +200,25 @@ def test_routing_keys_that_are_left_out_mean_what_they_mean_in_transformers(name
     for key in ("norm_topk_prob", "scoring_func", "topk_method"):
         del table[key]
     assert ModelConfig.from_hf(table).norm_topk_prob == theirs.norm_topk_prob
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": True},
+        {"layer_types": "full_attention"},
+        {"layer_types": {"0": "full_attention"}},
+        {"layer_types": [["full_attention"]]},
+        {"mlp_layer_types": {"a": 1}},
+        {"mlp_layer_types": 3},
+        {"mlp_layer_types": ["dense", "sparse"], "first_k_dense_replace": "x"},
+        {"mlp_layer_types": ["dense", "sparse"], "first_k_dense_replace": [1]},
+        {"mlp_layer_types": ["dense", "sparse"], "first_k_dense_replace": 0.5},
+        {"mlp_layer_types": ["dense", "sparse"], "first_k_dense_replace": float("nan")},
+        {"mlp_layer_types": ["dense", "sparse"], "first_k_dense_replace": float("inf")},
+        {"first_k_dense_replace": "x"},
+    ],
+)
+def test_lists_of_layers_of_another_type_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes)) + "|first_k_dense_replace"):
+        ModelConfig.from_hf({**V3, **changes})

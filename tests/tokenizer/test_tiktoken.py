@@ -148,12 +148,17 @@ def test_what_is_saved_is_the_same(ours: Tokenizer, texts: list[str], tmp_path: 
 
 
 TWICE = {"added_tokens_decoder": {"600": {"content": "x"}, "601": {"content": "x"}}}
+LONG_ID = {"9" * 5000: {"content": "x"}}
+ODD_NAMES = [{"name": ["x"], "template": 3}, {"name": "default", "template": 3}]
 BROKEN: list[tuple[str, Any, str, str]] = [
     ("tiktoken.model", b"IQ== 0\nIg== 2\n", "line 2 is not the next token", "restore"),
     ("tiktoken.model", b"IQ== 0\n!!! 1\n", "line 2 is not the next token", "restore"),
     ("tiktoken.model", b"IQ== 0\nIQ== 1\n", "a token twice", "restore"),
     ("tiktoken.model", b"IQ== 0\n", "do not belong together|byte tokens", ""),
     ("tiktoken.model", b"version https://git-lfs.github.com/spec/v1\n", "pointer", "git lfs pull"),
+    ("tiktoken.model", b"IQ== 0\n" + b"A" * 40_000 + b" 1\n", "too long to be one", "restore"),
+    ("tokenizer_config.json", {"added_tokens_decoder": LONG_ID}, "without an id", "restore"),
+    ("tokenizer_config.json", {"chat_template": ODD_NAMES}, "not text", ""),
     ("tokenizer_config.json", {"tokenizer_class": "QWen"}, "QWen", "tokenizer.json"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "x"}}}, "belong", "copy"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "without an id", "restore"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+
 import pytest
+from rich.console import Console
 
 from rorqual.train import report as report_module
 from rorqual.train.report import Report, duration
@@ -55,3 +59,25 @@ def test_time_left_at_the_end_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last batch may reach beyond the total."""
     assert left(monkeypatch, 1000, 0, 1000, 60.0) == "00:00:00"
     assert left(monkeypatch, 1000, 0, 1024, 60.0) == "00:00:00"
+
+
+class Unheard(io.StringIO):
+    """A terminal that was closed: each write fails."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "the terminal is gone")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_report_that_nobody_can_read_falls_silent(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    nobody = Console(file=Unheard(), force_terminal=is_terminal)
+    monkeypatch.setattr(report_module, "console", lambda: nobody)
+    with Report(1000, 0) as report:
+        report.line("begun")
+        report.step(1, 1000, 1.0, 1.0)
+    assert report.is_quiet

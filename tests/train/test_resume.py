@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import SyntheticBatches
+from small_run import LENGTH, SyntheticBatches
 
 from patience import HANG_SECONDS
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
 from rorqual.model import DeepseekV3
-from rorqual.train import Recipe, TrainingData, train
+from rorqual.train import Recipe, TrainingData, checkpoint, train
 from rorqual.train.checkpoint import checkpoints
-from rorqual.train.metrics import read_metrics
+from rorqual.train.metrics import MetricsLog, read_metrics
 from rorqual.train.validation import evaluating
 
 pytestmark = pytest.mark.concurrency
@@ -243,3 +245,93 @@ def test_validation_leaves_each_module_in_its_mode(make_model: Callable[..., Dee
         fail()
     assert not any(found)
     assert [module.training for module in model.modules()] == before
+
+
+class SignalledBatches(SyntheticBatches):
+    """Sends a signal to its own process in each step, before the step is made."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
+        os.kill(os.getpid(), self.number)
+        return super().batch(counter, num_samples)
+
+
+def test_nohup_stays_what_it_is(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        data = TrainingData(train=SignalledBatches(signal.SIGHUP))
+        summary = train(make_recipe(), tmp_path / "run", data, is_quiet=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert summary.is_finished
+    assert summary.signal is None
+
+
+def test_what_was_saved_is_not_written_again(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while the only checkpoint is swapped for its own copy would lose it. Oracle: a count
+    of the saves, one a step: the signal comes in a step after which a checkpoint is due."""
+    saved = []
+    save = checkpoint.save_checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Path:
+        saved.append(save(*args, **kwargs))
+        return saved[-1]
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", counted)
+    recipe = make_recipe(f"checkpoint.every_tokens={8 * LENGTH}")
+    data = TrainingData(train=SignalledBatches(signal.SIGTERM))
+    for step in (1, 2):
+        summary = train(recipe, tmp_path / "run", data, is_quiet=True)
+        assert summary.step == step
+        assert not summary.is_finished
+        assert [path.name for path in saved] == [f"step-{n}" for n in range(1, step + 1)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer_steps", None),
+        ("random", None),
+        ("random", {}),
+        ("random", {"torch": "x"}),
+        ("random", {"torch": ""}),
+        ("random", {"torch": "AAAA"}),
+        ("python", [3, [2**70], None]),
+        ("python", [3, [], None]),
+        ("python", "x"),
+        ("numpy", ["MT19937", [-1], 0, 0, 0.0]),
+        ("numpy", ["other", [], 0, 0, 0.0]),
+        ("numpy", []),
+    ],
+)
+def test_a_broken_random_state_is_named(
+    old_run: Path,
+    make_recipe: Callable[..., Recipe],
+    data: TrainingData,
+    key: str,
+    value: Any,
+) -> None:
+    file = checkpoints(old_run)[-1] / "trainer" / "state.json"
+    state = json.loads(file.read_text())
+    place = state["random"] if key in state["random"] else state
+    place[key] = value
+    file.write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="random state is none") as caught:
+        train(make_recipe(), old_run, data, is_quiet=True)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [b"\xff\xfe", b"\0\0\0", b"1" * 5000, b"[" * 100_000])
+def test_a_broken_end_of_the_metrics_is_cut_off(tmp_path: Path, end: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + end)
+    MetricsLog(file, 1).close()
+    assert file.read_bytes() == b'{"step": 1}\n'
+    file.write_bytes(end + b'\n{"step": 1}\n')
+    with pytest.raises(TrainingError, match="not a line of metrics"):
+        MetricsLog(file, 1)

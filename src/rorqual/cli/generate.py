@@ -29,7 +29,7 @@ from rorqual.cli.chat import (
     set_threads,
 )
 from rorqual.errors import RorqualError, UsageError
-from rorqual.files import fsync_path
+from rorqual.files import NOT_JSON, fsync_path
 from rorqual.log import console
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Reader:
     def _item(self, text: str, place: str) -> dict[str, Any]:
         try:
             item = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as problem:
+        except NOT_JSON as problem:
             raise UsageError(
                 f"is not valid JSON: {problem}", where=place, expected=EXPECTED_LINE
             ) from None

@@ -44,7 +44,7 @@ def train(
     """Train a model as a recipe says: checkpoints, metrics.jsonl and plots go to the run folder.
 
     Ctrl-C finishes the step and saves; the same command again goes on from there. A run that was
-    stopped ends with exit code 130 (Ctrl-C) or 143 (SIGTERM).
+    stopped ends with exit code 130 (Ctrl-C), 143 (SIGTERM) or 129 (its terminal was closed).
 
     \b
     Examples:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rorqual.errors import DataError, listing
-from rorqual.files import atomic_write
+from rorqual.files import NOT_JSON, atomic_write
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 MAX_TEXT_CHARACTERS = 1 << 20  # a longer text is cut, so that memory stays bounded
@@ -226,7 +226,7 @@ def _read_jsonl(file: IO[bytes], path: Path, source: str) -> Iterator[Document]:
             record = json.loads(line)
         except UnicodeDecodeError:
             raise DataError("is not UTF-8", where=where, fix="convert the file to UTF-8") from None
-        except (json.JSONDecodeError, RecursionError) as problem:
+        except NOT_JSON as problem:
             raise DataError(
                 f"is not valid JSON: {problem}",
                 where=where,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rorqual.bundled import checkpoint_path
 from rorqual.errors import TokenizerError
-from rorqual.files import read_json
+from rorqual.files import read_json, read_text
 from rorqual.tokenizer import special as names
 from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import build
@@ -90,16 +90,16 @@ def _chat_template(config: dict[str, Any], config_file: Path) -> str | None:
     template: Any = config.get("chat_template")
     if file.exists():
         try:
-            template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
+            template = read_text(file, TokenizerError)
+        except TokenizerError as problem:
             raise TokenizerError(
-                f"cannot be read: {problem}",
+                problem.what,
                 where=file,
                 fix="restore the file from the model's source, or remove it to use DeepSeek-V3's",
             ) from None
     if isinstance(template, list):  # named templates: [{"name": "default", "template": ...}]
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if template is not None and not isinstance(template, str):
         raise TokenizerError(
             "chat_template is not text", where=config_file, found=type(template).__name__

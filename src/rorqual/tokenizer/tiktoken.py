@@ -24,6 +24,8 @@ from rorqual.tokenizer.definition import bpe_definition, byte_alphabet
 
 FILE = "tiktoken.model"
 NUM_RESERVED = 256
+MAX_DIGITS = 9  # of an id
+MAX_TOKEN_BYTES = 4096  # the longest of any vocabulary in use, a row of blanks, has 256
 CLASS = "TikTokenTokenizer"
 CONFIG = "tokenizer_config.json"
 _RESTORE = f"restore {FILE} from the model's source"
@@ -53,6 +55,13 @@ def merges_of(tokens: Iterable[str]) -> list[tuple[str, str]]:
     known: set[str] = set()
     merges = []
     for token in tokens:
+        if len(token) > MAX_TOKEN_BYTES:  # the work grows with the square
+            raise TokenizerError(
+                "a token is too long to be one",
+                found=f"{len(token):,} bytes from {token[:20]!a} on",
+                expected=f"at most {MAX_TOKEN_BYTES:,}",
+                fix="restore the tokenizer from the model's source",
+            )
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in known and right in known:
@@ -100,7 +109,8 @@ def _specials(config: dict[str, Any], first: int, where: Path) -> dict[str, int]
     decoder = config.get("added_tokens_decoder")
     for token_id, token in (decoder if isinstance(decoder, dict) else {}).items():
         content = token.get("content") if isinstance(token, dict) else None
-        if not str(token_id).isdecimal() or not isinstance(content, str) or not content:
+        is_id = str(token_id).isdecimal() and len(str(token_id)) <= MAX_DIGITS
+        if not is_id or not isinstance(content, str) or not content:
             raise TokenizerError(
                 "has an added token without an id or a name",
                 where=where,

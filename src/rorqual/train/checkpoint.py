@@ -176,8 +176,15 @@ def load_checkpoint(
     model = weights.load(folder, "float32", device)
     optimizer = AdamW(model, recipe.optimizer)
     _load_moments(optimizer, folder / TRAINER / MOMENTS)
-    optimizer.num_steps = int(state["optimizer_steps"])
-    set_random_states(state["random"])
+    try:
+        optimizer.num_steps = int(state["optimizer_steps"])
+        set_random_states(state["random"])
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
+        raise TrainingError(
+            f"the counter of steps or a random state is none: {problem}",
+            where=where,
+            fix="remove this checkpoint and resume",
+        ) from None
     return Resumed(folder, model, optimizer, progress, changes)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after this step, and torch's settings for a while."""
+"""Signals as a wish to stop after this step, and torch's settings for a while."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed, or the connection to it was lost. Windows has none.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 STDERR = 2
 NOTE = b"\nfinishing this step, then saving (Ctrl-C again stops at once, without saving)\n"
 
 
 class Interrupt:
-    """A context in which SIGINT and SIGTERM only set `is_set` and `number`, the first one's.
+    """A context in which these signals only set `is_set` and `number`, the first one's.
 
-    A SIGINT after that raises KeyboardInterrupt: who presses Ctrl-C again will not wait.
+    A SIGINT after that raises KeyboardInterrupt: who presses Ctrl-C again will not wait. One that
+    is ignored stays so: `nohup` means that a closed terminal shall not stop the run.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,8 @@ class Interrupt:
         # Signals can be handled in the main thread alone; elsewhere they stay as they are.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self.before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -66,7 +66,7 @@ def train(
     is_quiet: bool = False,
     is_locked: bool = False,
 ) -> Summary:
-    """Trains until the recipe's total tokens, or until SIGINT or SIGTERM; saves in both cases.
+    """Trains until the recipe's total tokens, or until SIGINT, SIGTERM or SIGHUP; then saves.
 
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
     a folder that holds checkpoints is an error. `allow_changes` continues it with another schedule
@@ -148,6 +148,7 @@ class _Run:
             self.optimizer = AdamW(self.model, recipe.optimizer)
             self.progress = Progress()
         self.saved: Path | None = resumed.folder if resumed else None
+        self.saved_step = self.progress.step if resumed else None
         self.changes = resumed.changes if resumed else []
         begun_from = self.saved or (recipe.init_from and find_checkpoint(recipe.init_from))
         self.advice = Advice.of(begun_from) if begun_from else Advice()
@@ -190,7 +191,8 @@ class _Run:
                     self._save()
                     last_save = time.monotonic()
             is_finished = self.progress.tokens >= total
-            if not is_finished or self.saved is None:
+            # Once is enough: to write it again would put the only whole checkpoint at risk.
+            if self.saved_step != self.progress.step:
                 self._save()
             return self._summary(is_finished, interrupt, validation)
 
@@ -301,6 +303,7 @@ class _Run:
             data_digest=self.data.digest,
             advice=self.advice,
         )
+        self.saved_step = self.progress.step
         # Choice: plots take a second, so checkpoints in quick succession share one drawing.
         is_last = self.progress.tokens >= self.recipe.training.total_tokens
         if is_last or time.monotonic() - self.last_plot > SECONDS_BETWEEN_PLOTS:

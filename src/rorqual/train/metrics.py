@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.errors import TrainingError
-from rorqual.files import atomic_write
+from rorqual.files import NOT_JSON, atomic_write
 
 
 class MetricsLog:
@@ -45,13 +45,13 @@ class MetricsLog:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All whole records of a file, in order; TrainingError for a broken line before the last."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = _text(path).splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             assert isinstance(record["step"], int)
-        except (ValueError, KeyError, TypeError, AssertionError):
+        except (*NOT_JSON, KeyError, TypeError, AssertionError):
             if number == len(lines):
                 break
             raise TrainingError(
@@ -64,9 +64,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
+def _text(path: Path) -> str:
+    """What is no UTF-8, as a disk that lost its power leaves it, is a broken line."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def _truncate(path: Path, last_step: int) -> None:
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
     text = "".join(json.dumps(record) + "\n" for record in kept)
-    if text != path.read_text(encoding="utf-8"):
+    if text != _text(path):
         with atomic_write(path, "w") as file:
             file.write(text)

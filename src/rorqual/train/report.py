@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +16,11 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Report:
-    """A context that shows tokens, loss, tokens a second and the time left."""
+    """A context that shows tokens, loss, tokens a second and the time left.
+
+    Where nobody can read it any more (the terminal was closed, what a pipe led to has ended) it
+    falls silent: the run goes on, since its work is worth more than a line that is lost.
+    """
 
     def __init__(self, total_tokens: int, tokens: int, is_quiet: bool = False) -> None:
         self.total_tokens, self.is_quiet = total_tokens, is_quiet
@@ -35,7 +41,8 @@ class Report:
 
     def __enter__(self) -> Report:
         if self.is_bar:
-            self.bar.start()
+            with self._until_unheard():
+                self.bar.start()
         return self
 
     def __exit__(
@@ -45,7 +52,8 @@ class Report:
         trace: TracebackType | None,
     ) -> None:
         if self.is_bar:
-            self.bar.stop()
+            with self._until_unheard():
+                self.bar.stop()
 
     def step(self, step: int, tokens: int, loss: float, tokens_per_second: float) -> None:
         """Shows a step that was made."""
@@ -53,7 +61,8 @@ class Report:
         speed = f"{tokens_per_second:,.0f}"
         if self.is_bar:
             shown = _shown(seen, str(step), f"{loss:.3f}", speed, self._left(tokens))
-            self.bar.update(self.task, completed=tokens, **shown)
+            with self._until_unheard():
+                self.bar.update(self.task, completed=tokens, **shown)
             return
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or tokens >= self.total_tokens:
@@ -64,7 +73,15 @@ class Report:
     def line(self, text: str) -> None:
         """Shows a message."""
         if not self.is_quiet:
-            console().print(text, highlight=False, soft_wrap=True)
+            with self._until_unheard():
+                console().print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _until_unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.is_quiet, self.is_bar = True, False
 
     def _left(self, tokens: int) -> str:
         """Of the tokens that this process made: on a resume those before it took no time here."""

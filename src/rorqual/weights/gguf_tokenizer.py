@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rorqual.errors import TokenizerError
+from rorqual.files import NOT_JSON
 from rorqual.log import logger
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.chat import is_published_v3_template
@@ -126,7 +127,7 @@ def _definition_of(metadata: Mapping[str, Value], where: Path) -> dict[str, Any]
     if isinstance(whole, str):
         try:
             definition = json.loads(whole)
-        except (ValueError, RecursionError) as problem:
+        except NOT_JSON as problem:
             raise TokenizerError(f"{WHOLE} is not JSON: {problem}", where=where) from None
         if not isinstance(definition, dict):
             raise TokenizerError(f"{WHOLE} is not an object", where=where)
