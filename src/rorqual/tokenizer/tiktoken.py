@@ -47,10 +47,10 @@ def tiktoken_definition(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     tokens = ["".join([letter_of[byte] for byte in token]) for token in ranks]
     vocabulary = {token: rank for rank, token in enumerate(tokens)}
     specials = _specials(config, len(tokens), path.with_name(CONFIG))
-    return bpe_definition(vocabulary, merges_of(tokens), specials, "kimi-k2")
+    return bpe_definition(vocabulary, merges_of(tokens, path), specials, "kimi-k2")
 
 
-def merges_of(tokens: Iterable[str]) -> list[tuple[str, str]]:
+def merges_of(tokens: Iterable[str], where: object) -> list[tuple[str, str]]:
     """The merges of tokens in the order of their ranks, each byte a character."""
     known: set[str] = set()
     merges = []
@@ -58,6 +58,7 @@ def merges_of(tokens: Iterable[str]) -> list[tuple[str, str]]:
         if len(token) > MAX_TOKEN_BYTES:  # the work grows with the square
             raise TokenizerError(
                 "a token is too long to be one",
+                where=where,
                 found=f"{len(token):,} bytes from {token[:20]!a} on",
                 expected=f"at most {MAX_TOKEN_BYTES:,}",
                 fix="restore the tokenizer from the model's source",

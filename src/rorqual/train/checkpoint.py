@@ -26,7 +26,7 @@ from rorqual import weights
 from rorqual.bundled import checkpoint_path
 from rorqual.config import fill, settings
 from rorqual.errors import ConfigError, TrainingError, listing
-from rorqual.files import atomic_directory, read_json, write_json
+from rorqual.files import atomic_directory, is_there, read_json, write_json
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.changes import check_changes
@@ -65,7 +65,7 @@ class Advice:
 
         def table(name: str) -> dict[str, Any] | None:
             file = folder / name
-            return read_json(file, ConfigError) if file.is_file() else None
+            return read_json(file, ConfigError) if is_there(file) else None
 
         return cls(table(GENERATION), table(CHAT_CARD))
 

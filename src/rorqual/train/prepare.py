@@ -24,7 +24,7 @@ from rorqual.data.sources import source_record
 from rorqual.errors import ConfigError, DataError, TrainingError, UsageError, listing
 from rorqual.log import console
 from rorqual.model import ModelConfig, empty
-from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import find_checkpoint
 from rorqual.train.lr_schedule import in_tokens
@@ -142,7 +142,7 @@ def _check_tokenizer(recipe: Recipe, tokenizer: Tokenizer) -> None:
     if recipe.init_from is None:
         return
     folder = find_checkpoint(recipe.init_from)
-    if not (folder / "tokenizer.json").is_file():
+    if not has_tokenizer(folder):
         return
     theirs = load_tokenizer(folder)
     if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):

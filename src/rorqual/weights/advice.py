@@ -17,7 +17,7 @@ from pydantic import Field
 
 from rorqual.config import fill, settings
 from rorqual.errors import CheckpointError, ConfigError, RorqualError
-from rorqual.files import read_json
+from rorqual.files import is_there, read_json
 from rorqual.weights.folder import CONFIG
 from rorqual.weights.gguf_format import Value, single
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
@@ -107,7 +107,7 @@ class Advice:
 def read_card(folder: Path) -> ChatCard:
     """What `chat.json` says; an empty card without it."""
     file = folder / CHAT_CARD
-    return fill(ChatCard, read_json(file, ConfigError), file) if file.exists() else ChatCard()
+    return fill(ChatCard, read_json(file, ConfigError), file) if is_there(file) else ChatCard()
 
 
 def advice_of_folder(folder: Path, vocab_size: Callable[[], int]) -> Advice:
@@ -121,7 +121,7 @@ def advice_of_folder(folder: Path, vocab_size: Callable[[], int]) -> Advice:
     unsaid: list[str] = []
     for name in (GENERATION, CONFIG):
         file = folder / name
-        table = read_json(file, ConfigError) if file.exists() else {}
+        table = read_json(file, ConfigError) if is_there(file) else {}
         end_ids = end_ids or _ends(table.get(EOS), vocab_size, f"{EOS} in {name}", file)
         if name == GENERATION:
             sampling = _sampling(table, file)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from rorqual.errors import MAX_LISTED, RorqualError
-from rorqual.tokenizer import load_tokenizer
+from rorqual.tokenizer import has_tokenizer, load_tokenizer
 from rorqual.weights.audit import Audit, audit
 from rorqual.weights.gguf_file import GgufFile
 from rorqual.weights.gguf_reader import GgufSource
@@ -119,8 +119,8 @@ def _check_tokenizer(folder: TensorSource) -> Check:
     gguf = folder if isinstance(folder, GgufSource) else None
     if gguf is not None and TOKENS not in gguf.file.metadata:
         return Check(name, "skipped", "none in the file")
-    if gguf is None and not (folder.path / "tokenizer.json").exists():
-        return Check(name, "skipped", "no tokenizer.json here")
+    if gguf is None and not has_tokenizer(folder.path):
+        return Check(name, "skipped", "no tokenizer here")
     try:
         tokenizer = load_tokenizer(folder.path) if gguf is None else gguf.tokenizer
         size = tokenizer.vocab_size

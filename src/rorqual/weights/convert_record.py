@@ -23,6 +23,7 @@ from rorqual.files import (
     final_name,
     fsync_path,
     read_json,
+    stand_in,
     write_json,
 )
 from rorqual.weights.open import UNFINISHED
@@ -171,13 +172,17 @@ def side_files(source: TensorSource) -> list[Path]:
     path = source.path
     if not path.is_dir():
         return []
-    return sorted(f for f in path.iterdir() if f.is_file() and not _WEIGHTS.fullmatch(f.name))
+    # A link to nothing is one too: whoever copies it says so.
+    files = [file for file in path.iterdir() if file.is_file() or not file.exists()]
+    return sorted(file for file in files if not _WEIGHTS.fullmatch(file.name))
 
 
 def copy_side_files(source: TensorSource, folder: Path) -> list[str]:
     """Copies them, whole or not at all."""
     copied = []
     for file in side_files(source):
+        if not file.exists() and (link := stand_in(file)) is not None:
+            raise CheckpointError(link.what, where=file, fix=link.fix)
         with file.open("rb") as read, atomic_write(folder / file.name) as written:
             shutil.copyfileobj(read, written)
         copied.append(file.name)

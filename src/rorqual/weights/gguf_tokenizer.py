@@ -159,7 +159,7 @@ def _lists_of(
     assert tokens is not None, "just checked"
     if has_ranks:  # llama.cpp needs no merges here: ids are ranks
         normal = [token for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL]
-        return tokens, kinds.tolist(), merges_of(normal)
+        return tokens, kinds.tolist(), merges_of(normal, where)
     assert merges is not None, "just checked"
     pairs = []
     for merge in merges:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rorqual.errors import CheckpointError, RorqualError, UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quantise import encode_blocks
-from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.weights.advice import Advice, advice_of_folder
 from rorqual.weights.convert_files import one_thread_each
 from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short
@@ -240,7 +240,7 @@ def _tokenizer_of(source: TensorSource) -> Tokenizer | None:
     if isinstance(source, GgufSource):
         return source.tokenizer if source.has_tokenizer else None
     folder = source.path if source.path.is_dir() else source.path.parent
-    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def advice_of(source: TensorSource) -> Advice:
