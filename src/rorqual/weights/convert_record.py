@@ -168,21 +168,22 @@ def side_files(source: TensorSource) -> list[Path]:
     """Files beside the weights that belong to the model: tokenizer, generation defaults, licence.
 
     Files of the folder itself; weights in any format, hidden files and subfolders are left.
+    CheckpointError for a link to nothing: what it stands for cannot be copied.
     """
     path = source.path
     if not path.is_dir():
         return []
-    # A link to nothing is one too: whoever copies it says so.
-    files = [file for file in path.iterdir() if file.is_file() or not file.exists()]
-    return sorted(file for file in files if not _WEIGHTS.fullmatch(file.name))
+    files = [file for file in path.iterdir() if not _WEIGHTS.fullmatch(file.name)]
+    for file in files:
+        if not file.exists() and (link := stand_in(file)) is not None:
+            raise CheckpointError(link.what, where=file, fix=link.fix)
+    return sorted(file for file in files if file.is_file())
 
 
 def copy_side_files(source: TensorSource, folder: Path) -> list[str]:
     """Copies them, whole or not at all."""
     copied = []
     for file in side_files(source):
-        if not file.exists() and (link := stand_in(file)) is not None:
-            raise CheckpointError(link.what, where=file, fix=link.fix)
         with file.open("rb") as read, atomic_write(folder / file.name) as written:
             shutil.copyfileobj(read, written)
         copied.append(file.name)
