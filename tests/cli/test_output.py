@@ -7,6 +7,8 @@ order of events; a listing longer than a pipe holds cannot be over before `head`
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import subprocess
@@ -18,6 +20,8 @@ import gguf
 import numpy as np
 import pytest
 from command import ENVIRONMENT, TIMEOUT_SECONDS, start
+
+from rorqual.cli import main
 
 PIPE_BYTES = 1 << 16
 PROGRAM = [sys.executable, "-m", "rorqual"]
@@ -120,3 +124,18 @@ def test_interrupted_output_is_whole_otherwise(model_folder: Path) -> None:
         out, err = program.communicate(timeout=TIMEOUT_SECONDS)
     assert (program.returncode, out) == (2, b"")
     assert b"top_p" in err
+
+
+class Full(io.StringIO):
+    """Standard error on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+
+def test_an_error_that_cannot_be_told_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(sys, "argv", ["rorqual", "inspect", "no-such-model"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == main.EXIT_BAD_INPUT

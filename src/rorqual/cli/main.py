@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -94,13 +94,19 @@ def _faults_told(*, is_debug: bool = False) -> Iterator[None]:
         _give_up_output()
         if is_debug:
             raise
-        print(f"rorqual: {problem}", file=sys.stderr)
+        _tell(f"rorqual: {problem}")
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         if is_debug:
             raise
-        print("\nrorqual: interrupted", file=sys.stderr)
+        _tell("\nrorqual: interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _tell(message: str) -> None:
+    """Where nothing can be told, since the disk under standard error is full, the exit code is."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def _give_up_output() -> None:
