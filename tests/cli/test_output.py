@@ -19,8 +19,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from command import ENVIRONMENT, TIMEOUT_SECONDS, start
+from command import ENVIRONMENT, start
 
+from patience import HANG_SECONDS
 from rorqual.cli import main
 
 PIPE_BYTES = 1 << 16
@@ -59,7 +60,7 @@ def run_into(output: int | str, command: list[str]) -> tuple[int, str]:
             stdout=descriptor,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
-            timeout=TIMEOUT_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
     finally:
@@ -121,7 +122,7 @@ def test_head_takes_the_first_line_of_a_long_listing(
 def test_interrupted_output_is_whole_otherwise(model_folder: Path) -> None:
     """What could be written before another fault is not lost with it."""
     with start("generate", "--model", model_folder, "--prompt", "The", "--top-p", "7") as program:
-        out, err = program.communicate(timeout=TIMEOUT_SECONDS)
+        out, err = program.communicate(timeout=HANG_SECONDS)
     assert (program.returncode, out) == (2, b"")
     assert b"top_p" in err
 
