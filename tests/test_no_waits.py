@@ -140,11 +140,14 @@ def test_a_training_step_waits_once(
     model = empty(CONFIG, device="meta").to(META).train()
     model.use_activation_checkpointing = use_checkpointing
     optimizer = AdamW(model, OptimizerSettings(moments=moments))
-    stepper = Stepper(model, optimizer, micro_batch_size=2, isolate_from=1)
+    stepper = Stepper(model, optimizer, micro_batch_size=2)
     tokens_BS = torch.zeros(4, 18, dtype=torch.int64, device=META)
     with RefuseWaitingCopies():
         stepper.step(
-            tokens_BS, torch.ones_like(tokens_BS, dtype=torch.bool), StepValues(1, 1, 1, 1)
+            tokens_BS,
+            torch.ones_like(tokens_BS, dtype=torch.bool),
+            StepValues(1, 1, 1, 1),
+            documents_BS=torch.ones_like(tokens_BS),
         )
     assert reads == [((2, 8), META, META)]
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rorqual.data import DataSettings, SourceSettings, TokenizerSettings, build, open_tokens
-from rorqual.data.selection import HASH, held_out_of
+from rorqual.data.selection import HASH, held_out_mask, held_out_of
 from rorqual.errors import DataError
 from rorqual.tokenizer import Tokenizer
 
@@ -92,6 +92,19 @@ def test_never_all_and_never_nothing(share: float, count: int) -> None:
     order = np.arange(count)[::-1]
     assert (held_out_of(hashes[order], is_kept[order], share, seed=1) == held_out[order]).all()
     assert not held_out_of(hashes, is_kept, 0.0, seed=1).any()
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_who_moves_is_who_a_growing_share_takes_first_or_last(count: int) -> None:
+    """So what is held out at one share is held out at every greater one."""
+    raw = np.random.default_rng(count).integers(0, 2**63, (count, 2)).astype("<u8")
+    hashes, everyone = raw.view(HASH).reshape(-1), np.ones(count, dtype=bool)
+    masks = [held_out_mask(hashes, share, seed=1) for share in np.linspace(0, 1, 4097)]
+    first = next(mask for mask in masks if mask.any())
+    last = next(mask for mask in reversed(masks) if not mask.all())
+    assert (first.sum(), last.sum()) == (1, count - 1)
+    assert (held_out_of(hashes, everyone, 1e-12, seed=1) == first).all()
+    assert (held_out_of(hashes, everyone, 1 - 1e-12, seed=1) == last).all()
 
 
 def test_one_document_trains_and_that_is_said(

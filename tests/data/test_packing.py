@@ -223,6 +223,21 @@ def test_a_long_conversation_is_split_at_turns_with_its_system_message(
     assert f"the longest of {len(ids)} tokens" in str(caught.value)
 
 
+def test_turns_that_just_fit_stay_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Two turns fill a sample to its last place; the third has one of its own."""
+    system = [said("system", "Be good.")]
+    turns = [[said("user", text), said("assistant", text)] for text in ("hello", "cat", "mat")]
+    parts = [[*system, *turns[0], *turns[1]], [*system, *turns[2]]]
+    full, rest = (tokenizer.encode_training(part)[0] for part in parts)
+    whole = tokenizer.encode_training([*system, *turns[0], *turns[1], *turns[2]])
+    loader = Loader(
+        [(folder(tmp_path / "a", [whole]), 1.0)], len(full) - 1, isolation=isolation(tokenizer)
+    )
+    rows = loader.batch(0, loader.samples_per_pass).tokens_BS.tolist()
+    assert sorted(row[: len(rest)] for row in rows if row != full) == [rest]
+    assert full in rows
+
+
 def test_of_a_turn_that_does_not_fit_the_beginning_is_kept_and_the_rest_counted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -273,6 +288,19 @@ def test_texts_beside_conversations_lose_nothing(tmp_path: Path, tokenizer: Toke
     assert found == expected
     assert loader.packing is not None
     assert loader.packing.num_targets == loader.packing.num_learnt == expected.total()
+
+
+@pytest.mark.parametrize("num_cuts", [1, 2])
+def test_no_piece_of_a_text_is_without_a_target(
+    tmp_path: Path, tokenizer: Tokenizer, num_cuts: int
+) -> None:
+    """A text that ends just where it is cut: by the closed form, as many full samples as cuts."""
+    ids = [tokenizer.bos_id, *range(100, 100 + num_cuts * LENGTH)]
+    path = folder(tmp_path / "a", [(ids, [1] * len(ids))])
+    loader = Loader([(path, 1.0)], LENGTH, isolation=isolation(tokenizer))
+    assert loader.samples_per_pass == num_cuts
+    assert loader.packing is not None
+    assert loader.packing.num_tokens == loader.packing.num_places == num_cuts * CAPACITY
 
 
 def test_isolated_pretraining_keeps_its_samples_and_numbers_their_documents(

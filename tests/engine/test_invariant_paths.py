@@ -8,6 +8,7 @@ rows or by tiles.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from torch import Tensor
 from rorqual.engine import Engine, SamplingParams
 from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import ROWS, InvariantRunner, TileDispatcher
-from rorqual.engine.logprobs import token_logprobs
+from rorqual.engine.logprobs import TokenLogprob, token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.sampler import draw_rows
+from rorqual.engine.sampling_state import SamplingState
+from rorqual.engine.verify import verify
 from rorqual.model import DeepseekV3, build
 from rorqual.model.moe import Experts, _silu
 from rorqual.model.router import Routing
@@ -175,3 +178,21 @@ def test_how_many_rows_of_logits_there_are_changes_no_bit(num_threads: int) -> N
         row = logits_NV[n : n + 1].clone()
         assert drawn[n] == draw_rows(row, [0.7], [uniforms[n]])[0]
         assert scored[n] == token_logprobs(row, ids[n : n + 1], 3, 40_003)[0]
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_accepted_drafts_have_the_logprobs_of_tokens_one_by_one(num_threads: int) -> None:
+    """An answer's rows meet where several drafts are accepted in one step."""
+    torch.set_num_threads(num_threads)
+    logits_NV = torch.randn(33, 40_003, generator=torch.Generator().manual_seed(0)) * 4
+    ids = logits_NV.argmax(-1).tolist()
+    vocabulary: Any = SimpleNamespace(vocab_size=40_003, eos_id=0, special_ids={})
+
+    def logprobs(rows_NV: Tensor, drafts: list[int]) -> tuple[TokenLogprob, ...]:
+        params = SamplingParams(temperature=0, logprobs=3, ignore_eos=True)
+        state = SamplingState(params, [1], vocabulary)
+        return verify(rows_NV, [drafts], [state], is_row_by_row=True)[0].logprobs
+
+    one_by_one = [logprobs(logits_NV[n : n + 1].clone(), [])[0] for n in range(33)]
+    assert list(logprobs(logits_NV, ids[:-1])) == one_by_one

@@ -61,7 +61,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("num_key_heads", [1, 3])
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(9, 9), (4, 9), (1, 9), (1, 1)])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(9, 9), (4, 9), (2, 9), (1, 9), (1, 1)])
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_the_form_for_gpus_equals_the_products(
     dtype: torch.dtype, num_key_heads: int, num_queries: int, num_keys: int, is_masked: bool

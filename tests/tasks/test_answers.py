@@ -80,6 +80,8 @@ def letters(question: Question) -> list[str]:
         f"Answer: {alphabet}",
         f"Answer: {word}s",
     ]
+    if question.key.split(":")[1] == "spell":  # the word again is no spelling of it
+        cases += [word, f"Answer: {word}", f"{word} is spelled {word}."]
     return cases if question.key.split(":")[1] == "reverse" else [*cases, word[::-1] + word]
 
 

@@ -4,6 +4,7 @@ import random
 
 from rorqual.tasks.facts import (
     CAPITALS,
+    OTHER_NAMES,
     UNKNOWN_COUNTRIES,
     Capitals,
     Definitions,
@@ -42,6 +43,16 @@ def test_a_guess_is_not_a_refusal_nor_the_reverse() -> None:
     while ":unknown:" not in (question := skill.question(rng)).key:
         pass
     assert not skill.check(question, "The capital is Paris.")
+
+
+def test_a_capital_may_be_said_of_any_name_of_its_country_and_of_no_other() -> None:
+    skill, rng = Capitals(), random.Random(0)
+    for country, others in OTHER_NAMES.items():
+        for _ in range(8):  # some questions have the one name, some another
+            question, city = skill.ask(rng, country), CAPITALS[country]
+            for name in (country, *others):
+                assert skill.check(question, f"The capital of {name} is {city}."), name
+            assert not skill.check(question, f"The capital of France is {city}.")
 
 
 def test_opposites_go_both_ways() -> None:

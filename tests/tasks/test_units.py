@@ -38,6 +38,22 @@ def test_conversions_equal_the_tables() -> None:
         assert int(result) * table[wanted] == int(count) * table[given], question
 
 
+def test_an_amount_may_stand_with_one_or_many_of_its_unit_and_with_no_other() -> None:
+    rng, skill, seen = random.Random(2), Units(), set()
+    for _ in range(1500):
+        question = skill.question(rng)
+        if question.answer.startswith("I do not know"):
+            continue
+        result, name = re.search(r"Answer: (\d+) (\w+)$", question.answer).groups()
+        one = singular(name)
+        seen.add(one)
+        assert skill.check(question, f"{result} {one}"), question
+        assert skill.check(question, f"{result} {name}"), question
+        others = {other for table in TABLES for other in table} - {one}
+        assert not any(skill.check(question, f"{result} {other}") for other in others), question
+    assert seen == {name for table in TABLES for name in table} - {"dozen"}
+
+
 def test_training_shows_no_sum_that_arithmetic_holds_out() -> None:
     rng, skill = random.Random(1), Units()
     for _ in range(3000):

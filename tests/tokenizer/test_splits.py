@@ -75,6 +75,22 @@ def test_any_text_is_cut_as_the_expressions_say(name: str, text: str) -> None:
     assert pieces_of(name, text) == oracle(name, text)
 
 
+# By hand, from the expressions as published: what they do to digits, marks, line ends and Chinese.
+BY_HAND = {
+    "deepseek-llm": ["12345", "we|'|ve", " a|,| b", "a|\r|\n", "a|和|b"],
+    "deepseek-coder": ["1|2|3|4|5", "we|'|ve", " a|,| b", "a|\r|\n", "a|和|b"],
+    "deepseek-v3": ["123|45", "we|'ve", " a|,| b", "a|\r\n", "a|和|b"],
+    "kimi-k2": ["123|45", "we've", " a|,| b", "a|\r\n", "a|和|b"],
+}
+
+
+def test_each_family_cuts_as_it_was_published() -> None:
+    assert BY_HAND.keys() == SPLITS.keys()
+    for name, cases in BY_HAND.items():
+        for cut in cases:
+            assert pieces_of(name, cut.replace("|", "")) == cut.split("|"), name
+
+
 def test_kimi_parts_words_where_the_case_changes_and_before_chinese() -> None:
     assert pieces_of("kimi-k2", "CamelCase和ABC's") == ["Camel", "Case", "和", "ABC's"]
     assert KIMI_SPLIT.count("{Han}") == 5

@@ -96,6 +96,24 @@ def test_special_tokens_have_their_names_and_places(ours: Tokenizer, tokens: lis
     assert first + 1 not in ours.encode_chat([{"role": "user", "content": "[EOS]"}])
 
 
+@pytest.mark.parametrize("place", [255, 256, 300])
+def test_a_name_behind_the_reserved_ids_has_its_place(
+    folder: Path, tokens: list[bytes], place: int, tmp_path: Path
+) -> None:
+    """There are 256 ids, or as many as the last name needs, and none behind it."""
+    (tmp_path / "tiktoken.model").write_bytes((folder / "tiktoken.model").read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    token_id = len(tokens) + place
+    config["added_tokens_decoder"][str(token_id)] = {"content": "<|late|>", "special": True}
+    config["pad_token"] = "<|late|>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_id == tokenizer.special_ids["<|late|>"] == token_id
+    assert tokenizer.vocab_size == token_id + 1
+    before = token_id - 2  # the place before may be 255, which has a name
+    assert tokenizer.special_ids[f"<|reserved_token_{before}|>"] == before
+
+
 def test_a_whole_piece_is_taken_before_any_merge(ours: Tokenizer, tokens: list[bytes]) -> None:
     assert ours.encode("a qwzxqk")[-1:] == [tokens.index(WHOLE_WORD)]
 

@@ -23,6 +23,7 @@ from rorqual.errors import TrainingError, UsageError
 from rorqual.model import DeepseekV3
 from rorqual.train import Recipe, TrainingData, checkpoint, train
 from rorqual.train.checkpoint import checkpoints
+from rorqual.train.interrupt import Interrupt
 from rorqual.train.metrics import MetricsLog, read_metrics
 from rorqual.train.validation import evaluating
 
@@ -136,6 +137,22 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in err
     assert process.returncode == -signal.SIGINT
     assert not checkpoints(folder)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_counts_and_a_second_sigterm_stops_nothing(first: signal.Signals) -> None:
+    """A service manager may send SIGTERM again and again while the step ends and is saved."""
+    # A shell's background job ignores SIGINT, and so would Interrupt.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Interrupt() as interrupt:
+            for number in (first, signal.SIGTERM, signal.SIGTERM):
+                signal.raise_signal(number)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert interrupt.number == first
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_stays_as_it_is(

@@ -237,6 +237,23 @@ def test_what_is_wrong_in_safetensors_is_named(
     assert fault.first_row == {"second half": 256, "shifted": 300, "one value": 300}[corruption]
 
 
+def test_rows_are_those_of_the_tensor_and_not_of_a_chunk(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same faults where the matrix is read in one."""
+
+    def shift(value: Tensor) -> Tensor:
+        value[300:] = value[299:-1].clone()
+        return value
+
+    converted(sources["float32"], tmp_path / "a", "bf16")
+    _change(tmp_path / "a", MATRIX, shift)
+    whole = faults_of(sources["float32"], tmp_path / "a")
+    monkeypatch.setattr(values, "CHUNK_ELEMENTS", 128 * 256)
+    assert faults_of(sources["float32"], tmp_path / "a") == whole
+    assert [fault.first_row for fault in whole] == [300]
+
+
 @pytest.mark.parametrize("corruption", ["first", "twice", "half", "swapped", "codes"])
 @pytest.mark.parametrize("kind", ["float32", "fp8"])
 @pytest.mark.parametrize("to", ["fp8", "fp8 ue8m0"])
@@ -284,7 +301,7 @@ def test_a_power_of_two_that_is_twice_too_coarse_is_named(
 
 @pytest.mark.parametrize("exponent", [-9, 0, 3])
 def test_an_exact_power_of_two_keeps_its_scale(exponent: int, tmp_path: Path) -> None:
-    """A block whose greatest value is 448 * 2^k has the scale 2^k, not its double."""
+    """A block whose greatest value is 448 * 2^k has the scale 2^k; its double is too coarse."""
     model = build(CONFIG)
     save(model, tmp_path / "a", "float32")
     amax = 448 * 2.0**exponent
@@ -298,6 +315,22 @@ def test_an_exact_power_of_two_keeps_its_scale(exponent: int, tmp_path: Path) ->
     scale = load_file(tmp_path / "b" / SINGLE)[MATRIX + "_scale_inv"]
     assert scale[2, 1] == 2.0**exponent
     assert faults_of(tmp_path / "a", tmp_path / "b") == []
+
+    source = load_file(tmp_path / "a" / SINGLE)[MATRIX][256:384, 128:256]
+
+    def halve(codes: Tensor) -> Tensor:  # the nearest ones: only the scale is at fault
+        codes[256:384, 128:256] = (source / 2.0 ** (exponent + 1)).to(torch.float8_e4m3fn)
+        return codes
+
+    def double(scale: Tensor) -> Tensor:
+        scale[2, 1] *= 2
+        return scale
+
+    _change(tmp_path / "b", MATRIX, halve)
+    _change(tmp_path / "b", MATRIX + "_scale_inv", double)
+    (fault,) = faults_of(tmp_path / "a", tmp_path / "b")
+    assert fault.tensor == MATRIX
+    assert 256 <= fault.first_row < 384
 
 
 def test_the_bound_is_each_values_own(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -145,6 +145,25 @@ def test_ue8m0_scales(tmp_path: Path) -> None:
     assert_same(model, load(tmp_path / "c"))
 
 
+@pytest.mark.parametrize(("block", "dim"), [([64, 128], 0), ([128, 64], 1)])
+def test_a_block_is_rows_times_columns(block: list[int], dim: int, tmp_path: Path) -> None:
+    """Blocks of half the size, each with the scale that the whole block had."""
+    save(make(EDGES), tmp_path, "fp8")
+    expected = load(tmp_path)
+
+    def halve_blocks(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            num_blocks = -(-tensors[name.removesuffix("_scale_inv")].shape[dim] // 64)
+            finer = tensors[name].repeat_interleave(2, dim).narrow(dim, 0, num_blocks)
+            tensors[name] = finer.contiguous()
+
+    edit(tmp_path, halve_blocks)
+    table = json.loads((tmp_path / "config.json").read_text())
+    table["quantization_config"]["weight_block_size"] = block
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    assert_same(load(tmp_path), expected)
+
+
 def test_copies_are_optional_and_the_tied_head_too(tmp_path: Path) -> None:
     for name in ("tied_mtp", "mtp"):
         model = make(oracle.CONFIGS[name])
