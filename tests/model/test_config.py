@@ -222,3 +222,15 @@ def test_routing_keys_that_are_left_out_mean_what_they_mean_in_transformers(name
 def test_lists_of_layers_of_another_type_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes)) + "|first_k_dense_replace"):
         ModelConfig.from_hf({**V3, **changes})
+
+
+@pytest.mark.parametrize("num_listed", [2, 3, 4])
+def test_lists_of_layers_may_be_all_dense(num_listed: int) -> None:
+    """More dense layers than there are, or than are listed, contradict nothing."""
+    table = {**V3, "num_hidden_layers": 3, "first_k_dense_replace": 3}
+    table["mlp_layer_types"] = ["dense"] * num_listed
+    if num_listed < 4:
+        assert ModelConfig.from_hf(table).first_k_dense_replace == 3
+        return
+    with pytest.raises(ConfigError, match="mlp_layer_types"):
+        ModelConfig.from_hf(table)

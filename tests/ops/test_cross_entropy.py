@@ -77,3 +77,24 @@ def test_bfloat16_autocast_is_near_float32() -> None:
     wide = ops.linear_cross_entropy(h_ND, weight_VD, targets_N, is_target_N)
     assert narrow.dtype == torch.float32
     assert narrow.item() == pytest.approx(wide.item(), rel=1e-2)
+
+
+BFLOAT16 = 2e-2  # of the largest: gradients and each block's product are rounded to 8 bits
+
+
+@pytest.mark.parametrize("block", [70 * 64, 1 << 20])
+def test_bfloat16_gradients_are_summed_over_all_blocks(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Oracle: the plain twin in float32."""
+    monkeypatch.setattr(ops, "BLOCK_ELEMENTS", block)
+    h_ND, weight_VD, targets_N, is_target_N = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        ops.linear_cross_entropy(h_ND, weight_VD, targets_N, is_target_N).backward()
+    exact = [x.detach().clone().requires_grad_() for x in (h_ND, weight_VD)]
+    ops.linear_cross_entropy_plain(exact[0], exact[1], targets_N, is_target_N).backward()
+    for narrow, wide in zip((h_ND, weight_VD), exact, strict=True):
+        assert narrow.grad is not None
+        assert wide.grad is not None
+        atol = BFLOAT16 * float(wide.grad.abs().max())
+        torch.testing.assert_close(narrow.grad, wide.grad, rtol=0, atol=atol)

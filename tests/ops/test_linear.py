@@ -75,7 +75,7 @@ def test_heads_agree_with_float32(num_rows: int, is_transposed: bool) -> None:
 
 
 @pytest.mark.usefixtures("_kernels")
-@pytest.mark.parametrize("counts", [[1, 0, 2, 0], [0, 0, 0, 64], [30, 40, 0, 5]])
+@pytest.mark.parametrize("counts", [[1, 0, 2, 0], [24, 24, 16, 0], [0, 0, 0, 64], [30, 40, 0, 5]])
 def test_experts_agree_with_float32(counts: list[int]) -> None:
     x_NI, weight_EOI = random(sum(counts), 32), random(4, 24, 32)
     counts_E = torch.tensor(counts)

@@ -212,6 +212,16 @@ def test_a_file_may_have_so_many_lines_and_no_more(
     assert [fault.code for fault in refused.errors.data] == ["too_many_requests"]
 
 
+def test_so_many_faults_of_a_file_are_told_and_no_more(
+    batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_SHOWN_FAULTS", 3)
+    for num_faults in (2, 3, 4, 5):
+        refused = run(batch_client, upload(batch_client, chat_line("good"), *["{"] * num_faults))
+        told = [fault.line for fault in refused.errors.data]
+        assert told == list(range(2, 2 + min(num_faults, 3)))
+
+
 def test_the_oldest_batch_that_has_ended_makes_room(
     batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from rorqual.errors import TokenizerError
 from rorqual.tokenizer import Tokenizer, deepseek_v3, load_tokenizer
+from rorqual.tokenizer.definition import NEVER_IN_UTF8, byte_alphabet
 
 
 @pytest.fixture
@@ -58,6 +59,26 @@ def test_a_broken_file_is_named(
     with pytest.raises(TokenizerError, match=message) as caught:
         load_tokenizer(folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("byte", [0xBF, 0xC0, 0xC1, 0xC2, 0xF4, 0xF5, 0xFF])
+def test_only_bytes_that_no_text_holds_may_lack_a_token(folder: Path, byte: int) -> None:
+    """Oracle: Python's UTF-8 of characters out of each 64, whose last bytes are the same."""
+    last = set(range(0x80, 0xC0))
+    points = [*range(0x80), *range(0x80, 0xD800, 64), *range(0xE000, 0x110000, 64)]
+    used = last | set("".join(map(chr, points)).encode("utf-8"))
+    assert set(range(256)) - used == NEVER_IN_UTF8
+    letter = next(letter for letter, value in byte_alphabet().items() if value == byte)
+    # Another token in its place, so that no id is missing.
+    edit(
+        folder / "tokenizer.json",
+        lambda d: d["model"]["vocab"].update({"!" * 20: d["model"]["vocab"].pop(letter)}),
+    )
+    if byte not in used:
+        assert load_tokenizer(folder).encode("a") != []
+        return
+    with pytest.raises(TokenizerError, match="lacks 1 of the byte tokens"):
+        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])

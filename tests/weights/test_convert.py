@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rorqual import files
 from rorqual.errors import RorqualError
 from rorqual.model import DeepseekV3, ModelConfig, build
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.tokenizer import train_tokenizer
-from rorqual.weights import load, load_config, save
+from rorqual.weights import load, load_config, save, values
 from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.convert_verify import verify
@@ -125,6 +126,39 @@ def test_bf16_is_quantised_by_the_reference_formula(tmp_path: Path) -> None:
         torch.testing.assert_close(scale[0, 0], amax / 448, rtol=2**-22, atol=0)
     table = json.loads((tmp_path / "fp8/config.json").read_text())
     assert table["quantization_config"]["weight_block_size"] == [128, 128]
+
+
+def test_blocks_of_another_size_are_quantised_again_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of at least a block of either size. Oracle: the same in one piece."""
+    save(make(EDGES), tmp_path / "fp8", "fp8")
+    tensors = load_file(tmp_path / "fp8" / SINGLE)
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        num_blocks = -(-tensors[name.removesuffix("_scale_inv")].shape[0] // 64)
+        tensors[name] = tensors[name].repeat_interleave(2, 0)[:num_blocks].contiguous()
+    save_file(tensors, tmp_path / "fp8" / SINGLE)
+    table = json.loads((tmp_path / "fp8/config.json").read_text())
+    table["quantization_config"]["weight_block_size"] = [64, 128]
+    (tmp_path / "fp8/config.json").write_text(json.dumps(table))
+    run(tmp_path / "fp8", tmp_path / "whole", "fp8")
+    monkeypatch.setattr(values, "CHUNK_ELEMENTS", 64 * 192)
+    run(tmp_path / "fp8", tmp_path / "pieces", "fp8")
+    assert files_of(tmp_path / "pieces") == files_of(tmp_path / "whole")
+    assert tensors_of(tmp_path / "pieces")[SCALE].shape == (5, 2)
+
+
+def test_a_system_that_takes_and_gives_a_few_bytes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux does beyond 2 GB, and network file systems at will. Oracle: whole reads."""
+    save(make(CONFIG), tmp_path / "a", "bfloat16")
+    run(tmp_path / "a", tmp_path / "whole", "float32")
+    read, write = files.read_at, files.write_at
+    monkeypatch.setattr(files, "read_at", lambda to, data, at: read(to, data[:999], at))
+    monkeypatch.setattr(files, "write_at", lambda to, data, at: write(to, data[:999], at))
+    run(tmp_path / "a", tmp_path / "parts", "float32")
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
 def move_scales(folder: Path) -> None:

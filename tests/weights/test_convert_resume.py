@@ -22,8 +22,8 @@ from rorqual.weights import convert as convert_module
 from rorqual.weights import convert_files, load, save
 from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.convert_record import LOCK
-from rorqual.weights.open import UNFINISHED
+from rorqual.weights.convert_record import LOCK, job_of, open_record
+from rorqual.weights.open import UNFINISHED, open_source
 
 pytestmark = pytest.mark.concurrency
 
@@ -109,6 +109,28 @@ def test_another_conversion_does_not_go_on_in_its_place(source: Path, tmp_path: 
     with pytest.raises(UsageError, match="another conversion was begun here"):
         convert(source, tmp_path / "a", options("float32"))
     assert files_of(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("is_same_size", [True, False])
+def test_a_source_that_was_written_again_makes_another_conversion(
+    source: Path, tmp_path: Path, is_same_size: bool
+) -> None:
+    """Else a folder would be half of the one and half of the other."""
+    shutil.copytree(source, tmp_path / "source")
+    folder, file = tmp_path / "a", next((tmp_path / "source").glob("*.safetensors"))
+    with open_source(tmp_path / "source") as opened:
+        before = job_of(opened, to="bf16")
+        for job in (before, job_of(opened, to="bf16")):  # the same goes on
+            with open_record(folder, job):
+                (folder / "model-00001-of-00002.safetensors").write_bytes(b"whole")
+        stat = file.stat()
+        if not is_same_size:
+            with file.open("ab") as more:
+                more.write(b" ")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9 * is_same_size))
+        after = job_of(opened, to="bf16")
+    with pytest.raises(UsageError, match="another conversion was begun here"):
+        open_record(folder, after).__enter__()
 
 
 def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:

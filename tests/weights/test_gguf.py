@@ -23,7 +23,7 @@ from rorqual.errors import CheckpointError, RorqualError, TokenizerError, UsageE
 from rorqual.model import DeepseekV3, ModelConfig, build, preset
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.tokenizer import Tokenizer, train_tokenizer
-from rorqual.weights import load, save
+from rorqual.weights import gguf_file, load, save
 from rorqual.weights.advice import SAMPLING_KEYS, Advice, advice_of_gguf
 from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
 from rorqual.weights.gguf_file import read_gguf
@@ -284,6 +284,33 @@ FOREIGN_TYPES = {
     "ffn_down_exps.weight": "IQ2_XXS", "ffn_gate_exps.weight": "IQ4_XS",
     "ffn_up_exps.weight": "MXFP4", "attn_q_b.weight": "IQ4_NL",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [("attn_k_b", "attn_v_b"), ("attn_v_b", "attn_k_b")])
+def test_halves_of_two_types_are_joined_in_the_wider(
+    tmp_path: Path, narrow: str, wide: str
+) -> None:
+    """Oracle: the half in float32 as it was, bit for bit."""
+    path = convert(stored(build(WIDE), tmp_path / "hf"), tmp_path / "plain.gguf", "F32")
+    mixed = with_types(path, tmp_path / "mixed.gguf", {f"{narrow}.weight": "F16"})
+    name, nope = "model.layers.0.self_attn.kv_b_proj.weight", WIDE.qk_nope_head_dim
+    shape = (WIDE.num_attention_heads, nope + WIDE.v_head_dim, WIDE.kv_lora_rank)
+    kept = slice(nope, None) if wide == "attn_v_b" else slice(nope)
+    with open_gguf(path) as plain, open_gguf(mixed) as source:
+        assert source.kinds(name) == (["F16", "F32"] if narrow == "attn_k_b" else ["F32", "F16"])
+        found, expected = source.read(name), plain.read(name)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.view(shape)[:, kept], expected.view(shape)[:, kept])
+
+
+def test_a_system_that_gives_a_few_bytes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems may. Oracle: whole reads."""
+    path = convert(stored(build(MTP), tmp_path / "hf"), tmp_path / "m.gguf", "F32")
+    expected, read = load(path), gguf_file.read_at
+    monkeypatch.setattr(gguf_file, "read_at", lambda to, data, at: read(to, data[:999], at))
+    assert same_weights(load(path), expected)
 
 
 def test_foreign_types_are_read_as_gguf_dequantises_them(
