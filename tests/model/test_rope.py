@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.model import preset
-from rorqual.model.rope import RotaryAngles, rotate
+from rorqual.model import YarnScaling, preset
+from rorqual.model.rope import RotaryAngles, inverse_frequencies, rotate
 
 # Half the distance of two bfloat16 numbers (8 bits), by which the nearest may be off, and what
 # float32 angles add (24 bits): at position 131,072 up to 2^-7 of a radian.
@@ -54,3 +54,14 @@ def test_float32_keeps_its_bits() -> None:
     cos, sin = RotaryAngles(config)(torch.arange(64))
     x = torch.randn(4, 64, config.qk_rope_head_dim)
     assert torch.equal(rotate(x, cos, sin), rotate_in_bfloat16(x, cos, sin))
+
+
+def test_yarns_ramp_may_end_behind_the_last_pair() -> None:
+    """Oracle: §3.2 of YaRN by hand. Of R = 8 and theta 100, pair 8 ln(4096 / 2 pi b) / 2 ln 100 is
+    2.6 for b = 32 and 5.6 for b = 1: the ramp goes from 2 to 6, and pair 3 is a quarter along it.
+    """
+    yarn = YarnScaling(factor=4, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1)
+    config = preset("tiny").with_changes(qk_rope_head_dim=8, rope_theta=100.0, rope_scaling=yarn)
+    alone = torch.tensor([1.0, 100**-0.25, 100**-0.5, 100**-0.75])
+    kept = torch.tensor([1.0, 1.0, 1.0, 0.75 + 0.25 / 4])
+    torch.testing.assert_close(inverse_frequencies(config), alone * kept)

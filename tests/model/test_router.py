@@ -71,3 +71,16 @@ def test_scores_are_float32_in_bf16() -> None:
     made = router("base")
     routing = made(torch.randn(5, BASE.hidden_size).bfloat16())
     assert routing.scores_TE.dtype == routing.weights_TK.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_greedy_choice_knows_no_groups() -> None:
+    """As in V2's modelling code, whatever the groups of the configuration."""
+    made = Router(CONFIGS["v2_greedy"].with_changes(n_group=4, topk_group=1))
+    made.weight.normal_(0, 0.5)
+    routing = made(torch.randn(50, BASE.hidden_size))
+    for scores, experts in zip(
+        routing.scores_TE.tolist(), routing.experts_TK.tolist(), strict=True
+    ):
+        best = sorted(range(len(scores)), key=lambda e: -scores[e])
+        assert experts == best[: len(experts)]
