@@ -152,3 +152,9 @@ def test_importing_stays_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_of_test_files_differ() -> None:
+    """pytest imports them by name alone: of two files of one name it collects only the first."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

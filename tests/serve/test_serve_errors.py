@@ -56,7 +56,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 129}, "n", "less than or equal to 128"),
-        ({"seed": 2**63}, "seed", "less than or equal"),
+        ({"seed": 2**64}, "seed", "less than or equal"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown"),
         ({"tools": [TOOL] * 2}, "tools", "two tools are named 'weather'"),
