@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rorqual import files
 from rorqual.errors import ConfigError, UsageError
 from rorqual.files import (
     atomic_directory,
@@ -107,6 +108,15 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="not a regular file"):
         read_json(path, ConfigError)
     assert stand_in(path) is None
+
+
+def test_a_text_of_just_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 10)
+    (tmp_path / "a.json").write_text('{"a": 123}')
+    assert read_json(tmp_path / "a.json") == {"a": 123}
+    (tmp_path / "a.json").write_text('{"a": 1234}')
+    with pytest.raises(ConfigError, match="too large"):
+        read_json(tmp_path / "a.json", ConfigError)
 
 
 def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:

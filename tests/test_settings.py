@@ -169,3 +169,8 @@ def test_values_beyond_what_python_reads_are_told(tmp_path: Path, value: str) ->
         read_toml(file)
     # On the command line what is no TOML is text.
     assert apply_overrides({}, [f"seed={value}"]) == {"seed": value}
+
+
+def test_spaces_around_the_sign_of_an_override_mean_nothing() -> None:
+    found = apply_overrides({}, [" training.total_tokens = 3"])
+    assert found == {"training": {"total_tokens": 3}}

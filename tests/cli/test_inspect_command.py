@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from command import run
 from safetensors import safe_open
 
 import rorqual
+from rorqual.cli.inspect_tables import print_tables
 
 TINY = Path(rorqual.__file__).parent / "tiny"
 MIXES = ("F32", "Q4_K_M", "Q8_0")
@@ -196,3 +198,14 @@ def test_smollm2() -> None:
     done = run("generate", "--model", path, "--prompt", "a")
     assert (done.code, done.out) == (2, "")
     assert "architecture llama" in done.err
+
+
+@pytest.mark.parametrize("count", [2, 20, 21])
+def test_files_beyond_the_twentieth_are_counted(
+    capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    files = [{"name": f"part-{n:02}", "tensors": 1, "bytes": 5} for n in range(count)]
+    print_tables({"target": "x", "kind": "shards", "files": files, "checks": []})
+    shown = capsys.readouterr().out
+    assert shown.count("part-") == min(count, 20)
+    assert re.findall(r"and (\d+) more", shown) == (["1"] if count > 20 else [])

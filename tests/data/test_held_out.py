@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rorqual.data import DataSettings, SourceSettings, TokenizerSettings, build, open_tokens
+from rorqual.data import (
+    DataSettings,
+    SourceSettings,
+    TokenizerSettings,
+    build,
+    open_tokens,
+    shards,
+)
+from rorqual.data.plan import _chances
 from rorqual.data.selection import HASH, held_out_mask, held_out_of
 from rorqual.errors import DataError
 from rorqual.tokenizer import Tokenizer
@@ -77,6 +85,23 @@ def test_files_among_many_stay_whole(
     found = [words(tmp_path / "t/many", split, tokenizer) for split in ("train", "held_out")]
     assert sorted(found[0] + found[1]) == sorted(texts)
     assert all(found)
+
+
+def test_each_document_is_joined_up_to_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: twelve blocks of ten characters, and room for forty."""
+    monkeypatch.setattr(shards, "MAX_TEXT_CHARACTERS", 40)
+    text = "123456789\n" * 12
+    (tmp_path / "a.txt").write_text(text)
+    found = shards._taken(tmp_path / "a.txt", np.ones(12, dtype=bool), block_characters=10)
+    assert [document.text for document in found] == [text[:40]] * 3
+
+
+def test_the_tokenizer_sees_equal_shares_and_all_of_a_small_source() -> None:
+    """By hand: of 150 bytes a source of 10 gives all, and the two others half of the rest."""
+    assert _chances([100, 10, 100], 150) == [0.7, 1.0, 0.7]
+    assert _chances([100, 0], 150) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.5, 0.9999])

@@ -303,6 +303,18 @@ def test_no_piece_of_a_text_is_without_a_target(
     assert loader.packing.num_tokens == loader.packing.num_places == num_cuts * CAPACITY
 
 
+def test_a_source_that_is_not_read_is_not_counted(
+    tmp_path: Path, tokenizer: Tokenizer, conversations: list[Conversation]
+) -> None:
+    encoded = [tokenizer.encode_training(messages) for messages in conversations]
+    a, b = folder(tmp_path / "a", encoded[:40]), folder(tmp_path / "b", encoded[40:])
+    alone, beside = (
+        Loader(folders, LENGTH, isolation=isolation(tokenizer))
+        for folders in ([(a, 1.0)], [(a, 1.0), (b, 0.0)])
+    )
+    assert alone.packing == beside.packing
+
+
 def test_isolated_pretraining_keeps_its_samples_and_numbers_their_documents(
     tmp_path: Path, tokenizer: Tokenizer, conversations: list[Conversation]
 ) -> None:

@@ -59,6 +59,8 @@ def test_limits() -> None:
     by_count = limited(hashes, sizes, kept, max_documents=50, max_bytes=None)
     by_bytes = limited(hashes, sizes, kept, max_documents=None, max_bytes=505)
     assert (by_count == by_bytes).all()
+    assert (limited(hashes, sizes, kept, None, max_bytes=500) == by_count).all()  # just filled
+    assert limited(hashes, sizes, kept, None, max_bytes=499).sum() == 49
     assert by_count.sum() == 50
     assert (by_count <= kept).all()
     assert (limited(hashes, sizes, kept, None, None) == kept).all()

@@ -14,8 +14,10 @@ def test_counted_days_equal_datetime() -> None:
         for count in range(1, 80):
             for step in (1, -1):
                 there = start + datetime.timedelta(days=index + step * count)
-                answer = day_working(day, count, step).rsplit("Answer: ", 1)[1]
+                working, answer = day_working(day, count, step).rsplit("Answer: ", 1)
                 assert answer == there.strftime("%A")
+                weeks = f"{count} = {count // 7}x7 + {count % 7}. "
+                assert working.startswith(weeks) == (count >= 7)
 
 
 def test_months_and_leap_years_equal_calendar() -> None:

@@ -179,6 +179,20 @@ def test_a_run_can_be_made_longer_if_asked(
     assert train(longer, old_run, data, is_quiet=True).step == 10  # its checkpoint now says so
 
 
+def test_the_time_of_all_parts_of_a_run_is_summed(
+    old_run: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    file = checkpoints(old_run)[-1] / "trainer" / "state.json"
+    state = json.loads(file.read_text())
+    state["progress"]["seconds"] = 1000.0
+    file.write_text(json.dumps(state))
+    longer = make_recipe(f"training.total_tokens={9 * 8 * LENGTH}")
+    data = TrainingData(train=SyntheticBatches())
+    made = train(longer, old_run, data, allow_changes=True, is_quiet=True).checkpoint
+    after = json.loads((made / "trainer" / "state.json").read_text())
+    assert after["progress"]["seconds"] > 1000.0
+
+
 def test_without_resume_an_old_run_is_not_touched(
     old_run: Path, make_recipe: Callable[..., Recipe], data: TrainingData
 ) -> None:
@@ -244,6 +258,8 @@ def test_torch_is_left_as_it_was_found(tmp_path: Path, make_recipe: Callable[...
     assert torch.get_num_threads() == 1
     assert torch.is_grad_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+    modes: Any = torch.utils.deterministic
+    assert modes.fill_uninitialized_memory  # as torch has it
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import SyntheticBatches
+from small_run import LENGTH, SyntheticBatches
 
 from rorqual import weights
 from rorqual.errors import TrainingError
@@ -23,6 +23,8 @@ from rorqual.train.checkpoint import (
     set_random_states,
 )
 from rorqual.train.metrics import MetricsLog, read_metrics
+
+LOAD_ROUNDING = 6e-4  # loads are written with three digits after the point
 
 
 def test_the_run_folder_holds_what_it_should(finished_run: Path) -> None:
@@ -158,3 +160,17 @@ def test_random_states_of_gpus_come_back(monkeypatch: pytest.MonkeyPatch) -> Non
     set_random_states(json.loads(json.dumps(random_states())))
     for state, gpu in zip(found, gpus, strict=True):
         assert torch.equal(state, gpu)
+
+
+def test_a_line_of_load_is_that_of_the_steps_since_the_last(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], data: TrainingData
+) -> None:
+    """With one step between two lines, the step's own record of its highest load says the same."""
+    step = 8 * LENGTH
+    recipe = make_recipe(f"training.total_tokens={4 * step}", f"checkpoint.every_tokens={step}")
+    train(recipe, tmp_path, data, is_quiet=True)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    highest = [max(map(max, r["load"])) for r in records if r["kind"] == "load"]
+    wanted = [1 + r["max_vio_max"] for r in records if r["kind"] == "step"]
+    assert highest == pytest.approx(wanted, abs=LOAD_ROUNDING)
+    assert len(set(highest)) > 1
