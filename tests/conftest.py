@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from skips import pytest_configure, pytest_sessionfinish, pytest_terminal_summary
 
 __all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"]
+
+# An example takes as long as a busy machine makes it: only a hang is a failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
