@@ -25,11 +25,12 @@ def serving(
     killer.start()
     try:
         assert process.stderr is not None
-        lines = [process.stderr.readline().decode() for _ in range(4)]
+        lines = [process.stderr.readline().decode() for _ in range(5)]
         address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
         assert address is not None, lines + process.stderr.readlines()
-        assert "tokens in" in lines[1]
-        assert "curl http://127.0.0.1" in lines[2]
+        assert lines[1].startswith("Device: ")
+        assert "tokens in" in lines[2]
+        assert "curl http://127.0.0.1" in lines[3]
         wait_until_ready(address[0])
         yield process, address[0]
     finally:
