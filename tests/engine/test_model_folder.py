@@ -93,8 +93,9 @@ def test_a_gguf_file_has_advice_too(tmp_path: Path) -> None:
     assert folder.sampling().temperature == 0.7  # the file was named, not the folder
     whole = ModelFolder.find(str(tmp_path)).sampling()
     assert (whole.temperature, whole.top_k) == (0.1, 40)
-    with pytest.raises(ConfigError, match="temperature"):
-        gguf_with(tmp_path / "hot.gguf", temp=-3.0).sampling()
+    assert gguf_with(tmp_path / "greedy.gguf", temp=-3.0).sampling().temperature == 0  # llama.cpp's
+    with pytest.raises(CheckpointError, match="temp cannot be"):
+        gguf_with(tmp_path / "hot.gguf", temp=3000.0).sampling()
 
 
 @pytest.mark.parametrize("name", ["m.gguf", "m.bin", "m-00001-of-00001.gguf"])

@@ -46,6 +46,15 @@ def test_counts_are_the_models(name: str) -> None:
     assert count.head == (0 if config.tie_word_embeddings else model.lm_head.weight.numel())
 
 
+def test_checkpoints_repeat_what_a_tied_model_shares() -> None:
+    """Each MTP layer has an embedding and a head of its own in a file, tied or not."""
+    for is_tied in (False, True):
+        config = BASE.with_changes(num_nextn_predict_layers=2, tie_word_embeddings=is_tied)
+        count = count_parameters(config)
+        repeated = 2 * 2 * config.vocab_size * config.hidden_size
+        assert count.mtp_repeated == count.mtp + repeated
+
+
 def test_the_released_figures() -> None:
     count = count_parameters(preset("671b"))
     assert count.total == 671_026_419_200

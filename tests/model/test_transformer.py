@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from rorqual.model import Context, DeepseekV3, ModelConfig, Part, build, empty, preset
+from rorqual.model.layers import RMSNorm
 from rorqual.model.moe import MoE
 
 FLOAT32_RELATIVE = 1e-5  # the issue's bar for float32 logits
@@ -52,6 +53,27 @@ def test_logits_equal_transformers(name: str) -> None:
     model = lively(CONFIGS[name])
     ids = tokens(model.config, 2, 70)  # past YaRN's original length of 32 and 16
     assert relative_error(model(ids), transformers_twin(model)(ids).logits) < FLOAT32_RELATIVE
+
+
+@pytest.mark.parametrize("name", ["another_epsilon", "v2_groups"])
+def test_epsilons_are_those_of_transformers(name: str) -> None:
+    """Norms of latents keep 1e-6 whatever `rms_norm_eps` says; logits hardly show which it was."""
+    model = lively(CONFIGS[name])
+    ours = {
+        module_name: module.eps
+        for module_name, module in model.named_modules()
+        if isinstance(module, RMSNorm)
+    }
+    theirs = {
+        module_name: module.variance_epsilon
+        for module_name, module in transformers_twin(model).named_modules()
+        if hasattr(module, "variance_epsilon")
+    }
+    assert len(theirs) > 6
+    assert {module_name: ours[module_name] for module_name in theirs} == theirs
+    mtp = {module_name: ours[module_name] for module_name in ours if module_name not in theirs}
+    for module_name, eps in mtp.items():
+        assert eps == (1e-6 if "_a_layernorm" in module_name else model.config.rms_norm_eps)
 
 
 @torch.no_grad()

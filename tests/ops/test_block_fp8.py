@@ -152,6 +152,14 @@ def test_zero_and_tiny_blocks_stay_finite() -> None:
     assert bool(torch.isfinite(dequantise_blocks(quantised, scale)).all())
 
 
+@pytest.mark.parametrize("exponent", [-140, -126, -118, -117, -116])
+def test_a_power_of_two_scale_is_a_normal_number(exponent: int) -> None:
+    """Below 448 * 2^-126 the least normal scale serves; a processor may flush smaller ones to 0."""
+    weight = torch.full((128, 128), 2.0**exponent, dtype=torch.float32)
+    _, scale = quantise_blocks(weight, use_ue8m0=True)
+    assert scale.item() == max(2.0**-126, 2.0 ** (exponent - 8))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_not_finite_is_an_error(bad: float) -> None:
     weight = torch.zeros(130, 130)

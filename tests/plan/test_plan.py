@@ -227,6 +227,18 @@ def test_the_longest_context_is_the_longest() -> None:
     assert not replace(wish, context=longest + 1).fits(hardware)
 
 
+@pytest.mark.parametrize(("context", "is_suggested"), [(255, False), (256, True), (257, True)])
+def test_a_context_too_short_for_use_is_not_suggested(context: int, is_suggested: bool) -> None:
+    """With memory for just so many tokens. 256 are the least that are worth a suggestion."""
+    wished = Wish(V3, "fp8", "bf16", 4096, 4096)
+    needed = replace(wished, context=context).memory(find_hardware("8xH200")).total
+    hardware = replace(find_hardware("H200"), memory_bytes=needed / USABLE_SHARE + 1)
+    planned = plan_inference(V3, hardware, weights="fp8", context=4096, batch=4096)
+    assert planned.max_context == context
+    suggested = [text for text in planned.suggestions if text.startswith("--context ")]
+    assert suggested == [f"--context {context} (with everything else as it is)"] * is_suggested
+
+
 def test_names_of_hardware() -> None:
     assert find_hardware("8xh200") == find_hardware("8 x H200") == HARDWARE["H200"].times(8)
     assert find_hardware("RTX 4090").label == "RTX4090"

@@ -60,6 +60,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one other end": ({"eos_token_id": 9}, {}),
     "three ends": ({"eos_token_id": [1, 7, 8]}, {}),
     "greedy": ({**ADVICE, "do_sample": False}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+    "greedy alone": ({"do_sample": False}, {"temperature": 0.0}),
+    "greedy with a penalty alone": (
+        {"do_sample": False, "repetition_penalty": 1.1},
+        {"temperature": 0.0, "repetition_penalty": 1.1},
+    ),
+    "a penalty alone": ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
 }
 
 

@@ -472,3 +472,27 @@ def test_the_table_as_json(sources: dict[str, Path], tmp_path: Path) -> None:
     assert (faulty["type"], faulty["to"]) == ("mlp.gate_proj", "BF16")
     assert faulty["faults"][0]["tensor"] == MATRIX
     assert faulty["faults"][0]["error"] > faulty["faults"][0]["bound"]
+
+
+@pytest.mark.parametrize("exponent", [-149, -130, -118])
+def test_a_block_too_small_for_a_normal_scale_is_no_fault(exponent: int, tmp_path: Path) -> None:
+    """Its scale is the least normal power of two, which no rule of closeness can blame."""
+    save(build(CONFIG), tmp_path / "a", "float32")
+
+    def change(value: Tensor) -> Tensor:
+        value[:128, :128] = 0.0
+        value[5, 7] = 2.0**exponent
+        return value
+
+    _change(tmp_path / "a", MATRIX, change)
+    converted(tmp_path / "a", tmp_path / "b", "fp8 ue8m0")
+    assert faults_of(tmp_path / "a", tmp_path / "b") == []
+
+
+def test_the_greatest_error_is_of_all_tensors_of_a_type(tmp_path: Path) -> None:
+    first, second = (Comparison("x", "F32", "BF16", max_error=error) for error in (0.5, 0.25))
+    third = Comparison("x", "F32", "BF16", max_error=0.75)
+    first.add(second)
+    assert first.max_error == 0.5
+    first.add(third)
+    assert first.max_error == 0.75
