@@ -124,7 +124,7 @@ def test_an_interrupted_batch_keeps_its_answers(model_folder: Path, tmp_path: Pa
     wait_until(lambda: partial.exists() and partial.stat().st_size)
     started.send_signal(signal.SIGINT)
     err = started.communicate(timeout=HANG_SECONDS)[1].decode()
-    assert started.returncode == 130
+    assert started.returncode == 130, err
     assert "Traceback" not in err
     num_lines = partial.read_bytes().count(b"\n")
     assert f"{num_lines} of 5000 answers are in" in err

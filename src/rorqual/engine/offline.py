@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rorqual.engine.answer import Answer
+from rorqual.engine.interrupts import uninterrupted
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import Output, Piece, Request
 
@@ -47,15 +48,18 @@ def answer_in_order(engine: Steps, requests: Iterable[Request]) -> Iterator[Outp
                 request = next(waiting, None)
                 is_more = request is not None
                 if request is not None:
-                    answers.append(engine.add(request))
+                    with uninterrupted():
+                        answers.append(engine.add(request))
                     num_open += 1
             if num_open:
-                engine.step()
+                with uninterrupted():
+                    engine.step()
             while answers and answers[0].finish_reason is not None:
                 yield answers.pop(0).output()
     finally:
-        for answer in answers:
-            engine.cancel(answer)
+        with uninterrupted():
+            for answer in answers:
+                engine.cancel(answer)
 
 
 def _has_window(engine: Steps, answers: list[Answer]) -> bool:
@@ -96,13 +100,17 @@ class Stream:
 
     def _run(self) -> Generator[str, None, None]:
         """Yields after every step, also an empty text: the caller may want to stop there."""
-        answer = self._answer = self._engine.add(self._request)
         num_shown = 0
         try:
+            with uninterrupted():
+                answer = self._answer = self._engine.add(self._request)
             while answer.finish_reason is None or num_shown < len(answer.text):
                 if answer.finish_reason is None:  # else another reader's steps ended it
-                    self._engine.step()
+                    with uninterrupted():
+                        self._engine.step()
                 shown, num_shown = num_shown, len(answer.text)
                 yield answer.text[shown:]
         finally:
-            self._engine.cancel(answer)
+            if self._answer is not None:
+                with uninterrupted():
+                    self._engine.cancel(self._answer)
