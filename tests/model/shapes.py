@@ -43,6 +43,9 @@ CONFIGS: dict[str, ModelConfig] = {
             factor=40, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.0
         )
     ),
+    "yarn_mscale_alone": BASE.with_changes(
+        rope_scaling=YarnScaling(factor=40, original_max_position_embeddings=16, mscale=0.7)
+    ),
     "another_epsilon": BASE.with_changes(rms_norm_eps=1e-3),
     "tied": BASE.with_changes(tie_word_embeddings=True),
     "two_shared": BASE.with_changes(n_shared_experts=2),

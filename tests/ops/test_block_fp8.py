@@ -203,8 +203,8 @@ def test_the_fast_twin_gives_the_same_bits(
     codes = torch.tensor(numbers, dtype=torch.uint8)[torch.randint(len(numbers), shape)]
     scale = torch.rand(num_blocks(shape[0], block[0]), num_blocks(shape[1], block[1]))
     scale = scale.add_(0.1).mul_(largest_scale)
-    for has_nan in (False, True):
-        codes[0, 0] = 0x7F if has_nan else 0x80
+    for first in (0x80, 0x7F, 0xFF):  # -0 and both NaN
+        codes[0, 0], has_nan = first, first != 0x80
         weight = codes.view(torch.float8_e4m3fn)
         for dtype in (torch.float32, torch.bfloat16):
             expected = dequantise_blocks(weight, scale, dtype, block)

@@ -98,3 +98,17 @@ def test_bfloat16_gradients_are_summed_over_all_blocks(
         assert wide.grad is not None
         atol = BFLOAT16 * float(wide.grad.abs().max())
         torch.testing.assert_close(narrow.grad, wide.grad, rtol=0, atol=atol)
+
+
+def test_small_gradients_of_many_blocks_are_not_lost_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sum of 2,048 equal parts in bfloat16 would stop at 256 times a part."""
+    monkeypatch.setattr(ops, "BLOCK_ELEMENTS", 1)
+    h_ND = torch.ones(2048, 2, dtype=torch.bfloat16)
+    weight_VD = torch.zeros(4, 2, dtype=torch.bfloat16, requires_grad=True)
+    targets_N, is_target_N = torch.zeros(2048, dtype=torch.long), torch.ones(2048, dtype=torch.bool)
+    ops.linear_cross_entropy(h_ND, weight_VD, targets_N, is_target_N).backward()
+    expected = torch.tensor([-0.75, 0.25, 0.25, 0.25]) * 2048
+    assert weight_VD.grad is not None
+    torch.testing.assert_close(weight_VD.grad.float(), expected[:, None].expand(4, 2))

@@ -105,6 +105,19 @@ def test_every_faulty_block_is_found(name: str, has_importance: bool) -> None:
     assert num_faulty(good) == 0
 
 
+@pytest.mark.parametrize("has_importance", [False, True])
+def test_q8_0_reaches_the_extremes_whatever_an_importance_says(has_importance: bool) -> None:
+    """Codes that are the nearest ones to a scale of half the size: the large values are clipped."""
+    x = 0.02 * torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(3))
+    good = encode_blocks(x, "Q8_0").view(-1, QUANT_TYPES["Q8_0"].block_bytes)
+    scale = good[:, :2].contiguous().view(torch.float16) / 2
+    codes = (x.view(-1, 32) / scale.float()).round().clamp(-127, 127).to(torch.int8)
+    clipped = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], dim=1).view(ROWS, -1)
+    limits = limits_of(clipped, "Q8_0", has_importance=has_importance)
+    is_beyond = (decode_blocks(clipped, "Q8_0") - x).abs() > limits.allowed(x)
+    assert bool(is_beyond.view(-1, 32).any(1).all())
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floating_point_is_off_by_half_its_distance(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
