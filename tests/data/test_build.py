@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import rorqual.data.shards as shards_module
@@ -26,7 +29,7 @@ from rorqual.data.plan import _chances
 from rorqual.data.sources import fetch
 from rorqual.errors import ConfigError, DataError, UsageError
 from rorqual.files import FileLock
-from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 Write = Callable[[Path, Iterable[Any]], Path]
 CHAT = {"messages": [
@@ -157,6 +160,22 @@ def test_finished_build_is_left_alone_until_something_changes(
     assert not build(other, _options(tokenizer_folder)).was_done
 
 
+def test_shards_of_a_tokenizer_that_was_replaced_are_made_again(
+    tmp_path: Path, corpus: Path, texts: list[str], tokenizer: Tokenizer
+) -> None:
+    data = _data(tmp_path / "t", SourceSettings(name="mine", path=str(corpus)), fim_rate=0.0)
+    tokenizer.save(tmp_path / "tokenizer")
+    first = build(data, _options(tmp_path / "tokenizer"))
+    shutil.rmtree(tmp_path / "tokenizer")
+    other = train_tokenizer(texts[:7], 350)
+    other.save(tmp_path / "tokenizer")
+    second = build(data, _options(tmp_path / "tokenizer"))
+    assert not second.was_done
+    assert second.total("num_documents") == first.total("num_documents")
+    assert set(_texts(tmp_path / "t/mine/train", other)) <= set(texts)
+    assert build(data, _options(tmp_path / "tokenizer")).was_done
+
+
 def test_a_second_build_of_a_folder_is_refused(
     tmp_path: Path, corpus: Path, tokenizer_folder: Path
 ) -> None:
@@ -209,6 +228,24 @@ def test_conversations_have_masks(
     assert opened.masks[0][-len(ids) :].tolist() == mask
     assert opened.masks[0][: -len(ids)].all()
     assert opened.text_bytes == len(texts[0].encode()) + len("The cat.")
+
+
+def test_tools_of_a_conversation_are_in_its_tokens(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer, write_jsonl: Write
+) -> None:
+    """From lines and from parquet."""
+    function = {"name": "look", "description": "", "parameters": {"type": "object"}}
+    record = CHAT | {"tools": [{"type": "function", "function": function}]}
+    write_jsonl(tmp_path / "chat" / "a.jsonl", [record])
+    table = pyarrow.table({"messages": [record["messages"]], "tools": [record["tools"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "chat" / "b.parquet")
+    source = SourceSettings(name="chat", path=str(tmp_path / "chat"))
+    data = _data(tmp_path / "t", source, held_out=0.0, dedupe=False)
+    build(data, _options(tokenizer_folder))
+    ids, _ = tokenizer.encode_training(record["messages"], record["tools"])
+    assert "look" in tokenizer.decode(ids)
+    found = np.concatenate(open_tokens(tmp_path / "t/chat/train").tokens).tolist()
+    assert found == [*ids, *ids]
 
 
 def test_generated_sources(tmp_path: Path, tokenizer_folder: Path) -> None:

@@ -149,6 +149,15 @@ def test_html_text() -> None:
     assert extract_manuals.html_text(page) == "1. A\n\nSome bold text & more.\n\n- item\n\nx\n  y"
 
 
+def test_what_is_hidden_ends_with_its_own_end() -> None:
+    page = (
+        "<div class='docnav'>a<div>b<p>c</p><div>d</div></div>e<script>f</script>g</div>"
+        "<p>Text.</p>"
+        "<div id='banner'>h</div><p>More.</p><style>i</style>"
+    )
+    assert extract_manuals.html_text(page) == "Text.\n\nMore."
+
+
 def test_sections_leave_the_contents_out() -> None:
     body = "A sentence of the section itself. " * 20
     contents = "".join(f"{n}.1. Title\n" for n in range(1, 5))

@@ -98,6 +98,15 @@ def test_each_document_is_joined_up_to_the_bound(
     assert [document.text for document in found] == [text[:40]] * 3
 
 
+def test_what_stood_around_a_held_out_block_is_not_joined(tmp_path: Path) -> None:
+    """By hand: blocks 0, 1, 3, 6 and 7 of nine."""
+    text = "".join(f"{n}23456789\n" for n in range(9))
+    (tmp_path / "a.txt").write_text(text)
+    is_taken = np.isin(np.arange(9), [0, 1, 3, 6, 7])
+    found = shards._taken(tmp_path / "a.txt", is_taken, block_characters=10)
+    assert [document.text for document in found] == [text[:20], text[30:40], text[60:80]]
+
+
 def test_the_tokenizer_sees_equal_shares_and_all_of_a_small_source() -> None:
     """By hand: of 150 bytes a source of 10 gives all, and the two others half of the rest."""
     assert _chances([100, 10, 100], 150) == [0.7, 1.0, 0.7]

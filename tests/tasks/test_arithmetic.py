@@ -39,6 +39,8 @@ def test_workings_equal_python() -> None:
         ):
             assert final_number(working) == result, working
             check_steps(working)
+            # A column is never left below zero: a borrow goes on through zeros.
+            assert "=-" not in working.replace(" ", ""), working
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,10 @@ def test_workings_equal_python() -> None:
     [
         (add_working(47, 85), "47 + 85: 7+5=12, write 2 carry 1; 4+8+1=13. Answer: 132"),
         (subtract_working(52, 38), "52 - 38: 12-8=4 borrow 1; 5-3-1=1. Answer: 14"),
+        (
+            subtract_working(500, 1),
+            "500 - 001: 10-1=9 borrow 1; 10-0-1=9 borrow 1; 5-0-1=4. Answer: 499",
+        ),
         (multiply_working(47, 6), "47 x 6: 7x6=42, write 2 carry 4; 4x6=24, 24+4=28. Answer: 282"),
         (divide_working(84, 3), "84 / 3: 8/3=2 r 2; 24/3=8 r 0. Answer: 28"),
         (add_working(7, 5), "7 + 5 = 12"),
