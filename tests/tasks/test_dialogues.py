@@ -7,7 +7,16 @@ import re
 import pytest
 
 from rorqual.tasks import GENERATORS, dialogue
+from rorqual.tasks.arithmetic import (
+    LIMIT_ANSWER,
+    ZERO_ANSWER,
+    add_working,
+    divide_working,
+    subtract_working,
+)
 from rorqual.tasks.dialogues import MAX_TOKENS, approximate_tokens
+from rorqual.tasks.follow_ups import follow_up
+from rorqual.tasks.skill import Question
 from rorqual.tasks.words import common_words
 
 NUM_DOCUMENTS = 300
@@ -29,6 +38,27 @@ def test_documents_hold_text_or_messages(name: str) -> None:
         assert set(document) in ({"text"}, {"messages"})
         if "text" in document:
             assert document["text"].strip()
+
+
+@pytest.mark.parametrize(
+    ("working", "is_followed"),
+    [
+        (divide_working(84, 3), True),
+        (divide_working(85, 3), False),  # a remainder: nothing can go on from the quotient alone
+        (subtract_working(3, 8), False),
+        (add_working(900, 99), True),
+        (add_working(901, 99), False),
+        (ZERO_ANSWER, False),
+        (LIMIT_ANSWER, False),
+    ],
+)
+def test_a_sum_goes_on_from_a_result_that_can_be_gone_on_from(
+    working: str, is_followed: bool
+) -> None:
+    last = Question("arithmetic", "?", working, "arithmetic:?")
+    for seed in range(40):
+        found = follow_up(random.Random(seed), last)
+        assert (found is not None) == is_followed, found
 
 
 def test_dialogues_alternate_and_fit() -> None:

@@ -1,0 +1,157 @@
+"""Every flag reaches what it is for. Oracle: the value on the command line."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run
+
+import rorqual.cli.serve
+import rorqual.engine
+import rorqual.eval
+from rorqual.engine import SamplingParams
+from rorqual.errors import UsageError
+from rorqual.weights.convert_plan import Target
+
+ENGINE_FLAGS: list[tuple[list[object], str, object]] = [
+    (["--speculate", 1], "speculate", 1),
+    (["--max-batch", 3], "max_batch", 3),
+    (["--cache-memory", "2MiB"], "cache_memory", 2 << 20),
+    (["--cache-memory", "0.25"], "cache_memory", 0.25),
+    (["--kv-cache-dtype", "fp8"], "kv_cache_dtype", "fp8"),
+    (["--max-model-len", 77], "max_model_len", 77),
+    (["--batch-invariant"], "is_batch_invariant", True),
+    (["--set", "engine.max_step_tokens=64"], "max_step_tokens", 64),
+    (["--set", "engine.block_tokens=8"], "block_tokens", 8),
+    (["--set", "engine.use_prefix_cache=false"], "use_prefix_cache", False),
+]
+SERVER_FLAGS: list[tuple[list[object], str, object]] = [
+    (["--request-timeout", 7.5], "request_timeout_seconds", 7.5),
+    (
+        ["--cors-origin", "http://a", "--cors-origin", "http://b"],
+        "cors_origins",
+        ("http://a", "http://b"),
+    ),
+    (["--set", "server.max_body_bytes=1234"], "max_body_bytes", 1234),
+]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Any:
+    """Runs `serve` as far as the start of the server; what it was given, by name."""
+    seen: dict[str, Any] = {}
+    real = rorqual.engine.Engine
+
+    def engine(*arguments: Any, **options: Any) -> Any:
+        seen["engine"] = options
+        return real(*arguments, **options)
+
+    def start(
+        engine: Any, defaults: Any, names: Any, options: Any, server: Any, bound: Any
+    ) -> None:
+        seen.update(defaults=defaults, names=names, options=options, server=server)
+
+    monkeypatch.setattr(rorqual.engine, "Engine", engine)
+    monkeypatch.setattr(rorqual.cli.serve, "_run", start)
+
+    def serve(*flags: object) -> dict[str, Any]:
+        seen.clear()
+        done = run("serve", "--model", model_folder, "--port", 0, *flags)
+        return seen | {"code": done.code, "err": done.err}
+
+    return serve
+
+
+def test_flags_of_the_engine(served: Any) -> None:
+    plain = served()
+    assert plain["code"] == 0
+    for flags, name, value in ENGINE_FLAGS:
+        found = served(*flags)
+        assert found["engine"] == plain["engine"] | {name: value}, flags
+
+
+def test_flags_of_the_server(served: Any, tmp_path: Path) -> None:
+    plain = vars(served()["server"])
+    for flags, name, value in SERVER_FLAGS:
+        assert vars(served(*flags)["server"]) == plain | {name: value}, flags
+    assert served("--set", "engine.max_queue=5")["options"].max_queue == 5
+    names = served("--served-model-name", "a", "--served-model-name", "b")["names"]
+    assert names == ["a", "b"]
+    files = served("--files-dir", tmp_path / "files")["server"]
+    assert files.files_dir == tmp_path / "files"
+    (tmp_path / "keys.txt").write_text(f"{'a' * 32}\n{'b' * 32}\n", encoding="utf-8")
+    assert len(served("--api-key-file", tmp_path / "keys.txt")["server"].api_keys) == 2
+    assert served()["names"] == ["sei"]
+    assert served()["defaults"] == SamplingParams(temperature=0)
+
+
+@pytest.mark.parametrize("flags", [("--request-timeout", 0), ("--request-timeout", -1)])
+def test_a_value_that_cannot_be_is_refused_and_not_dropped(
+    served: Any, flags: tuple[object, ...]
+) -> None:
+    found = served(*flags)
+    assert found["code"] == 2
+    assert "request_timeout" in found["err"]
+
+
+def test_flags_of_eval(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    seen: list[Any] = []
+
+    def evaluate(engine: Any, *arguments: Any, **options: Any) -> list[Any]:
+        seen.append((arguments, options))
+        return []
+
+    monkeypatch.setattr(rorqual.eval, "evaluate_skills", evaluate)
+    flags = ("--skills", 7, "--seed", 9, "--skill", "dates", "--skill", "units", "--threads", 1)
+    assert run("eval", model_folder, *flags).code == 0
+    assert run("eval", model_folder).code == 0
+    assert run("eval", model_folder, "--skills", 0).code == 0
+    (given, options), (standard, _) = seen
+    assert given == (7, 9, ["dates", "units"])
+    assert standard == (200, 0, None)
+    assert options["params"].temperature == 0
+
+
+def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def convert(source: Any, destination: Any, options: Any, **others: Any) -> None:
+        seen.append((source, destination, vars(options), others["workers"]))
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(importlib.import_module("rorqual.weights.convert"), "convert", convert)
+
+    def given(*flags: object, to: str = "fp8") -> tuple[dict[str, Any], object]:
+        assert run("convert", "tiny", tmp_path / "b", "--to", to, *flags).code == 2
+        source, destination, options, workers = seen.pop()
+        assert (source, destination, options["target"]) == (
+            "tiny",
+            tmp_path / "b",
+            Target.parse(to),
+        )
+        return {name: value for name, value in options.items() if name != "target"}, workers
+
+    plain, workers = given()
+    assert set(plain.values()) == {None}
+    assert workers is None
+    for flags, name, value in (
+        (["--keep-mtp"], "keep_mtp", True),
+        (["--drop-mtp"], "keep_mtp", False),
+        (["--scale-format", "ue8m0"], "scale_format", "ue8m0"),
+        (["--max-file-gb", "0.5"], "max_shard_bytes", 500_000_000),  # decimal, as files are listed
+    ):
+        assert given(*flags) == (plain | {name: value}, None), flags
+    assert given("--workers", 3) == (plain, 3)
+    imatrix = tmp_path / "i.dat"
+    assert given("--imatrix", imatrix, to="gguf:Q4_K")[0] == plain | {"imatrix": imatrix}
+
+
+def test_a_failed_answer_is_shown(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    """A model that has learnt nothing: as many of its failures are printed as were asked for."""
+    flags = ("--skills", 3, "--skill", "arithmetic")
+    printed = {n: run("eval", model_folder, *flags, "--failures", n).out for n in (0, 2)}
+    assert printed[0].count("said ") == 0
+    assert printed[2].count("said ") == 2
