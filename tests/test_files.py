@@ -53,19 +53,46 @@ def test_modes_are_those_of_plain_writes(tmp_path: Path) -> None:
             assert mode(tmp_path / "out" / name) == mode(tmp_path / "plain"), name
 
 
-def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
+def test_what_fails_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     path, folder = tmp_path / "a.txt", tmp_path / "out"
     path.write_text("old")
     folder.mkdir()
     (folder / "old").touch()
-    with pytest.raises(ZeroDivisionError), atomic_write(path, "w") as file:
-        file.write(1 // 0)
-    with pytest.raises(ZeroDivisionError), atomic_directory(folder, replace=True) as new:
-        (new / "new").write_text("new" * (1 // 0))
+
+    def fail() -> str:
+        raise error
+
+    with pytest.raises(error), atomic_write(path, "w") as file:
+        file.write(fail())
+    with pytest.raises(error), atomic_directory(folder, replace=True) as new:
+        (new / "new").write_text("new" + fail())
     with pytest.raises(UsageError, match="not empty"), atomic_directory(folder):
         pass
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "old", "out"]
+
+
+@pytest.mark.parametrize("at_call", [1, 2])
+def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_call: int
+) -> None:
+    """It fails before the old folder has given way, or right after."""
+    folder, replace, num_calls = tmp_path / "out", os.replace, 0
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def fails_once(source: Path, target: Path) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == at_call:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(folder, replace=True) as new:
+        (new / "new").touch()
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.name[0] != ".") == ["old", "out"]
 
 
 def test_what_is_in_work_tells_its_name(tmp_path: Path) -> None:

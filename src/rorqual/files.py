@@ -96,7 +96,11 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
             old = _temporary(path)
             old.mkdir()
             os.replace(path, old)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
