@@ -174,3 +174,8 @@ def test_values_beyond_what_python_reads_are_told(tmp_path: Path, value: str) ->
 def test_spaces_around_the_sign_of_an_override_mean_nothing() -> None:
     found = apply_overrides({}, [" training.total_tokens = 3"])
     assert found == {"training": {"total_tokens": 3}}
+
+
+def test_a_value_may_hold_the_sign_of_an_override() -> None:
+    found = apply_overrides({}, ['data.folder="a=b=c"', "text=x=y"])
+    assert found == {"data": {"folder": "a=b=c"}, "text": "x=y"}
