@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,31 @@ def test_a_failed_answer_is_shown(monkeypatch: pytest.MonkeyPatch, model_folder:
     printed = {n: run("eval", model_folder, *flags, "--failures", n).out for n in (0, 2)}
     assert printed[0].count("said ") == 0
     assert printed[2].count("said ") == 2
+
+
+@pytest.mark.parametrize("verb", ["chat", "generate"])
+def test_every_advice_can_be_overridden(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path, verb: str
+) -> None:
+    copy = tmp_path / "advised"
+    shutil.copytree(model_folder, copy)
+    advised = {"temperature": 0.9, "top_p": 0.8, "top_k": 7, "min_p": 0.2}
+    advised |= {"repetition_penalty": 1.3, "max_tokens": 2}
+    (copy / "chat.json").write_text(json.dumps({"sampling": advised}), encoding="utf-8")
+    chosen = {"temperature": 0.0, "top_p": 1.0, "top_k": 9, "min_p": 0.0}
+    chosen |= {"repetition_penalty": 1.0, "max_tokens": 3}
+    names = {"max_tokens": "max_new_tokens"}
+    seen: list[SamplingParams] = []
+    real = rorqual.engine.ModelFolder.sampling
+
+    def sampling(self: Any, **values: Any) -> SamplingParams:
+        seen.append(real(self, **values))
+        return seen[-1]
+
+    monkeypatch.setattr(rorqual.engine.ModelFolder, "sampling", sampling)
+    flags: list[object] = ["--prompt", "a"] if verb == "generate" else []
+    for given, expected in [({}, advised), (chosen, chosen)]:
+        pairs = [(f"--{names.get(n, n).replace('_', '-')}", value) for n, value in given.items()]
+        done = run(verb, "--model", copy, *flags, *[part for pair in pairs for part in pair])
+        assert done.code == 0, done.err
+        assert {name: getattr(seen[-1], name) for name in expected} == expected

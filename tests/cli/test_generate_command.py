@@ -76,6 +76,13 @@ BAD_LINES = {
     "wrong_type": (b'{"prompt": 3}\n', "line 1: 'prompt' is not a string"),
     "no_messages": (b'{"messages": []}\n', "line 1: cannot be answered"),
     "bad_role": (b'{"messages": [{"role": "x", "content": "a"}]}\n', "unknown role"),
+    "tools_number": (
+        b'{"prompt": "a", "tools": 5}\n',
+        "line 1: cannot be answered: tools: is not a",
+    ),
+    "tools_object": (b'{"prompt": "a", "tools": {"a": 1}}\n', "tools: is not a list"),
+    "tools_zero": (b'{"prompt": "a", "tools": 0}\n', "tools: is not a list"),
+    "tool_text": (b'{"prompt": "a", "tools": ["f"]}\n', "tools[0]: is not a function"),
     "not_utf8": (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2: is not UTF-8"),
     "too_long": (b'{"prompt": "' + b"x1" * 9000 + b'"}\n', "does not fit"),
     "empty": (b"\n\n", "has no prompts"),
@@ -105,12 +112,21 @@ def test_a_bad_line_is_named_and_nothing_is_written(
         ("--prompt", "a", "--output-file", "x.jsonl"),
         ("--input-file", "nothing.txt"),
         ("--prompt", "a", "--raw", "--system", "b"),
+        ("--prompt", "a", "--threads", "0"),
+        ("--prompt", "a", "--threads", "100000"),
+        ("--interactive", "--json"),
     ],
 )
 def test_flags_without_meaning_are_2(model_folder: Path, flags: tuple[str, ...]) -> None:
     done = run("generate", "--model", model_folder, *flags)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("rorqual: ")
+
+
+def test_a_flag_is_named_as_it_was_given(model_folder: Path) -> None:
+    done = run("generate", "--model", model_folder, "--prompt", "a", "--max-new-tokens", 0)
+    assert done.code == 2
+    assert "--max-new-tokens" in done.err
 
 
 @pytest.mark.concurrency

@@ -289,3 +289,25 @@ def test_training_needs_turn_tokens(small: Tokenizer) -> None:
     ids = {name: i for name, i in small.special_ids.items() if name != "<｜Assistant｜>"}
     with pytest.raises(TokenizerError, match="cannot tell the assistant's tokens"):
         dataclasses.replace(small, special_ids=ids).encode_training([USER])
+
+
+@pytest.mark.parametrize("tools", [5, 0, "f", {"a": 1}, True])
+def test_tools_that_are_no_list_are_refused(small: Tokenizer, tools: Any) -> None:
+    with pytest.raises(TokenizerError, match="tools: is not a list"):
+        small.encode_chat([said("user", "Hi")], tools)
+
+
+@pytest.mark.parametrize("messages", [5, "Hi", {"role": "user", "content": "Hi"}, None])
+def test_messages_that_are_no_list_are_refused(small: Tokenizer, messages: Any) -> None:
+    with pytest.raises(TokenizerError, match="the conversation is not a list"):
+        small.encode_chat(messages)
+
+
+def test_what_is_nested_too_deeply_is_refused(small: Tokenizer) -> None:
+    deep: Any = 1
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(TokenizerError, match="nested too deeply"):
+        small.encode_chat([said("user", "Hi", name=deep)])
+    with pytest.raises(TokenizerError, match="nested too deeply"):
+        small.encode_chat([said("user", "Hi")], [CLOCK | {"x": deep}])

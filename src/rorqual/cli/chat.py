@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import signal
 import sys
@@ -46,14 +47,34 @@ TokenizerPath = Annotated[
         help="A folder, tokenizer.json or GGUF file to take it from. [default: the model's own]",
     ),
 ]
+ADVICE = "[default: the model's advice, or {}]"
 Temperature = Annotated[
     float | None,
-    typer.Option(help="0 takes the likeliest token. [default: the model's advice, or 0.3]"),
+    typer.Option(help=f"0 takes the likeliest token, at most 100. {ADVICE.format(0.3)}"),
 ]
-TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest that reach this sum.")]
-TopK = Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(help=f"Sample among the likeliest that reach this sum. {ADVICE.format(1)}"),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help=f"Sample among this many likeliest tokens. {ADVICE.format('all')}"),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample among tokens at least this share as likely as the likeliest. "
+        + ADVICE.format(0)
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help=f"Above 1 makes tokens that were seen less likely. {ADVICE.format(1)}"),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes the answers the same each time.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer. [default: 4096]")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help=f"Longest answer. {ADVICE.format(4096)}")
+]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions that come first.")]
 DtypeName = Annotated[
     str,
@@ -80,6 +101,8 @@ def chat(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
     system: System = None,
@@ -106,7 +129,13 @@ def chat(
         place = resolve_device(device)
         folder = ModelFolder.find(model, tokenizer)
         params = folder.sampling(
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_new_tokens
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            max_tokens=max_new_tokens,
         )
         set_threads(threads)
         vocabulary = folder.load_tokenizer()
@@ -123,8 +152,14 @@ def set_threads(threads: int | None) -> None:
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise UsageError("--threads is out of range", found=threads, expected="1 or more")
+        most = os.cpu_count() or 1
+        if not 1 <= threads <= most:  # torch itself crashes where there are far too many
+            raise UsageError(
+                "--threads is out of range",
+                found=threads,
+                expected=f"1 to {most}, the processors of this machine",
+                fix="leave it out: PyTorch chooses",
+            )
         torch.set_num_threads(threads)
 
 

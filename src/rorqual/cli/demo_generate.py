@@ -21,8 +21,7 @@ from rorqual.cli.chat import (
     opening,
     set_threads,
 )
-from rorqual.cli.generate import Batch, Reader, check_sources
-from rorqual.errors import UsageError
+from rorqual.cli.generate import Batch, Reader, check_input_file, check_sources
 
 SEED = 0
 BATCH_SIZE = 8
@@ -70,8 +69,8 @@ def demo_generate(
       rorqual demo-generate --ckpt-path V3-mp16 --config config_671B.json --input-file prompts.txt
     """
     check_sources({"--input-file": input_file, "--interactive": interactive or None}, None)
-    if input_file is not None and not input_file.is_file():
-        raise UsageError("no such file", where=input_file, expected="prompts, one a line")
+    if input_file is not None:
+        check_input_file(input_file)
     with loading(ckpt_path):
         from rorqual.engine import Conversation, Engine, ModelFolder, SamplingParams
         from rorqual.ops.device import resolve_device

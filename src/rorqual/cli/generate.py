@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.cli.answer_file import AnswerFile
 from rorqual.cli.chat import (
     DeviceName,
     DtypeName,
     MaxNewTokens,
+    MinP,
     Model,
+    RepetitionPenalty,
     Seed,
     System,
     Temperature,
@@ -29,7 +31,7 @@ from rorqual.cli.chat import (
     set_threads,
 )
 from rorqual.errors import RorqualError, UsageError
-from rorqual.files import NOT_JSON, fsync_path
+from rorqual.files import NOT_JSON
 from rorqual.log import console
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ def generate(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")
@@ -81,7 +85,8 @@ def generate(
 
     A line of a .jsonl file is {"prompt": "..."} or {"messages": [...]}, with "tools" and "id" if
     you like. Every line is checked before anything is generated. While a file is being answered,
-    the answers lie in G.jsonl.partial; G.jsonl appears when all are there.
+    the answers lie in G.jsonl.partial, which no later run removes; G.jsonl appears when all are
+    there and replaces an older one.
 
     \b
     Examples:
@@ -92,33 +97,44 @@ def generate(
     """
     sources = {"--prompt": prompt, "--input-file": input_file, "--interactive": interactive or None}
     check_sources(sources, output_file)
+    if interactive and as_json:
+        raise UsageError("--interactive prints text, not JSON", fix="leave out --json")
     if input_file is not None:
+        check_input_file(input_file)
         _check_files(input_file, output_file)
-    with loading(model):
-        from rorqual.engine import Conversation, Engine, ModelFolder
-        from rorqual.ops.device import resolve_device
+    with AnswerFile.taken(output_file) as target:
+        with loading(model):
+            from rorqual.engine import Conversation, Engine, ModelFolder
+            from rorqual.ops.device import resolve_device
 
-        place = resolve_device(device)
-        folder = ModelFolder.find(model, tokenizer)
-        chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        stops = tuple(stop) if stop else None
-        params = folder.sampling(**chosen, stop=stops, max_tokens=max_new_tokens)
-        set_threads(threads)
-        is_chat = folder.is_chat() if chat is None else chat
-        reader = Reader(folder.load_tokenizer(), is_chat, system)
-        num_lines = 0
-        if input_file is not None:  # before the weights: a fault in the last line shows at once
-            num_lines = reader.check(input_file, folder.max_positions())
-        loaded = folder.load_model(dtype, place)
-        engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
-    if interactive:
-        talk = Conversation(engine, params, system, is_raw=not is_chat)
-        converse(talk, opening(folder))
-    elif prompt is not None:
-        _answer_one(engine, reader.prompt_ids({"prompt": prompt}), params, as_json)
-    elif input_file is not None:
-        batch = Batch(engine, reader, params, input_file, num_lines)
-        batch.write(output_file) if output_file else batch.show(as_json)
+            place = resolve_device(device)
+            folder = ModelFolder.find(model, tokenizer)
+            params = folder.sampling(
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                stop=tuple(stop) if stop else None,
+                max_tokens=max_new_tokens,
+            )
+            set_threads(threads)
+            is_chat = folder.is_chat() if chat is None else chat
+            reader = Reader(folder.load_tokenizer(), is_chat, system)
+            num_lines = 0
+            if input_file is not None:  # before the weights: a fault in the last line shows at once
+                num_lines = reader.check(input_file, folder.max_positions())
+            loaded = folder.load_model(dtype, place)
+            engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
+        if interactive:
+            talk = Conversation(engine, params, system, is_raw=not is_chat)
+            converse(talk, opening(folder))
+        elif prompt is not None:
+            _answer_one(engine, reader.prompt_ids({"prompt": prompt}), params, as_json)
+        elif input_file is not None:
+            batch = Batch(engine, reader, params, input_file, num_lines)
+            batch.write(target) if target else batch.show(as_json)
 
 
 def check_sources(sources: dict[str, Any], output_file: Path | None) -> None:
@@ -133,15 +149,29 @@ def check_sources(sources: dict[str, Any], output_file: Path | None) -> None:
         raise UsageError("--output-file needs --input-file", fix="redirect the output with >")
 
 
+def check_input_file(path: Path) -> None:
+    """UsageError for what is no file that can be read twice: checked first, then answered."""
+    if path.is_dir():
+        raise UsageError("is a folder", where=path, expected="a file of prompts")
+    if not path.exists():
+        raise UsageError("no such file", where=path, expected="a file of prompts")
+    if not path.is_file():
+        raise UsageError(
+            "is a pipe or a device, which cannot be read twice",
+            where=path,
+            expected="a file of prompts: all are checked before the first is answered",
+            fix="write the prompts to a file, or pipe them into --interactive",
+        )
+
+
 def _check_files(input_file: Path, output_file: Path | None) -> None:
-    if not input_file.is_file():
-        raise UsageError("no such file", where=input_file, expected="a .txt or .jsonl file")
     if input_file.suffix not in (".txt", ".jsonl"):
         raise UsageError("unknown kind of file", where=input_file, expected=".txt or .jsonl")
     if output_file is None:
         return
-    if output_file.is_dir() or output_file.resolve() == input_file.resolve():
-        kind = "a folder" if output_file.is_dir() else "the input file itself"
+    is_itself = output_file.resolve() == input_file.resolve()
+    if is_itself or (output_file.exists() and not output_file.is_file()):
+        kind = "the input file itself" if is_itself else "a folder or a device"
         raise UsageError(f"the output would replace {kind}", where=output_file)
     if not output_file.parent.is_dir():
         raise UsageError("no such folder", where=output_file.parent, fix="create it first")
@@ -242,33 +272,8 @@ class Batch:
         for answer in self.answers():
             print(_json(answer) if as_json else answer["text"], flush=True)
 
-    def write(self, output_file: Path) -> None:
-        """Answers to a file that is whole or absent; what an interruption leaves is told."""
-        partial = output_file.with_name(output_file.name + ".partial")
-        partial.unlink(missing_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                for answer in self.answers():
-                    file.write(_json(answer) + "\n")
-                    file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, output_file)
-            fsync_path(output_file.parent)
-        except BaseException:
-            self._tell_what_is_left(partial)
-            raise
-        console().print(f"{self.num_lines} answers are in {output_file}")
-
-    def _tell_what_is_left(self, partial: Path) -> None:
-        """Counts the file's own lines: an interruption comes between any two instructions."""
-        if not partial.exists():
-            return
-        with partial.open("rb") as file:
-            num_written = sum(1 for _ in file)
-        if num_written:
-            console().print(f"{num_written} of {self.num_lines} answers are in {partial}")
-        else:
-            partial.unlink()
+    def write(self, target: AnswerFile) -> None:
+        target.write((_json(answer) for answer in self.answers()), self.num_lines)
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """The file is read again as rows come free, so its length costs no memory."""
@@ -314,4 +319,9 @@ def _fields(output: Output) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as in an "id", is no text: escaped again
+        text = json.dumps(value)
+    return text

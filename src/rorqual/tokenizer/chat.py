@@ -41,6 +41,12 @@ def is_published_v3_template(template: str) -> bool:
 
 def check_messages(messages: Sequence[Message]) -> None:
     """TokenizerError naming the first message that cannot be rendered, and why."""
+    if not isinstance(messages, list | tuple):
+        raise TokenizerError(
+            "the conversation is not a list",
+            found=type(messages).__name__,
+            expected='[{"role": ..., "content": ...}, ...]',
+        )
     if not messages:
         raise TokenizerError("the conversation is empty", expected="at least one message")
     outputs_allowed = False
@@ -122,6 +128,13 @@ def _check_tool_calls(role: str, calls: object, where: str) -> None:
 
 def check_tools(tools: Sequence[dict[str, Any]]) -> None:
     """TokenizerError naming the first tool definition that is not in OpenAI's shape."""
+    if not isinstance(tools, list | tuple):
+        raise TokenizerError(
+            "is not a list",
+            where="tools",
+            found=repr(tools)[:80],
+            expected='[{"type": "function", "function": {"name": ...}}, ...]',
+        )
     for index, tool in enumerate(tools):
         _function_of(tool, f"tools[{index}]")
 
@@ -161,10 +174,16 @@ def render(
     Raises TokenizerError for messages or tools that cannot be rendered.
     """
     check_messages(messages)
-    check_tools(tools or [])
-    mark = _unused_mark([messages, tools])
-    safe = [_mark_message(message, special, mark) for message in messages]
-    safe_tools = _map_text(list(tools), _marker(special, mark)) if tools else None
+    check_tools([] if tools is None else tools)
+    try:
+        mark = _unused_mark([messages, tools])
+        safe = [_mark_message(message, special, mark) for message in messages]
+        safe_tools = _map_text(list(tools), _marker(special, mark)) if tools else None
+    except RecursionError:
+        raise TokenizerError(
+            "the conversation or its tools are nested too deeply",
+            expected="lists and objects in each other a few hundred deep at most",
+        ) from None
     if safe_tools and "tools" not in template:
         after_system = [m for m in safe if m["role"] == "system"]
         after_system.append({"role": "system", "content": render_tools(safe_tools)})
