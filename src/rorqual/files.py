@@ -176,9 +176,7 @@ def mend_of(problem: OSError, path: str | os.PathLike[str]) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a folder has this name, be it for a link to nothing: who wrote the link meant a file,
-    so its reader says what is wrong rather than go on without it.
-    """
+    """Whether a folder has this name, be it a link to nothing: its reader says what is wrong."""
     return os.path.lexists(path)
 
 
@@ -254,9 +252,7 @@ _MOVING = threading.Lock()
 
 
 def _moved(descriptor: int, offset: int, act: Callable[[], T]) -> T:
-    """Where the system has no calls with an offset (Windows), the place in a file is shared by all
-    who use its descriptor: one at a time moves it.
-    """
+    """Without calls with an offset (Windows) all share a descriptor's place: one at a time."""
     with _MOVING:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return act()
