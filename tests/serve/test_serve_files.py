@@ -64,3 +64,34 @@ def test_uploads_under_way_count(store: FileStore) -> None:
 
     asyncio.run(test())
     assert store.num_bytes == 9
+
+
+def test_an_upload_that_fails_gives_its_room_back(store: FileStore) -> None:
+    """Also one whose client leaves."""
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(4)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(store.add(broken(), 9, "a", "me"))  # type: ignore[arg-type]
+    assert store.num_bytes == 0
+
+    async def cancelled() -> None:
+        is_writing, may_go_on = threading.Event(), threading.Event()
+
+        def slowly() -> Iterator[bytes]:
+            is_writing.set()
+            assert may_go_on.wait(HANG_SECONDS)
+            yield bytes(9)
+
+        upload = asyncio.create_task(store.add(slowly(), 9, "a", "me"))  # type: ignore[arg-type]
+        await asyncio.to_thread(is_writing.wait, HANG_SECONDS)
+        upload.cancel()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+
+    asyncio.run(cancelled())
+    assert store.num_bytes == 0
+    assert add(store, 10)

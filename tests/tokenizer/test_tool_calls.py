@@ -47,6 +47,11 @@ def test_arguments_given_as_an_object_come_back_as_json() -> None:
     assert parsed == [call("f", '{"ü": [1]}')]
 
 
+def test_an_empty_fence_is_empty_arguments_and_not_none() -> None:
+    made = [{"type": "function", "function": {"name": "look", "arguments": ""}}]
+    assert parse_tool_calls(render_tool_calls(made)) == ("", made)
+
+
 def test_text_without_calls_is_content() -> None:
     assert parse_tool_calls("Hello." + EOS) == ("Hello.", [])
     assert parse_tool_calls("") == ("", [])

@@ -25,6 +25,7 @@ GEMM_SIZE = 2048
 NUM_ROUNDS = 5
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 CPUINFO = Path("/proc/cpuinfo")
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def describe_machine() -> str:
 def total_memory_bytes() -> float:
     """Physical memory, or the control group's limit if that is less."""
     total = _physical_bytes()
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
+    if GROUP_LIMIT.exists() and (text := GROUP_LIMIT.read_text().strip()) != "max":
         total = min(total, int(text))
     return float(total)
 
