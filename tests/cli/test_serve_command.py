@@ -15,6 +15,8 @@ from serving import serving
 from patience import HANG_SECONDS
 from rorqual.cli.serve import parse_memory
 from rorqual.errors import UsageError
+from rorqual.serve.auth import check_origins
+from rorqual.serve.files import check_folder
 
 pytestmark = pytest.mark.concurrency
 
@@ -97,6 +99,15 @@ def test_what_it_refuses_before_it_loads_anything(model_folder: Path, tmp_path: 
         (("--set", "engine.block_tokens=0"), "greater than 0"),
         (("--set", "nonsense=1"), "is unknown"),
         (("--api-key-file", keys), "no key"),
+        (("--api-key-file", tmp_path / "nowhere"), "or name another --api-key-file"),
+        (("--files-dir", "/dev/null"), "cannot be the folder of files"),
+        (("--files-dir", "/dev/null/deeper"), "choose another --files-dir"),
+        (("--set", "server.files_dir='/dev/null'"), "cannot be the folder of files"),
+        (("--served-model-name", ""), "--served-model-name is no name"),
+        (("--served-model-name", "a", "--served-model-name", " b"), "is no name"),
+        (("--cors-origin", "notaurl"), "--cors-origin is no origin of a page"),
+        (("--cors-origin", "https://a.example/"), "without a path"),
+        (("--cors-origin", "https://A.example"), "in small letters"),
         (("--cache-memory", "much"), "is no size"),
         (("--kv-cache-dtype", "int3"), "int3"),
         (("--host", "256.256.256.256"), "cannot listen there"),
@@ -104,6 +115,23 @@ def test_what_it_refuses_before_it_loads_anything(model_folder: Path, tmp_path: 
         done = run("serve", "--model", model_folder, "--port", 0, *flags)
         assert done.code == 2, (flags, done)
         assert words in done.err
+        assert "at http://" not in done.err  # no banner
+        assert "Traceback" not in done.err
+
+
+def test_origins_that_browsers_send_are_taken() -> None:
+    check_origins(
+        ["*", "null", "http://localhost:3000", "https://a.example", "app://x", "http://[::1]:8"]
+    )
+
+
+def test_uploads_without_a_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gettempdir() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", gettempdir)
+    with pytest.raises(UsageError, match="uploads cannot be kept"):
+        check_folder(None)
 
 
 def test_sizes() -> None:

@@ -112,6 +112,8 @@ def serve(
     place = resolve_device(device)
     table = _overrides(set_ or [])
     options = fill(EngineOptions, table["engine"], "--set engine")
+    memory = None if cache_memory is None else parse_memory(cache_memory)
+    _check_names(served_model_name or [])
     bound = open_socket(host, port)
     with bound:
         chosen = {
@@ -131,7 +133,7 @@ def serve(
                 speculate=speculate,
                 max_batch=max_batch,
                 max_step_tokens=options.max_step_tokens,
-                cache_memory=None if cache_memory is None else parse_memory(cache_memory),
+                cache_memory=memory,
                 kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # Engine checks it
                 block_tokens=options.block_tokens,
                 use_prefix_cache=options.use_prefix_cache,
@@ -198,14 +200,29 @@ def _server_settings(
     api_key_file: Path | None,
     bound: socket.socket,
 ) -> ServerSettings:
-    from rorqual.serve.auth import read_keys
+    from rorqual.serve.auth import check_origins, read_keys
+    from rorqual.serve.files import check_folder
     from rorqual.serve.server import is_loopback
     from rorqual.serve.settings import ServerSettings
 
     keys = read_keys(api_key_file) if api_key_file is not None else ()
     values = {name: value for name, value in chosen.items() if value not in (None, ())}
     values |= {"api_keys": keys, "is_loopback": is_loopback(bound)}
-    return fill(ServerSettings, table | values, "rorqual serve")
+    settings = fill(ServerSettings, table | values, "rorqual serve")
+    check_origins(settings.cors_origins)
+    check_folder(settings.files_dir)
+    return settings
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not name or name != name.strip():
+            raise UsageError(
+                "--served-model-name is no name",
+                found=repr(name),
+                expected="a text without spaces around it, as requests will give it in 'model'",
+                fix="leave it out to serve the model under its folder's name",
+            )
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
 OPEN_PREFIX = "/page/"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 8
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*]+")
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -32,7 +34,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError(f"the key file cannot be read: {problem}", where=path) from None
+        fix = "write a text file with one key a line, or name another --api-key-file"
+        raise UsageError(f"the key file cannot be read: {problem}", where=path, fix=fix) from None
     keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
     if not keys:
         raise UsageError("there is no key in the file", where=path, expected="one key a line")
@@ -44,6 +47,18 @@ def read_keys(path: Path) -> tuple[str, ...]:
                 expected=f"at least {MIN_KEY_CHARACTERS} ASCII characters without spaces",
             )
     return keys
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """UsageError for what no browser sends as `Origin`, so that it would allow nobody."""
+    for origin in origins:
+        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+            raise UsageError(
+                "--cors-origin is no origin of a page",
+                found=repr(origin),
+                expected="scheme://host or scheme://host:port in small letters, without a path; "
+                "or * for every site",
+            )
 
 
 class Keys:

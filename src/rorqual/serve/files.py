@@ -40,27 +40,47 @@ class StoredFile(BaseModel):
     owner: str
 
 
+def check_folder(chosen: Path | None) -> None:
+    """UsageError if files could not be kept there: asked before a model is loaded for nothing."""
+    try:
+        folder = Path(tempfile.gettempdir()) if chosen is None else _open_folder(chosen)
+    except FileNotFoundError as problem:  # no place for temporary files
+        fix = "make room there, or name a folder with --files-dir"
+        raise UsageError(f"uploads cannot be kept: {problem}", fix=fix) from None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise _no_folder(folder, "this user may not write there")
+
+
+def _open_folder(chosen: Path | None) -> Path:
+    if chosen is None:
+        return Path(tempfile.mkdtemp(prefix="rorqual-files-"))  # readable by this user only
+    try:
+        chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise _no_folder(chosen, str(problem)) from None
+    return chosen
+
+
+def _no_folder(folder: Path, why: str) -> UsageError:
+    return UsageError(
+        f"cannot be the folder of files: {why}",
+        where=folder,
+        expected="a folder that this user may write to, or a name for a new one",
+        fix="choose another --files-dir, or leave it out for a temporary folder",
+    )
+
+
 class FileStore:
     """Files by id; an owner sees only their own."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._is_private = settings.files_dir is None
-        self._folder = self._open_folder(settings.files_dir)
+        self._folder = _open_folder(settings.files_dir)
         self._files: dict[str, StoredFile] = {}
         self._num_reserved_bytes = 0
         if not self._is_private:
             self._load()
-
-    @staticmethod
-    def _open_folder(chosen: Path | None) -> Path:
-        if chosen is None:
-            return Path(tempfile.mkdtemp(prefix="rorqual-files-"))  # readable by this user only
-        try:
-            chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UsageError(f"cannot be the folder of files: {problem}", where=chosen) from None
-        return chosen
 
     def _load(self) -> None:
         for path in sorted(self._folder.glob("file-*.json")):
