@@ -14,14 +14,22 @@ import hf_oracle as oracle
 import numpy as np
 import pytest
 
+from rorqual.config import fill
 from rorqual.engine import ModelFolder
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.errors import CheckpointError, RorqualError, TokenizerError, UsageError
+from rorqual.errors import CheckpointError, ConfigError, RorqualError, TokenizerError, UsageError
 from rorqual.model import build
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, save
-from rorqual.weights.advice import advice_of_gguf
+from rorqual.weights.advice import (
+    END_KEYS,
+    ENDS_KEY,
+    Advice,
+    SamplingDefaults,
+    advice_of_folder,
+    advice_of_gguf,
+)
 from rorqual.weights.convert import Conversion, convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.gguf_file import read_gguf
@@ -239,3 +247,97 @@ def test_a_tiktoken_file_is_a_tokenizer_too(tmp_path: Path) -> None:
     (folder / "tiktoken.model").write_text("IQ== 5\n")  # broken, so it cannot be left out
     with pytest.raises(TokenizerError, match=r"tiktoken\.model"):
         converted(folder, tmp_path / "out.gguf", "gguf:F32")
+
+
+# (the least and the greatest value that are fine, the nearest ones that are not)
+LIMITS: dict[str, tuple[list[float], list[float]]] = {
+    "temperature": ([0, 100], [-0.001, 100.5]),
+    "top_p": ([0.001, 1], [0, 1.001]),
+    "top_k": ([0, 1], [-1]),
+    "min_p": ([0, 1], [-0.001, 1.001]),
+    "repetition_penalty": ([0.01, 100], [0.009, 100.5]),
+    "max_tokens": ([1], [0]),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_limits_of_sampling(name: str, tmp_path: Path) -> None:
+    fine, wrong = LIMITS[name]
+    for value in fine:
+        assert getattr(fill(SamplingDefaults, {name: value}, "here"), name) == value
+    for value in wrong:
+        with pytest.raises(ConfigError, match=name):
+            fill(SamplingDefaults, {name: value}, "here")
+
+
+def test_ends_have_a_list_only_where_three_keys_are_too_few() -> None:
+    """llama.cpp's keys are eos, eot and eom, in this order."""
+    eos, eot, eom = END_KEYS
+    assert Advice((7, 8)).gguf_keys(1) == {eos: 1, eot: 7, eom: 8}
+    assert Advice((1, 7, 8)).gguf_keys(1) == {eos: 1, eot: 7, eom: 8}
+    more = Advice((7, 8, 9)).gguf_keys(1)
+    assert more.pop(ENDS_KEY).tolist() == [1, 7, 8, 9]
+    assert more == {eos: 1, eot: 7, eom: 8}
+    assert Advice().gguf_keys(1) == {eos: 1}
+    alone = Advice((7,)).gguf_keys(None)  # without a tokenizer: llama.cpp would look the ids up
+    assert alone.pop(ENDS_KEY).tolist() == [7]
+    assert alone == {}
+    assert Advice().gguf_keys(None) == {}
+
+
+def test_top_k_stays_a_whole_number_and_only_a_penalty_has_a_range() -> None:
+    keys = Advice(sampling={"top_k": 40, "top_p": 1}).gguf_keys(None)
+    assert keys == {"general.sampling.top_k": 40, "general.sampling.top_p": 1.0}
+    assert [type(value) for value in keys.values()] == [float, int]
+    keys = Advice(sampling={"repetition_penalty": 2}).gguf_keys(None)
+    assert keys == {"general.sampling.penalty_repeat": 2.0, "general.sampling.penalty_last_n": -1}
+
+
+@pytest.mark.parametrize(
+    ("advice", "table"),
+    [
+        (Advice(), {}),
+        (Advice((7,)), {"eos_token_id": 7}),
+        (Advice((7, 8)), {"eos_token_id": [7, 8]}),
+        (Advice(sampling={"top_p": 0.9}), {"do_sample": True, "top_p": 0.9}),
+        (Advice(sampling={"repetition_penalty": 1.5}), {"repetition_penalty": 1.5}),
+        (Advice(sampling={"temperature": 0.0, "top_k": 3}), {"do_sample": False, "top_k": 3}),
+        (Advice(sampling={"temperature": 0.5}), {"do_sample": True, "temperature": 0.5}),
+    ],
+)
+def test_generation_config_says_what_transformers_takes(
+    advice: Advice, table: dict[str, Any]
+) -> None:
+    """transformers refuses a temperature of 0, and samples only if told so."""
+    assert advice.generation_config() == table
+
+
+def test_a_penalty_without_a_range_or_with_one_counts(tmp_path: Path) -> None:
+    """llama.cpp's own default for penalty_last_n is 64. Values are float32: 1.1 was meant."""
+    keys: dict[str, Any] = {"general.sampling.penalty_repeat": float(np.float32(1.1))}
+    for more in ({}, {"general.sampling.penalty_last_n": 64}):
+        found = advice_of_gguf(keys | more, lambda: 320, tmp_path)
+        assert found.sampling == {"repetition_penalty": 1.1}
+    for fine, wrong in (([0, 319], [320]), ([1], [-1])):
+        ends = {ENDS_KEY: np.array(fine, dtype=np.int32)}
+        assert advice_of_gguf(ends, lambda: 320, tmp_path).end_ids == tuple(fine)
+        with pytest.raises(CheckpointError, match=ENDS_KEY):
+            advice_of_gguf({ENDS_KEY: np.array(wrong)}, lambda: 320, tmp_path)
+
+
+def test_what_a_folder_says_twice_or_to_nobody(tmp_path: Path) -> None:
+    """generation_config.json comes before config.json; private and silent fields are no loss."""
+    silent = {"pad_token_id": 2, "_from_model_config": True, "transformers_version": "5"}
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 7, "top_k": 0, "num_beams": 4, **silent})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 8, "num_labels": 2}))
+    card = {"sampling": {"max_tokens": 9, "top_p": 0.5}}
+    (tmp_path / "chat.json").write_text(json.dumps(card))
+    found = advice_of_folder(tmp_path, lambda: 320)
+    assert found.end_ids == (7,)
+    assert found.sampling == {"max_tokens": 9, "top_p": 0.5}
+    assert found.unsaid == (
+        "num_beams of generation_config.json",
+        "sampling.max_tokens of chat.json",
+    )
