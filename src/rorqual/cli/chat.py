@@ -36,7 +36,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="DIR|FILE",
-        help="A Hugging Face folder, a folder of rank shards, a GGUF file, or tiny (bundled).",
+        help="A Hugging Face folder, rank shards, a GGUF file, a run folder, or tiny (bundled).",
     ),
 ]
 TokenizerPath = Annotated[

@@ -28,7 +28,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A checkpoint, its content says of which kind; or 'tiny'."
+            metavar="SRC", help="A checkpoint of any kind, told by content, a run, or 'tiny'."
         ),
     ],
     destination: Annotated[

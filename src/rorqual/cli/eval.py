@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, or 'tiny'.")] = "tiny",
+    model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or 'tiny'.")] = "tiny",
     skills: Annotated[int, typer.Option(help="Held-out questions of each skill; 0: none.")] = 200,
     skill: Annotated[
         list[str] | None, typer.Option(help="Only this skill (may be repeated).")

@@ -21,7 +21,7 @@ def inspect(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="DIR|FILE|tiny|PRESET", help="A folder, a GGUF file, 'tiny', or a preset."
+            metavar="DIR|FILE|tiny|PRESET", help="A folder or run, a GGUF file, 'tiny', a preset."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,

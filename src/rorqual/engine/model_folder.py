@@ -65,11 +65,14 @@ class ModelFolder:
     def find(
         cls, name: str, tokenizer: Path | None = None, *, shards_config: Path | None = None
     ) -> ModelFolder:
-        """`tiny` is the model in the package; anything else is a path, its kind told by content.
+        """`tiny` is the model in the package; anything else is a path, its kind told by content; of
+        a run, its latest checkpoint.
 
         CheckpointError for what is no checkpoint, or a GGUF file of another architecture.
         """
         path = checkpoint_path(name)
+        if tokenizer is not None:
+            tokenizer = checkpoint_path(tokenizer)
         if not path.exists():
             raise CheckpointError(
                 "no such folder or file",
@@ -89,7 +92,8 @@ class ModelFolder:
                     fix="leave it out: the checkpoint has its own",
                 )
             config = config_of(read_json(shards_config, ConfigError), shards_config)
-        folder = cls(BUNDLED if name == BUNDLED else _title(path), path, kind, tokenizer, config)
+        title = BUNDLED if name == BUNDLED else _title(Path(name))  # of a run, its own name
+        folder = cls(title, path, kind, tokenizer, config)
         if kind == "gguf":
             folder._gguf  # noqa: B018  another architecture is refused here
         return folder

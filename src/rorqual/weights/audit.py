@@ -9,6 +9,7 @@ from rorqual.errors import MAX_LISTED, CheckpointError, listing
 from rorqual.log import logger
 from rorqual.model import ModelConfig, unknown_keys
 from rorqual.ops.quant_types import QUANT_TYPES
+from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.folder import RESTORE, refuse_absurd
 from rorqual.weights.names import (
     IGNORED,
@@ -57,10 +58,10 @@ class Audit:
         rest = f"\n  and {more} more" if more > 0 else ""
         num = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise CheckpointError(
-            f"the weights cannot be used, {num}:{shown}{rest}", where=path, fix=self._mend()
+            f"the weights cannot be used, {num}:{shown}{rest}", where=path, fix=self._mend(path)
         )
 
-    def _mend(self) -> str:
+    def _mend(self, path: Path) -> str:
         if "layers" in self.faults:
             return "correct num_hidden_layers or num_nextn_predict_layers in config.json"
         if "quantisation" in self.faults:
@@ -71,7 +72,7 @@ class Audit:
         if "shapes" in self.faults:
             return "config.json belongs to another model: copy it again from the weights' source"
         if "files" in self.faults:
-            return RESTORE
+            return mend_of_checkpoint(path, RESTORE)
         if "dtypes" in self.faults:
             return "use the model's FP8 or BF16 release, or convert these tensors to BF16"
         if "scales" in self.faults:

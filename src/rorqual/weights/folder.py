@@ -21,6 +21,7 @@ from torch import Tensor
 from rorqual.errors import CheckpointError, RorqualError, listing
 from rorqual.files import mend_of, read_json
 from rorqual.model import ModelConfig
+from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.model_args import config_from_model_args, is_model_args
 from rorqual.weights.not_weights import PICKLES, adapter_fix, pickle_fix, refuse_stand_ins
 from rorqual.weights.quantization_config import quantisation_of
@@ -59,7 +60,7 @@ class Folder:
             raise CheckpointError(
                 f"tensor {name} cannot be read: {problem}",
                 where=self.path / entry.file,
-                fix=RESTORE,
+                fix=mend_of_checkpoint(self.path, RESTORE),
             ) from None
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -139,12 +140,14 @@ def _config_table(path: Path) -> dict[str, Any]:
             expected=f"a folder with {CONFIG} and {SINGLE} or {INDEX}",
             fix=pickle_fix([path]) or "check the path; a model's name is not downloaded",
         )
-    with _mend(adapter_fix(path) or f"copy {CONFIG} from the checkpoint's source"):
+    copy = f"copy {CONFIG} from the checkpoint's source"
+    with _mend(adapter_fix(path) or mend_of_checkpoint(path, copy)):
         return read_json(path / CONFIG, CheckpointError)
 
 
 def config_of(table: dict[str, Any], where: Path) -> ModelConfig:
-    with _mend("correct the named value, or copy config.json from the checkpoint's source"):
+    copy = "correct the named value, or copy config.json from the checkpoint's source"
+    with _mend(mend_of_checkpoint(where.parent, copy)):
         if is_model_args(table):
             return config_from_model_args(table, where)
         return ModelConfig.from_hf(table, where=where)
@@ -173,7 +176,7 @@ def _weight_map(path: Path) -> dict[str, str] | None:
         if (path / SINGLE).exists():
             return None
         others = sorted(file.name for file in path.glob("*.safetensors"))
-        fix = "point to the folder that holds the weights as safetensors"
+        fix = mend_of_checkpoint(path, "point to the folder that holds the weights as safetensors")
         if others:
             fix = "shards need their index: copy it from the checkpoint's source"
         pickles = sorted(file for ending in PICKLES for file in path.glob(ending))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rorqual import files
 from rorqual.errors import CheckpointError
+from rorqual.runs import mend_of_checkpoint
 
 DTYPES = {
     "F32": torch.float32,
@@ -139,7 +140,9 @@ def _broken(path: Path, found: str) -> CheckpointError:
         "is not a whole safetensors file",
         where=path,
         found=found,
-        fix="download or copy the file again from the checkpoint's source",
+        fix=mend_of_checkpoint(
+            path.parent, "download or copy the file again from the checkpoint's source"
+        ),
     )
 
 
