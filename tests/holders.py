@@ -44,7 +44,7 @@ def holder(folder: Path, *words: str) -> list[str]:
 
 
 def main() -> None:
-    from rorqual.files import FolderLock
+    from rorqual.locks import FolderLock
 
     with FolderLock(sys.argv[1], "held by another"):
         children = []

@@ -30,7 +30,7 @@ FLOORS = {
     "ops": 1,
     "tokenizer": 1,
 }
-GROUND = ("bundled", "config", "errors", "files", "log", "runs")
+GROUND = ("bundled", "config", "errors", "files", "locks", "log", "runs")
 MAX_FILE_LINES = 400
 LONGER_FILES = {
     "serve/page/main.js": (

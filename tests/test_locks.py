@@ -11,7 +11,7 @@ import pytest
 
 from holders import holder, started
 from rorqual.errors import UsageError
-from rorqual.files import FOLDER_LOCK, FileLock, FolderLock
+from rorqual.locks import FOLDER_LOCK, FileLock, FolderLock
 
 
 def test_a_second_is_refused_with_the_holders_name(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_lock_on_a_removed_file_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last holder removes the file between our open and our lock: the new file counts."""
-    import rorqual.files as files
+    from rorqual import locks
 
-    path, real, calls = tmp_path / "x.lock", files._try_lock, []
+    path, real, calls = tmp_path / "x.lock", locks._try_lock, []
 
     def late(descriptor: int, where: Path) -> bool:
         if not calls:
@@ -77,7 +77,7 @@ def test_a_lock_on_a_removed_file_is_taken_again(
         calls.append(where)
         return real(descriptor, where)
 
-    monkeypatch.setattr(files, "_try_lock", late)
+    monkeypatch.setattr(locks, "_try_lock", late)
     with FileLock(path, "held"):
         assert len(calls) == 2
         with pytest.raises(UsageError), FileLock(path, "held"):

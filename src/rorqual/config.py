@@ -22,12 +22,14 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_h
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from rorqual.errors import ConfigError
+from rorqual.errors import ConfigError, listing
+from rorqual.files import explained
 
 T = TypeVar("T")
 
 # What tomllib raises: a number of more than 4,300 digits is a ValueError without a place.
 NOT_TOML = (ValueError, RecursionError)
+MISSING = ("missing", "missing_argument")
 CHECKED = ConfigDict(extra="forbid", strict=True)
 # Parts that pydantic adds to the place of a fault: the member of a union that did not fit.
 UNION_MEMBERS = frozenset(("int", "float", "bool", "str"))
@@ -46,11 +48,24 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError("no such file", where=path) from None
+        raise ConfigError(
+            "no such file", where=path, expected="a TOML file", fix="check the path"
+        ) from None
     except IsADirectoryError:
-        raise ConfigError("is a directory; a TOML file is needed", where=path) from None
+        raise ConfigError(
+            "is a directory; a TOML file is needed",
+            where=path,
+            fix="name a file, such as one in it",
+        ) from None
+    except OSError as problem:
+        raise explained(problem, ConfigError, path) from None
     except NOT_TOML as problem:
-        raise ConfigError(f"is not valid TOML: {problem}", where=path) from None
+        raise ConfigError(
+            f"is not valid TOML: {problem}",
+            where=path,
+            expected='sections as [training], keys as seed = 1, text in "quotes"',
+            fix="correct the line",
+        ) from None
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -59,7 +74,9 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
-                f"--set {override!r} has no value", expected="--set section.key=value"
+                f"--set {override!r} has no value",
+                expected="--set section.key=value",
+                fix="write key and value with = and no spaces between",
             )
         try:
             value = tomllib.loads(f"v = {text}")["v"]
@@ -68,16 +85,27 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
         *parents, last = key.strip().split(".")
         place = table
         for name in parents:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {override!r}: {name} is not a section")
+            inner = place.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(
+                    f"--set {override!r}: {name} is not a section",
+                    found=f"{name} = {_shown(inner)[:80]}",
+                    expected="--set section.key=value",
+                    fix="correct the key; an entry of [[data.sources]] is changed in the file",
+                )
+            place = inner
         place[last] = value
     return table
 
 
 def load_settings(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = ()) -> T:
     """Reads a TOML file into `cls`."""
-    return fill(cls, apply_overrides(read_toml(path), overrides), where=path)
+    return fill(cls, apply_overrides(read_toml(path), overrides), where=with_set(path, overrides))
+
+
+def with_set(path: str | os.PathLike[str], overrides: Sequence[str]) -> str:
+    """Where a fault lies: in a file, or in what was put over it."""
+    return " ".join([os.fspath(path), *(f"--set {override}" for override in overrides)])
 
 
 def fill(
@@ -93,7 +121,12 @@ def fill(
     if is_foreign and (whole := _with_whole_numbers(json.loads(text), errors)):
         return fill(cls, whole, where)
     faults = {_key_of(error): _describe(cls, error) for error in errors}
-    raise ConfigError("; ".join(faults.values()), where=where, fix="correct the named keys")
+    is_lacking = all(error["type"] in MISSING for error in errors)
+    raise ConfigError(
+        "; ".join(faults.values()),
+        where=where,
+        fix="add what is missing" if is_lacking else "correct the named keys",
+    )
 
 
 def _with_whole_numbers(table: dict[str, Any], errors: Sequence[Any]) -> dict[str, Any] | None:
@@ -127,23 +160,38 @@ def _describe(cls: type, error: Any) -> str:
         near = difflib.get_close_matches(str(path[-1]), valid, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}{hint}"
-    if error["type"] in ("missing", "missing_argument"):
-        return f"missing key {key!r}"
+    if error["type"] in MISSING:
+        needed = _required(_class_at(cls, path))
+        return (
+            f"missing section [{key}] with {listing(needed)}" if needed else f"missing key {key!r}"
+        )
     message = str(error["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(error["input"], dict) else f" (found {_shown(error['input'])})"
-    return f"{key or 'the file'}: {message}{found}"
+    return f"{key}: {message}{found}" if key else f"{message}{found}"  # which names its keys
 
 
 def _shown(value: object) -> str:
     """A value as its file has it, but for text, whose quotes are Python's."""
-    return repr(value) if isinstance(value, str) else json.dumps(value)
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _keys_at(cls: Any, path: Sequence[Any]) -> list[str]:
+    found = _class_at(cls, path)
+    return [field.name for field in fields(found)] if is_dataclass(found) else []
+
+
+def _required(cls: Any) -> list[str]:
+    """The keys without a default of a settings class; none of what is no such class."""
+    known = getattr(cls, "__pydantic_fields__", {})
+    return [name for name, field in known.items() if field.is_required()]
+
+
+def _class_at(cls: Any, path: Sequence[Any]) -> Any:
+    """The settings class that stands at this place in a file; None if none does."""
     for part in path:
         if isinstance(part, int):
             continue
         hint = get_type_hints(cls).get(part) if is_dataclass(cls) else None
         candidates = [hint, *get_args(hint)]
         cls = next((c for c in candidates if isinstance(c, type) and is_dataclass(c)), None)
-    return [field.name for field in fields(cls)] if is_dataclass(cls) else []
+    return cls

@@ -1,38 +1,52 @@
-"""Writes that are whole or absent (temporary name, fsync, rename), reads and writes at an offset,
-and locks between processes.
+"""Writes that are whole or absent (temporary name, fsync, rename), reads and writes at an offset.
 
 Modes are those that `open` and `mkdir` give, so the umask decides who may read.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, TypeVar
 
 from rorqual.errors import RorqualError, UsageError
-from rorqual.log import logger
 
 T = TypeVar("T")
-FOLDER_LOCK = ".lock"
 MAX_TEXT_BYTES = 1 << 30  # the largest tokenizer.json in use has 40 MB
 # What json.loads raises: a number of more than 4,300 digits is a ValueError without a place.
 NOT_JSON = (ValueError, RecursionError)
 BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes ends of lines
-LOCKED_BYTE = 1 << 30  # where Windows locks, which keeps others from reading what it locks
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WEB_PAGE = (b"<!doctype html", b"<html", b"<head")
+TRY_AGAIN = "check the disk or the connection that the file lies on, then try again"
+# By the system's number of the error: what was wrong, and what helps.
+_REFUSED = {
+    errno.ENOENT: ("there is no such file or folder", "check the path"),
+    errno.EEXIST: ("there is something of this name already", "name another place"),
+    errno.ENOTDIR: ("a folder is needed, and a part of the path is a file", "name another place"),
+    errno.EISDIR: ("is a folder, and a file is needed", "name a file"),
+    errno.ENOTEMPTY: ("the folder is not empty", "name another place, or empty it"),
+    errno.EACCES: ("this user may not read or write here", "get that right, or name another place"),
+    errno.EPERM: ("this user may not do that here", "get that right, or name another place"),
+    errno.EROFS: ("this disk can only be read", "name a place on another disk"),
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+    getattr(errno, "EDQUOT", -1): (
+        "this user's share of the disk is full",
+        "free some space and try again",
+    ),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("links go round in a circle", "put the file itself in their place"),
+}
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}")  # as `_temporary` makes them
 
 
@@ -172,7 +186,28 @@ def mend_of(problem: OSError, path: str | os.PathLike[str]) -> str:
         return f"give this user the right to read {path}, or copy it to where it has that right"
     if isinstance(problem, IsADirectoryError):
         return "name a file: this is a folder"
-    return "check the disk or the connection that the file lies on, then try again"
+    return TRY_AGAIN
+
+
+def explained(
+    problem: OSError,
+    error: type[RorqualError] = RorqualError,
+    where: object = None,
+    fix: str | None = None,
+) -> RorqualError:
+    """What the system refused, as an error that says where and what helps.
+
+    `where` and `fix` are the caller's, who knows more; else the path that the system names.
+    """
+    what, mend = _REFUSED.get(problem.errno or 0, ("cannot be read or written", TRY_AGAIN))
+    path = problem.filename if problem.filename2 is None else problem.filename2
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    found = problem.strerror or str(problem)
+    if where is not None and path is not None and os.fspath(path) != str(where):
+        found = f"{found}: {path}"
+    place = where if where is not None else path if isinstance(path, str | Path) else None
+    return error(what, where=place, found=found, fix=fix or mend)
 
 
 def is_there(path: Path) -> bool:
@@ -256,144 +291,3 @@ def _moved(descriptor: int, offset: int, act: Callable[[], T]) -> T:
     with _MOVING:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return act()
-
-
-class FileLock:
-    """A lock of the operating system on a file: one holder on all of the machine's processes.
-
-    The system frees it when its holder ends, however it ends, so a file that a killed process left
-    behind means nothing. Programs started by the holder do not keep it (the descriptor is closed on
-    exec, and by a hook in forked children). The file tells who holds it. Re-entering is refused:
-    two parts of one program are two users too.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], refusal: str, *, where: object = None, fix: str = ""
-    ) -> None:
-        """`refusal` is said to the second who comes, of `where` (the file itself if None)."""
-        self.path = Path(path)
-        self.refusal, self.where, self.fix = refusal, where or self.path, fix
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> Self:
-        self._take()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._close)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Removes the file and frees the lock; a forked child that comes here does neither."""
-        if self._descriptor is not None:
-            if self._has_path(self._descriptor):
-                with suppress(OSError):  # open files cannot be removed on Windows
-                    self.path.unlink()
-            self._close()
-
-    def _take(self) -> None:
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                if not _try_lock(descriptor, self.path):
-                    raise self._refused()
-                # Between open and lock the last holder may have removed the file: a lock on what
-                # has no name keeps nobody out.
-                if self._has_path(descriptor):
-                    os.ftruncate(descriptor, 0)
-                    with suppress(OSError):  # a full disk: who holds it stays unsaid
-                        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
-                    self._descriptor = descriptor
-                    return
-            finally:
-                if self._descriptor != descriptor:
-                    os.close(descriptor)
-
-    def _has_path(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def _refused(self) -> UsageError:
-        try:
-            holder = self.path.read_text(encoding="utf-8", errors="replace")[:200].strip()
-        except OSError:
-            holder = ""
-        fix = "wait until that process ends, or stop it"
-        return UsageError(
-            self.refusal,
-            where=self.where,
-            found=f"the lock {self.path} of {holder or 'a process that has just begun'}",
-            fix=f"{fix}; {self.fix}" if self.fix else fix,
-        )
-
-
-class FolderLock(FileLock):
-    """The lock of a folder, which it makes: `.lock` in it, so that whoever sees the folder sees
-    the lock, by whatever path. A new folder in which nothing was put is removed again.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], refusal: str, *, fix: str = "") -> None:
-        self.folder = Path(folder)
-        super().__init__(self.folder / FOLDER_LOCK, refusal, where=self.folder, fix=fix)
-
-    def __enter__(self) -> Self:
-        self._is_new = not self.folder.exists()
-        return super().__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        is_mine = self._descriptor is not None
-        super().__exit__()
-        if is_mine and self._is_new:
-            with suppress(OSError):  # something is in it
-                self.folder.rmdir()
-
-    def _take(self) -> None:
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another removed the empty folder meanwhile
-                return super()._take()
-
-    def set_aside(self) -> Path | None:
-        """Renames the folder to `<name>.old-N` and goes on with an empty one of its name; None if
-        it was empty. Only the holder of the lock can: a folder in use is never moved.
-        """
-        assert self._descriptor is not None, "the lock is not held"
-        if all(path == self.path for path in self.folder.iterdir()):
-            return None
-        number = 1
-        while (aside := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
-            number += 1
-        held, self._descriptor = self._descriptor, None
-        try:
-            self.folder.rename(aside)
-            self._take()
-        finally:
-            (aside / FOLDER_LOCK).unlink(missing_ok=True)
-            os.close(held)
-        return aside
-
-
-def _try_lock(descriptor: int, path: Path) -> bool:
-    """Whether the lock was free and is now ours."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as problem:
-        # Some network file systems have no locks. To refuse all work there would help nobody.
-        logger(__name__).warning("%s: the file system has no locks (%s)", path, problem)
-    return True

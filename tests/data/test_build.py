@@ -28,7 +28,7 @@ from rorqual.data import (
 from rorqual.data.plan import _chances
 from rorqual.data.sources import fetch
 from rorqual.errors import ConfigError, DataError, UsageError
-from rorqual.files import FileLock
+from rorqual.locks import FileLock
 from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 Write = Callable[[Path, Iterable[Any]], Path]

@@ -88,3 +88,42 @@ def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recip
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_recipes_load(path: Path) -> None:
     assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_faults_of_overrides_say_so_and_what_helps(file: Path, fault: str) -> None:
+    """Not the file's, in which the value does not stand."""
+    override, _ = BROKEN[fault]
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, [override])
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith(f"{file} --set {override}")
+    assert "the file" not in first
+    assert any(line.startswith("  fix: ") for line in rest)
+
+
+def test_less_than_a_batch_says_how_much_a_batch_is(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"20 is less than one batch: .* 8 times .* 16 is 128"):
+        load_recipe(file, ["training.total_tokens=20"])
+
+
+def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    """A missing section with the keys that it needs, beside all else that is missing."""
+    path = tmp_path / "bare.toml"
+    path.write_text('[model]\npreset = "tiny"\n[data]\nsources = [{name = "wordnet"}]\n')
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert set(caught.value.what.split("; ")) == {
+        "missing key 'name'",
+        "missing key 'data.folder'",
+        "missing section [training] with total_tokens, sequence_length, micro_batch_size",
+        "missing section [batch_ramp] with start, end",
+    }
+    assert caught.value.fix == "add what is missing"
+
+
+def test_an_override_into_a_value_or_a_list_says_where_it_cannot_go(file: Path) -> None:
+    for override in ("seed.x=1", "data.sources.epochs=2"):
+        with pytest.raises(ConfigError, match="is not a section") as caught:
+            load_recipe(file, [override])
+        assert caught.value.fix is not None

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from rorqual.errors import UsageError
-from rorqual.files import FileLock, fsync_path
+from rorqual.files import fsync_path
+from rorqual.locks import FileLock
 from rorqual.log import console
 
 BUSY = "another process writes its answers here"

@@ -149,16 +149,17 @@ COUNTS = ("num_documents", "num_tokens", "text_bytes", "num_duplicates", "licenc
 
 def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSettings]:
     """The recipe's [tokenizer] and [data]; the other sections are training's."""
-    from rorqual.config import apply_overrides, fill, read_toml
+    from rorqual.config import apply_overrides, fill, read_toml, with_set
     from rorqual.data.settings import DataSettings, TokenizerSettings
     from rorqual.errors import ConfigError
 
     table = apply_overrides(read_toml(recipe), overrides)
+    where = with_set(recipe, overrides)
     for name in ("tokenizer", "data"):
         if not isinstance(table.get(name), dict):
             raise ConfigError(f"has no section [{name}]", where=recipe, fix=f"add [{name}]")
-    tokenizer = fill(TokenizerSettings, table["tokenizer"], where=f"{recipe} [tokenizer]")
-    return tokenizer, fill(DataSettings, table["data"], where=f"{recipe} [data]")
+    tokenizer = fill(TokenizerSettings, table["tokenizer"], where=f"{where} [tokenizer]")
+    return tokenizer, fill(DataSettings, table["data"], where=f"{where} [data]")
 
 
 def skill_generators(data: DataSettings) -> dict[str, Callable[[int, int], Iterator[Document]]]:

@@ -152,9 +152,13 @@ def check_sources(sources: dict[str, Any], output_file: Path | None) -> None:
 def check_input_file(path: Path) -> None:
     """UsageError for what is no file that can be read twice: checked first, then answered."""
     if path.is_dir():
-        raise UsageError("is a folder", where=path, expected="a file of prompts")
+        raise UsageError(
+            "is a folder", where=path, expected="a file of prompts", fix="name a file in it"
+        )
     if not path.exists():
-        raise UsageError("no such file", where=path, expected="a file of prompts")
+        raise UsageError(
+            "no such file", where=path, expected="a file of prompts", fix="check the path"
+        )
     if not path.is_file():
         raise UsageError(
             "is a pipe or a device, which cannot be read twice",
@@ -166,15 +170,29 @@ def check_input_file(path: Path) -> None:
 
 def _check_files(input_file: Path, output_file: Path | None) -> None:
     if input_file.suffix not in (".txt", ".jsonl"):
-        raise UsageError("unknown kind of file", where=input_file, expected=".txt or .jsonl")
+        raise UsageError(
+            "unknown kind of file",
+            where=input_file,
+            expected=".txt (a prompt a line) or .jsonl",
+            fix="convert the file, or give it the ending that fits",
+        )
     if output_file is None:
         return
     is_itself = output_file.resolve() == input_file.resolve()
     if is_itself or (output_file.exists() and not output_file.is_file()):
         kind = "the input file itself" if is_itself else "a folder or a device"
-        raise UsageError(f"the output would replace {kind}", where=output_file)
+        raise UsageError(
+            f"the output would replace {kind}",
+            where=output_file,
+            fix="name a new file with --output-file",
+        )
     if not output_file.parent.is_dir():
-        raise UsageError("no such folder", where=output_file.parent, fix="create it first")
+        is_file = output_file.parent.exists()
+        raise UsageError(
+            "is a file, no folder" if is_file else "no such folder",
+            where=output_file.parent,
+            fix="correct --output-file" if is_file else "create it first",
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from rorqual.errors import RorqualError
+from rorqual.files import explained
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
@@ -94,7 +95,7 @@ def _faults_told(*, is_debug: bool = False) -> Iterator[None]:
         _give_up_output()
         if is_debug:
             raise
-        _tell(f"rorqual: {problem}")
+        _tell(f"rorqual: {explained(problem) if isinstance(problem, OSError) else problem}")
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         if is_debug:

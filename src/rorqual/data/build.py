@@ -34,7 +34,8 @@ from rorqual.data.shards import (
     write_shards,
 )
 from rorqual.errors import DataError, listing
-from rorqual.files import FileLock, FolderLock, atomic_directory, write_json
+from rorqual.files import atomic_directory, write_json
+from rorqual.locks import FileLock, FolderLock
 from rorqual.log import console
 
 if TYPE_CHECKING:

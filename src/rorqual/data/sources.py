@@ -25,7 +25,8 @@ from typing import Any
 from rorqual.data import extract_manuals, extract_prose, extract_reference
 from rorqual.data.corpus import Document, write_documents
 from rorqual.errors import DataError, UsageError, listing
-from rorqual.files import FileLock, atomic_directory, read_json, write_json
+from rorqual.files import atomic_directory, read_json, write_json
+from rorqual.locks import FileLock
 
 CORPORA = Path("corpora")
 DOCUMENTS, RECORD = "documents.jsonl.gz", "source.json"

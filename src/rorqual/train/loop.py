@@ -21,7 +21,8 @@ from torch import Tensor
 
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
-from rorqual.files import FolderLock, atomic_write
+from rorqual.files import atomic_write
+from rorqual.locks import FolderLock
 from rorqual.ops.device import resolve_device, to_device
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation

@@ -83,7 +83,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rorqual.config import fill, load_settings, settings
+from rorqual.config import fill, load_settings, settings, with_set
 from rorqual.data import DataSettings, TokenizerSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
@@ -161,8 +161,12 @@ class Recipe:
                 "lr_schedule's phases overlap: warmup, constant_until, cosine_until, low_until "
                 f"are {ends} tokens of training.total_tokens {total}"
             )
-        if total < self.batch_ramp.start * self.training.sequence_length:
-            raise ValueError(f"training.total_tokens {total} is less than one batch")
+        length, start = self.training.sequence_length, self.batch_ramp.start
+        if total < start * length:
+            raise ValueError(
+                f"training.total_tokens {total} is less than one batch: batch_ramp.start {start} "
+                f"times training.sequence_length {length} is {start * length}"
+            )
         return self
 
     def _check_start(self) -> None:
@@ -190,6 +194,7 @@ class Recipe:
                 "training.sequence_length exceeds model.max_position_embeddings",
                 found=self.training.sequence_length,
                 expected=f"at most {config.max_position_embeddings}",
+                fix="lower training.sequence_length, or raise model.max_position_embeddings",
             )
         return config
 
@@ -208,7 +213,17 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Reads and checks a recipe, its model shape included."""
     recipe = load_settings(Path(path), Recipe, overrides)
     if recipe.init_from is None:
-        recipe.model_config()
+        try:
+            recipe.model_config()
+        except ConfigError as problem:
+            where = f"{with_set(path, overrides)} [model]"
+            raise ConfigError(
+                problem.what,
+                where=where,
+                found=problem.found,
+                expected=problem.expected,
+                fix=problem.fix or "correct the keys of [model]",
+            ) from None
     return recipe
 
 

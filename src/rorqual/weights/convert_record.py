@@ -18,7 +18,6 @@ from typing import Any
 
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.files import (
-    FileLock,
     atomic_write,
     final_name,
     fsync_path,
@@ -26,6 +25,7 @@ from rorqual.files import (
     stand_in,
     write_json,
 )
+from rorqual.locks import FileLock
 from rorqual.weights.open import UNFINISHED
 from rorqual.weights.source import TensorSource
 

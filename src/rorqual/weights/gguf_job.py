@@ -15,7 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from rorqual.errors import UsageError
-from rorqual.files import FileLock, final_name
+from rorqual.files import final_name
+from rorqual.locks import FileLock
 from rorqual.weights.convert_files import check_space, disk_full_explained
 from rorqual.weights.convert_record import BUSY
 from rorqual.weights.gguf_container import GgufWriter
