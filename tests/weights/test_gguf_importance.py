@@ -17,12 +17,12 @@ import torch
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import build
 from rorqual.ops.quant_types import QUANT_TYPES
-from rorqual.weights import save
+from rorqual.weights import gguf_importance, save
 from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_container import PlannedTensor
+from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
 from rorqual.weights.gguf_file import read_gguf
-from rorqual.weights.gguf_importance import fit_importance, read_importance
+from rorqual.weights.gguf_importance import check_importance, fit_importance, read_importance
 from rorqual.weights.gguf_names import gguf_tensors
 
 CONFIG = oracle.WIDE.with_changes(
@@ -186,3 +186,62 @@ def test_a_wrong_file_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="for GGUF only"):
         Options(Target.parse("bf16"), imatrix=path)
+
+
+def dat(*entries: tuple[bytes, int, list[float]], count: int | None = None) -> bytes:
+    data = struct.pack("<i", len(entries) if count is None else count)
+    for name, calls, values in entries:
+        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", calls, len(values))
+        data += struct.pack(f"<{len(values)}f", *values)
+    return data
+
+
+def test_the_old_form_of_an_importance(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(dat((b"a" * 1024, 0, [3.0, 5.0]), (b"b", 1, [3.0]), (b"c", 4, [2.0, 0.0])))
+    found = {name[0]: values.tolist() for name, values in read_importance(path).items()}
+    assert found == {"a": [1.0, 1.0], "b": [3.0], "c": [0.5, 0.0]}
+    for broken, said in (
+        (dat((b"a" * 1025, 1, [1.0])), "a name of 1,025 bytes"),
+        (dat((b"", 1, [1.0])), "a name of 0 bytes"),
+        (dat((b"a", 1, [])), "0 values"),
+        (dat(count=0), "0 entries"),
+        (dat(count=gguf_importance.MAX_ENTRIES + 1), "1,000,001 entries"),
+        (dat(count=gguf_importance.MAX_ENTRIES), "bytes wanted"),
+        (dat((b"a", 1, [1.0]))[:-1], "4 bytes wanted"),
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=said):
+            read_importance(path)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_importance(tmp_path / "absent")
+
+
+def test_the_new_form_of_an_importance(tmp_path: Path) -> None:
+    """Fewer than one call divides by one; a lone sum or count is no importance."""
+    sums, counts = np.array([[2.0, 4.0], [3.0, 9.0]]), np.array([[0.5], [3.0]])
+    path = write_gguf_form(tmp_path / "i.gguf", {"a": sums}, {"a": counts})
+    assert read_importance(path)["a"].tolist() == [2.0, 4.0, 1.0, 3.0]
+    for lone in ("a.in_sum2", "a.counts"):
+        planned = PlannedTensor(lone, QUANT_TYPES["F32"], (1,))
+        with GgufWriter(path, {}, [planned]) as writer:
+            writer.write(planned, [torch.ones(1).view(torch.uint8)])
+        with pytest.raises(CheckpointError, match="a without its"):
+            read_importance(path)
+    planned = [
+        PlannedTensor(f"a.{name}", QUANT_TYPES["F16"], (1,)) for name in ("in_sum2", "counts")
+    ]
+    with GgufWriter(path, {}, planned) as writer:
+        for tensor in planned:
+            writer.write(tensor, [torch.ones(1, dtype=torch.float16).view(torch.uint8)])
+    with pytest.raises(CheckpointError, match="a is not F32"):
+        read_importance(path)
+
+
+def test_an_importance_is_columns_or_columns_of_each_matrix() -> None:
+    tensor = PlannedTensor("a", QUANT_TYPES["F32"], (3, 8, 4))
+    for shape in ((4,), (3, 4)):
+        check_importance({"a": torch.ones(shape), "unknown": torch.ones(9)}, [tensor])
+    for shape in ((8,), (3, 8), (4, 3), (12,), (1, 4)):
+        with pytest.raises(UsageError, match="of a does not fit"):
+            check_importance({"a": torch.ones(shape)}, [tensor])
