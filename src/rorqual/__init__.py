@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rorqual.engine import Engine, SamplingParams
+    from rorqual.errors import RorqualError
     from rorqual.tokenizer import load_tokenizer
     from rorqual.weights import load, save
 
     __version__: str
 
-__all__ = ["Engine", "SamplingParams", "__version__", "load", "load_tokenizer", "save"]
+__all__ = [
+    "Engine",
+    "RorqualError",
+    "SamplingParams",
+    "__version__",
+    "load",
+    "load_tokenizer",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +33,10 @@ def __getattr__(name: str) -> Any:
         from rorqual import engine
 
         return getattr(engine, name)
+    if name == "RorqualError":
+        from rorqual.errors import RorqualError
+
+        return RorqualError
     if name == "load_tokenizer":
         from rorqual.tokenizer import load_tokenizer
 

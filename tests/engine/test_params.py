@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rorqual.engine.grammar import Grammar
-from rorqual.engine.params import SamplingParams
+from rorqual.engine.params import NUMBERS, WHOLE_NUMBERS, SamplingParams
 from rorqual.errors import UsageError
 
 NAN = float("nan")
@@ -29,7 +30,7 @@ NAN = float("nan")
         {"presence_penalty": -2.1},
         {"logit_bias": {3: 101.0}},
         {"logit_bias": {-1: 1.0}},
-        {"logit_bias": {"3": 1.0}},
+        {"logit_bias": {"3": 1.0}},  # JSON's keys
         {"seed": -1},
         {"max_tokens": 0},
         {"stop": ("",)},
@@ -78,3 +79,35 @@ def test_plain_means_that_logits_and_temperature_are_all(
     settings: dict[str, Any], is_plain: bool
 ) -> None:
     assert SamplingParams(**settings).is_plain == is_plain
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[{name: "0.3"} for name in NUMBERS],
+        *[{name: True} for name in NUMBERS],
+        *[{name: "64"} for name in WHOLE_NUMBERS],
+        *[{name: True} for name in WHOLE_NUMBERS],
+        *[{name: 1.5} for name in WHOLE_NUMBERS],
+        {"temperature": None},
+        {"max_tokens": None},
+        {"ignore_eos": "no"},
+        {"stop": 5},
+        {"stop": (5,)},
+        {"stop": None},
+        {"stop_token_ids": 5},
+        {"stop_token_ids": ("5",)},
+        {"logit_bias": [(3, 1.0)]},
+        {"logit_bias": {3: "1"}},
+        {"grammar": "root ::= a"},
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(settings))} has the wrong type"):
+        SamplingParams(**settings)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(temperature=np.float32(0.5), max_tokens=np.int64(3), top_p=1)
+    assert (params.temperature, params.max_tokens, params.top_p) == (0.5, 3, 1)

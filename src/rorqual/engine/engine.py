@@ -28,7 +28,7 @@ from rorqual.engine.model_folder import ModelFolder
 from rorqual.engine.offline import Stream, answer_in_order, seeded
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.params import SamplingParams
-from rorqual.engine.request import Output, Piece, Request, check_prompt
+from rorqual.engine.request import Output, Piece, Request, check_prompt, listed
 from rorqual.engine.runner import Runner
 from rorqual.engine.scheduler import Limits, Scheduler, Segment
 from rorqual.engine.sequence import TokenSequence
@@ -203,6 +203,7 @@ class Engine:
         Every prompt is checked first. Prompt i draws from `seed + i`, so its answer does not depend
         on what runs beside it.
         """
+        prompts = listed(prompts)
         for prompt_ids in prompts:
             self.check_prompt(prompt_ids)
         outputs = []

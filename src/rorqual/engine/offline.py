@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.interrupts import uninterrupted
-from rorqual.engine.params import MAX_SEED, SamplingParams
+from rorqual.engine.params import MAX_SEED, SamplingParams, check_params
 from rorqual.engine.request import Output, Piece, Request
 
 WINDOW_PER_ROW = 32
@@ -28,6 +28,7 @@ class Steps(Protocol):
 
 def seeded(prompts: Iterable[Sequence[int]], params: SamplingParams) -> Iterator[Request]:
     """Requests with seeds `seed`, `seed + 1`, ...; without a seed each is random."""
+    check_params(params)
     for offset, prompt_ids in enumerate(prompts):
         seed = None if params.seed is None else (params.seed + offset) % (MAX_SEED + 1)
         yield Request(prompt_ids, replace(params, seed=seed))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 
 from rorqual.engine.grammar import Grammar
@@ -12,6 +13,25 @@ from rorqual.errors import UsageError
 DEFAULT_MAX_TOKENS = 4096
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
+WHOLE_NUMBERS = ("top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs")
+OPTIONAL = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "logprobs",
+    "prompt_logprobs",
+    "logit_bias",
+    "grammar",
+)
 BAN = -100.0
 """The `logit_bias` that takes a token out."""
 
@@ -52,6 +72,7 @@ class SamplingParams:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         # Comparisons are written so that NaN fails them.
         _check("temperature", self.temperature, "0 to 100", 0 <= self.temperature <= 100)
         if self.top_p is not None:
@@ -76,6 +97,28 @@ class SamplingParams:
                 expected="an answer that ends where its grammar does",
                 fix="leave out ignore_eos",
             )
+
+    def _check_types(self) -> None:
+        """Values from a form or a command line often come as texts; nothing is converted."""
+        for names, kind, what in (
+            (NUMBERS, Real, "a number"),
+            (WHOLE_NUMBERS, Integral, "a whole number"),
+            (("ignore_eos",), bool, "True or False"),
+            (("logit_bias",), Mapping, "a dict of token ids and numbers"),
+            (("stop", "stop_token_ids"), Sequence, "a list"),
+            (("grammar",), Grammar, "a Grammar"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                is_none = value is None and name in OPTIONAL
+                is_bool = isinstance(value, bool) and kind is not bool  # True is an int to Python
+                _check_type(name, value, what, is_none or (isinstance(value, kind) and not is_bool))
+        for text in self.stop:
+            _check_type("stop", text, "a list of texts", isinstance(text, str))
+        for token_id in self.stop_token_ids:
+            _check_type("stop_token_ids", token_id, "a list of ids", isinstance(token_id, Integral))
+        for bias in (self.logit_bias or {}).values():
+            _check_type("logit_bias", bias, "numbers as values", isinstance(bias, Real))
 
     def _check_penalties(self) -> None:
         penalty = self.repetition_penalty
@@ -107,6 +150,23 @@ class SamplingParams:
     def has_filters(self) -> bool:
         is_cut = self.top_p is not None and self.top_p < 1
         return is_cut or self.top_k is not None or bool(self.min_p)
+
+
+def check_params(params: object) -> None:
+    """UsageError for what is no SamplingParams, such as a list of them."""
+    if not isinstance(params, SamplingParams):
+        raise UsageError(
+            "the sampling settings are no SamplingParams",
+            found=type(params).__name__,
+            expected="one SamplingParams, for all prompts",
+            fix="where prompts differ in their settings, call generate once for each kind",
+        )
+
+
+def _check_type(name: str, value: object, expected: str, is_valid: bool) -> None:
+    if not is_valid:
+        found = f"{value!r:.80}, of type {type(value).__name__}"
+        raise UsageError(f"{name} has the wrong type", found=found, expected=expected)
 
 
 def _check(name: str, value: object, expected: str, is_valid: bool) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from rorqual.engine.logprobs import TokenLogprob
-from rorqual.engine.params import SamplingParams
+from rorqual.engine.params import SamplingParams, check_params
 from rorqual.errors import UsageError
 
+ENCODE = "encode texts first: tokenizer.encode(text), or tokenizer.encode_chat(messages)"
 FinishReason = Literal["stop", "length"]
 
 
@@ -19,6 +21,9 @@ class Request:
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+
+    def __post_init__(self) -> None:
+        check_params(self.params)
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,42 @@ class Output:
         return self.usage.num_prompt_tokens
 
 
+def listed(prompts: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+    """The prompts, which may come from a generator; UsageError for a single one."""
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+        raise UsageError(
+            "the prompts are no list of prompts",
+            found=type(prompts).__name__,
+            expected="a list of prompts, each a list of token ids",
+            fix=f"{ENCODE}; one prompt alone is a list of one: [ids]",
+        )
+    return list(prompts)
+
+
+def _check_ids(prompt_ids: object) -> None:
+    if isinstance(prompt_ids, str | bytes):
+        fix = ENCODE
+    elif isinstance(prompt_ids, int):
+        fix = "a list of ids is one prompt: put it into a list, [ids]"
+    elif not isinstance(prompt_ids, Sequence):
+        fix = "make it a list: list(ids), or ids.tolist() of a tensor or an array"
+    elif all(
+        issubclass(kind, Integral) and kind is not bool for kind in set(map(type, prompt_ids))
+    ):
+        return
+    else:
+        fix = f"its elements must be whole numbers; if they are texts, {ENCODE}"
+    raise UsageError(
+        "a prompt is no list of token ids",
+        found=f"{prompt_ids!r:.80}, of type {type(prompt_ids).__name__}",
+        expected="a list of whole numbers",
+        fix=fix,
+    )
+
+
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_positions: int) -> None:
-    """UsageError for a prompt that is empty, too long to be answered, or has an unknown id."""
+    """UsageError for what is no list of ids, is empty, too long, or has an unknown id."""
+    _check_ids(prompt_ids)
     if not prompt_ids:
         raise UsageError("the prompt is empty", expected="at least one token")
     if len(prompt_ids) >= max_positions:

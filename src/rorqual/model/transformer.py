@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rorqual.errors import UsageError
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import Linear, RMSNorm
@@ -73,7 +74,30 @@ class DeepseekV3(nn.Module):
         self.use_activation_checkpointing = False
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, V) float32 logits; UsageError for tokens that are no such ids."""
+        self._check_tokens(tokens_BT)
         return self.head(self.hidden(tokens_BT).h_BTD)
+
+    def _check_tokens(self, tokens: object) -> None:
+        found = type(tokens).__name__
+        if isinstance(tokens, Tensor):
+            found = f"shape {tuple(tokens.shape)}, {tokens.dtype}"
+            is_row = tokens.dim() == 2 and tokens.dtype in (torch.int64, torch.int32)
+            # To look at the ids would make a GPU wait, and break a graph in the middle.
+            is_seen = tokens.is_cpu and tokens.numel() > 0 and not torch.compiler.is_compiling()
+            if is_row and not is_seen:
+                return
+            if is_row:
+                first, last = (int(value) for value in tokens.aminmax())
+                if 0 <= first <= last < self.config.vocab_size:
+                    return
+                found = f"ids {first} to {last}"
+        raise UsageError(
+            "the tokens are no batch of token ids",
+            found=found,
+            expected=f"int64 of shape (B, T), ids from 0 to {self.config.vocab_size - 1}",
+            fix="one row of ids is a batch of one: torch.tensor([ids])",
+        )
 
     def hidden(
         self,
