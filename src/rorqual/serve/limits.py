@@ -74,7 +74,7 @@ class _Exchange:
         self._max_bytes, self._seconds = max_bytes, seconds
         self._deadline = asyncio.get_running_loop().time() + seconds
         length = headers.get("content-length", "0")
-        if length.isdigit() and len(length) < 19 and int(length) > max_bytes:
+        if length.isdecimal() and len(length) < 19 and int(length) > max_bytes:
             self._num_bytes = int(length)  # refused at the first read, before any of it is taken
 
     async def receive(self) -> Message:

@@ -1,0 +1,289 @@
+"""The guards around the routes, without a server. Oracle: the rules of docs/api.md, by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from served import make_model
+from starlette.datastructures import Headers
+
+from rorqual.errors import UsageError
+from rorqual.serve.auth import AuthGuard, Keys, read_keys
+from rorqual.serve.limits import MULTIPART_BYTES, LimitGuard, _Exchange
+from rorqual.serve.service import Service
+from rorqual.serve.settings import ServerSettings
+from rorqual.tokenizer import Tokenizer
+
+KEY = "first-key-0001"
+
+
+class Ends:
+    """Both ends of one request: the body's pieces, and what was answered."""
+
+    def __init__(self, pieces: Sequence[bytes] = (b"",)) -> None:
+        self.coming = [
+            {"type": "http.request", "body": piece, "more_body": number < len(pieces) - 1}
+            for number, piece in enumerate(pieces)
+        ]
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        await asyncio.sleep(0)
+        return self.coming.pop(0) if self.coming else {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.sent[1]["body"])["error"]["code"])
+
+    def header(self, name: str) -> str | None:
+        return Headers(raw=list(self.sent[0]["headers"])).get(name)
+
+
+def scope(path: str = "/v1/models", method: str = "GET", **headers: str) -> dict[str, Any]:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": method, "path": path, "headers": raw}
+
+
+async def welcome(scope: Any, receive: Any, send: Any) -> None:
+    """The routes: they read the body and say who asked."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    owner = scope.get("state", {}).get("owner")
+    await send({"type": "http.response.body", "body": json.dumps(owner).encode()})
+
+
+def guarded(settings: ServerSettings, asked: dict[str, Any]) -> Ends:
+    ends = Ends()
+    asyncio.run(AuthGuard(welcome, settings)(asked, ends.receive, ends.send))
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "status"),
+    [
+        ({}, {"host": "localhost:8000"}, 200),
+        ({}, {"host": "evil.example"}, 403),
+        # A key, or an address that others may reach, makes the name nobody's business.
+        ({"api_keys": (KEY,)}, {"host": "evil.example", "authorization": f"Bearer {KEY}"}, 200),
+        ({"is_loopback": False}, {"host": "evil.example"}, 200),
+        ({"is_loopback": False}, {"host": "a:1", "origin": "http://a:1"}, 200),
+        ({"is_loopback": False}, {"host": "a:1", "origin": "http://b:1"}, 403),
+        ({"cors_origins": ("http://b:1",)}, {"host": "localhost", "origin": "http://b:1"}, 200),
+        ({"cors_origins": ("http://b:1",)}, {"host": "localhost", "origin": "http://b:2"}, 403),
+        ({"cors_origins": ("*",)}, {"host": "localhost", "origin": "http://b:2"}, 200),
+        ({"cors_origins": ("*",)}, {"host": "evil.example", "origin": "http://b:2"}, 403),
+        # Another site's page is refused before its key is looked at.
+        ({"api_keys": (KEY,)}, {"host": "a", "origin": "http://b"}, 403),
+        ({"api_keys": (KEY,)}, {"host": "a", "origin": "http://a"}, 401),
+    ],
+)
+def test_hosts_and_origins(settings: Any, headers: dict[str, str], status: int) -> None:
+    ends = guarded(ServerSettings(**settings), scope(**headers))
+    assert ends.status == status
+
+
+@pytest.mark.parametrize(
+    ("path", "is_open"),
+    [
+        ("/", True),
+        ("/favicon.ico", True),
+        ("/health", True),
+        ("/ready", True),
+        ("/page/main.js", True),
+        ("/page", False),
+        ("/pages/main.js", False),
+        ("/health/", False),
+        ("/v1/models", False),
+    ],
+)
+def test_what_needs_no_key(path: str, is_open: bool) -> None:
+    ends = guarded(ServerSettings(api_keys=(KEY,)), scope(path, host="a"))
+    assert ends.status == (200 if is_open else 401)
+
+
+def test_whoever_asks_has_a_name_only_with_a_key() -> None:
+    assert guarded(ServerSettings(), scope(host="localhost")).sent[1]["body"] == b'""'
+    settings = ServerSettings(api_keys=("other-key-0002", KEY))
+    ends = guarded(settings, scope(host="a", authorization=f"bearer  {KEY} "))
+    assert json.loads(ends.sent[1]["body"]) == Keys([KEY]).owner(f"Bearer {KEY}")
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", "Bearer ", KEY, f"Basic {KEY}", f"Bearer {KEY} x", "Bearer x"]
+)
+def test_what_is_no_key(given: str | None) -> None:
+    assert Keys([KEY, "other-key-0002"]).owner(given) is None
+    assert not Keys([]).are_needed
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"first-key-0001\nsecond-key-\xc3\xa9\n", "key 2"),
+        (b"first-key-0001\n# a\n\nshort\n", "key 2"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"", "no key"),
+        (b"  # first-key-0001\n", "no key"),
+    ],
+)
+def test_key_files_that_cannot_be_used(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        read_keys(path)
+
+
+@pytest.fixture
+def service(tokenizer: Tokenizer) -> Service:
+    settings = ServerSettings(
+        max_body_bytes=10, max_file_bytes=20, max_concurrent_requests=2, retry_after_seconds=7
+    )
+    service = Service(FakeEngine(tokenizer), make_model(tokenizer), settings)
+    service.is_started = True
+    return service
+
+
+def limited(service: Service, asked: dict[str, Any], *pieces: bytes, app: Any = welcome) -> Ends:
+    ends = Ends(pieces or (b"",))
+    asyncio.run(LimitGuard(app, service)(asked, ends.receive, ends.send))
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/v1/completions", 10),
+        ("/v1/files", 20 + MULTIPART_BYTES),
+        ("/v1/files/", 20 + MULTIPART_BYTES),
+        ("/v1/files/x", 10),
+    ],
+)
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize("num_pieces", [1, 2])
+def test_a_body_has_its_routes_limit(
+    service: Service, path: str, limit: int, is_told: bool, num_pieces: int
+) -> None:
+    for num_bytes, status in ((limit, 200), (limit + 1, 413)):
+        body = bytes(num_bytes)
+        pieces = [body] if num_pieces == 1 else [body[:5], body[5:]]
+        told = {"content_length": str(num_bytes)} if is_told else {}
+        ends = limited(service, scope(path, "POST", **told), *pieces)
+        assert ends.status == status
+        assert service.num_in_flight == 0
+        if status == 413:
+            assert ends.code == "body_too_large"
+            assert ends.header("connection") == "close"
+            assert len(ends.sent) == 2, "the route's own answer is dropped"
+            if is_told:
+                assert len(ends.coming) == num_pieces, "nothing of it was read"
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 19, "1" * 4999, "²", ""])
+def test_a_length_that_is_none_is_left_to_the_bytes(service: Service, length: str) -> None:
+    asked = scope("/v1/completions", "POST")
+    asked["headers"] = [(b"content-length", length.encode("latin-1"))]
+    assert limited(service, asked, bytes(10)).status == 200
+    assert limited(service, asked, bytes(11)).status == 413
+
+
+@pytest.mark.parametrize(
+    ("state", "method", "status"),
+    [
+        ({"is_draining": True}, "POST", 503),
+        ({"is_started": False}, "POST", 503),
+        ({"num_in_flight": 1}, "POST", 200),
+        ({"num_in_flight": 2}, "POST", 503),
+        ({"is_draining": True}, "GET", 200),
+        ({"num_in_flight": 2}, "GET", 200),
+    ],
+)
+def test_when_a_request_is_taken(
+    service: Service, state: dict[str, Any], method: str, status: int
+) -> None:
+    for name, value in state.items():
+        setattr(service, name, value)
+    ends = limited(service, scope(method=method))
+    assert ends.status == status
+    assert service.num_in_flight == state.get("num_in_flight", 0)
+    if status == 503:
+        assert ends.header("retry-after") == "7"
+        assert ends.code == "overloaded"
+    page = service.metrics.text().decode()
+    assert f'rorqual_http_responses_total{{status="{status}"}} 1.0' in page
+
+
+def test_a_route_that_fails_is_in_flight_no_more(service: Service) -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        assert service.num_in_flight == (scope["method"] == "POST")
+        raise ZeroDivisionError
+
+    for method in ("POST", "GET"):
+        with pytest.raises(ZeroDivisionError):
+            limited(service, scope(method=method), app=fail)
+        assert service.num_in_flight == 0
+
+
+def test_a_bodys_time_runs_from_its_beginning() -> None:
+    """A client that sends a byte now and then does not get new time with each."""
+    ends = Ends([b"a", b"b", b"c"])
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange.limit_body(Headers(), 100, seconds=30)
+        assert (await exchange.receive())["body"] == b"a"
+        loop.time = lambda: clock() + 29  # type: ignore[method-assign]
+        assert (await exchange.receive())["body"] == b"b"
+        loop.time = lambda: clock() + 31  # type: ignore[method-assign]
+        assert (await exchange.receive())["type"] == "http.disconnect"
+        assert (ends.status, ends.code) == (408, "slow_body")
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        assert len(ends.sent) == 2
+
+    asyncio.run(test())
+
+
+def test_a_whole_body_has_no_deadline_any_more() -> None:
+    """While an answer runs only the client's leaving is waited for, however long."""
+    ends = Ends([b"a"])
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange.limit_body(Headers(), 100, seconds=30)
+        assert (await exchange.receive())["body"] == b"a"
+        loop.time = lambda: clock() + 31  # type: ignore[method-assign]
+        assert (await exchange.receive())["type"] == "http.disconnect"
+        assert ends.sent == []
+
+    asyncio.run(test())
+
+
+def test_an_answer_that_has_begun_is_not_answered_again() -> None:
+    ends = Ends([b"a", b"b" * 9])
+
+    async def test() -> None:
+        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange.limit_body(Headers(), 5, seconds=30)
+        await exchange.receive()
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        assert (await exchange.receive())["type"] == "http.disconnect"
+        assert [message["type"] for message in ends.sent] == ["http.response.start"]
+
+    asyncio.run(test())
