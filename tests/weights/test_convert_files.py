@@ -127,10 +127,12 @@ def test_two_files_in_work_at_once_and_the_disk_kept_busy(
 
     def look(file: convert_files.FileInWork) -> None:
         in_work.append(len([*tmp_path.glob("out/.*.safetensors.part")]))
+        inode, place = file.temporary.stat().st_ino, len(named)
         finish(file)
+        assert f"flush {inode}" in named[place : named.index("name", place)]
 
     def log_fsync(descriptor: int) -> None:
-        named.append("flush")
+        named.append(f"flush {os.fstat(descriptor).st_ino}")
         fsync(descriptor)
 
     def log_replace(old: Path, new: Path) -> None:
@@ -162,7 +164,6 @@ def test_two_files_in_work_at_once_and_the_disk_kept_busy(
     # As often as the limit was reached and no oftener: a piece is at most 16 kB here.
     assert num_bytes / 36_000 <= len(flushed) <= num_bytes / 20_000
     for place in [i for i, what in enumerate(named) if what == "name"]:
-        assert "flush" in named[:place]
         assert "folder" in named[place + 1 :]
     assert named.count("name") == named.count("folder") == len(done.files)
     if before is not None:
