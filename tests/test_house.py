@@ -147,7 +147,7 @@ def test_a_file_that_may_be_longer_is_longer() -> None:
 def test_importing_stays_light() -> None:
     """`import rorqual` and the list of commands need neither torch nor transformers."""
     code = (
-        "import sys, rorqual, rorqual.cli.main; "
+        "import sys, rorqual, rorqual.cli.verbs; "
         "heavy = {'torch', 'transformers', 'matplotlib', 'pyarrow'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

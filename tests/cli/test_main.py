@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import run
+from command import run, start
 
 import rorqual
-from rorqual.cli.main import VERBS
+from patience import HANG_SECONDS
+from rorqual.cli.verbs import VERBS
 from rorqual.errors import CheckpointError
 
 HELP_LEAVES_TORCH = """
@@ -88,3 +89,22 @@ def test_debug_behind_two_dashes_is_an_argument() -> None:
     done = run("inspect", "--", "--debug")
     assert done.code == 2
     assert "--debug: " in done.err
+
+
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, signal, sys
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "typer.core", "rorqual.cli.verbs", "torch", "numpy"])
+def test_ctrl_c_while_modules_load_is_told_and_130(module: str) -> None:
+    """A real signal in the middle of an import, whichever module it is that loads."""
+    process = start("inspect", "tiny", setup=INTERRUPTED_IMPORT.format(module=module))
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert (process.returncode, out) == (130, b""), err.decode()
+    assert err.decode() == "\nrorqual: interrupted\n"

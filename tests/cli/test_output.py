@@ -22,7 +22,8 @@ import pytest
 from command import ENVIRONMENT, start
 
 from patience import HANG_SECONDS
-from rorqual.cli import main
+from rorqual.cli.exits import EXIT_BAD_INPUT
+from rorqual.cli.verbs import run
 
 PIPE_BYTES = 1 << 16
 PROGRAM = [sys.executable, "-m", "rorqual"]
@@ -139,5 +140,5 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stderr", Full())
     monkeypatch.setattr(sys, "argv", ["rorqual", "inspect", "no-such-model"])
     with pytest.raises(SystemExit) as ended:
-        main.main()
-    assert ended.value.code == main.EXIT_BAD_INPUT
+        run()
+    assert ended.value.code == EXIT_BAD_INPUT

@@ -63,3 +63,29 @@ def test_faults_are_errors_of_ours(recipe: Path, tmp_path: Path) -> None:
 def test_fetch_of_a_recipe_skips_paths(recipe: Path) -> None:
     result = CliRunner().invoke(app, ["fetch", str(recipe), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout) == []
+
+
+def test_the_table_of_a_build_is_whole_at_80_columns(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name and no number is cut, and a small corpus is counted in tokens, not in millions."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a-name-of-a-source-that-is-rather-long-for-a-terminal"
+    recipe.write_text(recipe.read_text().replace('"mine"', f'"{name}"'))
+    rows = json.loads(CliRunner().invoke(app, ["build", str(recipe), "--json"]).stdout)
+    done = CliRunner().invoke(app, ["build", str(recipe)], catch_exceptions=False)
+    assert "…" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for word in ("documents", "tokens", "bytes", "repeated", "licence", "train"):
+        assert word in done.stdout
+    left = [line[: line.index("  ")].strip() for line in done.stdout.splitlines()[1:]]
+    assert name in "".join(left)
+    for row in rows:
+        assert f"{row['num_tokens']:,}" in done.stdout
+    total = sum(row["num_tokens"] for row in rows if row["split"] == "train")
+    assert f"{total:,} training tokens were there already" in done.stderr
+
+
+def test_the_help_of_build_promises_no_network() -> None:
+    text = CliRunner().invoke(app, ["build", "--help"]).stdout
+    assert "without the network" in " ".join(text.split())

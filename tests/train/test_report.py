@@ -81,3 +81,12 @@ def test_a_report_that_nobody_can_read_falls_silent(
         report.line("begun")
         report.step(1, 1000, 1.0, 1.0)
     assert report.is_quiet
+
+
+def test_the_last_batch_does_not_count_beyond_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(Report, "line", lambda report, text: lines.append(text))
+    report = Report(70_000, 0, is_quiet=True)
+    report.step(1, 35_000, 2.0, 10.0)
+    report.step(2, 70_144, 2.0, 10.0)
+    assert ["35K/70K" in lines[0], "70.14K/70.14K" in lines[1]] == [True, True]

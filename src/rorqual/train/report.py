@@ -57,7 +57,8 @@ class Report:
 
     def step(self, step: int, tokens: int, loss: float, tokens_per_second: float) -> None:
         """Shows a step that was made."""
-        seen = f"{_short(tokens)}/{_short(self.total_tokens)}"
+        # The last batch may end a little beyond the total.
+        seen = f"{_short(tokens)}/{_short(max(tokens, self.total_tokens))}"
         speed = f"{tokens_per_second:,.0f}"
         if self.is_bar:
             shown = _shown(seen, str(step), f"{loss:.3f}", speed, self._left(tokens))
