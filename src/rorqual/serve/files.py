@@ -147,7 +147,7 @@ class FileStore:
 
     def all_of(self, owner: str) -> list[FileReply]:
         """The newest first."""
-        own = [file.reply for file in self._files.values() if file.owner == owner]
+        own = [file.reply for file in reversed(self._files.values()) if file.owner == owner]
         return sorted(own, key=lambda reply: reply.created_at, reverse=True)
 
     def get(self, file_id: str, owner: str) -> FileReply:
