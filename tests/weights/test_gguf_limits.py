@@ -201,8 +201,11 @@ def test_the_journal_grows_with_what_is_on_the_disk(
     with first.partial.open("r+b") as file:
         file.truncate(size - 1)
     assert left.num_bytes_left == first.num_bytes
-    again = write(0)
-    assert again.num_done == 0
+    assert write(6).num_done == 6
+    assert write(0).num_done == 6  # whole, and only its name was missing
+    with first.partial.open("r+b") as file:
+        file.truncate(size)
+    assert write(0).num_done == 0
 
 
 def test_parts_are_cut_before_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
