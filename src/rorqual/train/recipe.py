@@ -68,7 +68,8 @@ keep_last = 2
 
 Points of time (`over`, `warmup`, `..._until`) are shares of total_tokens (0.0 to 1.0) or whole
 numbers of tokens. All sections but [training], [batch_ramp] and [data] may be left out; the
-defaults are the report's (§4.2), with its durations as shares of 14.8T tokens.
+defaults are the report's (§4.2), with its durations as shares of 14.8T tokens. docs/training.md has
+every key.
 """
 
 from __future__ import annotations
