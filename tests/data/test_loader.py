@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rorqual.data import Loader, held_out_bytes, sequential
+from rorqual.data.loader import num_samples
 from rorqual.data.shards import FORMAT
 from rorqual.errors import DataError, RorqualError
 
@@ -120,13 +121,16 @@ def test_sequential_visits_all_in_order(folders: tuple[Path, Path]) -> None:
 
 def test_misuse_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
     loader = Loader([(folders[0], 1.0)], LENGTH)
-    for arguments in ((0, 6, 0, 4), (-1, 4), (0, 0), (0, 4, 2, 2)):
+    for arguments in ((0, 6, 0, 4), (-1, 4), (0, 0), (0, 4, 2, 2), (0, 4, -1, 2)):
         with pytest.raises(RorqualError, match="cannot be divided"):
             loader.batch(*arguments)
     with pytest.raises(RorqualError, match="no samples of this length"):
         Loader([(folders[0], 1.0)], 0)
-    with pytest.raises(RorqualError, match="epochs"):
-        Loader([(folders[0], -1.0)], LENGTH)
+    with pytest.raises(RorqualError, match="no samples of this length"):
+        Loader([(folders[0], 1.0)], 1, -1)
+    for epochs in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(RorqualError, match="epochs"):
+            Loader([(folders[0], 1.0), (folders[1], epochs)], LENGTH)
     with pytest.raises(DataError, match="not one sample"):
         Loader([(folders[0], 0.0)], LENGTH)
     other = _folder(tmp_path / "c", [np.arange(9)])
@@ -134,3 +138,48 @@ def test_misuse_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="different tokenizers"):
         Loader([(folders[0], 1.0), (other, 1.0)], LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_wanted"), [(0, 0), (1, 0), (2, 1), (9, 1), (10, 2), (17, 2), (18, 3)]
+)
+def test_a_token_more_than_fits_has_a_sample_of_its_own(
+    tmp_path: Path, num_tokens: int, num_wanted: int
+) -> None:
+    """By hand: the first token is no target, and a sample of 8 has 8 targets."""
+    path = _folder(tmp_path / "a", [np.arange(num_tokens)])
+    assert num_samples(path, LENGTH, None) == num_wanted
+    assert sum(len(item.batch.tokens_BS) for item in sequential([path], LENGTH)) == num_wanted
+    if num_wanted:
+        assert Loader([(path, 1.0)], LENGTH).tokens_per_pass == LENGTH * num_wanted
+        assert Loader([(path, 1.0)], 1).samples_per_pass == num_tokens - 1
+
+
+@pytest.mark.parametrize(("epochs", "num_wanted"), [(0.55, 14), (0.57, 15), (1.3, 34), (2.0, 52)])
+def test_a_pass_has_the_nearest_number_of_samples(
+    folders: tuple[Path, Path], epochs: float, num_wanted: int
+) -> None:
+    """Of 26: 14.3, 14.8, 33.8 and 52."""
+    loader = Loader([(folders[0], epochs)], LENGTH)
+    assert loader.samples_per_pass == num_wanted
+    seen = Counter(loader.locate(n)[1] for n in range(num_wanted))
+    assert set(seen.values()) <= {int(epochs), int(epochs) + 1}
+
+
+def test_the_order_depends_on_the_seed(folders: tuple[Path, Path]) -> None:
+    one, same, other = (Loader([(folders[0], 1.0)], LENGTH, seed=seed) for seed in (1, 1, 2))
+    orders = [[loader.locate(n) for n in range(26)] for loader in (one, same, other)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_validation_reads_whole_batches_and_what_is_left(folders: tuple[Path, Path]) -> None:
+    """26 samples in eights, as wide as asked for; a folder without a source has its own name."""
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
+    del manifest["source"]
+    (folders[0] / "manifest.json").write_text(json.dumps(manifest))
+    found = list(sequential(folders[:1], LENGTH, DEPTH))
+    assert [tuple(item.batch.tokens_BS.shape) for item in found] == [
+        (8, WIDTH), (8, WIDTH), (8, WIDTH), (2, WIDTH),
+    ]  # fmt: skip
+    assert {item.source for item in found} == {"a"}
+    assert all(item.batch.documents_BS is None for item in found)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from rorqual.data import Isolation, Loader
+from rorqual.data import Isolation, Loader, packing
 from rorqual.data.packing import best_fit
 from rorqual.data.shards import FORMAT
 from rorqual.errors import DataError
@@ -365,3 +365,31 @@ def test_shards_of_another_tokenizer_are_named(tmp_path: Path, tokenizer: Tokeni
     path = folder(tmp_path / "a", [([5, 6, 7], [0, 1, 1])])
     with pytest.raises(DataError, match="does not begin with a document"):
         Loader([(path, 1.0)], LENGTH, isolation=isolation(tokenizer))
+
+
+def test_beginnings_are_found_a_part_at_a_time(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of 7 tokens; by hand: pairs of 5 fill samples of 11 tokens."""
+    monkeypatch.setattr(packing, "SCAN_TOKENS", 7)
+    encoded = [([tokenizer.bos_id, 20 + n, 30, 40, 50], [0, 1, 1, 1, 1]) for n in range(9)]
+    loader = Loader([(folder(tmp_path / "a", encoded), 1.0)], 10, isolation=isolation(tokenizer))
+    assert loader.samples_per_pass == 5
+    expected: Counter[Target] = Counter()
+    for ids, mask in encoded:
+        expected += targets_of(ids, mask)
+    assert learnt(loader, 0, 5) == expected
+
+
+def test_what_cannot_be_learnt_takes_no_place(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A question without an answer; texts that are long are cut even where conversations may not
+    be split.
+    """
+    asked = tokenizer.encode_training([said("user", "hello")])
+    long_text = [tokenizer.bos_id, *range(100, 100 + 2 * LENGTH)]
+    encoded = [asked, (long_text, [1] * len(long_text)), asked]
+    path = folder(tmp_path / "a", encoded)
+    loader = Loader([(path, 1.0)], LENGTH, isolation=isolation(tokenizer, splits_long=False))
+    assert loader.samples_per_pass == 2
+    assert loader.packing is not None
+    assert (loader.packing.num_documents, loader.packing.num_learnt) == (3, 2 * LENGTH)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +19,7 @@ from rorqual.data.selection import (
     limited,
     mix,
     permutation,
+    scan_file,
 )
 
 SHARE_TOLERANCE = 0.005  # four standard deviations of 100,000 draws at 10 %
@@ -32,11 +37,10 @@ def test_hash_ignores_white_space_and_unicode_form_only() -> None:
     assert document_hash(Document(messages=chat)) != document_hash(Document(text="x"))
 
 
-@given(st.lists(st.integers(0, 5)))
-def test_first_occurrences_equal_a_set(values: list[int]) -> None:
-    hashes = np.zeros(len(values), dtype=HASH)
-    hashes["low"] = values
-    seen: set[int] = set()
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2))))
+def test_first_occurrences_equal_a_set(values: list[tuple[int, int]]) -> None:
+    hashes = np.array(values, dtype=HASH)
+    seen: set[tuple[int, int]] = set()
     expected = [not (value in seen or seen.add(value)) for value in values]
     assert first_occurrences(hashes).tolist() == expected
 
@@ -61,6 +65,10 @@ def test_limits() -> None:
     assert (by_count == by_bytes).all()
     assert (limited(hashes, sizes, kept, None, max_bytes=500) == by_count).all()  # just filled
     assert limited(hashes, sizes, kept, None, max_bytes=499).sum() == 49
+    lowest = sorted(tuple(int(n) for n in hashes[i]) for i in np.flatnonzero(kept))[:50]
+    assert sorted(tuple(int(n) for n in row) for row in hashes[by_count]) == lowest
+    assert limited(hashes, sizes, kept, max_documents=7, max_bytes=500).sum() == 7
+    assert limited(hashes, sizes, kept, max_documents=60, max_bytes=500).sum() == 50
     assert by_count.sum() == 50
     assert (by_count <= kept).all()
     assert (limited(hashes, sizes, kept, None, None) == kept).all()
@@ -81,3 +89,40 @@ def test_permutation_is_one_and_depends_on_every_seed() -> None:
     assert (permutation(1000, 1, 2) == first).all()
     assert (permutation(1000, 2, 1) != first).any()
     assert (permutation(1000, 1, 3) != first).any()
+
+
+def test_a_scan_counts_and_tells_conversations(tmp_path: Path) -> None:
+    """Of a conversation the assistant's bytes count; one among texts is enough for a mask."""
+    chat = [
+        {"role": "user", "content": "Who is there?"},
+        {"role": "assistant", "content": "Ü."},
+        {"role": "assistant", "content": None, "tool_calls": [{}]},
+    ]
+    path = tmp_path / "a.jsonl"
+    for records, sizes in (
+        ([{"text": "é"}, {"text": ""}], [2, 0]),
+        ([{"messages": chat}, {"text": "abc"}], [3, 3]),
+        ([{"text": "abc"}, {"messages": chat}], [3, 3]),
+    ):
+        path.write_text("\n".join(json.dumps(record) for record in records))
+        scan = scan_file(path)
+        assert scan.text_bytes.tolist() == sizes
+        assert scan.has_messages == any("messages" in record for record in records)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        assert scan.digest == digest
+        first = document_hash(
+            Document(text=records[0].get("text"), messages=records[0].get("messages"))
+        )
+        assert scan.hashes[:1].tobytes() == first
+
+
+def test_the_hash_of_a_block_covers_all_before_it_in_its_own_text(tmp_path: Path) -> None:
+    """Equal blocks differ by what stands before them, and texts do not touch each other."""
+    (tmp_path / "a.txt").write_text("123456789\n" * 3)
+    alone = scan_file(tmp_path / "a.txt", block_characters=10).hashes
+    assert len(set(alone.tolist())) == len(alone) == 3
+    block = document_hash(Document(text="123456789\n"))
+    chained = hashlib.blake2b(block + block, digest_size=16).digest()
+    assert alone[0].tobytes() == block
+    assert alone[1].tobytes() == chained
+    assert alone[2].tobytes() == hashlib.blake2b(chained + block, digest_size=16).digest()
