@@ -68,11 +68,11 @@ def test_few_rows_go_by_eights(
     found_MO = linear.linear_float32(x_MI, weight_OI)
     torch.testing.assert_close(found_MO, expected_MO, rtol=FLOAT32, atol=1e-5)
     assert rows_of_kernels == pieces
-    # Rows that lie apart are copied first; leading dimensions stay.
-    apart = random(2 * num_rows, 32)[::2][None]
-    found = linear.linear(apart, weight_OI)
+    # Rows that lie across are copied first; leading dimensions stay.
+    across = random(32, num_rows).t()[None]
+    found = linear.linear(across, weight_OI)
     assert found.shape == (1, num_rows, 40)
-    wide = (apart.float() @ weight_OI.float().t())[0]
+    wide = (across.float() @ weight_OI.float().t())[0]
     torch.testing.assert_close(found[0].float(), wide, rtol=BFLOAT16, atol=1e-5)
 
 

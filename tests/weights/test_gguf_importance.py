@@ -228,14 +228,14 @@ def test_the_new_form_of_an_importance(tmp_path: Path) -> None:
             writer.write(planned, [torch.ones(1).view(torch.uint8)])
         with pytest.raises(CheckpointError, match="a without its"):
             read_importance(path)
-    planned = [
-        PlannedTensor(f"a.{name}", QUANT_TYPES["F16"], (1,)) for name in ("in_sum2", "counts")
-    ]
-    with GgufWriter(path, {}, planned) as writer:
-        for tensor in planned:
-            writer.write(tensor, [torch.ones(1, dtype=torch.float16).view(torch.uint8)])
-    with pytest.raises(CheckpointError, match="a is not F32"):
-        read_importance(path)
+    for kinds in (("F16", "F32"), ("F32", "F16")):
+        pairs = zip(("a.in_sum2", "a.counts"), kinds, strict=True)
+        halves = [PlannedTensor(name, QUANT_TYPES[kind], (1,)) for name, kind in pairs]
+        with GgufWriter(path, {}, halves) as writer:
+            for tensor in halves:
+                writer.write(tensor, [torch.zeros(tensor.num_bytes, dtype=torch.uint8)])
+        with pytest.raises(CheckpointError, match="a is not F32"):
+            read_importance(path)
 
 
 def test_an_importance_is_columns_or_columns_of_each_matrix() -> None:
