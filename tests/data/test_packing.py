@@ -370,15 +370,17 @@ def test_shards_of_another_tokenizer_are_named(tmp_path: Path, tokenizer: Tokeni
 def test_beginnings_are_found_a_part_at_a_time(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of 7 tokens; by hand: pairs of 5 fill samples of 11 tokens."""
+    """Parts of 7 tokens; by hand: 13 documents of 5 fill a sample."""
     monkeypatch.setattr(packing, "SCAN_TOKENS", 7)
-    encoded = [([tokenizer.bos_id, 20 + n, 30, 40, 50], [0, 1, 1, 1, 1]) for n in range(9)]
-    loader = Loader([(folder(tmp_path / "a", encoded), 1.0)], 10, isolation=isolation(tokenizer))
-    assert loader.samples_per_pass == 5
+    encoded = [([tokenizer.bos_id, 20 + n, 30, 40, 50], [0, 1, 1, 1, 1]) for n in range(30)]
+    loader = Loader(
+        [(folder(tmp_path / "a", encoded), 1.0)], LENGTH, isolation=isolation(tokenizer)
+    )
+    assert loader.samples_per_pass == 3
     expected: Counter[Target] = Counter()
     for ids, mask in encoded:
         expected += targets_of(ids, mask)
-    assert learnt(loader, 0, 5) == expected
+    assert learnt(loader, 0, 3) == expected
 
 
 def test_what_cannot_be_learnt_takes_no_place(tmp_path: Path, tokenizer: Tokenizer) -> None:
