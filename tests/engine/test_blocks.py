@@ -107,3 +107,49 @@ def test_the_longest_forgotten_goes_first_and_an_end_before_its_beginning() -> N
     pool.hold([old[0]])  # in use again: the new ones are next
     assert set(pool.take(2)) == set(new)
     assert pool.num_free == 0
+
+
+def test_a_block_of_known_content_stays_private() -> None:
+    """A key names the block that had it first; a block keeps the key that it had first."""
+    pool = BlockPool(4)
+    one, two = pool.take(2)
+    keys = [block_key(b"", [n]) for n in range(2)]
+    pool.publish(one, keys[0])
+    pool.publish(two, keys[0])
+    assert pool.find([keys[0]]) == [one]
+    pool.publish(one, keys[1])
+    assert pool.find([keys[1]]) == []
+    assert pool.find([keys[1], keys[0]]) == [], "a chain is known from its beginning"
+    pool.release([two])  # it is empty now, not cached
+    assert pool.num_free == 3
+    assert pool.num_idle([one, two]) == 1
+    pool.release([one])
+    assert pool.find([keys[0]]) == [one]
+    assert pool.num_idle([one, two]) == 2
+
+
+def test_a_block_is_free_with_its_last_holder() -> None:
+    pool = BlockPool(2)
+    blocks = pool.take(1)
+    pool.publish(blocks[0], block_key(b"", [1]))
+    pool.hold(blocks)
+    pool.release(blocks)
+    assert (pool.num_free, pool.num_idle(blocks)) == (1, 0)
+    pool.release(blocks)
+    assert (pool.num_free, pool.num_idle(blocks)) == (2, 1)
+
+
+def test_room_is_given_where_there_is_most() -> None:
+    """From the middle of the longest run, so that whoever is before it may grow; from its
+    beginning where the middle is too short; over several runs where none is long enough.
+    """
+    pool = BlockPool(20)
+    everything = pool.take(20)
+    pool.release(everything[2:5])
+    pool.release(everything[8:16])
+    assert pool.take(4) == [12, 13, 14, 15]
+    pool.release([12, 13, 14, 15])
+    assert pool.take(5) == [8, 9, 10, 11, 12]
+    assert pool.take(5) == [2, 3, 4, 13, 14]
+    assert pool.take(1, after=14) == [15]
+    assert pool.num_free == 0

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from rorqual.engine.draft_policy import (
+    FREE_TRIALS,
     MAX_TRIAL_STEPS,
     TRIAL_SHARE,
     WINDOW,
@@ -161,3 +162,44 @@ def test_without_drafts_there_is_nothing_to_choose() -> None:
     assert policy.num_drafts == 0
     fixed = FixedDrafts(3)
     assert (fixed.begin(5), fixed.num_drafts) == (3, 3)
+
+
+def test_the_first_trials_are_free_and_later_ones_wait() -> None:
+    """Three of each number of drafts whatever they cost; then what trials took is 3 % at most."""
+    machine = Machine(1, [1.0, 100.0], [0.9])
+    per_trial = WINDOW + 1
+    machine.run(WINDOW)
+    machine.run(FREE_TRIALS * per_trial)
+    assert machine.seconds_by_drafts[1] == FREE_TRIALS * per_trial * 100
+    machine.run(per_trial)  # the fourth counts
+    assert machine.seconds_by_drafts[1] == (FREE_TRIALS + 1) * per_trial * 100
+    machine.run(20 * WINDOW)
+    assert machine.seconds_by_drafts[1] == (FREE_TRIALS + 1) * per_trial * 100
+
+
+def test_a_trial_counts_by_its_median_behind_its_first_step() -> None:
+    """Of five steps with a draft the first catches up, and one is slow; none decides."""
+    machine = Machine(1, [1.0, 1.0], [0.9])
+    machine.run(WINDOW)
+    for seconds in (99.0, 1.2, 1.2, 50.0, 1.2):
+        machine.seconds = [1.0, seconds]
+        machine.run(1)
+    assert machine.policy._ratios == {(1, 1): pytest.approx(1.2)}
+
+
+def test_acceptance_is_a_mean_that_begins_with_the_report() -> None:
+    """0.85 counts as four drafts; the second draft is judged only where the first was right."""
+    policy = PayingDrafts(2, clock=lambda: 0.0)
+    wanted = [0.85, 0.85]
+    for count, (num_wanted, num_accepted) in enumerate([(2, 0), (2, 1), (1, 1), (2, 2)], 1):
+        policy.begin(1)
+        policy.end([Outcome(num_wanted, num_accepted)], is_decode=True)
+        wanted[0] += ((num_accepted > 0) - wanted[0]) / (4 + count)
+    for count, is_right in enumerate((False, True), 1):
+        wanted[1] += (is_right - wanted[1]) / (4 + count)
+    assert policy._acceptance == pytest.approx(wanted)
+    for _ in range(300):
+        policy.end([Outcome(1, 1)], is_decode=True)
+    before = policy._acceptance[0]
+    policy.end([Outcome(1, 0)], is_decode=True)
+    assert policy._acceptance[0] == pytest.approx(0.99 * before)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
+from rorqual.engine.params import SamplingParams
 from rorqual.engine.request import Request
-from rorqual.engine.scheduler import MAX_OVERTAKEN, Limits, Scheduler, Segment
+from rorqual.engine.scheduler import LOOK_AHEAD, MAX_OVERTAKEN, Limits, Scheduler, Segment
 from rorqual.engine.sequence import TokenSequence
 
 SIZE = 4
@@ -46,7 +47,7 @@ class Desk:
         self.arrivals = count()
 
     def add(self, prompt: list[int], num_left: int = 50) -> TokenSequence:
-        answer = FakeAnswer(Request(prompt, None), num_left)  # type: ignore[arg-type]
+        answer = FakeAnswer(Request(prompt, SamplingParams()), num_left)
         sequence = TokenSequence(cast(Answer, answer), next(self.arrivals), SIZE)
         self.scheduler.add(sequence)
         return sequence
@@ -205,3 +206,89 @@ def test_everyone_is_served_and_every_block_comes_back(
         assert desk.step(), "nobody runs although somebody waits"
     assert [len(s.answer.token_ids) for s in sequences] == [left for _, left, _ in requests]
     assert desk.pool.num_free == num_blocks
+
+
+def test_one_who_takes_the_last_free_block_leaves_the_others_room_to_grow() -> None:
+    """A newcomer needs its own blocks and one for each that runs, and not one more."""
+    for num_blocks, is_admitted in ((4, False), (5, True)):
+        desk = Desk(num_blocks, max_step_tokens=50)
+        desk.add([1] * 7)  # two blocks
+        desk.step()
+        desk.add([2] * 8)  # two blocks, and one for the first
+        assert (len(desk.step()) == 2) == is_admitted
+
+
+def test_so_many_run_and_no_more() -> None:
+    desk = Desk(100, max_batch=2)
+    for number in range(3):
+        desk.add([number], num_left=2)
+    assert shape(desk.step()) == [(0, 1), (1, 1)]
+    assert desk.scheduler.num_decoding == 2
+    assert shape(desk.step()) == [(0, 1), (1, 1)]
+    assert shape(desk.step()) == [(2, 1)]
+
+
+def test_shared_blocks_that_nobody_holds_count_as_taken() -> None:
+    """Of five blocks two are cached: the text again needs these, one of its own, and no more."""
+    desk = Desk(5, use_prefix_cache=True, max_step_tokens=50)
+    desk.add([1] * 9, num_left=1)
+    desk.step()
+    assert desk.pool.num_free == 5
+    again = desk.add([1] * 9)
+    desk.step()
+    assert (again.num_published, len(again.blocks)) == (2, 3)
+    assert desk.pool.num_free == 2
+    third = desk.add([1] * 9 + [2] * 4)  # two shared, two new, and one for who runs
+    desk.step()
+    assert third in desk.scheduler.waiting
+
+
+def test_what_was_taken_out_while_it_waited_leaves_nothing() -> None:
+    desk = Desk(100, max_step_tokens=4)
+    first, second = desk.add([1] * 4), desk.add([2] * 4)
+    desk.step()
+    desk.scheduler.remove(second)
+    desk.scheduler.remove(first)
+    assert (desk.scheduler.waiting, desk.scheduler.running) == ([], [])
+    assert desk.pool.num_free == 100
+
+
+def test_who_asks_for_the_prompts_probabilities_computes_it_whole() -> None:
+    """Neither blocks that are known nor blocks that are coming are taken; afterwards they are."""
+    desk = Desk(50, use_prefix_cache=True, max_step_tokens=100)
+    desk.add([1] * 12)
+    asks = desk.add([1] * 12)
+    cast(FakeAnswer, asks.answer).needs_prompt_logprobs = True
+    assert shape(desk.step()) == [(0, 12), (1, 12)]
+    again = desk.add([1] * 12)
+    cast(FakeAnswer, again.answer).needs_prompt_logprobs = True
+    assert (2, 12) in shape(desk.step())
+    assert again.answer.num_cached_tokens == 0
+    plain = desk.add([1] * 12)
+    assert (3, 4) in shape(desk.step())
+    assert plain.answer.num_cached_tokens == 8
+
+
+def test_a_preempted_answer_is_no_second_query() -> None:
+    desk = Desk(6, max_step_tokens=50, use_prefix_cache=True)
+    desk.add([1] * 7, num_left=14)
+    new = desk.add([2] * 7, num_left=14)
+    while desk.scheduler.waiting or desk.scheduler.running:
+        desk.step()
+    assert desk.scheduler.num_preemptions > 0
+    assert desk.scheduler.num_queried_tokens == 14
+    assert desk.scheduler.num_hit_tokens == new.answer.num_cached_tokens == 0
+
+
+def test_no_more_that_wait_are_looked_at_than_a_few() -> None:
+    desk = Desk(10, max_step_tokens=50, max_batch=50)
+    desk.add([1] * 20, num_left=1000)
+    desk.step()
+    for number in range(LOOK_AHEAD):
+        desk.add([2 + number] * 24)  # none of these fits
+    small = desk.add([99], num_left=1)
+    desk.step()
+    assert small in desk.scheduler.waiting
+    desk.scheduler.remove(desk.scheduler.waiting[0])
+    desk.step()
+    assert small not in desk.scheduler.waiting

@@ -278,3 +278,21 @@ def test_whoever_leaves_closes_what_runs_and_a_wait_has_an_end() -> None:
         assert counts["rorqual_answers_total reason=cancelled"] == 2
 
     asyncio.run(test())
+
+
+def test_what_came_before_a_fault_is_told_before_it() -> None:
+    """Also where both have come when somebody asks."""
+
+    async def test() -> None:
+        streams, metrics = Streams([going("a"), going("b"), ValueError()]), Metrics(lambda: EMPTY)
+        requests = [Request([0], SamplingParams())]
+        async with Answers(streams, requests, metrics) as answers:  # type: ignore[arg-type]
+            while not answers._tasks[0].done():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            events = await answers.next(None)
+            assert [piece.text for _, piece in events or []] == ["a", "b"]
+            with pytest.raises(ValueError):
+                await answers.next(None)
+
+    asyncio.run(test())

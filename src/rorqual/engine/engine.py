@@ -23,7 +23,7 @@ from rorqual.engine.draft_policy import DraftPolicy, Outcome, PayingDrafts
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import token_logprobs
-from rorqual.engine.memory import budget_bytes, num_blocks
+from rorqual.engine.memory import MIN_BLOCKS, budget_bytes, num_blocks
 from rorqual.engine.model_folder import ModelFolder
 from rorqual.engine.offline import Stream, answer_in_order, seeded
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
@@ -96,7 +96,7 @@ class Engine:
         max_positions = _max_positions(model, max_model_len)
         num_depths = min(speculate, config.num_nextn_predict_layers)
         size = block_bytes(config, block_tokens, kv_cache_dtype, like.dtype, num_depths)
-        wanted = max_batch * -(-max_positions // block_tokens) * size
+        wanted = max(max_batch * -(-max_positions // block_tokens), MIN_BLOCKS) * size
         blocks = num_blocks(budget_bytes(cache_memory, wanted, like.device), size)
         self.max_positions = min(max_positions, blocks * block_tokens)
         self._cache = PagedLatentCache(

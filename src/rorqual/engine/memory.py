@@ -13,6 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 # Choice: what is asked for by nobody leaves half of the free memory to everything else.
 DEFAULT_FRACTION = 0.5
 FALLBACK_BYTES = 4 << 30  # where the system does not say what is free
+MIN_BLOCKS = 2
 
 
 def free_bytes(device: torch.device) -> int:
@@ -50,11 +51,11 @@ def budget_bytes(asked: int | float | None, wanted: int, device: torch.device) -
 def num_blocks(budget: int, block_bytes: int) -> int:
     """UsageError if not even two blocks fit."""
     count = budget // block_bytes
-    if count < 2:
+    if count < MIN_BLOCKS:
         raise UsageError(
             "the cache's memory is too small",
             found=f"{budget} bytes",
-            expected=f"at least {2 * block_bytes}, which is two blocks",
+            expected=f"at least {MIN_BLOCKS * block_bytes}, which is two blocks",
             fix="give it more memory, or take smaller blocks",
         )
     return count
