@@ -191,3 +191,30 @@ def test_written_documents_are_read_back(
     first = path.read_bytes()
     write_documents(path, documents)
     assert path.read_bytes() == first
+
+
+USER = {"role": "user", "content": "a"}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\]: has an unknown role"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}]}, r"messages\[1\]: is a tool's"),
+        ({"messages": [USER, CALL]}, r"tool_calls\[0\]: has no 'arguments'"),
+        ({"messages": [USER], "tools": [{"name": "f"}]}, r"tools\[0\]: is not a function"),
+        ({"messages": [USER], "tools": {"name": "f"}}, "tools is not a list"),
+        ({"messages": [USER], "tools": 7}, "tools is not a list"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "neither text nor messages"),
+    ],
+)
+def test_a_faulty_conversation_names_file_line_and_mend(
+    tmp_path: Path, record: object, message: str
+) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_text(json.dumps({"messages": [USER]}) + "\n" + json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_documents(file))
+    assert str(caught.value).startswith(f"{file}:2: ")
+    assert "docs/training.md" in str(caught.value.fix) or "ShareGPT" in str(caught.value.fix)

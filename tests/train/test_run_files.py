@@ -106,8 +106,9 @@ def test_init_from_starts_with_the_weights_and_fresh_moments(
     assert losses[0] < before
     assert weights.load_config(summary.checkpoint).rope_theta == 5000.0
     wrong = make_recipe(f"init_from={start}", "model={hidden_size=64}")
-    with pytest.raises(TrainingError, match="changes the shape"):
+    with pytest.raises(TrainingError, match="changes the shape") as caught:
         train(wrong, tmp_path / "wrong", data, is_quiet=True)
+    assert caught.value.found == "hidden_size 32 -> 64"  # the recipe's terms, not torch's
 
 
 def test_samples_of_another_width_are_refused(

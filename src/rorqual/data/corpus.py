@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rorqual.data.record_checks import check_conversation, check_text, mend_of_keys
 from rorqual.errors import DataError, listing
 from rorqual.files import NOT_JSON, atomic_write
 
@@ -82,7 +83,7 @@ def document_from_record(record: object, source: str, where: object) -> Document
             where=where,
             found=f"keys {listing(list(record))}",
             expected='"text" or "messages"',
-            fix='name the column of text "text"',
+            fix=mend_of_keys(record),
         )
     if text is not None and messages is not None:
         raise DataError(
@@ -92,10 +93,11 @@ def document_from_record(record: object, source: str, where: object) -> Document
             fix='remove "text" from a conversation or "messages" from a text',
         )
     if text is not None:
-        _check_text(text, "text", where)
+        check_text(text, "text", where)
         return Document(text=text, source=source)
-    _check_messages(messages, where)
-    return Document(messages=messages, source=source, tools=record.get("tools") or None)
+    tools = record.get("tools") or None
+    check_conversation(messages, tools, where)
+    return Document(messages=messages, source=source, tools=tools)
 
 
 def corpus_files(pattern: str | os.PathLike[str]) -> list[Path]:
@@ -328,45 +330,3 @@ def _read_parquet(path: Path, source: str) -> Iterator[Document]:
         raise DataError(
             f"is not a readable parquet file: {problem}", where=path, fix="write or fetch it again"
         ) from None
-
-
-def _check_text(text: object, key: str, where: object) -> None:
-    if not isinstance(text, str):
-        raise DataError(
-            f"{key} is not a string",
-            where=where,
-            found=type(text).__name__,
-            expected="a string",
-            fix="correct or remove the line",
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{key} holds half a surrogate pair, which UTF-8 cannot write",
-            where=where,
-            fix="replace the broken character",
-        ) from None
-
-
-def _check_messages(messages: object, where: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(
-            "messages is not a list with something in it",
-            where=where,
-            found=type(messages).__name__ if not isinstance(messages, list) else "[]",
-            expected='[{"role": "user", "content": "..."}, ...]',
-            fix="correct or remove the line",
-        )
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError(
-                f"message {index} has no role",
-                where=where,
-                expected='{"role": "user", "content": "..."}',
-                fix="correct or remove the line",
-            )
-        content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            continue
-        _check_text(content, f"the content of message {index}", where)

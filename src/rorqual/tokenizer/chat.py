@@ -62,7 +62,11 @@ def check_messages(messages: Sequence[Message]) -> None:
         role = message.get("role")
         if role not in ROLES:
             raise TokenizerError(
-                "has an unknown role", where=where, found=repr(role), expected=", ".join(ROLES)
+                "has an unknown role",
+                where=where,
+                found=repr(role),
+                expected=", ".join(ROLES),
+                fix="name the speaker by one of these roles",
             )
         _check_content(message, where)
         _check_prefix(message, where, is_last=index == len(messages) - 1)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rorqual.errors import TokenizerError
+from rorqual.errors import TokenizerError, listing
 from rorqual.tokenizer import special as names
 from rorqual.tokenizer.chat import v3_template
 from rorqual.tokenizer.splits import WHOLE_PIECES_FIRST, pre_tokenizer_of
@@ -120,6 +120,14 @@ def _unreadable(problem: object, where: object) -> TokenizerError:
 
 
 def _special_ids(definition: dict[str, Any], where: object) -> dict[str, int]:
+    if "added_tokens" not in definition:
+        raise TokenizerError(
+            "is not a tokenizer: it has no added_tokens",
+            where=where,
+            found=f"keys {listing(list(definition))}" if definition else "{}",
+            expected='"added_tokens" and "model", as the library tokenizers writes them',
+            fix="restore the file from its source",
+        )
     try:
         return {token["content"]: int(token["id"]) for token in definition["added_tokens"]}
     except (KeyError, TypeError, ValueError) as problem:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rorqual import weights
-from rorqual.errors import TrainingError
+from rorqual.errors import TrainingError, listing
 from rorqual.model import DeepseekV3, ModelConfig, build, empty
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.checkpoint import find_checkpoint
@@ -34,14 +35,17 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
 
 def _reshape(model: DeepseekV3, config: ModelConfig, where: Path) -> DeepseekV3:
     """The same weights under a config that changes no shape (rope scaling, router settings)."""
-    changed = empty(config)
-    try:
-        changed.load_state_dict(model.state_dict())
-    except RuntimeError as problem:
+    changed, stored = empty(config), model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in changed.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in stored.items()}:
+        old, new = asdict(model.config), asdict(config)
+        moved = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
         raise TrainingError(
             "[model] changes the shape of the checkpoint's tensors",
             where=where,
-            found=str(problem).splitlines()[-1].strip(),
+            found=listing(moved),
+            expected="the checkpoint's sizes; its other settings may change",
             fix="remove the changes of sizes from [model]",
-        ) from None
+        )
+    changed.load_state_dict(stored)
     return changed
