@@ -26,7 +26,7 @@ from rorqual.weights import convert_files, save
 from rorqual.weights.convert import convert
 from rorqual.weights.convert_plan import Options, Target
 from rorqual.weights.convert_record import LOCK, Record, open_record, side_files
-from rorqual.weights.open import UNFINISHED, open_source
+from rorqual.weights.open import UNFINISHED, kind_of, open_source
 
 CONFIG = oracle.CONFIGS["mtp"]
 SHARD = 60_000
@@ -295,3 +295,22 @@ def test_files_of_other_weights_are_no_side_files(source: Path, tmp_path: Path) 
         found = side_files(opened)
     assert found == sorted(found)
     assert {file.name for file in found} == beside | {"my_config.json"}
+
+
+def test_a_folder_that_is_not_finished_is_no_model(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(source, tmp_path / "out", options())
+    (tmp_path / "out" / UNFINISHED).write_text("{}")
+    with pytest.raises(CheckpointError, match="is not finished") as caught:
+        kind_of(tmp_path / "out")
+    assert "again" in str(caught.value.fix)
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied") as caught:
+        kind_of(source)
+    assert str(caught.value.where) == str(source)
+    assert str(source) in str(caught.value.fix)

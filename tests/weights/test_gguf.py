@@ -376,6 +376,7 @@ IMPOSSIBLE_KEYS: list[tuple[str, Any, str]] = [
     ("embedding_length", 0, "impossible shape.*\n.*hidden_size"),
     ("attention.head_count", -1, "impossible shape.*\n.*num_attention_heads"),
     ("attention.layer_norm_rms_epsilon", float("nan"), "impossible shape.*\n.*rms_norm_eps"),
+    ("feed_forward_length", np.array([96, 97]), "feed_forward_length has an impossible"),
     ("expert_used_count", 9, "impossible shape.*\n.*num_experts_per_tok"),
 ]
 

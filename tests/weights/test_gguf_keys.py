@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def test_yarn_is_kept_and_its_defaults_are_llama_cpps() -> None:
     assert (found.beta_fast, found.beta_slow) == (32.0, 1.0)
     with pytest.raises(CheckpointError, match="yarn_log_multiplier is missing"):
         read(config, {"rope.scaling.yarn_log_multiplier": ...})
+    for all_dim in (0.3, 0.6, 0.7, 0.8, 1.1, 1.2):  # divided by 0.1 again, some gain a last digit
+        odd = config.with_changes(rope_scaling=replace(YARN, mscale_all_dim=all_dim))
+        assert read(odd, {}) == odd
     with pytest.raises(CheckpointError, match="yarn or none"):
         read(config, {"rope.scaling.type": "linear"})
 
@@ -152,8 +156,9 @@ def test_special_tokens_and_templates_that_are_not_there(
     plain = tokenizer_of(keys, tmp_path)
     assert plain.vocab_size == size
     for strange in (size, -1, True, "1"):
-        found = tokenizer_of(keys | {"tokenizer.ggml.eos_token_id": strange}, tmp_path)
-        assert found.eos_id == plain.eos_id
+        changes = {f"tokenizer.ggml.{name}_token_id": strange for name in ("eos", "padding")}
+        found = tokenizer_of(keys | changes, tmp_path)
+        assert (found.eos_id, found.pad_id) == (plain.eos_id, plain.pad_id)
     own = {"tokenizer.ggml.eos_token_id": tokenizer.pad_id}
     assert tokenizer_of(keys | own, tmp_path).eos_id == tokenizer.pad_id
     template = tokenizer_of(keys | {"tokenizer.chat_template": "{{ messages }}"}, tmp_path)

@@ -305,3 +305,45 @@ def test_names_of_the_release() -> None:
     assert shard_name("model.layers.9.mlp.experts.255.down_proj.weight_scale_inv") == (
         "layers.9.ffn.experts.255.w2.scale"
     )
+
+
+def test_parts_that_cannot_be_put_together(tmp_path: Path) -> None:
+    """FP8 in 48 rows a rank, so that a block's scale would be two ranks'; a matrix without columns;
+    files that neither experts nor names tell apart.
+    """
+    folder = shards(tmp_path)
+    files = [folder / f"model{rank}-mp2.safetensors" for rank in (0, 1)]
+    kept = [load_file(file) for file in files]
+
+    def message(changes: dict[str, torch.Tensor]) -> str:
+        for file, tensors in zip(files, kept, strict=True):
+            save_file(tensors | changes, file)
+        with pytest.raises(RorqualError) as problem:
+            load(folder)
+        return str(problem.value)
+
+    name = "layers.0.attn.wq_b"
+    weight = {f"{name}.weight": torch.zeros(48, 24).to(torch.float8_e4m3fn)}
+    said = message(weight | {f"{name}.scale": torch.ones(1, 1)})
+    assert f"cut FP8 blocks: {name}.weight has 48 rows a rank, no multiple of 128" in said
+    said = message({"layers.0.attn.wo.weight": torch.zeros(64)})
+    assert "wrong shape: layers.0.attn.wo.weight is [64]" in said
+    for rank, (file, tensors) in enumerate(zip(files, kept, strict=True)):
+        save_file({n: t for n, t in tensors.items() if ".experts." not in n}, file)
+        file.rename(folder / f"{'ab'[rank]}.safetensors")
+    with pytest.raises(CheckpointError, match=r"the rank of a\.safetensors cannot be told"):
+        load(folder)
+
+
+def test_ranks_of_another_world(tmp_path: Path) -> None:
+    """Three files of a model of eight experts, or of two worlds, are no whole."""
+    folder = shards(tmp_path, world=4)
+    (folder / "model3-mp4.safetensors").rename(folder / "model3-mp8.safetensors")
+    with pytest.raises(CheckpointError, match="do not belong together") as caught:
+        load(folder)
+    assert "N dividing 8" in str(caught.value.expected)
+    (folder / "model3-mp8.safetensors").unlink()
+    for rank in range(3):
+        (folder / f"model{rank}-mp4.safetensors").rename(folder / f"{rank}.safetensors")
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load(folder)

@@ -340,6 +340,7 @@ def test_the_parts_of_ranks() -> None:
         assert part == (Part((0, 16)) if expert_id in (2, 3) else None)
     assert scale_part(Part((128, 384), (256, 300))) == Part((1, 3), (2, 3))
     assert scale_part(Part((0, 129)), (64, 128)) == Part((0, 3))
+    assert scale_part(Part((0, 129), (128, 300)), (64, 100)) == Part((0, 3), (1, 3))
 
 
 def test_a_folder_of_shards_says_which_rank_lacks_what(tmp_path: Path) -> None:
