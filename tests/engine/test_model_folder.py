@@ -19,6 +19,8 @@ from rorqual.weights import save
 def folder_with(path: Path, **files: Any) -> ModelFolder:
     for name, value in files.items():
         (path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    if not (path / "config.json").exists():  # without it there is no model
+        (path / "config.json").write_text("{}", encoding="utf-8")
     return ModelFolder.find(str(path))
 
 

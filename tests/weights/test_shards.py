@@ -191,7 +191,7 @@ def test_worlds_of_the_release() -> None:
     for world in (1, 2, 4, 8, 16):
         check_world(preset("671b"), world, is_fp8=True)
     check_world(preset("671b"), 32, is_fp8=False)
-    with pytest.raises(UsageError, match=r"one of 1, 2, 4, 8, 16$"):
+    with pytest.raises(UsageError, match=r"this many ranks: 1, 2, 4, 8, 16$"):
         check_world(preset("671b"), 3, is_fp8=True)
 
 

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,11 +39,12 @@ Model = Annotated[
     ),
 ]
 TokenizerPath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--tokenizer",
         metavar="DIR|FILE",
-        help="A folder, tokenizer.json or GGUF file to take it from. [default: the model's own]",
+        help="A folder, tokenizer.json or GGUF file to take it from, or tiny (bundled). "
+        "[default: the model's own]",
     ),
 ]
 ADVICE = "[default: the model's advice, or {}]"

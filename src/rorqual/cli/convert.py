@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.errors import UsageError
+
 if TYPE_CHECKING:
     from rorqual.weights.convert import Conversion
     from rorqual.weights.convert_verify import Comparison
@@ -39,7 +41,8 @@ def convert(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="bf16, fp8, float32, hf (dtypes stay), shards:N, shards:N:bf16, gguf:MIX.",
+            help="bf16, fp8, float32, hf (dtypes stay), shards:N, shards:N:bf16, or gguf:MIX with "
+            "MIX one of F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M, Q2_K_L, Q2_K_XS.",
         ),
     ],
     verify: Annotated[
@@ -97,14 +100,25 @@ def convert(
     from rorqual.weights.convert_verify import verify as compare
     from rorqual.weights.progress import byte_progress
 
+    target = Target.parse(to)
+    if max_file_gb is not None and target.kind == "shards":
+        raise UsageError(
+            "a rank has one file, whatever its size",
+            found=f"--max-file-gb {max_file_gb:g}",
+            fix="leave it out, or ask for more ranks: --to shards:N",
+        )
     options = Options(
-        Target.parse(to),
+        target,
         keep_mtp,
         scale_format.value if scale_format is not None else None,
         None if max_file_gb is None else max_file_gb * 1e9,
         imatrix,
     )
-    done = run(source, destination, options, workers=workers, progress=byte_progress)
+    try:
+        done = run(source, destination, options, workers=workers, progress=byte_progress)
+    except KeyboardInterrupt:
+        console().print("\nThe same command goes on where this one stopped.")
+        raise
     rows: list[Comparison] = []
     if verify:
         rows = compare(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rorqual.cli.chat import DeviceName, Threads, set_threads
+from rorqual.cli.chat import DeviceName, Threads, TokenizerPath, set_threads
+from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
     from rorqual.eval import SourceResult
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or 'tiny'.")] = "tiny",
-    skills: Annotated[int, typer.Option(help="Held-out questions of each skill; 0: none.")] = 200,
+    tokenizer: TokenizerPath = None,
+    skills: Annotated[
+        int, typer.Option(min=0, help="Held-out questions of each skill; 0: none.")
+    ] = 200,
     skill: Annotated[
         list[str] | None, typer.Option(help="Only this skill (may be repeated).")
     ] = None,
@@ -27,13 +31,13 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
     device: DeviceName = "auto",
     threads: Threads = None,
-    failures: Annotated[int, typer.Option(help="Wrong answers to show of each skill.")] = 0,
+    failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each skill.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measures a chat model: accuracy by skill on unseen questions, bits per byte on unseen text.
 
+    \b
     Examples:
-
       rorqual eval tiny
       rorqual eval tiny --skill arithmetic --skills 1000 --failures 5
       rorqual eval runs/tiny/checkpoints/step-900 --skills 0 --recipe recipes/tiny.toml
@@ -44,9 +48,15 @@ def evaluate(
     from rorqual.eval.skills import MAX_ANSWER_TOKENS
     from rorqual.log import console
 
+    if not skills and recipe is None:
+        raise UsageError(
+            "nothing is to be measured",
+            found="--skills 0 without --recipe",
+            fix="ask questions (--skills 200), or name a recipe for bits per byte (--recipe)",
+        )
     set_threads(threads)
     held_out = _held_out_text(recipe) if recipe is not None else None
-    folder = ModelFolder.find(model)
+    folder = ModelFolder.find(model, tokenizer)
     engine = Engine(folder.load_model("auto", device), folder.load_tokenizer(), max_batch=32)
     results: list[SkillResult] = []
     if skills:

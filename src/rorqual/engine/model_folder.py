@@ -16,8 +16,9 @@ import torch
 
 from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.engine.params import SamplingParams
-from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError
+from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError, listing
 from rorqual.files import is_there, read_json, stand_in
+from rorqual.log import logger
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
@@ -30,7 +31,7 @@ from rorqual.weights.advice import (
     advice_of_gguf,
     read_card,
 )
-from rorqual.weights.folder import config_of
+from rorqual.weights.folder import config_of, refuse_empty
 from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
 from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
@@ -63,7 +64,7 @@ class ModelFolder:
 
     @classmethod
     def find(
-        cls, name: str, tokenizer: Path | None = None, *, shards_config: Path | None = None
+        cls, name: str, tokenizer: str | Path | None = None, *, shards_config: Path | None = None
     ) -> ModelFolder:
         """`tiny` is the model in the package; anything else is a path, its kind told by content; of
         a run, its latest checkpoint.
@@ -71,8 +72,7 @@ class ModelFolder:
         CheckpointError for what is no checkpoint, or a GGUF file of another architecture.
         """
         path = checkpoint_path(name)
-        if tokenizer is not None:
-            tokenizer = checkpoint_path(tokenizer)
+        own = None if tokenizer is None else checkpoint_path(tokenizer)
         if not path.exists():
             raise CheckpointError(
                 "no such folder or file",
@@ -81,8 +81,10 @@ class ModelFolder:
                 fix="check the path; models are not downloaded",
             )
         kind = kind_of(path)
-        if path.is_file() and kind != "gguf":
-            raise _no_checkpoint(path)
+        if kind == "huggingface":
+            if not path.is_dir():
+                raise _no_checkpoint(path)
+            refuse_empty(path)
         config = None
         if shards_config is not None:
             if kind != "shards":
@@ -93,7 +95,7 @@ class ModelFolder:
                 )
             config = config_of(read_json(shards_config, ConfigError), shards_config)
         title = BUNDLED if name == BUNDLED else _title(Path(name))  # of a run, its own name
-        folder = cls(title, path, kind, tokenizer, config)
+        folder = cls(title, path, kind, own, config)
         if kind == "gguf":
             folder._gguf  # noqa: B018  another architecture is refused here
         return folder
@@ -153,7 +155,7 @@ class ModelFolder:
                 where=problem.where,
                 found=problem.found,
                 expected=problem.expected,
-                fix=f"{mend}name another with --tokenizer (chat, generate, serve)",
+                fix=f"{mend}name another with --tokenizer (chat, generate, serve, eval)",
             ) from None
 
     def max_positions(self) -> int:
@@ -195,7 +197,12 @@ class ModelFolder:
 
     @functools.cached_property
     def _folder_advice(self) -> Advice:
-        return advice_of_folder(self.path, self._num_ids)
+        advice = advice_of_folder(self.path, self._num_ids)
+        if advice.ignored:
+            logger(__name__).warning(
+                "%s: not followed here: %s", self.path, listing(advice.ignored)
+            )
+        return advice
 
     def _num_ids(self) -> int:
         return self.load_tokenizer().vocab_size

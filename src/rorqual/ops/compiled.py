@@ -74,4 +74,4 @@ def can_compile() -> bool:
 
 @cache
 def _say_once() -> None:
-    log.info("compiling kernels for bfloat16 weights: seconds each, kept on disk for next time")
+    log.info("compiling kernels: seconds each, kept on disk for next time")

@@ -41,6 +41,18 @@ LAST_N = "general.sampling.penalty_last_n"
 NAMES = tuple(SAMPLING_KEYS.values())
 # Fields of generation_config.json that advise nothing.
 _SILENT = {"bos_token_id", "pad_token_id", EOS, "do_sample", "transformers_version"}
+# What transformers does without the field too.
+_NEUTRAL = {
+    "diversity_penalty": 0.0,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "use_cache": True,
+}
 
 
 @settings
@@ -67,12 +79,19 @@ class ChatCard:
 @dataclass(frozen=True)
 class Advice:
     """`end_ids` as they were given, the tokenizer's own perhaps among them; `sampling` are fields
-    of SamplingDefaults. `unsaid` is what only the folder's files can say.
+    of SamplingDefaults. `ignored` is what transformers would follow and we do not, `only_files`
+    what we follow and GGUF has no key for.
     """
 
     end_ids: tuple[int, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    unsaid: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    only_files: tuple[str, ...] = ()
+
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        """What only the folder's files can say."""
+        return self.ignored + self.only_files
 
     def gguf_keys(self, eos_id: int | None) -> dict[str, Value]:
         """The keys of a file whose tokenizer ends with that id; None if it has no tokenizer."""
@@ -118,19 +137,19 @@ def advice_of_folder(folder: Path, vocab_size: Callable[[], int]) -> Advice:
     card = read_card(folder)
     end_ids: tuple[int, ...] = ()
     sampling: dict[str, Any] = {}
-    unsaid: list[str] = []
+    ignored: tuple[str, ...] = ()
     for name in (GENERATION, CONFIG):
         file = folder / name
         table = read_json(file, ConfigError) if is_there(file) else {}
         end_ids = end_ids or _ends(table.get(EOS), vocab_size, f"{EOS} in {name}", file)
         if name == GENERATION:
             sampling = _sampling(table, file)
-            unsaid += [f"{key} of {name}" for key in table if not _is_known(key)]
+            ignored = tuple(f"{key} of {name}" for key in table if _is_ignored(key, table[key]))
     advised = _given(card.sampling)
-    unsaid += [f"{name} of {CHAT_CARD}" for name in ("opening", "examples") if getattr(card, name)]
+    unsaid = [f"{name} of {CHAT_CARD}" for name in ("opening", "examples") if getattr(card, name)]
     if "max_tokens" in advised:
         unsaid.append(f"sampling.max_tokens of {CHAT_CARD}")
-    return Advice(end_ids, sampling | advised, tuple(unsaid))
+    return Advice(end_ids, sampling | advised, ignored, tuple(unsaid))
 
 
 def advice_of_gguf(
@@ -207,5 +226,7 @@ def _ends(
     return tuple(ids)
 
 
-def _is_known(key: str) -> bool:
-    return key in _SILENT or key in NAMES or key.startswith("_")
+def _is_ignored(key: str, value: Any) -> bool:
+    """Whether the field asks for something that we do not do."""
+    is_known = key in _SILENT or key in NAMES or key.startswith("_")
+    return not is_known and value is not None and _NEUTRAL.get(key, ()) != value

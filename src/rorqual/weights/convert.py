@@ -104,6 +104,7 @@ def _to_safetensors(
     progress: Progress,
 ) -> Conversion:
     files = plan_files(source, report.tensors, report.config, options)
+    options.check_scales(output.dtype for file in files for output in file.outputs)
     target, scales = options.target, options.scale_format
     job = job_of(
         source,

@@ -11,6 +11,7 @@ from typing import Literal
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.weights.folder import SINGLE
+from rorqual.weights.gguf_mixes import MIXES, mix_of
 from rorqual.weights.huggingface_writer import MAX_SHARD_BYTES, cut_shards, shard_name
 from rorqual.weights.names import EMBEDDING, HEAD, Kind, StoredTensor, layer_of
 from rorqual.weights.safetensors_file import DTYPES, Layout, lay_out
@@ -21,7 +22,10 @@ from rorqual.weights.source import TensorSource
 E4M3 = "F8_E4M3"
 BLOCK_PAIR = (128, 128)
 ScaleFormat = Literal["float32", "ue8m0"]
-TARGETS = "bf16, fp8, float32, hf, shards:N, gguf:MIX"
+TARGETS = (
+    "bf16, fp8, float32, hf, shards:N, shards:N:bf16, or gguf:MIX with MIX one of "
+    + ", ".join(MIXES)
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,30 @@ class Target:
         if kind == "hf" and not rest:
             return cls("huggingface")
         if kind == "gguf" and rest:
-            return cls("gguf", mix=rest)
+            return cls("gguf", mix=mix_of(rest).name)
         world, _, dtype = rest.partition(":")
         is_world = world.isdecimal() and 0 < int(world) < 10**6
         if kind == "shards" and is_world and dtype in ("", "bf16", "fp8", "float32"):
             return cls("shards", dtype or None, int(world))  # type: ignore[arg-type]
         raise UsageError(f"--to {text!r} is no target", expected=TARGETS)
+
+    @property
+    def text(self) -> str:
+        """As `--to` has it."""
+        if self.kind == "gguf":
+            return f"gguf:{self.mix}"
+        if self.kind == "shards":
+            return f"shards:{self.world}" + (f":{self.dtype}" if self.dtype else "")
+        return self.dtype or "hf"
+
+
+def _no_scales(scale_format: str, target: str) -> UsageError:
+    return UsageError(
+        "only FP8 has scales",
+        found=f"--scale-format {scale_format} with {target}",
+        expected="--to fp8, shards:N:fp8, or hf and shards:N of an FP8 checkpoint",
+        fix="leave --scale-format out",
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,16 @@ class Options:
                 found=f"--imatrix {self.imatrix}",
                 expected="--to gguf:MIX",
             )
+
+        if self.scale_format is not None and (
+            self.target.kind == "gguf" or self.target.dtype in ("bf16", "float32")
+        ):
+            raise _no_scales(self.scale_format, f"--to {self.target.text}")
+
+    def check_scales(self, dtypes: Iterable[str]) -> None:
+        """UsageError for a format of scales where nothing that is written has any."""
+        if self.scale_format is not None and E4M3 not in dtypes:
+            raise _no_scales(self.scale_format, f"--to {self.target.text}, of a source without FP8")
 
     @property
     def shard_bytes(self) -> float:

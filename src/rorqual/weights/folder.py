@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rorqual.errors import CheckpointError, RorqualError, listing
-from rorqual.files import mend_of, read_json
+from rorqual.files import is_there, mend_of, read_json
 from rorqual.model import ModelConfig
 from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.model_args import config_from_model_args, is_model_args
@@ -31,6 +31,7 @@ from rorqual.weights.source import Entry, Quantisation
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EXPECTED = f"a folder with {CONFIG} and {SINGLE} or {INDEX}, rank shards, or a GGUF file"
 ABSURD_TENSORS = 10_000_000  # a hundred times DeepSeek-V3
 RESTORE = "download or copy the listed files again from the checkpoint's source"
 
@@ -132,14 +133,36 @@ def refuse_absurd(config: ModelConfig, path: Path, num_found: int) -> None:
         )
 
 
+def refuse_empty(path: Path) -> None:
+    """CheckpointError for a folder without anything of a model, before what else it lacks."""
+    endings = (".safetensors", *(pattern.removeprefix("*") for pattern in PICKLES))
+    names = sorted(file.name for file in path.iterdir())
+    if is_there(path / CONFIG) or any(name.endswith(endings) for name in names):
+        return
+    fix = "check the path: the folder that holds the weights is needed"
+    raise CheckpointError(
+        "no model here",
+        where=path,
+        found=listing(names) or "an empty folder",
+        expected=EXPECTED,
+        fix=adapter_fix(path) or mend_of_checkpoint(path, fix),
+    )
+
+
 def _config_table(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(
-            "is a file; a checkpoint folder is needed" if path.exists() else "no such folder",
+            "is a file, but no GGUF model" if path.exists() else "no such folder or file",
             where=path,
-            expected=f"a folder with {CONFIG} and {SINGLE} or {INDEX}",
-            fix=pickle_fix([path]) or "check the path; a model's name is not downloaded",
+            expected=EXPECTED,
+            fix=pickle_fix([path])
+            or (
+                "name a GGUF file, or the folder that holds the weights"
+                if path.exists()
+                else "check the path; a model's name is not downloaded"
+            ),
         )
+    refuse_empty(path)
     copy = f"copy {CONFIG} from the checkpoint's source"
     with _mend(adapter_fix(path) or mend_of_checkpoint(path, copy)):
         return read_json(path / CONFIG, CheckpointError)

@@ -117,7 +117,7 @@ def check_world(config: ModelConfig, world: int, *, is_fp8: bool) -> None:
         raise UsageError(
             f"the model cannot be divided among {world} ranks",
             found=", ".join(f"{name} {size:,}" for name, size in unfit.items()) or world,
-            expected=f"one of {_worlds(config, is_fp8=is_fp8)}",
+            expected=f"this many ranks: {_worlds(config, is_fp8=is_fp8)}",
         )
     if is_fp8 and world > 1:
         cut = {n: size for n, size in _fp8_sizes(config).items() if (size // world) % BLOCK}
@@ -126,7 +126,7 @@ def check_world(config: ModelConfig, world: int, *, is_fp8: bool) -> None:
             raise UsageError(
                 f"{world} ranks would cut a block of {BLOCK} that shares one FP8 scale",
                 found=f"{name}: {size:,} / {world} = {size // world}",
-                expected=f"one of {_worlds(config, is_fp8=True)} for FP8",
+                expected=f"this many ranks for FP8: {_worlds(config, is_fp8=True)}",
                 fix=f"ask for bfloat16: --to shards:{world}:bf16",
             )
 
