@@ -4,6 +4,7 @@ flags themselves.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_what_transformers_would_follow_is_told(
     caplog.clear()
     run("generate", "--model", model_folder, "--prompt", "a", "--max-new-tokens", 2)
     assert not any("not followed" in text for text in caplog.messages)
+
+
+def test_an_interrupted_conversion_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("rorqual.weights.convert"), "convert", interrupted)
+    done = run("convert", "tiny", tmp_path / "out", "--to", "bf16")
+    assert done.code == 130
+    assert "The same command goes on where this one stopped." in done.err
