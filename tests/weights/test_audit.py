@@ -107,6 +107,8 @@ def test_scales_belong_to_weights_in_fp8() -> None:
     assert faults(folder).keys() == {"quantisation"}
     other = put(source(), SCALE, (2, 3), "F32")
     assert faults(other) == {"scales": [f"unexpected: {SCALE} beside a weight in BF16"]}
+    plain = put(source(**fp8), "lm_head.weight", (128, 64), "F8_E4M3")
+    assert faults(put(plain, "lm_head.weight_scale_inv", (4, 4), "F32")) == {}
     alone = put(source(), "model.layers.0.whale.weight_scale_inv", (1, 1), "F32")
     assert faults(alone).keys() == {"tensors"}
 
@@ -160,6 +162,8 @@ def test_the_mend_is_that_of_the_deepest_fault() -> None:
     one = Audit(CONFIG, [], {"tensors": ["a"]})
     with pytest.raises(CheckpointError, match=r"1 fault:\n  - a\n"):
         one.raise_faults(Path("here"))
+    with pytest.raises(CheckpointError, match=r"2 faults:\n  - a\n  - b\n"):
+        Audit(CONFIG, [], {"tensors": ["a", "b"]}).raise_faults(Path("here"))
     for num, rest in ((20, "- 19"), (21, "and 1 more"), (22, "and 2 more")):
         many = Audit(CONFIG, [], {"tensors": [str(i) for i in range(num)]})
         with pytest.raises(CheckpointError, match=f"{num} faults:") as caught:

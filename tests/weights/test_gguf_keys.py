@@ -275,6 +275,7 @@ def test_what_the_demos_fields_say() -> None:
     assert is_model_args({"dim": 1, "n_layers": 1})
     assert not is_model_args({"dim": 1, "n_layers": 1, "hidden_size": 1})
     assert not is_model_args({"dim": 1})
+    assert not is_model_args({"n_layers": 1})
     for name in ("max_seq_len", "original_seq_len", "rope_factor", "mscale"):
         for wrong in (True, None, "1"):
             with pytest.raises(ConfigError, match=f"{name} is not a number"):
