@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rorqual.cli.serve import EngineOptions
 from rorqual.config import apply_overrides, fill, read_toml, settings
-from rorqual.data import DataSettings, SourceSettings, TokenizerSettings
+from rorqual.data import DataSettings, Inputs, SourceSettings, TokenizerSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
 from rorqual.serve.settings import ServerSettings
@@ -27,7 +27,7 @@ from rorqual.train.recipe import CheckpointSettings, TrainingSettings, Validatio
 from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
-    BalanceSettings, BatchRamp, ChatCard, CheckpointSettings, DataSettings, EngineOptions,
+    BalanceSettings, BatchRamp, ChatCard, CheckpointSettings, DataSettings, EngineOptions, Inputs,
     LrSchedule, ModelConfig, MtpSettings, OptimizerSettings, Progress, Recipe, SamplingDefaults,
     ServerSettings, SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
 )  # fmt: skip

@@ -4,7 +4,8 @@ A dataclass lives beside the code that reads it; this file only fills one. `--se
 one value, written as in TOML.
 
 No type is turned into another, in a file or in Python: "100", true and 2.0 are no integers, "yes"
-is no boolean. An integer is a number wherever one with a fraction may stand. Files that others
+is no boolean. An integer is a number wherever one with a fraction may stand; inf and nan are no
+numbers. Files that others
 write (`is_foreign`) may give a whole number as 2.0 or 1e6, as some programs do.
 """
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 # What tomllib raises: a number of more than 4,300 digits is a ValueError without a place.
 NOT_TOML = (ValueError, RecursionError)
 MISSING = ("missing", "missing_argument")
-CHECKED = ConfigDict(extra="forbid", strict=True)
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # Parts that pydantic adds to the place of a fault: the member of a union that did not fit.
 UNION_MEMBERS = frozenset(("int", "float", "bool", "str"))
 
@@ -96,11 +97,6 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
             place = inner
         place[last] = value
     return table
-
-
-def load_settings(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Reads a TOML file into `cls`."""
-    return fill(cls, apply_overrides(read_toml(path), overrides), where=with_set(path, overrides))
 
 
 def with_set(path: str | os.PathLike[str], overrides: Sequence[str]) -> str:

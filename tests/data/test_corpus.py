@@ -218,3 +218,12 @@ def test_a_faulty_conversation_names_file_line_and_mend(
         list(read_documents(file))
     assert str(caught.value).startswith(f"{file}:2: ")
     assert "docs/training.md" in str(caught.value.fix) or "ShareGPT" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    """At the beginning of a file; elsewhere it is a character as others."""
+    lines = "one\ufeff\n" if name == "a.txt" else json.dumps({"text": "one\ufeff\n"}) + "\n"
+    raw = b"\xef\xbb\xbf" + lines.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert [d.text for d in read_file(tmp_path / name)] == ["one\ufeff\n"]

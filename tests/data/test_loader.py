@@ -183,3 +183,13 @@ def test_validation_reads_whole_batches_and_what_is_left(folders: tuple[Path, Pa
     ]  # fmt: skip
     assert {item.source for item in found} == {"a"}
     assert all(item.batch.documents_BS is None for item in found)
+
+
+def test_advice_on_no_samples_is_of_their_reason(tmp_path: Path) -> None:
+    full = _folder(tmp_path / "full", [np.arange(20)])
+    none = _folder(tmp_path / "none", [np.arange(0)])
+    with pytest.raises(DataError, match="raise the epochs of a source"):
+        Loader([(full, 0.0)], LENGTH, DEPTH)
+    with pytest.raises(DataError, match="add text") as caught:
+        Loader([(none, 1.0)], LENGTH, DEPTH)
+    assert "epochs" not in str(caught.value)

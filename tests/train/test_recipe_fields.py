@@ -19,7 +19,8 @@ from small_run import MODEL
 from rorqual.config import fill
 from rorqual.data import DataSettings, SourceSettings
 from rorqual.train import Recipe, train
-from rorqual.train.prepare import isolation_of, missing_sources, prepare, show_plan
+from rorqual.train.preflight import show_plan
+from rorqual.train.prepare import isolation_of, missing_sources, prepare
 
 LENGTH = 16
 

@@ -122,7 +122,11 @@ def test_sft_takes_the_tokenizer_of_the_checkpoint(trained: Path, folder: Path) 
         "init_from": "runs/words/checkpoints/latest",
         "tokenizer": None,
         "model": {},
-        "training": {**recipe["training"], "total_tokens": 4 * 8 * LENGTH},
+        "training": {
+            **recipe["training"],
+            "total_tokens": 4 * 8 * LENGTH,
+            "isolate_documents": True,
+        },
     }
     (folder / "tuned.toml").write_text(toml_text(sft))
     done = run("tuned.toml", folder=folder)
@@ -146,14 +150,16 @@ def test_held_out_conversations_that_do_not_fit_are_left_out(trained: Path, fold
     lines = [json.dumps({"messages": [*messages, {"role": "user", "content": n}]}) for n in "abcd"]
     (folder / "long.jsonl").write_text("\n".join(lines) + "\n")
     sources = [{"path": "text.jsonl", "held_out": 0.0}, {"path": "long.jsonl", "held_out": 0.5}]
+    table = load_recipe(folder / "words.toml").table()
     recipe = {
-        **load_recipe(folder / "words.toml").table(),
+        **table,
         "name": "long",
         "stage": "sft",
         "init_from": str(trained),
         "tokenizer": None,
         "model": {},
         "data": {"folder": "tokens-long", "sources": sources},
+        "training": {**table["training"], "isolate_documents": True},
     }
     (folder / "long.toml").write_text(toml_text(recipe))
     done = run("long.toml", "--set", f"training.total_tokens={8 * LENGTH}", folder=folder)

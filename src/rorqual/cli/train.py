@@ -57,7 +57,8 @@ def train(
     from rorqual.errors import UsageError
     from rorqual.log import console
     from rorqual.ops.device import resolve_device
-    from rorqual.train.prepare import prepare, refuse_to_move_what_is_read, show_plan
+    from rorqual.train.preflight import look_ahead, show_plan
+    from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
 
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UsageError(
@@ -69,13 +70,17 @@ def train(
     place = resolve_device(device)
     settings = training.load_recipe(recipe, overrides or ())
     run_folder = run or Path("runs") / settings.name
-    if is_dry_run:
-        show_plan(settings, run_folder)
-        return
+    generators = skill_generators(settings.data)
     if not resume:
         refuse_to_move_what_is_read(settings, run_folder)
+    how = {"resume": resume, "allow_changes": allow_changes}
+    if is_dry_run:
+        show_plan(settings, run_folder, generators, **how)
+        return
     with training.run_lock(run_folder) as lock:
-        data = prepare(settings, recipe, skill_generators(settings.data))
+        # Before the data: a run that may not go on must not replace token shards.
+        look_ahead(settings, run_folder, generators, **how)
+        data = prepare(settings, recipe, generators)
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
         summary = training.train(

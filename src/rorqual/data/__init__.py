@@ -1,9 +1,11 @@
 """Text to tokens on disk, and batches out of them: sources, corpora, shards, the loader."""
 
-from rorqual.data.build import BuildSummary, build
+from rorqual.data.build import BuildSummary, build, find_build, scan_sources
 from rorqual.data.corpus import Document, read_documents, write_documents
+from rorqual.data.inputs import Inputs, inputs_now
 from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, num_samples, sequential
 from rorqual.data.packing import Isolation, PackingCounts
+from rorqual.data.plan import Generator
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.data.shards import TokenFolder, open_tokens
 from rorqual.data.sources import SOURCES, Source, fetch
@@ -14,7 +16,9 @@ __all__ = [
     "BuildSummary",
     "DataSettings",
     "Document",
+    "Generator",
     "HeldOutBatch",
+    "Inputs",
     "Isolation",
     "Loader",
     "PackingCounts",
@@ -24,10 +28,13 @@ __all__ = [
     "TokenizerSettings",
     "build",
     "fetch",
+    "find_build",
     "held_out_bytes",
+    "inputs_now",
     "num_samples",
     "open_tokens",
     "read_documents",
+    "scan_sources",
     "sequential",
     "write_documents",
 ]

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rorqual.data.plan import Generator, Plan, resolve, select, tokenizer_sample
+from rorqual.data.inputs import BUILD, Inputs, inputs_now, inputs_of, stamp
+from rorqual.data.plan import Generator, Plan, locate, resolve, select, tokenizer_sample
 from rorqual.data.selection import Scan, scan_file
 from rorqual.data.settings import DataSettings, TokenizerSettings
 from rorqual.data.shards import (
@@ -41,16 +42,19 @@ from rorqual.log import console
 if TYPE_CHECKING:
     from rorqual.tokenizer import Tokenizer
 
-BUILD = "build.json"
-
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build left: manifests by source and split, and whether anything had to be done."""
+    """What a build left: manifests by source and split, what they were made of, and whether
+    anything had to be done.
+    """
 
     folder: Path
     manifests: dict[str, dict[str, dict[str, Any]]]
+    inputs: Inputs
     was_done: bool
+    has_texts: bool | None = None  # None: built by a version that did not note it
+    has_trained_tokenizer: bool = False
 
     def total(self, key: str, split: str = "train") -> int:
         return sum(int(splits[split][key]) for splits in self.manifests.values())
@@ -67,14 +71,13 @@ def build(
     Generators are called with (seed, max_documents) and yield documents; they keep their own
     held-out questions back, so their documents all train unless the source sets `held_out`.
     """
-    folder = Path(data.folder)
-    key = fingerprint(asdict(data), asdict(tokenizer))
     # A whole build is only looked at, so that many runs may begin on it at once.
-    if (done := _finished(folder, key, data, tokenizer, generators or {})) is not None:
+    if (done := find_build(data, tokenizer, generators)) is not None:
         return done
+    folder = Path(data.folder)
     fix = "give [data] folder another name for a build of its own"
     with FolderLock(folder, "another process builds this data folder", fix=fix):
-        return _build(data, tokenizer, generators or {}, workers, key)
+        return _build(data, tokenizer, generators or {}, workers)
 
 
 def _build(
@@ -82,10 +85,9 @@ def _build(
     tokenizer: TokenizerSettings,
     generators: Mapping[str, Generator],
     workers: int,
-    key: str,
 ) -> BuildSummary:
     folder = Path(data.folder)
-    if (done := _finished(folder, key, data, tokenizer, generators)) is not None:
+    if (done := find_build(data, tokenizer, generators)) is not None:
         return done
     with _progress() as advance:
         plans = []
@@ -94,21 +96,64 @@ def _build(
             plans.append(resolve(data, source, generators))
         files = [file for plan in plans for file in plan.files]
         blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
-        stamps = [_stamp(file) for file in files]
+        stamps = [stamp(file) for file in files]
         with _executor(min(workers, len(files))) as executor:
-            (folder / BUILD).unlink(missing_ok=True)
             scans = list(_each(executor, scan_file, blocks, "reading", advance))
             codes, duplicates = select(plans, scans, data)
+            # Text that cannot be read has left the last build as it was.
+            (folder / BUILD).unlink(missing_ok=True)
+            is_new_tokenizer = not tokenizer.path.exists()
             kept_tokenizer = _tokenizer(tokenizer, plans, scans, codes, data.seed, advance)
             jobs = _jobs(data, tokenizer, plans, scans, codes)
             list(_each(executor, _tokenise, jobs, "tokenising", advance))
     _check_unchanged(jobs, stamps)
     manifests = _write_manifests(data, plans, duplicates, kept_tokenizer, jobs)
+    own_hash = tokenizer_hash(kept_tokenizer)
+    digests = [scan.digest for scan in scans]
+    has_texts = any(scan.has_texts for scan in scans)
     write_json(
         folder / BUILD,
-        {"settings": key, "files": stamps, "tokenizer": tokenizer_hash(kept_tokenizer)},
+        {
+            "settings": _key(data, tokenizer),
+            "files": stamps,
+            "digests": digests,
+            "has_texts": has_texts,
+            "tokenizer": own_hash,
+        },
     )
-    return BuildSummary(folder, manifests, was_done=False)
+    rest = iter(digests)
+    inputs = inputs_of(
+        data.sources,
+        {plan.settings.label: plan.files for plan in plans},
+        {plan.settings.label: [next(rest) for _ in plan.files] for plan in plans},
+        own_hash,
+    )
+    return BuildSummary(
+        folder,
+        manifests,
+        inputs,
+        was_done=False,
+        has_texts=has_texts,
+        has_trained_tokenizer=is_new_tokenizer,
+    )
+
+
+def scan_sources(data: DataSettings, generators: Mapping[str, Generator] | None = None) -> None:
+    """Reads all text that is there, as a build does first; DataError as a build. Writes nothing."""
+    plans = []
+    for source in data.sources:
+        files = locate(data, source, generators or {})
+        plans.append(Plan(source, [file for file in files if file.is_file()], ""))
+    plans = [plan for plan in plans if plan.files]
+    blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
+    with _progress() as advance:
+        scans = list(_each(None, scan_file, blocks, "reading", advance))
+    if scans:
+        select(plans, scans, data)
+
+
+def _key(data: DataSettings, tokenizer: TokenizerSettings) -> str:
+    return fingerprint(asdict(data), asdict(tokenizer))
 
 
 def _tokenizer(
@@ -121,7 +166,7 @@ def _tokenizer(
 ) -> Tokenizer:
     from rorqual.tokenizer import load_tokenizer, train_tokenizer
 
-    folder = Path(options.folder)
+    folder = options.path
     if folder.exists():
         return load_tokenizer(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +181,7 @@ def _tokenizer(
     return load_tokenizer(folder)
 
 
-Job = tuple[Path, np.ndarray, str, Path, str, ShardSettings, str, int]
+Job = tuple[Path, np.ndarray, str, Path, Path, ShardSettings, str, int]
 
 
 def _jobs(
@@ -156,7 +201,7 @@ def _jobs(
             code = codes[len(jobs)]
             inputs = fingerprint(scan.digest, hashlib.sha256(code.tobytes()).hexdigest())
             name, block = f"{number:05d}", plan.block_characters
-            jobs.append((file, code, name, folder, tokenizer.folder, options, inputs, block))
+            jobs.append((file, code, name, folder, tokenizer.path, options, inputs, block))
     return jobs
 
 
@@ -165,19 +210,19 @@ def _tokenise(
     code: np.ndarray,
     name: str,
     folder: Path,
-    tokenizer_folder: str,
+    tokenizer_folder: Path,
     options: ShardSettings,
     inputs: str,
     block: int,
 ) -> None:
-    modified_ns = max(file.stat().st_mtime_ns for file in Path(tokenizer_folder).iterdir())
+    modified_ns = max(file.stat().st_mtime_ns for file in tokenizer_folder.iterdir())
     loaded = _loaded(tokenizer_folder, modified_ns)
     write_shards(file, code, name, folder, loaded, options, inputs, block)
 
 
 def _check_unchanged(jobs: Sequence[Job], stamps: Sequence[list[Any]]) -> None:
     """DataError if a file is no longer what was scanned: its shards are then not vouched for."""
-    changed = [job for job, stamp in zip(jobs, stamps, strict=True) if _stamp(job[0]) != stamp]
+    changed = [job for job, old in zip(jobs, stamps, strict=True) if stamp(job[0]) != old]
     for job in changed:
         for split in SPLITS.values():
             (job[3] / split / f"{job[2]}.json").unlink(missing_ok=True)
@@ -190,7 +235,7 @@ def _check_unchanged(jobs: Sequence[Job], stamps: Sequence[list[Any]]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: str, modified_ns: int) -> Tokenizer:
+def _loaded(folder: Path, modified_ns: int) -> Tokenizer:
     """The worker's tokenizer, read once a process unless its file changes."""
     from rorqual.tokenizer import load_tokenizer
 
@@ -234,29 +279,28 @@ def _write_manifests(
     return manifests
 
 
-def _finished(
-    folder: Path,
-    key: str,
+def find_build(
     data: DataSettings,
     options: TokenizerSettings,
-    generators: Mapping[str, Generator],
+    generators: Mapping[str, Generator] | None = None,
 ) -> BuildSummary | None:
     """The summary of a build that is whole and of these settings, files and tokenizer; None
-    otherwise.
+    otherwise. Nothing is written.
     """
-    from rorqual.tokenizer import load_tokenizer
-
+    folder = Path(data.folder)
     record = whole_record(folder / BUILD)
-    if record is None or record.get("settings") != key or not Path(options.folder).exists():
+    if record is None or record.get("settings") != _key(data, options):
         return None
     # What is gone is fetched or generated under the lock alone.
-    if not all(Path(file).is_file() for file, _, _ in record["files"]):
+    if not options.path.exists() or not all(Path(file).is_file() for file, _, _ in record["files"]):
         return None
-    plans = [resolve(data, source, generators) for source in data.sources]
-    stamps = [_stamp(file) for plan in plans for file in plan.files]
-    if record["files"] != stamps:
+    files = [file for source in data.sources for file in locate(data, source, generators or {})]
+    if not all(file.is_file() for file in files):
         return None
-    if record.get("tokenizer") != tokenizer_hash(load_tokenizer(options.folder)):
+    if record["files"] != [stamp(file) for file in files]:
+        return None
+    inputs = inputs_now(data, options, generators or {})
+    if record.get("tokenizer") != inputs.tokenizer:
         return None
     manifests: dict[str, dict[str, dict[str, Any]]] = {}
     try:
@@ -265,13 +309,8 @@ def _finished(
             manifests[source.label] = {s: open_tokens(f).manifest for s, f in folders.items()}
     except DataError:  # missing or broken: it is made again
         return None
-    return BuildSummary(folder, manifests, was_done=True)
-
-
-def _stamp(file: Path) -> list[Any]:
-    """Name, size and time of a file: enough to see that it is that of the last whole build."""
-    status = file.stat()
-    return [str(file), status.st_size, status.st_mtime_ns]
+    has_texts = record.get("has_texts")
+    return BuildSummary(folder, manifests, inputs, was_done=True, has_texts=has_texts)
 
 
 @contextmanager

@@ -206,6 +206,17 @@ def num_text_bytes(document: Document) -> int:
     )
 
 
+def is_empty(document: Document) -> bool:
+    """Whether there is nothing to learn: no text, or no words and no calls of an assistant."""
+    if document.text is not None:
+        return not document.text.strip()
+    parts = ("content", "reasoning_content", "tool_calls")
+    return not any(
+        message["role"] == "assistant" and any(message.get(part) for part in parts)
+        for message in document.messages or []
+    )
+
+
 def _is_corpus(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     return file.is_file() and not hidden and file.name.lower().endswith(SUFFIXES)
@@ -245,7 +256,8 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _read_txt(path: Path, source: str, block_characters: int) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
+    # A byte order mark says how the file is written, and is no part of the text.
+    with path.open(encoding="utf-8-sig") as file:
         chunks = iter(lambda: file.read(READ_CHARACTERS), "")
         yield from _in_blocks(chunks, source, block_characters)
 

@@ -100,7 +100,10 @@ class Loader:
             raise DataError(
                 "there is not one sample to train on",
                 where=", ".join(str(path) for path, _ in folders) or "no folders",
-                fix="add text, or raise the epochs of a source",
+                fix="raise the epochs of a source"
+                if any(stream.num_samples for stream in self.streams)
+                else "add text; of conversations, such whose assistant speaks within "
+                "training.sequence_length tokens",
             )
         self._pass_order = lru_cache(maxsize=2)(self._make_pass_order)
 

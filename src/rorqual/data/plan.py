@@ -57,19 +57,40 @@ def resolve(
     generators: Mapping[str, Generator],
 ) -> Plan:
     """Finds, fetches or generates the files of a source."""
+    licence = source.licence
+    if source.path is None and not source.is_generated:
+        licence = fetch(source.name or "", Path(data.corpora))["licence"]
+    files = locate(data, source, generators)
+    if source.is_generated and not files[0].is_file():
+        count = source.max_documents or 0
+        generate = generators[_generator_name(source)]
+        write_documents(files[0], islice(generate(data.seed, count), count))
+    return Plan(source, files, licence or ("generated" if source.is_generated else "not stated"))
+
+
+def locate(
+    data: DataSettings, source: SourceSettings, generators: Mapping[str, Generator]
+) -> list[Path]:
+    """Where the files of a source lie, or will when they are fetched or generated.
+
+    DataError for a path without files and for an unknown generator.
+    """
     if source.path is not None:
-        return Plan(source, corpus_files(source.path), source.licence or "not stated")
-    name = source.name or ""
+        return corpus_files(source.path)
     if source.is_generated:
-        return Plan(source, [_generate(data, source, generators)], source.licence or "generated")
-    record = fetch(name, Path(data.corpora))
-    return Plan(source, [source_folder(name, Path(data.corpora)) / DOCUMENTS], record["licence"])
+        return [_generated_file(data, source, generators)]
+    return [source_folder(source.name or "", Path(data.corpora)) / DOCUMENTS]
 
 
-def _generate(
+def _generator_name(source: SourceSettings) -> str:
+    return (source.name or "").removeprefix(GENERATED)
+
+
+def _generated_file(
     data: DataSettings, source: SourceSettings, generators: Mapping[str, Generator]
 ) -> Path:
-    name = (source.name or "").removeprefix(GENERATED)
+    """Its name tells the generator's versions apart by their first documents."""
+    name = _generator_name(source)
     if name not in generators:
         raise DataError(
             "no such generator",
@@ -78,19 +99,16 @@ def _generate(
             fix="correct the name in [[data.sources]]",
         )
     count = source.max_documents or 0
-    generate = generators[name]
     preview = [
-        document.as_record() for document in islice(generate(data.seed, count), PREVIEW_DOCUMENTS)
+        document.as_record()
+        for document in islice(generators[name](data.seed, count), PREVIEW_DOCUMENTS)
     ]
     if not preview:
         raise DataError("the generator gave nothing", where=source.name, fix="raise max_documents")
     version = hashlib.blake2b(
         json.dumps([data.seed, count, preview]).encode(), digest_size=6
     ).hexdigest()
-    path = Path(data.folder) / "generated" / f"{source.label}-{version}.jsonl.gz"
-    if not path.is_file():
-        write_documents(path, islice(generate(data.seed, count), count))
-    return path
+    return Path(data.folder) / "generated" / f"{source.label}-{version}.jsonl.gz"
 
 
 def select(
@@ -111,21 +129,49 @@ def select(
         part = slice(start, start + sum(len(scan.hashes) for scan in here))
         start = part.stop
         duplicates.append(int((~is_first[part]).sum()))
+        _check_not_empty(plan, here)
         maximum = None if plan.settings.is_generated else plan.settings.max_documents
         is_kept = limited(
             hashes[part], text_bytes[part], is_first[part], maximum, plan.settings.max_bytes
         )
-        share = plan.settings.held_out
-        if share is None:
-            share = 0.0 if plan.settings.is_generated else data.held_out
+        share = data.held_out_share(plan.settings)
         is_held_out = held_out_of(hashes[part], is_kept, share, data.seed)
-        if share > 0 and not is_held_out.any():
+        label = plan.settings.label
+        if not is_kept.any():
             logger(__name__).warning(
-                "%s: it is one document, so nothing is held out", plan.settings.label
-            )
+                "%s: none of its %d documents is kept (%d are duplicates; see its limits)",
+                label, len(is_kept), duplicates[-1],
+            )  # fmt: skip
+        elif share > 0 and not is_held_out.any():
+            logger(__name__).warning("%s: it is one document, so nothing is held out", label)
         codes[part] = np.where(is_kept, np.where(is_held_out, HELD_OUT, TRAIN), DROPPED)
     ends = np.cumsum([len(scan.hashes) for scan in scans])[:-1]
     return np.split(codes, ends), duplicates
+
+
+def _check_not_empty(plan: Plan, scans: Sequence[Scan]) -> None:
+    """DataError for a source of which nothing can be learnt; a warning for such documents."""
+    num_documents, num_empty = (
+        sum(len(scan.hashes) for scan in scans),
+        sum(scan.num_empty for scan in scans),
+    )
+    if num_empty == num_documents:
+        raise DataError(
+            "there is nothing to learn in this source",
+            where=listing(plan.files),
+            found=f"{num_documents:,} documents, all of them empty"
+            if num_documents
+            else "no document",
+            expected="text, or conversations in which the assistant says something",
+            fix="fill the file, or remove the source from [[data.sources]]",
+        )
+    if num_empty:
+        logger(__name__).warning(
+            "%s: %d of its %d documents teach nothing: no text, or no words of an assistant",
+            plan.settings.label,
+            num_empty,
+            num_documents,
+        )
 
 
 def tokenizer_sample(

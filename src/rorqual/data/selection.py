@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rorqual.data.corpus import MAX_TEXT_CHARACTERS, Document, num_text_bytes, read_file
+from rorqual.data.corpus import MAX_TEXT_CHARACTERS, Document, is_empty, num_text_bytes, read_file
 
 DROPPED, TRAIN, HELD_OUT = 0, 1, 2
 HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -26,13 +26,15 @@ HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
 @dataclass(frozen=True)
 class Scan:
     """Of one file: each document's hash (HASH) and bytes of text (uint32); the hash of the file
-    itself.
+    itself; and how many documents teach nothing.
     """
 
     hashes: np.ndarray
     text_bytes: np.ndarray
     digest: str
     has_messages: bool
+    has_texts: bool
+    num_empty: int
 
 
 def document_hash(document: Document) -> bytes:
@@ -48,7 +50,8 @@ def scan_file(path: Path, block_characters: int = MAX_TEXT_CHARACTERS) -> Scan:
     """Hashes the documents of a file, and the file."""
     hashes = bytearray()
     sizes = []
-    has_messages = False
+    has_messages = has_texts = False
+    num_empty = 0
     last = b""
     for document in read_file(path, block_characters=block_characters):
         found = document_hash(document)
@@ -58,11 +61,15 @@ def scan_file(path: Path, block_characters: int = MAX_TEXT_CHARACTERS) -> Scan:
         hashes += found
         sizes.append(num_text_bytes(document))
         has_messages = has_messages or document.messages is not None
+        has_texts = has_texts or document.text is not None
+        num_empty += is_empty(document)
     return Scan(
         np.frombuffer(bytes(hashes), dtype=HASH),
         np.array(sizes, dtype=np.uint32),
         file_digest(path),
         has_messages,
+        has_texts,
+        num_empty,
     )
 
 

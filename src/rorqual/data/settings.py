@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.config import settings
 from rorqual.data.sources import CORPORA, SOURCES
 from rorqual.errors import listing
@@ -88,6 +89,14 @@ class DataSettings:
             raise ValueError(f"sources share the folder name {listing(repeated)}: give each a name")
         return self
 
+    def held_out_share(self, source: SourceSettings) -> float:
+        """The share of a source that is kept from training; generated ones keep their own
+        questions back, so that of these it is none unless the source says so.
+        """
+        if source.held_out is not None:
+            return source.held_out
+        return 0.0 if source.is_generated else self.held_out
+
     def folders(self, split: str = "train") -> list[tuple[Path, float]]:
         """(folder, epochs) of each source, as `Loader` takes them."""
         return [
@@ -97,11 +106,21 @@ class DataSettings:
 
 @settings
 class TokenizerSettings:
-    """[tokenizer]: the folder of the tokenizer; if it does not exist, one is trained on the
-    sources.
+    """[tokenizer]: the folder of the tokenizer (`tiny`: the bundled one); if it does not exist,
+    one is trained on the sources, and of that alone the other keys speak.
     """
 
     folder: str
     vocab_size: int = Field(default=8192, gt=0)
     merge_digits: bool = True
     train_bytes: int = Field(default=20_000_000, gt=0)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> TokenizerSettings:
+        """A tokenizer that is there: a folder called `tiny` is not the bundled one."""
+        return cls(folder=f"./{folder}" if str(folder) == BUNDLED else str(folder))
+
+    @property
+    def path(self) -> Path:
+        """The folder; `tiny` is the bundled model's, as for every verb, and `./tiny` one here."""
+        return checkpoint_path(self.folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rorqual.data import Batch, PackingCounts
+from rorqual.data import Batch, Inputs, PackingCounts
 from rorqual.tokenizer import Tokenizer
 
 
@@ -22,7 +22,9 @@ class TrainingData:
     """Batches to learn from, batches held out (and how many samples those are), the tokenizer.
 
     `digest` names the data in checkpoints: a resume on other data is an error. None: unchecked.
-    `packing` says what an epoch learns of documents that are packed whole.
+    `inputs` says what it was made of, so that the error names what changed. `packing` says what an
+    epoch learns of documents that are packed whole; `notes` are lines to read before the first
+    step.
     """
 
     train: Batches
@@ -30,4 +32,6 @@ class TrainingData:
     held_out: Batches | None = None
     num_held_out_samples: int = 0
     digest: str | None = None
+    inputs: Inputs | None = None
     packing: PackingCounts | None = None
+    notes: tuple[str, ...] = ()

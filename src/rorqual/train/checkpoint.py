@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import os
 import random
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +24,17 @@ from torch import Tensor
 from rorqual import weights
 from rorqual.bundled import checkpoint_path
 from rorqual.config import fill, settings
+from rorqual.data import Inputs
 from rorqual.errors import ConfigError, TrainingError, listing
 from rorqual.files import atomic_directory, is_there, read_json, write_json
 from rorqual.model import DeepseekV3
-from rorqual.tokenizer import Tokenizer
+from rorqual.runs import step_folders
+from rorqual.train.batches import TrainingData
 from rorqual.train.changes import check_changes
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 
-STEP_FOLDER = re.compile(r"step-(\d+)")
 TRAINER, STATE, MOMENTS = "trainer", "state.json", "moments.safetensors"
 LATEST = "latest"
 
@@ -71,8 +71,20 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a run stands by a checkpoint's state; `changes` are lines on what another recipe
+    moves.
+    """
+
+    folder: Path
+    progress: Progress
+    changes: list[str]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint gives back; `changes` are lines on what another recipe moves."""
+    """What a checkpoint gives back; `changes` as in `Standing`."""
 
     folder: Path
     model: DeepseekV3
@@ -83,12 +95,27 @@ class Resumed:
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first; temporaries of a killed save are not."""
-    found = []
-    for folder in (run_folder / "checkpoints").glob("step-*"):
-        match = STEP_FOLDER.fullmatch(folder.name)
-        if match and (folder / TRAINER / STATE).is_file():
-            found.append((int(match[1]), folder))
-    return [folder for _, folder in sorted(found)]
+    return [folder for folder in step_folders(run_folder) if _has_state(folder)]
+
+
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from; None where there is none.
+
+    TrainingError if the latest lacks the trainer's state: a run that passed it over would replace
+    it.
+    """
+    found = step_folders(run_folder)
+    if not found or _has_state(found[-1]):
+        return found[-1] if found else None
+    whole = checkpoints(run_folder)
+    earlier = f"or remove it to continue from {whole[-1]}; " if whole else ""
+    raise TrainingError(
+        "a checkpoint without the trainer's state, so the run cannot go on from it",
+        where=found[-1],
+        expected=f"{TRAINER}/{STATE} and {TRAINER}/{MOMENTS} in it",
+        fix=f"put {TRAINER}/ back; {earlier}or begin another run (--run) from its weights, with "
+        f'init_from = "{found[-1]}"; or start over with --fresh, which keeps it aside',
+    )
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -123,18 +150,19 @@ def save_checkpoint(
     optimizer: AdamW,
     progress: Progress,
     *,
-    tokenizer: Tokenizer | None = None,
-    data_digest: str | None = None,
+    data: TrainingData | None = None,
     advice: Advice = Advice(),
 ) -> Path:
     """Writes `checkpoints/step-N` whole, then removes all but the recipe's last N."""
     folder = run_folder / "checkpoints" / f"step-{progress.step}"
+    tokenizer = data.tokenizer if data is not None else None
     state = {
         "progress": asdict(progress),
         "optimizer_steps": optimizer.num_steps,
         "recipe": recipe.table(),
         "recipe_digest": recipe.digest,
-        "data_digest": data_digest,
+        "data_digest": data.digest if data is not None else None,
+        "data": asdict(data.inputs) if data is not None and data.inputs is not None else None,
         "random": random_states(),
     }
     with atomic_directory(folder, replace=True) as temporary:
@@ -150,15 +178,15 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(
+def standing(
     folder: Path,
     recipe: Recipe,
     *,
-    device: str | torch.device = "cpu",
-    data_digest: str | None = None,
+    inputs: Inputs | None = None,
+    digest: str | None = None,
     allow_changes: bool = False,
-) -> Resumed:
-    """Weights, moments, counters; sets the random states.
+) -> Standing:
+    """How far a checkpoint came, and what continuing it with `recipe` on these data changes.
 
     TrainingError for another recipe's (with `allow_changes` some keys may differ: `changes.py`) or
     other data's.
@@ -172,7 +200,23 @@ def load_checkpoint(
     changes = check_changes(
         state["recipe"], recipe, progress.tokens, where=folder, is_asked=allow_changes
     )
-    _check_data(state, data_digest, folder)
+    _check_data(state, inputs, digest, folder)
+    return Standing(folder, progress, changes, state)
+
+
+def load_checkpoint(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: str | torch.device = "cpu",
+    data: TrainingData | None = None,
+    allow_changes: bool = False,
+) -> Resumed:
+    """Weights, moments, counters; sets the random states. Errors as in `standing`."""
+    where = folder / TRAINER / STATE
+    inputs, digest = (data.inputs, data.digest) if data is not None else (None, None)
+    found = standing(folder, recipe, inputs=inputs, digest=digest, allow_changes=allow_changes)
+    state = found.state
     model = weights.load(folder, "float32", device)
     optimizer = AdamW(model, recipe.optimizer)
     _load_moments(optimizer, folder / TRAINER / MOMENTS)
@@ -185,7 +229,7 @@ def load_checkpoint(
             where=where,
             fix="remove this checkpoint and resume",
         ) from None
-    return Resumed(folder, model, optimizer, progress, changes)
+    return Resumed(folder, model, optimizer, found.progress, found.changes)
 
 
 def remove_leftovers(run_folder: Path) -> None:
@@ -221,14 +265,29 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(numbers, dtype=np.uint32), *rest))
 
 
-def _check_data(state: dict[str, Any], data_digest: str | None, folder: Path) -> None:
-    if data_digest is not None and state.get("data_digest") not in (None, data_digest):
+def _has_state(folder: Path) -> bool:
+    return (folder / TRAINER / STATE).is_file()
+
+
+def _check_data(
+    state: dict[str, Any], inputs: Inputs | None, digest: str | None, folder: Path
+) -> None:
+    """Names what changed; without a name it is what made the tokens, this program."""
+    stored = state.get("data")
+    changed: list[str] = []
+    if inputs is not None and stored is not None:
+        changed = inputs.changes_since(fill(Inputs, stored, folder / TRAINER / STATE))
+    is_other = digest is not None and state.get("data_digest") not in (None, digest)
+    if changed or is_other:
         raise TrainingError(
             "this run was made with other data",
             where=folder,
-            found=f"data {data_digest}",
-            expected=f"data {state['data_digest']}",
-            fix="restore the token shards to continue, or start over with --fresh",
+            found=listing(changed) or f"tokens of digest {str(digest)[:12]}",
+            expected="what it was begun with"
+            if changed
+            else f"tokens of digest {str(state['data_digest'])[:12]}",
+            fix="restore that to continue; or start a new run on what is there now, with another "
+            "--run (or --fresh)",
         )
 
 

@@ -104,20 +104,20 @@ def _train(
     device: torch.device,
     is_quiet: bool,
 ) -> Summary:
-    found = checkpoint_files.checkpoints(run_folder)
-    if found and not resume:
+    found = checkpoint_files.latest_checkpoint(run_folder)
+    if found is not None and not resume:
         raise UsageError(
             "already holds a training run", where=run_folder, fix="choose another run folder"
         )
     checkpoint_files.remove_leftovers(run_folder)
     with Interrupt() as interrupt:
         resumed: checkpoint_files.Resumed | None = None
-        if found:
+        if found is not None:
             resumed = checkpoint_files.load_checkpoint(
-                found[-1],
+                found,
                 recipe,
                 device=device,
-                data_digest=data.digest,
+                data=data,
                 allow_changes=allow_changes,
             )
         run = _Run(recipe, run_folder, data, resumed, device, is_quiet)
@@ -220,10 +220,12 @@ class _Run:
                 None if documents_BS is None else to_device(documents_BS, self.device),
             )
         except TrainingError as problem:
-            last = self.saved or "none yet"
+            mend = "change the recipe and begin anew: there is no checkpoint yet"
+            if self.saved is not None:
+                mend = f"the last checkpoint is {self.saved}; change the recipe, continue from it"
             raise TrainingError(
                 f"step {progress.step + 1} failed after {progress.tokens} tokens: {problem}",
-                fix=f"the last checkpoint is {last}; change the recipe and continue from it",
+                fix=mend,
             ) from None
         seconds = time.monotonic() - started
         self.progress = Progress(
@@ -300,8 +302,7 @@ class _Run:
             self.model,
             self.optimizer,
             self.progress,
-            tokenizer=self.data.tokenizer,
-            data_digest=self.data.digest,
+            data=self.data,
             advice=self.advice,
         )
         self.saved_step = self.progress.step
@@ -341,6 +342,11 @@ class _Run:
         if self.saved is not None:
             self.report.line(f"continuing {self.saved} at {self.progress.tokens:,} tokens")
         for line in self.changes:
+            self.report.line(line)
+        total = self.recipe.training.total_tokens
+        if self.progress.tokens >= total:
+            self.report.line(f"nothing to train: training.total_tokens is {total:,}")
+        for line in self.data.notes:
             self.report.line(line)
         if self.data.packing is not None:
             self.report.line(str(self.data.packing))

@@ -86,6 +86,8 @@ class BatchRamp:
     @model_validator(mode="after")
     def _check(self) -> BatchRamp:
         check_amount("over", self.over)
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is less than start {self.start}: the batch grows")
         return self
 
     def at(self, tokens: int, total_tokens: int, micro_batch_size: int) -> int:

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rorqual import weights
+from rorqual.bundled import checkpoint_path
 from rorqual.data import (
+    BuildSummary,
     DataSettings,
-    Document,
+    Generator,
     Isolation,
     Loader,
     TokenizerSettings,
     build,
     num_samples,
 )
-from rorqual.data.shards import MANIFEST, tokenizer_hash
+from rorqual.data.shards import tokenizer_hash
 from rorqual.data.sources import source_record
 from rorqual.errors import ConfigError, DataError, TrainingError, UsageError, listing
-from rorqual.log import console
-from rorqual.model import ModelConfig, empty
+from rorqual.model import ModelConfig
 from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import find_checkpoint
-from rorqual.train.lr_schedule import in_tokens
+from rorqual.train.notes import notes_of
 from rorqual.train.recipe import Recipe
+from rorqual.train.start import check_rows
 
 # Changes whenever the same shards would be packed otherwise: a resume must not mix two packings.
 PACKING_FORM = "packed whole, 1"
-Generator = Callable[[int, int], Iterator[Document]]
 
 
 def prepare(
@@ -51,19 +52,27 @@ def prepare(
             where=recipe.data.corpora,
             fix=f"rorqual data fetch {recipe_file}",
         )
-    options = _tokenizer_settings(recipe)
-    summary = build(recipe.data, options, generators, workers)
-    tokenizer = load_tokenizer(options.folder)
-    _check_tokenizer(recipe, tokenizer)
+    summary = build(recipe.data, tokenizer_settings(recipe), generators, workers)
+    return open_data(recipe, config, summary)
+
+
+def open_data(recipe: Recipe, config: ModelConfig, summary: BuildSummary) -> TrainingData:
+    """The loaders of a build that is whole; TrainingError if its tokenizer fits no model."""
+    options = tokenizer_settings(recipe)
+    tokenizer = load_tokenizer(options.path)
+    check_tokenizer(recipe, config, tokenizer)
     loader = _loader(recipe, config, tokenizer)
     held_out = _held_out(recipe, tokenizer)
+    notes = notes_of(recipe, config, options, tokenizer, summary, train=loader, held_out=held_out)
     return TrainingData(
         train=loader,
         tokenizer=tokenizer,
         held_out=held_out,
         num_held_out_samples=held_out.samples_per_pass if held_out else 0,
         digest=_digest(summary.manifests, loader),
+        inputs=summary.inputs,
         packing=loader.packing,
+        notes=tuple(notes),
     )
 
 
@@ -86,12 +95,14 @@ def missing_sources(data: DataSettings) -> list[str]:
 
 def refuse_to_move_what_is_read(recipe: Recipe, run_folder: Path) -> None:
     """UsageError if a run that starts over would set aside a folder that its recipe reads."""
-    tokenizer = recipe.tokenizer.folder if recipe.tokenizer is not None else None
-    read = {"init_from": recipe.init_from, "data.folder": recipe.data.folder}
-    read |= {"tokenizer.folder": tokenizer, "data.corpora": recipe.data.corpora}
+    read = {"data.folder": Path(recipe.data.folder), "data.corpora": Path(recipe.data.corpora)}
+    if recipe.init_from is not None:
+        read["init_from"] = checkpoint_path(recipe.init_from)
+    if recipe.tokenizer is not None:
+        read["tokenizer.folder"] = recipe.tokenizer.path
     root = run_folder.resolve()
     for key, folder in read.items():
-        if folder is not None and Path(folder).resolve().is_relative_to(root):
+        if folder.resolve().is_relative_to(root):
             raise UsageError(
                 f"starting over would move {key} away: it lies in the run folder",
                 where=run_folder,
@@ -100,45 +111,18 @@ def refuse_to_move_what_is_read(recipe: Recipe, run_folder: Path) -> None:
             )
 
 
-def show_plan(recipe: Recipe, run_folder: Path) -> None:
-    """Prints what a run would do."""
-    from rich.table import Table
-
-    config = config_of(recipe)
-    model = empty(config, device="meta")
-    total = recipe.training.total_tokens
-    ends = recipe.lr_schedule.phase_ends(total)
-    names = ("linear to peak", "constant", "cosine to low", "constant at low")
-    missing = missing_sources(recipe.data)
-    rows = [
-        ("run folder", str(run_folder)),
-        ("stage", recipe.stage),
-        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
-        ("MTP depth", str(config.num_nextn_predict_layers)),
-        ("tokens", f"{total:,}"),
-        ("batch", f"{recipe.batch_ramp.start} to {recipe.batch_ramp.end} sequences"),
-        *[(f"{name} until", f"{end:,} tokens") for name, end in zip(names, ends, strict=True)],
-        ("router bias moves until", f"{in_tokens(recipe.balance.bias_until, total):,} tokens"),
-        ("sources", ", ".join(source.label for source in recipe.data.sources)),
-        ("sources to fetch", ", ".join(missing) or "none"),
-        ("targets", _learnt(recipe, config)),
-    ]
-    table = Table(box=None, show_header=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    console().print(table)
-
-
-def _tokenizer_settings(recipe: Recipe) -> TokenizerSettings:
+def tokenizer_settings(recipe: Recipe) -> TokenizerSettings:
+    """[tokenizer], or that of the checkpoint in `init_from`."""
     if recipe.tokenizer is not None:
         return recipe.tokenizer
     if recipe.init_from is None:
         raise ConfigError("[tokenizer] is missing", fix="add it with a folder and a vocab_size")
-    return TokenizerSettings(folder=str(find_checkpoint(recipe.init_from)))
+    return TokenizerSettings.of_folder(find_checkpoint(recipe.init_from))
 
 
-def _check_tokenizer(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """A checkpoint's weights mean its own tokenizer's ids."""
+def check_tokenizer(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The model has a row for each id, and a checkpoint's weights mean its own tokenizer's ids."""
+    check_rows(config, tokenizer)
     if recipe.init_from is None:
         return
     folder = find_checkpoint(recipe.init_from)
@@ -184,17 +168,6 @@ def _digest(manifests: dict[str, dict[str, dict[str, Any]]], loader: Loader) -> 
     if loader.packing is not None:
         parts.append(PACKING_FORM + json.dumps(asdict(loader.packing), sort_keys=True))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def _learnt(recipe: Recipe, config: ModelConfig) -> str:
-    """What an epoch learns, of the token shards as they are."""
-    if recipe.stage != "sft":
-        return "an epoch learns 100 % of the targets: texts are cut with one token of overlap"
-    options = _tokenizer_settings(recipe)
-    folders = [path for path, _ in recipe.data.folders("train")]
-    if not all((path / MANIFEST).is_file() for path in folders):
-        return "unknown until the token shards are built"
-    return str(_loader(recipe, config, load_tokenizer(options.folder)).packing)
 
 
 def _held_out(recipe: Recipe, tokenizer: Tokenizer) -> Loader | None:

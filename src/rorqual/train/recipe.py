@@ -10,7 +10,7 @@ seed = 0
 preset = "tiny"                 # left out with init_from: then changes apply to the checkpoint's
 vocab_size = 4096
 
-[tokenizer]                     # rorqual.data.TokenizerSettings
+[tokenizer]                     # rorqual.data.TokenizerSettings; folder = "tiny" is the bundled one
 [data]                          # rorqual.data.DataSettings
 
 [training]
@@ -21,7 +21,7 @@ precision = "float32"           # or "bfloat16": autocast
 compile = false
 activation_checkpointing = false
 threads = 2                     # left out: PyTorch's choice
-isolate_documents = false       # packed documents do not see each other; in stage "sft" always so
+isolate_documents = false       # packed documents do not see each other; "sft": left out or true
 long_conversations = "split"    # sft: what does not fit a sample; or "refuse": an error
 
 [batch_ramp]                    # sequences a step; multiples of micro_batch_size
@@ -67,9 +67,9 @@ keep_last = 2
 ```
 
 Points of time (`over`, `warmup`, `..._until`) are shares of total_tokens (0.0 to 1.0) or whole
-numbers of tokens. All sections but [training], [batch_ramp] and [data] may be left out; the
-defaults are the report's (§4.2), with its durations as shares of 14.8T tokens. docs/training.md has
-every key.
+numbers of tokens. A key that would do nothing in the chosen stage is an error. All sections but
+[training], [batch_ramp] and [data] may be left out; the defaults are the report's (§4.2), with its
+durations as shares of 14.8T tokens. docs/training.md has every key.
 """
 
 from __future__ import annotations
@@ -77,16 +77,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rorqual.config import fill, load_settings, settings, with_set
+from rorqual.config import apply_overrides, fill, read_toml, settings, with_set
 from rorqual.data import DataSettings, TokenizerSettings
-from rorqual.errors import ConfigError
+from rorqual.errors import ConfigError, listing
 from rorqual.model import ModelConfig, preset
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
@@ -202,6 +201,7 @@ class Recipe:
     def table(self) -> dict[str, Any]:
         """The recipe as plain values, defaults filled in."""
         table: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        table["training"]["isolate_documents"] = self.is_isolated
         return table
 
     @property
@@ -211,8 +211,19 @@ class Recipe:
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe, its model shape included."""
-    recipe = load_settings(Path(path), Recipe, overrides)
+    """Reads and checks a recipe, its model shape included; keys that would do nothing are errors.
+
+    Of a recipe that a run wrote all keys are there: those with their defaults are no fault.
+    """
+    table = apply_overrides(read_toml(path), overrides)
+    recipe = fill(Recipe, table, where=with_set(path, overrides))
+    idle = dict(_without_effect(table, recipe))
+    if idle:
+        raise ConfigError(
+            "; ".join(f"{key} has no effect: {why}" for key, why in idle.items()),
+            where=with_set(path, overrides),
+            fix=f"remove {listing(list(idle))}, or change what is in its way",
+        )
     if recipe.init_from is None:
         try:
             recipe.model_config()
@@ -226,6 +237,22 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
                 fix=problem.fix or "correct the keys of [model]",
             ) from None
     return recipe
+
+
+def _without_effect(table: dict[str, Any], recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(key, why) of what is set and would do nothing."""
+    is_sft, training = recipe.stage == "sft", table["training"]
+    if is_sft and training.get("isolate_documents") is False:
+        yield "training.isolate_documents", "stage 'sft' always isolates documents"
+    if not is_sft and recipe.training.long_conversations != "split":
+        yield "training.long_conversations", "stage 'pretrain' cuts all text at fixed places"
+    if not any(recipe.data.held_out_share(source) for source in recipe.data.sources):
+        for key in ("every_tokens", "max_tokens"):
+            if getattr(recipe.validation, key) != getattr(ValidationSettings(), key):
+                yield f"validation.{key}", "nothing is held out (data.held_out, or a source's)"
+    for source in recipe.data.sources:
+        if source.licence is not None and source.path is None and not source.is_generated:
+            yield f"licence of {source.label}", "its packages state it"
 
 
 def toml_text(table: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ class Report:
         """Shows a message."""
         if not self.is_quiet:
             with self._until_unheard():
-                console().print(text, highlight=False, soft_wrap=True)
+                console().print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def _until_unheard(self) -> Iterator[None]:

@@ -19,33 +19,47 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
         model = build(recipe.model_config(), seed=recipe.seed)
     else:
         folder = find_checkpoint(recipe.init_from)
+        check_shape(recipe, folder)
         model = weights.load(folder, "float32")
         config = recipe.model_config(model.config)
-        if config != model.config:
-            model = _reshape(model, config, folder)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise TrainingError(
-            "the tokenizer has more ids than the model has rows",
-            found=f"{tokenizer.vocab_size} ids",
-            expected=f"at most model.vocab_size {model.config.vocab_size}",
-            fix="lower tokenizer.vocab_size or raise model.vocab_size",
-        )
+        if config != model.config:  # of rope scaling or the router, say: the weights are the same
+            changed = empty(config)
+            changed.load_state_dict(model.state_dict())
+            model = changed
+    if tokenizer is not None:
+        check_rows(model.config, tokenizer)
     return model
 
 
-def _reshape(model: DeepseekV3, config: ModelConfig, where: Path) -> DeepseekV3:
-    """The same weights under a config that changes no shape (rope scaling, router settings)."""
-    changed, stored = empty(config), model.state_dict()
-    shapes = {name: tensor.shape for name, tensor in changed.state_dict().items()}
-    if shapes != {name: tensor.shape for name, tensor in stored.items()}:
-        old, new = asdict(model.config), asdict(config)
-        moved = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+def check_rows(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """TrainingError if the tokenizer has ids for which the model has no row."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TrainingError(
+            "the tokenizer has more ids than the model has rows",
+            found=f"{tokenizer.vocab_size} ids",
+            expected=f"at most model.vocab_size {config.vocab_size}",
+            fix="lower tokenizer.vocab_size or raise model.vocab_size",
+        )
+
+
+def check_shape(recipe: Recipe, folder: Path) -> None:
+    """TrainingError if [model] changes the shape of a tensor of the checkpoint."""
+    base = weights.load_config(folder)
+    config = recipe.model_config(base)
+    if config == base:
+        return
+    before, after = (
+        {name: tuple(value.shape) for name, value in empty(c, device="meta").state_dict().items()}
+        for c in (base, config)
+    )
+    if before != after:
+        old, new = asdict(base), asdict(config)
         raise TrainingError(
             "[model] changes the shape of the checkpoint's tensors",
-            where=where,
-            found=listing(moved),
+            where=folder,
+            found=listing(
+                [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+            ),
             expected="the checkpoint's sizes; its other settings may change",
             fix="remove the changes of sizes from [model]",
         )
-    changed.load_state_dict(stored)
-    return changed
