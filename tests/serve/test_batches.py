@@ -17,6 +17,7 @@ from served import make_model
 from rorqual.engine import EngineFailed, EngineOverloaded
 from rorqual.serve import batches
 from rorqual.serve.batches import Batches
+from rorqual.serve.errors import ApiError
 from rorqual.serve.files import FileStore
 from rorqual.serve.schemas_batches import BatchReply, BatchRequest
 from rorqual.serve.schemas_chat import ChatRequest
@@ -33,8 +34,10 @@ Answer = Callable[[str], Awaitable[str]]
 class Stage:
     """Batches of a server of which `answer` is all the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, concurrency: int) -> None:
-        settings = ServerSettings(batch_concurrency=concurrency)
+    def __init__(
+        self, tokenizer: Tokenizer, concurrency: int, settings: ServerSettings | None = None
+    ) -> None:
+        settings = settings or ServerSettings(batch_concurrency=concurrency)
         self.files = FileStore(settings)
         service = Service(FakeEngine(tokenizer), make_model(tokenizer), settings)
         self.batches = Batches(service, self.files)
@@ -208,3 +211,100 @@ def test_a_line_that_waits_for_room_does_not_begin_after_a_cancel(
         assert (first.status, second.status) == ("completed", "cancelled")
 
     asyncio.run(run())
+
+
+def test_an_answer_that_takes_too_long_is_its_lines_failure(
+    tokenizer: Tokenizer, answering: Callable[[Answer], None]
+) -> None:
+    """The lines behind it are answered; each moment of the batch has its time."""
+
+    async def run() -> None:
+        settings = ServerSettings(batch_concurrency=1, request_timeout_seconds=1e-3)
+        stage = Stage(tokenizer, 1, settings)
+
+        async def answer(question: str) -> str:
+            if question == "slow":
+                await asyncio.Event().wait()
+            return ANSWER
+
+        answering(answer)
+        reply = await stage.begin("slow", "quick")
+        await stage.batches.drain()
+        assert reply.status == "completed"
+        counts = reply.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (2, 1, 1)
+        assert stage.said(reply.output_file_id) == ["quick"]
+        [record] = map(json.loads, stage.files.lines(reply.error_file_id or "", "me"))
+        assert record["custom_id"] == "slow"
+        assert record["response"]["status_code"] == 504
+        times = (reply.in_progress_at, reply.finalizing_at, reply.completed_at)
+        assert None not in times
+        assert (reply.failed_at, reply.cancelling_at, reply.cancelled_at) == (None, None, None)
+        assert stage.batches.cancel(reply.id, "me").status == "completed"
+        stage.files.close()
+
+    asyncio.run(run())
+
+
+def test_a_batch_without_failures_has_no_file_of_them(
+    stages: Callable[[int], Stage], answering: Callable[[Answer], None]
+) -> None:
+    async def run() -> None:
+        stage = stages(2)
+
+        async def answer(question: str) -> str:
+            return ANSWER
+
+        answering(answer)
+        first = await stage.begin("one")
+        second = await stage.begin("two", "three")
+        await stage.batches.drain()
+        assert first.error_file_id is None
+        assert [reply.id for reply in stage.batches.all_of("me")] == [second.id, first.id]
+        assert stage.batches.all_of("other") == []
+        assert second.request_counts.completed == 2
+
+    asyncio.run(run())
+
+
+def test_so_many_batches_run_and_the_oldest_that_ended_goes(
+    stages: Callable[[int], Stage],
+    answering: Callable[[Answer], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that runs is never forgotten, however old: then the newest is refused."""
+    monkeypatch.setattr(batches, "MAX_BATCHES", 2)
+
+    async def run() -> None:
+        stage, may_go_on = stages(1), asyncio.Event()
+
+        async def answer(question: str) -> str:
+            await may_go_on.wait()
+            return ANSWER
+
+        answering(answer)
+        first, second = await stage.begin("one"), await stage.begin("two")
+        with pytest.raises(ApiError) as caught:
+            await stage.begin("three")
+        assert (caught.value.status, caught.value.code) == (429, "too_many")
+        may_go_on.set()
+        await stage.batches.drain()
+        third = await stage.begin("three")
+        assert [reply.id for reply in stage.batches.all_of("me")] == [third.id, second.id]
+        with pytest.raises(ApiError):
+            stage.batches.get(first.id, "me")
+        await stage.batches.drain()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_line_may_be_as_long_as_a_body(excess: int) -> None:
+    raw, seen = _line("q"), set[str]()
+    fault = batches._fault_of(raw, CHAT, seen, len(raw) - excess)
+    assert (fault and fault.code) == ("line_too_long" if excess else None)
+    assert seen == (set() if excess else {"q"})
+    if not excess:
+        again = batches._fault_of(raw, CHAT, seen, len(raw))
+        assert again is not None
+        assert again.code == "duplicate_custom_id"

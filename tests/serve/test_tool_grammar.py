@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas_chat import ChatRequest
-from rorqual.serve.tool_grammar import chat_grammar
+from rorqual.serve.tool_grammar import MARKERS, chat_grammar
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.tool_calls import render_tool_calls
 
@@ -120,3 +121,72 @@ def test_without_parallel_calls_there_is_one(
     tokenizer: Tokenizer, text: str, is_good: bool, fields: dict[str, Any]
 ) -> None:
     assert accepts(tokenizer, text, parallel_tool_calls=False, **fields) == is_good
+
+
+def grammar_of(tokenizer: Tokenizer, **fields: Any) -> Any:
+    body = {"messages": [{"role": "user", "content": "x"}], **fields}
+    return chat_grammar(ChatRequest.model_validate(body), tokenizer, is_thinking=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({}, None),
+        ({"tools": tools()}, None),
+        ({"tools": tools(), "tool_choice": "auto"}, None),
+        ({"tools": tools(strict=True), "tool_choice": "none"}, None),
+        ({"tools": tools(), "response_format": {"type": "text"}}, None),
+        ({"tools": tools(strict=True)}, "grammar"),
+        # Without calls a format is only itself, whatever the tools.
+        (
+            {
+                "tools": tools(),
+                "tool_choice": "none",
+                "response_format": {"type": "regex", "regex": "a"},
+            },
+            "regex",
+        ),
+        ({"response_format": {"type": "choice", "choices": ["a"]}}, "choice"),
+        ({"response_format": {"type": "grammar", "grammar": "start: /a/"}}, "grammar"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "json_schema"),
+    ],
+)
+def test_when_an_answer_is_bound(tokenizer: Tokenizer, fields: Any, kind: str | None) -> None:
+    grammar = grammar_of(tokenizer, **fields)
+    assert (grammar and grammar.kind) == kind
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "is_good"),
+    [
+        ({"type": "json_object"}, '{"town": 1}', True),
+        ({"type": "json_object"}, "[1]", False),
+        ({"type": "json_object"}, BOTH, True),
+        ({"type": "json_schema", "json_schema": {"schema": None}}, '{"town": 1}', True),
+        ({"type": "json_schema", "json_schema": {"schema": None}}, "1", False),
+    ],
+)
+def test_any_object_beside_tools(
+    tokenizer: Tokenizer, wanted: Any, text: str, is_good: bool
+) -> None:
+    assert accepts(tokenizer, text, response_format=wanted) == is_good
+
+
+def test_calls_need_every_token_of_their_format(tokenizer: Tokenizer) -> None:
+    for marker in MARKERS:
+        ids = {name: i for name, i in tokenizer.special_ids.items() if name != marker}
+        poor: Any = SimpleNamespace(special_ids=ids)
+        assert grammar_of(poor, tools=tools()) is None
+        with pytest.raises(ApiError) as caught:
+            grammar_of(poor, tools=tools(), tool_choice="required")
+        assert (caught.value.status, caught.value.param) == (422, "tool_choice")
+
+
+@pytest.mark.parametrize(("missing", "has_think"), [("", True), ("<think>", False)])
+def test_reasoning_comes_first_only_where_there_are_tokens_for_it(
+    tokenizer: Tokenizer, missing: str, has_think: bool
+) -> None:
+    ids = {name: i for name, i in tokenizer.special_ids.items() if name != missing}
+    known: Any = SimpleNamespace(special_ids=ids)
+    text = grammar_of(known, tools=tools(), tool_choice="required").text
+    assert text.startswith("start: (<think>" if has_think else "start: body")
