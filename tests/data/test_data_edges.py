@@ -28,7 +28,8 @@ from rorqual.errors import ConfigError, DataError
 from rorqual.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+FUNCTION = {"name": "f", "arguments": "{}"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": FUNCTION}]}
 
 
 def test_a_line_and_a_conversation_may_be_just_so_long(

@@ -14,6 +14,7 @@ import torch
 
 from rorqual.data import Loader, held_out_bytes, sequential
 from rorqual.data.loader import num_samples
+from rorqual.data.selection import permutation
 from rorqual.data.shards import FORMAT
 from rorqual.errors import DataError, RorqualError
 
@@ -170,6 +171,20 @@ def test_the_order_depends_on_the_seed(folders: tuple[Path, Path]) -> None:
     one, same, other = (Loader([(folders[0], 1.0)], LENGTH, seed=seed) for seed in (1, 1, 2))
     orders = [[loader.locate(n) for n in range(26)] for loader in (one, same, other)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_order_is_that_of_every_run_before(folders: tuple[Path, Path]) -> None:
+    """By the rule: a pass's places are shuffled by (seed, 2, pass), and each source's samples by
+    (seed, 1, source), of which a pass takes the next ones.
+    """
+    loader = Loader([(folders[0], 0.5), (folders[1], 2.0)], LENGTH, seed=5)
+    for number in range(3):
+        samples = []
+        for source, (taken, size) in enumerate(((13, 26), (14, 7))):
+            order = permutation(size, 5, 1, source).tolist()
+            samples += [(source, order[(number * taken + n) % size]) for n in range(taken)]
+        expected = [samples[place] for place in permutation(27, 5, 2, number)]
+        assert [loader.locate(number * 27 + n) for n in range(27)] == expected
 
 
 def test_validation_reads_whole_batches_and_what_is_left(folders: tuple[Path, Path]) -> None:

@@ -90,6 +90,17 @@ ALTREP = struct.pack(">i", 238)
         (bare(integers(1), attributes=integers(5)) + NIL, [[1]]),
         (tagged(symbol("p"), integers(1)) + bare(integers(2)) + NIL, [[1], [2]]),
         (ALTREP + bare(symbol("compact_intseq")) + NIL + reals(4, 3, 2) + NIL, [3, 5, 7, 9]),
+        (
+            values(
+                ALTREP
+                + tagged(symbol("class"), symbol("compact_intseq"))
+                + NIL
+                + reals(2, 1, 1)
+                + NAMES,
+                integers(5),
+            ),
+            [[1, 2], [5]],
+        ),
         (ALTREP + bare(symbol("wrap_real")) + NIL + values(reals(6), integers(0)) + NIL, [6.0]),
     ],
 )
@@ -135,7 +146,7 @@ def test_a_packed_file_that_was_cut_is_named(tmp_path: Path, pack: Any) -> None:
 
 def database(folder: Path, block: bytes, length: int) -> Any:
     head = struct.pack(">I", length)
-    (folder / "d.rdb").write_bytes(b"before" + head + block)
+    (folder / "d.rdb").write_bytes(b"before" + head + block + b"after")
     place = values(integers(6, 4 + len(block)), attributes=tagged(
         symbol("names"), strings(characters(b"it"))
     ) + NIL)  # fmt: skip

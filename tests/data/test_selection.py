@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,11 +95,12 @@ def test_permutation_is_one_and_depends_on_every_seed() -> None:
 
 def test_a_scan_counts_and_tells_conversations(tmp_path: Path) -> None:
     """Of a conversation the assistant's bytes count; one among texts is enough for a mask."""
-    chat = [
+    chat: list[dict[str, Any]] = [
         {"role": "user", "content": "Who is there?"},
         {"role": "assistant", "content": "Ü."},
-        {"role": "assistant", "content": None, "tool_calls": [{}]},
+        {"role": "assistant", "content": None},
     ]
+    chat[2]["tool_calls"] = [{"function": {"name": "f", "arguments": "{}"}}]
     path = tmp_path / "a.jsonl"
     for records, sizes in (
         ([{"text": "é"}, {"text": ""}], [2, 0]),
@@ -126,3 +129,19 @@ def test_the_hash_of_a_block_covers_all_before_it_in_its_own_text(tmp_path: Path
     assert alone[0].tobytes() == block
     assert alone[1].tobytes() == chained
     assert alone[2].tobytes() == hashlib.blake2b(chained + block, digest_size=16).digest()
+
+
+@pytest.mark.parametrize("seeds", [(), (0,), (3, 1, 2), (-1, 2**63), (2**64 + 3,)])
+def test_a_permutation_is_the_order_of_numbers_mixed_with_the_seeds(seeds: tuple[int, ...]) -> None:
+    """splitmix64 in Python's own integers: the order of training may never change."""
+
+    def mixed(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+        return value ^ value >> 31
+
+    key = 0
+    for seed in seeds:
+        key = mixed(key ^ seed % 2**64)
+    assert permutation(50, *seeds).tolist() == sorted(range(50), key=lambda n: mixed(n ^ key))

@@ -13,7 +13,9 @@ import torch
 
 import rorqual
 from rorqual.data.shards import FORMAT
+from rorqual.errors import DataError
 from rorqual.eval import NgramModel, SourceResult, compare_on_held_out
+from rorqual.eval.bits_per_byte import documents
 
 TRAIN = ("The whale sings.", "The sea is deep and the whale is large.")
 HELD_OUT = ("The sea sings.", "A whale is large, and sings in the deep sea all night and all day.")
@@ -59,3 +61,26 @@ def test_each_source_and_all_of_them_by_their_bytes(tmp_path: Path) -> None:
 
 def figures(result: SourceResult) -> tuple[float, float, float]:
     return result.model, result.ngram, result.gzip
+
+
+def test_documents_end_where_their_end_is(tmp_path: Path) -> None:
+    """Over two shards; what a shard breaks off is none, and special tokens are no text."""
+    tokenizer = rorqual.load_tokenizer("tiny")
+    begin, end = tokenizer.bos_id, tokenizer.eos_id
+    texts = ("One.", "", "Two words.")
+    ids = [i for text in texts for i in (begin, *tokenizer.encode(text), end)]
+    write(tmp_path / "a", [*ids, begin, *tokenizer.encode("cut")])
+    assert list(documents(tmp_path / "a", tokenizer)) == [text.encode() for text in texts]
+
+
+def test_a_source_without_held_out_text_is_left_out(tmp_path: Path) -> None:
+    model, tokenizer = rorqual.load("tiny"), rorqual.load_tokenizer("tiny")
+    ids = [tokenizer.bos_id, *tokenizer.encode("The sea."), tokenizer.eos_id]
+    for name, held_out in (("a", []), ("b", ids), ("c", [tokenizer.bos_id, tokenizer.eos_id])):
+        write(tmp_path / name / "train", ids)
+        write(tmp_path / name / "held_out", held_out)
+    folders = [tmp_path / name for name in "abc"]
+    found = compare_on_held_out(model, tokenizer, folders, LENGTH)
+    assert [(result.source, result.num_bytes) for result in found] == [("b", 8), ("all", 8)]
+    with pytest.raises(DataError, match="no source has held-out text"):
+        compare_on_held_out(model, tokenizer, folders[::2], LENGTH)
