@@ -218,19 +218,6 @@ def test_this_machine_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         find_hardware("H100", remeasure=True)
 
 
-@pytest.mark.parametrize(
-    ("limit", "total"), [(None, 1000.0), ("max\n", 1000.0), ("400\n", 400.0), ("9000\n", 1000.0)]
-)
-def test_memory_is_the_control_groups_where_that_is_less(
-    limit: str | None, total: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-    monkeypatch.setattr(measure, "_physical_bytes", lambda: 1000)
-    monkeypatch.setattr(measure, "Path", lambda _: tmp_path / "memory.max")
-    assert measure.total_memory_bytes() == total
-
-
 def test_the_processor_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(measure.platform, "processor", lambda: "")
