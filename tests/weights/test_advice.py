@@ -341,3 +341,41 @@ def test_what_a_folder_says_twice_or_to_nobody(tmp_path: Path) -> None:
         "num_beams of generation_config.json",
         "sampling.max_tokens of chat.json",
     )
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("form", ["hf", "gguf", "shards"])
+def test_what_is_loaded_and_saved_ends_and_samples_as_before(
+    tmp_path: Path, form: str, with_tokenizer: bool
+) -> None:
+    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    ends = {"eos_token_id": [tokenizer.eos_id, 262, 75]}
+    card = {} if form == "gguf" else {"opening": "I am Sei.", "sampling": {"temperature": 0.4}}
+    source = folder_with(tmp_path / "w", ADVICE | ends, **({"chat": card} if card else {}))
+    if form != "hf":
+        place = tmp_path / ("w.gguf" if form == "gguf" else "shards")
+        to = "gguf:F32" if form == "gguf" else "shards:1"
+        source = converted(source, place, to).destination
+    before = ModelFolder.find(str(source))
+    given = before.load_tokenizer() if with_tokenizer else None
+    save(load(source), tmp_path / "again", "float32", given)
+    after = ModelFolder.find(str(tmp_path / "again"), None if with_tokenizer else source)
+    assert after.sampling() == before.sampling()
+    assert set(after.sampling().stop_token_ids) == {262, 75}
+    assert after.card() == before.card()
+
+
+def test_ends_of_another_tokenizer_are_left_out(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "w", {"eos_token_id": [7, 8], "top_p": 0.9})
+    model, tokenizer = load(source), ModelFolder.find(str(source)).load_tokenizer()
+    assert tokenizer.eos_id not in (7, 8)
+    save(model, tmp_path / "again", "float32", tokenizer, generation={"top_k": 5})
+    table = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert (table["eos_token_id"], table["top_p"], table["top_k"]) == (tokenizer.eos_id, 0.9, 5)
+
+
+def test_the_end_that_only_config_json_has_is_kept(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "w", {"eos_token_id": None}, config={"eos_token_id": 9})
+    save(load(source), tmp_path / "again")
+    after = ModelFolder.find(str(tmp_path / "again"), source)
+    assert after.sampling().stop_token_ids == (9,)

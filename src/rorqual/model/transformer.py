@@ -8,7 +8,7 @@ outside. Parameter names are the checkpoint's, with experts stacked.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class DeepseekV3(nn.Module):
     """model(tokens_BT int64) -> logits_BTV float32: `head` of `hidden`; `mtp_hidden` goes further.
 
     `use_activation_checkpointing` recomputes each block in the backward pass instead of keeping its
-    activations.
+    activations. `advice` are the tables of JSON files that lay beside the weights when it was
+    loaded, by name: where its answers end and how it is sampled. `weights.save` writes them again.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,6 +73,7 @@ class DeepseekV3(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.use_activation_checkpointing = False
+        self.advice: dict[str, dict[str, Any]] = {}
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) float32 logits; UsageError for tokens that are no such ids."""

@@ -21,6 +21,7 @@ from rorqual.files import is_there, read_json
 from rorqual.weights.folder import CONFIG
 from rorqual.weights.gguf_format import Value, single
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
+from rorqual.weights.source import TensorSource
 
 END_KEYS = (
     "tokenizer.ggml.eos_token_id",
@@ -29,6 +30,7 @@ END_KEYS = (
 )
 ENDS_KEY = "rorqual.stop_token_ids"
 EOS = "eos_token_id"
+IDS = ("bos_token_id", EOS, "pad_token_id")
 SAMPLING_KEYS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_p": "top_p",
@@ -40,7 +42,7 @@ SAMPLING_KEYS = {
 LAST_N = "general.sampling.penalty_last_n"
 NAMES = tuple(SAMPLING_KEYS.values())
 # Fields of generation_config.json that advise nothing.
-_SILENT = {"bos_token_id", "pad_token_id", EOS, "do_sample", "transformers_version"}
+_SILENT = {*IDS, "do_sample", "transformers_version"}
 # What transformers does without the field too.
 _NEUTRAL = {
     "diversity_penalty": 0.0,
@@ -150,6 +152,21 @@ def advice_of_folder(folder: Path, vocab_size: Callable[[], int]) -> Advice:
     if "max_tokens" in advised:
         unsaid.append(f"sampling.max_tokens of {CHAT_CARD}")
     return Advice(end_ids, sampling | advised, ignored, tuple(unsaid))
+
+
+def advice_files(source: TensorSource) -> dict[str, dict[str, Any]]:
+    """The tables of `generation_config.json` and `chat.json` of a checkpoint, by file name; ids
+    that only config.json has are put into the first. ConfigError for a broken file.
+    """
+    if isinstance(advice := getattr(source, "advice", None), Advice):  # GGUF's keys
+        generation, chat = advice.generation_config(), {}
+    else:
+        files = [source.path / name for name in (GENERATION, CHAT_CARD)]
+        generation, chat = (read_json(f, ConfigError) if is_there(f) else {} for f in files)
+        for key in IDS:
+            if generation.get(key) is None and source.table.get(key) is not None:
+                generation[key] = source.table[key]
+    return {name: table for name, table in ((GENERATION, generation), (CHAT_CARD, chat)) if table}
 
 
 def advice_of_gguf(

@@ -50,9 +50,11 @@ def save(
 ) -> None:
     """Writes weights, configuration, generation defaults and the tokenizer if one is given.
 
-    The router bias stays float32 in every format. `generation` adds to generation_config.json
-    (temperature, top_p, ...). Needs a new or empty folder unless `replace`; on any error, NaN and
-    infinity for FP8 included, nothing changes on disk.
+    The router bias stays float32 in every format. Where answers end and how they are sampled is
+    what the model was loaded with (`model.advice`); ends of another tokenizer than this one are
+    left out. `generation` adds to generation_config.json (temperature, top_p, ...). Needs a new or
+    empty folder unless `replace`; on any error, NaN and infinity for FP8 included, nothing changes
+    on disk.
     """
     if max_shard_bytes <= 0:
         raise UsageError("max_shard_bytes must be positive", found=max_shard_bytes)
@@ -142,7 +144,7 @@ def _write_settings(
     tokenizer: Tokenizer | None,
     generation: dict[str, Any],
 ) -> None:
-    special = {}
+    special: dict[str, Any] = {}
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UsageError(
@@ -161,4 +163,10 @@ def _write_settings(
     if dtype == "fp8":
         config["quantization_config"] = QUANTISATION
     write_json(folder / CONFIG, config)
-    write_json(folder / GENERATION, {**special, **generation})
+    kept = dict(model.advice.get(GENERATION, {}))
+    ends = kept.get("eos_token_id")
+    if special and special["eos_token_id"] in (ends if isinstance(ends, list) else [ends]):
+        special["eos_token_id"] = ends
+    write_json(folder / GENERATION, {**kept, **special, **generation})
+    if card := model.advice.get(CHAT_CARD):
+        write_json(folder / CHAT_CARD, card)

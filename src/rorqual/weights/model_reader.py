@@ -13,6 +13,7 @@ from rorqual.errors import CheckpointError, UsageError
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, empty
 from rorqual.ops.device import resolve_device
+from rorqual.weights.advice import advice_files
 from rorqual.weights.audit import audit
 from rorqual.weights.names import HEAD, StoredTensor
 from rorqual.weights.open import open_source
@@ -45,7 +46,9 @@ def load(
         )
     device = resolve_device(device)
     with open_source(checkpoint_path(path)) as opened:
-        return load_from(opened, dtype, device)
+        model = load_from(opened, dtype, device)
+        model.advice = advice_files(opened)
+    return model
 
 
 def load_from(
