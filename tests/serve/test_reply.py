@@ -22,6 +22,8 @@ from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
 
 SILENCE = "silence"
+KEEP_ALIVE_SECONDS = 3600.0
+"""Passes only when a test moves the clock."""
 END = Piece("é", (2,), finish_reason="stop", usage=Usage(1, 0, 1))
 
 
@@ -39,12 +41,22 @@ class Script:
     async def submit(self, request: Request) -> AsyncIterator[Piece]:
         for item in self.items:
             if item == SILENCE:
+                await _pass_time()
                 await self.hush.wait()
                 self.hush.clear()
             elif isinstance(item, Exception):
                 raise item
             else:
                 yield item
+
+
+async def _pass_time() -> None:
+    """Until the next sign of life is due; first whoever waits for it begins to."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + KEEP_ALIVE_SECONDS  # type: ignore[method-assign]
 
 
 class Texts:
@@ -100,7 +112,7 @@ def answered(
 ) -> tuple[Client, dict[str, float]]:
     async def run() -> tuple[Client, dict[str, float]]:
         script = Script(*items)
-        settings = ServerSettings(keep_alive_seconds=0.001)
+        settings = ServerSettings(keep_alive_seconds=KEEP_ALIVE_SECONDS)
         service = Service(script, make_model(tokenizer), settings)  # type: ignore[arg-type]
         requests: Sequence[Request] = [Request([5], params or SamplingParams())]
         response = AnswerResponse(service, requests, Texts(), is_stream=is_stream)
