@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rorqual.tasks import GENERATORS, SKILLS, held_out
+from rorqual.tasks.follow_ups import follow_up
 
 NUM_QUESTIONS, NUM_HELD_OUT, NUM_DOCUMENTS = 1500, 40, 150
 
@@ -24,29 +25,33 @@ def digest(items: Iterable[Any]) -> str:
     return hashlib.blake2b(raw.encode(), digest_size=8).hexdigest()
 
 
-def of_skill(name: str) -> tuple[str, str]:
-    """Of its questions, of either split, and of the first that it keeps from training."""
+def of_skill(name: str) -> tuple[str, str, str]:
+    """Of its questions, of either split; of what is asked after each; and of the first that it
+    keeps from training.
+    """
     rng = random.Random(f"same:{name}")
-    made = [asdict(SKILLS[name].question(rng)) for _ in range(NUM_QUESTIONS)]
-    return digest(made), digest(map(asdict, held_out(name, 0, NUM_HELD_OUT)))
+    made = [SKILLS[name].question(rng) for _ in range(NUM_QUESTIONS)]
+    after = [question and asdict(question) for question in (follow_up(rng, each) for each in made)]
+    kept = map(asdict, held_out(name, 0, NUM_HELD_OUT))
+    return digest(map(asdict, made)), digest(after), digest(kept)
 
 
 def of_generator(name: str) -> str:
     return digest(GENERATORS[name](0, NUM_DOCUMENTS))
 
 
-QUESTIONS: dict[str, tuple[str, str]] = {
-    "arithmetic": ("b473950e4790a5dd", "7b160ffaa7ea2035"),
-    "dates": ("d2aab9d0e0889b3f", "d99299eab677397e"),
-    "units": ("75c4e847cd72cf36", "e121178cdea3e8e1"),
-    "numbers": ("4f93e985c511bad8", "6c9a0f88082eda0a"),
-    "letters": ("5915346c16a1fc84", "537b979863dced26"),
-    "definitions": ("8105537c187d9f89", "c0589967177e4493"),
-    "capitals": ("38af44a7f7b4b9de", "849596ff45519459"),
-    "opposites": ("23023466b6d765b4", "bcf787400a646b41"),
-    "stories": ("e2022df613718868", "c1758099c43de964"),
-    "python": ("10b5da94115d443e", "ed5f0d369dbe16b6"),
-    "about": ("42400e29d5c4a8b5", "51e3a4a7846d5075"),
+QUESTIONS: dict[str, tuple[str, str, str]] = {
+    "arithmetic": ("b473950e4790a5dd", "5bdc7ec16be347c8", "7b160ffaa7ea2035"),
+    "dates": ("d2aab9d0e0889b3f", "0c849705b2e948bc", "d99299eab677397e"),
+    "units": ("75c4e847cd72cf36", "8fab241f3af5a1eb", "e121178cdea3e8e1"),
+    "numbers": ("4f93e985c511bad8", "b6795dcef269ed3c", "6c9a0f88082eda0a"),
+    "letters": ("5915346c16a1fc84", "84b6ceafe5efdf08", "537b979863dced26"),
+    "definitions": ("8105537c187d9f89", "c9cd413a99b1c1cc", "c0589967177e4493"),
+    "capitals": ("38af44a7f7b4b9de", "99f0045c8d2e3876", "849596ff45519459"),
+    "opposites": ("23023466b6d765b4", "3f517724fa1a4797", "bcf787400a646b41"),
+    "stories": ("e2022df613718868", "0be624923ee44745", "c1758099c43de964"),
+    "python": ("10b5da94115d443e", "b99ba4bd21df9f3e", "ed5f0d369dbe16b6"),
+    "about": ("42400e29d5c4a8b5", "784126a05f84753a", "51e3a4a7846d5075"),
 }
 
 DOCUMENTS: dict[str, str] = {
