@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.data import app
-from rorqual.data import open_tokens
-from rorqual.errors import ConfigError, UsageError
+from rorqual.data import open_tokens, sources
+from rorqual.errors import ConfigError, DataError, UsageError
 
 Write = Callable[..., Path]
 
@@ -63,6 +63,26 @@ def test_faults_are_errors_of_ours(recipe: Path, tmp_path: Path) -> None:
 def test_fetch_of_a_recipe_skips_paths(recipe: Path) -> None:
     result = CliRunner().invoke(app, ["fetch", str(recipe), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout) == []
+
+
+def test_build_never_fetches(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is named at once, with the command that fetches it, wherever it is to lie."""
+    commands: list[object] = []
+    monkeypatch.setattr(sources.subprocess, "run", lambda *args, **_: commands.append(args))
+    text = recipe.read_text() + "".join(
+        f'[[data.sources]]\nname = "{name}"\n' for name in ("wordnet", "jane-austen")
+    )
+    corpora = f"{tmp_path}/my corpora"
+    options = ["build", str(recipe), "--set", f"data.corpora={corpora}"]
+    recipe.write_text(text)
+    with pytest.raises(DataError, match="not been fetched: wordnet, jane-austen") as caught:
+        CliRunner().invoke(app, options, catch_exceptions=False)
+    assert caught.value.fix == f"rorqual data fetch wordnet jane-austen --corpora '{corpora}'"
+    with pytest.raises(DataError) as caught:
+        CliRunner().invoke(app, options[:2], catch_exceptions=False)
+    assert caught.value.fix == "rorqual data fetch wordnet jane-austen"
+    assert not commands
+    assert not (tmp_path / "t" / "mine").exists()
 
 
 def test_the_table_of_a_build_is_whole_at_80_columns(

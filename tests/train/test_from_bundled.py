@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 def begin(folder: Path, init_from: str, run: str = "run", num_steps: int = 2) -> Path:
     recipe = fill(Recipe, recipe_table(folder, init_from, num_steps))
-    data = prepare(recipe, folder / "recipe.toml")
+    data = prepare(recipe)
     return train(recipe, folder / run, data, is_quiet=True).checkpoint
 
 

@@ -179,6 +179,17 @@ def test_the_plan_says_that_a_run_continues_and_what_changes(folder: Path) -> No
     assert "set aside" in done.err
 
 
+def test_the_plan_of_generated_text_alone_reads_nothing(folder: Path) -> None:
+    """Nothing of it is there before the build, and nothing afterwards."""
+    before = tree(folder)
+    source = "data.sources=[{name='generated:dialogues', max_documents=20}]"
+    place = sets("data.folder=tokens/generated", "tokenizer.folder=tokens/new")
+    done = run("base.toml", "--run", "runs/new", "--dry-run", *place, *sets(source), folder=folder)
+    assert not done.code, done.err
+    assert "token shards are built" in done.err
+    assert tree(folder) == before
+
+
 def test_a_checkpoint_without_its_trainer_is_not_replaced(folder: Path) -> None:
     checkpoint = folder / "runs" / "base" / "checkpoints" / "step-2"
     shutil.rmtree(checkpoint / "trainer")

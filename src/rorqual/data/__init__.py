@@ -5,7 +5,7 @@ from rorqual.data.corpus import Document, read_documents, write_documents
 from rorqual.data.inputs import Inputs, inputs_now
 from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, num_samples, sequential
 from rorqual.data.packing import Isolation, PackingCounts
-from rorqual.data.plan import Generator
+from rorqual.data.plan import Generator, missing_sources
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.data.shards import TokenFolder, open_tokens
 from rorqual.data.sources import SOURCES, Source, fetch
@@ -31,6 +31,7 @@ __all__ = [
     "find_build",
     "held_out_bytes",
     "inputs_now",
+    "missing_sources",
     "num_samples",
     "open_tokens",
     "read_documents",

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rorqual.data.inputs import BUILD, Inputs, inputs_now, inputs_of, stamp
-from rorqual.data.plan import Generator, Plan, locate, resolve, select, tokenizer_sample
+from rorqual.data.plan import (
+    Generator,
+    Plan,
+    check_fetched,
+    locate,
+    resolve,
+    select,
+    tokenizer_sample,
+)
 from rorqual.data.selection import Scan, scan_file
 from rorqual.data.settings import DataSettings, TokenizerSettings
 from rorqual.data.shards import (
@@ -66,7 +74,9 @@ def build(
     generators: Mapping[str, Generator] | None = None,
     workers: int = 1,
 ) -> BuildSummary:
-    """Fetches, generates, tokenises; the result is the same for any number of workers.
+    """Generates and tokenises; the result is the same for any number of workers.
+
+    DataError for sources of packages that were not fetched.
 
     Generators are called with (seed, max_documents) and yield documents; they keep their own
     held-out questions back, so their documents all train unless the source sets `held_out`.
@@ -89,6 +99,7 @@ def _build(
     folder = Path(data.folder)
     if (done := find_build(data, tokenizer, generators)) is not None:
         return done
+    check_fetched(data)
     with _progress() as advance:
         plans = []
         for number, source in enumerate(data.sources):
@@ -145,11 +156,12 @@ def scan_sources(data: DataSettings, generators: Mapping[str, Generator] | None 
         files = locate(data, source, generators or {})
         plans.append(Plan(source, [file for file in files if file.is_file()], ""))
     plans = [plan for plan in plans if plan.files]
+    if not plans:
+        return
     blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
     with _progress() as advance:
         scans = list(_each(None, scan_file, blocks, "reading", advance))
-    if scans:
-        select(plans, scans, data)
+    select(plans, scans, data)
 
 
 def _key(data: DataSettings, tokenizer: TokenizerSettings) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +26,7 @@ from rorqual.data.selection import (
     mix,
 )
 from rorqual.data.settings import GENERATED, DataSettings, SourceSettings
-from rorqual.data.sources import DOCUMENTS, fetch, source_folder
+from rorqual.data.sources import CORPORA, DOCUMENTS, source_folder, source_record
 from rorqual.errors import DataError, listing
 from rorqual.log import logger
 
@@ -56,16 +57,37 @@ def resolve(
     source: SourceSettings,
     generators: Mapping[str, Generator],
 ) -> Plan:
-    """Finds, fetches or generates the files of a source."""
+    """Finds or generates the files of a source; one of packages lies there already."""
     licence = source.licence
-    if source.path is None and not source.is_generated:
-        licence = fetch(source.name or "", Path(data.corpora))["licence"]
+    if source.is_packaged:
+        record = source_record(source.name or "", Path(data.corpora))
+        assert record is not None, "check_fetched comes first"
+        licence = record["licence"]
     files = locate(data, source, generators)
     if source.is_generated and not files[0].is_file():
         count = source.max_documents or 0
         generate = generators[_generator_name(source)]
         write_documents(files[0], islice(generate(data.seed, count), count))
     return Plan(source, files, licence or ("generated" if source.is_generated else "not stated"))
+
+
+def missing_sources(data: DataSettings) -> list[str]:
+    """The sources of packages that lie in no corpora folder yet."""
+    corpora = Path(data.corpora)
+    names = [source.name or "" for source in data.sources if source.is_packaged]
+    return [name for name in names if source_record(name, corpora) is None]
+
+
+def check_fetched(data: DataSettings) -> None:
+    """DataError for sources of packages that are not there: `data fetch` alone uses the network."""
+    missing = missing_sources(data)
+    if missing:
+        option = "" if data.corpora == str(CORPORA) else f" --corpora {shlex.quote(data.corpora)}"
+        raise DataError(
+            f"these sources have not been fetched: {listing(missing)}",
+            where=data.corpora,
+            fix=f"rorqual data fetch {' '.join(missing)}{option}",
+        )
 
 
 def locate(

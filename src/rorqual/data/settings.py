@@ -35,7 +35,7 @@ class SourceSettings:
     def _check(self) -> SourceSettings:
         if self.name is None and self.path is None:
             raise ValueError("a source needs a name (see `rorqual data list`) or a path")
-        if self.path is None and not self.is_generated and self.name not in SOURCES:
+        if self.is_packaged and self.name not in SOURCES:
             raise ValueError(
                 f"no such source {self.name!r}: give a path, or one of {listing(sorted(SOURCES))}"
             )
@@ -48,6 +48,11 @@ class SourceSettings:
     @property
     def is_generated(self) -> bool:
         return self.path is None and (self.name or "").startswith(GENERATED)
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether its text comes out of packages, which `rorqual data fetch` gets."""
+        return self.path is None and not self.is_generated
 
     @property
     def label(self) -> str:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rorqual.data import Generator, TokenizerSettings, find_build, inputs_now, scan_sources
+from rorqual.data import (
+    Generator,
+    TokenizerSettings,
+    find_build,
+    inputs_now,
+    missing_sources,
+    scan_sources,
+)
 from rorqual.errors import ConfigError
 from rorqual.log import console
 from rorqual.model import ModelConfig, empty
@@ -22,7 +29,6 @@ from rorqual.train.notes import threads_note
 from rorqual.train.prepare import (
     check_tokenizer,
     config_of,
-    missing_sources,
     open_data,
     tokenizer_settings,
 )

@@ -13,7 +13,6 @@ from rorqual import weights
 from rorqual.bundled import checkpoint_path
 from rorqual.data import (
     BuildSummary,
-    DataSettings,
     Generator,
     Isolation,
     Loader,
@@ -22,8 +21,7 @@ from rorqual.data import (
     num_samples,
 )
 from rorqual.data.shards import tokenizer_hash
-from rorqual.data.sources import source_record
-from rorqual.errors import ConfigError, DataError, TrainingError, UsageError, listing
+from rorqual.errors import ConfigError, TrainingError, UsageError
 from rorqual.model import ModelConfig
 from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.train.batches import TrainingData
@@ -38,20 +36,12 @@ PACKING_FORM = "packed whole, 1"
 
 def prepare(
     recipe: Recipe,
-    recipe_file: Path,
     generators: Mapping[str, Generator] | None = None,
     *,
     workers: int = 1,
 ) -> TrainingData:
     """Builds the token shards unless they are there, and opens the loaders; never downloads."""
     config = config_of(recipe)
-    missing = missing_sources(recipe.data)
-    if missing:
-        raise DataError(
-            f"these sources have not been fetched: {listing(missing)}",
-            where=recipe.data.corpora,
-            fix=f"rorqual data fetch {recipe_file}",
-        )
     summary = build(recipe.data, tokenizer_settings(recipe), generators, workers)
     return open_data(recipe, config, summary)
 
@@ -81,16 +71,6 @@ def config_of(recipe: Recipe) -> ModelConfig:
     if recipe.init_from is None:
         return recipe.model_config()
     return recipe.model_config(weights.load_config(find_checkpoint(recipe.init_from)))
-
-
-def missing_sources(data: DataSettings) -> list[str]:
-    """The package-shipped sources of a recipe that lie in no corpora folder yet."""
-    return [
-        source.name
-        for source in data.sources
-        if source.name and source.path is None and not source.is_generated
-        if source_record(source.name, Path(data.corpora)) is None
-    ]
 
 
 def refuse_to_move_what_is_read(recipe: Recipe, run_folder: Path) -> None:

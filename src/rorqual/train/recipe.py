@@ -251,7 +251,7 @@ def _without_effect(table: dict[str, Any], recipe: Recipe) -> Iterator[tuple[str
             if getattr(recipe.validation, key) != getattr(ValidationSettings(), key):
                 yield f"validation.{key}", "nothing is held out (data.held_out, or a source's)"
     for source in recipe.data.sources:
-        if source.licence is not None and source.path is None and not source.is_generated:
+        if source.licence is not None and source.is_packaged:
             yield f"licence of {source.label}", "its packages state it"
 
 
