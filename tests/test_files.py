@@ -73,26 +73,30 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, error: type[BaseExcept
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "old", "out"]
 
 
+@pytest.mark.parametrize("is_done", [False, True])
 @pytest.mark.parametrize("at_call", [1, 2])
-def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_call: int
+def test_an_interrupted_swap_leaves_one_of_the_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_call: int, is_done: bool
 ) -> None:
-    """It fails before the old folder has given way, or right after."""
+    """Ctrl-C comes before or after the old folder gives way, before or after the new one comes."""
     folder, replace, num_calls = tmp_path / "out", os.replace, 0
     folder.mkdir()
     (folder / "old").touch()
 
-    def fails_once(source: Path, target: Path) -> None:
+    def interrupted_once(source: Path, target: Path) -> None:
         nonlocal num_calls
         num_calls += 1
-        if num_calls == at_call:
+        is_now = num_calls == at_call
+        if is_done or not is_now:
+            replace(source, target)
+        if is_now:
             raise KeyboardInterrupt
-        replace(source, target)
 
-    monkeypatch.setattr(os, "replace", fails_once)
+    monkeypatch.setattr(os, "replace", interrupted_once)
     with pytest.raises(KeyboardInterrupt), atomic_directory(folder, replace=True) as new:
         (new / "new").touch()
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.name[0] != ".") == ["old", "out"]
+    kept = "new" if at_call == 2 and is_done else "old"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([kept, "out"])
 
 
 def test_what_is_in_work_tells_its_name(tmp_path: Path) -> None:

@@ -107,20 +107,27 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
                 file.chmod(file_mode)
             fsync_path(file)
         if path.is_dir():
-            old = _temporary(path)
-            old.mkdir()
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+            _swap(temporary, path)
         else:
             os.replace(temporary, path)
         fsync_path(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts a folder in the place of another; an interruption at any moment leaves one of them."""
+    old = _temporary(path)
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if path.exists():  # the old one, not moved yet, or the new one
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, path)
         raise
 
 
