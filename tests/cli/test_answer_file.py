@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import run, start
 
 from patience import HANG_SECONDS, wait_until
+from rorqual.cli.answer_file import AnswerFile
 
 
 def begin(model_folder: Path, folder: Path, num_lines: int) -> tuple[object, ...]:
@@ -60,9 +62,29 @@ def test_what_an_interrupted_run_left_is_not_thrown_away(
     assert f"{partial}: holds what an interrupted run has answered" in done.err
     assert "1 answers" in done.err
     assert partial.read_text(encoding="utf-8") == "an hour's work\n"
-    partial.write_text("", encoding="utf-8")  # killed before the first answer: nothing is lost
+    partial.write_text("an hour's work\nhalf an ans", encoding="utf-8")
+    assert "1 answers" in run(*command).err
+
+
+@pytest.mark.parametrize("left", ["", "half an ans"])
+def test_what_is_no_whole_answer_is_no_loss(model_folder: Path, tmp_path: Path, left: str) -> None:
+    command = begin(model_folder, tmp_path, 2)
+    (tmp_path / "out.jsonl.partial").write_text(left, encoding="utf-8")
     assert run(*command).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
+
+
+def test_a_torn_line_alone_is_not_left_behind(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "out.jsonl")
+
+    def torn() -> Iterator[str]:
+        file.partial.write_text("half an ans", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+        yield ""
+
+    with pytest.raises(OSError, match="No space"):
+        file.write(torn(), 2)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -292,3 +292,15 @@ def test_no_more_that_wait_are_looked_at_than_a_few() -> None:
     desk.scheduler.remove(desk.scheduler.waiting[0])
     desk.step()
     assert small not in desk.scheduler.waiting
+
+
+def test_what_a_broken_step_lost_can_still_be_removed() -> None:
+    """An exception between the two lists, where the sequence is in neither."""
+    desk = Desk(num_blocks=10)
+    sequence = desk.add([1, 2, 3])
+    desk.scheduler.schedule()
+    desk.scheduler.running.remove(sequence)
+    desk.scheduler.remove(sequence)
+    assert desk.pool.num_free == 10
+    desk.scheduler.remove(sequence)
+    assert desk.pool.num_free == 10

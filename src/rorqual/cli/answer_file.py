@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rorqual.cli.exits import EXIT_TERMINATED
 from rorqual.errors import UsageError
 from rorqual.files import fsync_path
 from rorqual.locks import FileLock
 from rorqual.log import console
 
 BUSY = "another process writes its answers here"
-EXIT_TERMINATED = 143  # as a shell reports SIGTERM
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class AnswerFile:
         console().print(f"{num_lines} answers are in {self.path}")
 
     def _num_left(self) -> int:
-        """Counts the file's own lines: an interruption comes between any two instructions."""
+        """Counts the file's own whole lines: an interruption comes between any two instructions."""
         if not self.partial.exists():
             return 0
         with self.partial.open("rb") as file:
-            return sum(1 for _ in file)
+            return sum(line.endswith(b"\n") for line in file)
 
     def _tell_what_is_left(self, num_lines: int) -> None:
         if num_written := self._num_left():

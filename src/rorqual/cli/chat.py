@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -271,7 +271,7 @@ def _answer(conversation: Conversation, text: str, show: Callable[[str], str]) -
     if num_dropped := conversation.num_dropped_turns:
         turns = "the oldest turn" if num_dropped == 1 else f"the {num_dropped} oldest turns"
         _notice(f"[The conversation outgrew the model's context: {turns} forgotten.]")
-    with closing(pieces), interruptible(is_terminal) as is_interrupted:
+    with closing(pieces), _interruptible(is_terminal) as is_interrupted:
         for piece in pieces:
             print(show(piece), end="", flush=True)
             if is_interrupted():
@@ -280,25 +280,13 @@ def _answer(conversation: Conversation, text: str, show: Callable[[str], str]) -
     print(flush=True)
 
 
-@contextmanager
-def interruptible(is_wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C set a flag instead of raising in the middle of a step; a second one raises."""
-    num_signals = 0
-
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal num_signals
-        num_signals += 1
-        if num_signals > 1:
-            raise KeyboardInterrupt
+def _interruptible(is_wanted: bool) -> AbstractContextManager[Callable[[], bool]]:
+    """Lets Ctrl-C, if wanted, set what is yielded instead of raising; a second one raises."""
+    from rorqual.engine.interrupts import noted
 
     if not is_wanted:
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: num_signals > 0
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return nullcontext(lambda: False)
+    return noted(signal.SIGINT, signal.default_int_handler)
 
 
 def printable(text: str) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.cli.exits import EXIT_BAD_INPUT
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
     from rorqual.weights.convert import Conversion
     from rorqual.weights.convert_verify import Comparison
 
-FAILED_EXIT = 2
 PIPED_WIDTH = 140  # the table is never cut where nobody watches
 
 
@@ -136,7 +136,7 @@ def convert(
     for fault in faults:
         console().print(str(fault), style="bold red", highlight=False, soft_wrap=True)
     if faults:
-        raise typer.Exit(FAILED_EXIT)
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 def _record(done: Conversion, to: str, rows: list[Comparison] | None) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.cli.exits import EXIT_BAD_INPUT
+
 if TYPE_CHECKING:
     from rorqual.model import ModelConfig
     from rorqual.weights.source import TensorSource
 
-FAILED_EXIT = 2
 CONTEXT_TOKENS = 4096
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "FP8 E4M3"}
 
@@ -54,7 +55,7 @@ def inspect(
 
         print_tables(report)
     if any(check["status"] == "failed" for check in report["checks"]):
-        raise typer.Exit(FAILED_EXIT)
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 def describe(target: str, *, is_deep: bool = False, has_tensors: bool = False) -> dict[str, Any]:

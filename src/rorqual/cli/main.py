@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rorqual.cli.exits import DEBUG_FLAG, EXIT_INTERRUPTED
+from rorqual.cli.exits import DEBUG_FLAG, EXIT_INTERRUPTED, INTERRUPTED
 
 
 def main() -> None:
@@ -16,5 +16,5 @@ def main() -> None:
     except KeyboardInterrupt:
         if DEBUG_FLAG in sys.argv:
             raise
-        print("\nrorqual: interrupted", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.chat import DeviceName
-
-EXIT_SIGNAL = 128
+from rorqual.cli.exits import EXIT_SIGNAL
 
 
 def train(
@@ -93,5 +92,5 @@ def train(
         )
     typer.echo(str(summary.checkpoint))
     if summary.signal is not None:
-        # As a shell reports a signal, so that `train A && train B` stops here.
+        # So that `train A && train B` stops here.
         raise typer.Exit(EXIT_SIGNAL + summary.signal)

@@ -20,7 +20,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from rorqual.cli.exits import DEBUG_FLAG, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
+from rorqual.cli.exits import (
+    DEBUG_FLAG,
+    EXIT_BAD_INPUT,
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+)
 from rorqual.errors import RorqualError
 from rorqual.files import explained
 
@@ -96,7 +102,7 @@ def _faults_told(*, is_debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         if is_debug:
             raise
-        _tell("\nrorqual: interrupted")
+        _tell(INTERRUPTED)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -1,36 +1,55 @@
-"""Ctrl-C between two steps and never in the middle of one, so that the engine stays whole."""
+"""Ctrl-C and SIGTERM between two steps and never in the middle of one: the engine stays whole."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
+
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """KeyboardInterrupt waits for the end of the block; a second Ctrl-C does not.
+def noted(number: signal.Signals, again: Handler) -> Iterator[Callable[[], bool]]:
+    """A signal only sets what is yielded to True; `again` handles those that follow the first.
 
-    Only where Ctrl-C would raise it: in the main thread, under Python's own handler.
+    The main thread alone may do that.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
     num_signals = 0
 
     def note(signal_number: int, frame: FrameType | None) -> None:
         nonlocal num_signals
         num_signals += 1
         if num_signals > 1:
-            raise KeyboardInterrupt
+            again(signal_number, frame)
 
+    before = signal.getsignal(number)
     try:
-        signal.signal(signal.SIGINT, note)
-        yield
+        signal.signal(number, note)
+        yield lambda: num_signals > 0
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if num_signals:
-        raise KeyboardInterrupt
+        signal.signal(number, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end of the block; a second one of a kind does not.
+
+    Only in the main thread, and only where Python handles them: such a handler may raise.
+    """
+    with _held(signal.SIGTERM), _held(signal.SIGINT):
+        yield
+
+
+@contextmanager
+def _held(number: signal.Signals) -> Iterator[None]:
+    handler = signal.getsignal(number)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    with noted(number, again=handler) as has_come:
+        yield
+    if has_come():
+        signal.raise_signal(number)

@@ -74,8 +74,13 @@ class Scheduler:
         insort(self.waiting, sequence, key=attrgetter("arrival"))
 
     def remove(self, sequence: TokenSequence) -> None:
-        """Takes a sequence out, done or not; its blocks are free at once."""
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        """Takes a sequence out, done or not; its blocks are free at once.
+
+        A step that an exception cut short may have it in neither list.
+        """
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
         self._pool.release(sequence.forget())
 
     @property
