@@ -58,8 +58,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begin(folder: Path, init_from: str, run: str = "run", num_steps: int = 2) -> Path:
-    recipe = fill(Recipe, recipe_table(folder, init_from, num_steps))
+def begin(
+    folder: Path, init_from: str, run: str = "run", num_steps: int = 2, **sections: Any
+) -> Path:
+    recipe = fill(Recipe, recipe_table(folder, init_from, num_steps) | sections)
     data = prepare(recipe)
     return train(recipe, folder / run, data, is_quiet=True).checkpoint
 
@@ -81,7 +83,7 @@ def test_advice_is_kept_over_stages_and_when_the_origin_is_gone(folder: Path) ->
     advice = {"temperature": 0.7, "top_p": 0.9, "eos_token_id": [1, 5], "repetition_penalty": 1.1}
     (origin / "generation_config.json").write_text(json.dumps(advice))
     first = begin(folder, str(origin), "one")
-    second = begin(folder, str(folder / "one"), "two")
+    second = begin(folder, str(folder / "one"), "two", model={"rope_theta": 5000.0})
     for made in (first, second):
         kept = json.loads((made / "generation_config.json").read_text())
         assert kept == {"bos_token_id": 0, "pad_token_id": 2, **advice}
@@ -89,6 +91,20 @@ def test_advice_is_kept_over_stages_and_when_the_origin_is_gone(folder: Path) ->
     (first / "chat.json").write_text(json.dumps({"opening": "changed between two sessions"}))
     again = begin(folder, str(origin), "one")  # finished already: nothing is written anew
     assert json.loads((again / "chat.json").read_text())["opening"].startswith("changed")
+
+
+def test_ends_of_another_tokenizer_are_left_out(folder: Path) -> None:
+    """A checkpoint without a tokenizer does not say what its ids mean; how it is sampled stays."""
+    origin = folder / "origin"
+    shutil.copytree(BUNDLED, origin)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (origin / name).unlink()
+    (origin / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": [7, 9]}')
+    made = begin(folder, str(origin), tokenizer={"folder": "tiny"})
+    kept = json.loads((made / "generation_config.json").read_text())
+    assert kept["temperature"] == 0.7
+    assert kept["eos_token_id"] == rorqual.load_tokenizer("tiny").eos_id
+    assert (made / "chat.json").read_bytes() == (BUNDLED / "chat.json").read_bytes()
 
 
 def test_a_file_is_no_start(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def test_find_checkpoint_takes_a_run_latest_or_the_folder_itself(
         assert find_checkpoint(path).resolve() == step.resolve()
     with pytest.raises(TrainingError, match="there is no checkpoint here"):
         find_checkpoint(tmp_path / "none" / "checkpoints" / "latest")
+    run = shutil.copytree(finished_run, tmp_path / "run", symlinks=True)
+    shutil.rmtree(run / "checkpoints" / "step-8")  # the link is left
+    with pytest.raises(TrainingError, match="there is no checkpoint here") as caught:
+        find_checkpoint(run / "checkpoints" / "latest")
+    assert str(run / "checkpoints" / "step-6") in str(caught.value.fix)
+    (run / "checkpoints" / "step-6" / "config.json").unlink()
+    with pytest.raises(TrainingError, match=r"found: *no config\.json") as caught:
+        find_checkpoint(run)
+    assert "the run's only one" in str(caught.value.fix)
 
 
 def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:

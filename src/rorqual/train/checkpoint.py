@@ -25,15 +25,14 @@ from rorqual import weights
 from rorqual.bundled import checkpoint_path
 from rorqual.config import fill, settings
 from rorqual.data import Inputs
-from rorqual.errors import ConfigError, TrainingError, listing
-from rorqual.files import atomic_directory, is_there, read_json, write_json
+from rorqual.errors import TrainingError, listing
+from rorqual.files import atomic_directory, read_json, write_json
 from rorqual.model import DeepseekV3
-from rorqual.runs import step_folders
+from rorqual.runs import CONFIG, mend_of_checkpoint, step_folders
 from rorqual.train.batches import TrainingData
 from rorqual.train.changes import check_changes
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe
-from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 
 TRAINER, STATE, MOMENTS = "trainer", "state.json", "moments.safetensors"
 LATEST = "latest"
@@ -47,27 +46,6 @@ class Progress:
     tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What a checkpoint says of its use: how to sample it, and how it begins a chat.
-
-    What is trained from it keeps both: the tables of `generation_config.json` and `chat.json`.
-    """
-
-    generation: dict[str, Any] | None = None
-    chat: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, folder: Path) -> Advice:
-        """A checkpoint folder's; ConfigError for a file that is broken."""
-
-        def table(name: str) -> dict[str, Any] | None:
-            file = folder / name
-            return read_json(file, ConfigError) if is_there(file) else None
-
-        return cls(table(GENERATION), table(CHAT_CARD))
 
 
 @dataclass(frozen=True)
@@ -130,17 +108,16 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             where=path,
             fix=f"rorqual convert {path} FOLDER --to bf16, then name FOLDER",
         )
-    if (path / "config.json").is_file():
-        return path
-    found = checkpoints(path.parent.parent if path.name == LATEST else path)
-    if not found:
+    if not (path / CONFIG).is_file():
+        otherwise = "train the stage before this one first, or correct init_from"
         raise TrainingError(
             "there is no checkpoint here",
             where=path,
+            found=f"no {CONFIG}" if path.is_dir() else None,
             expected="a checkpoint folder, or the folder of a run that saved one",
-            fix="train the stage before this one first, or correct init_from",
+            fix=mend_of_checkpoint(path, otherwise),
         )
-    return found[-1]
+    return path
 
 
 def save_checkpoint(
@@ -151,7 +128,6 @@ def save_checkpoint(
     progress: Progress,
     *,
     data: TrainingData | None = None,
-    advice: Advice = Advice(),
 ) -> Path:
     """Writes `checkpoints/step-N` whole, then removes all but the recipe's last N."""
     folder = run_folder / "checkpoints" / f"step-{progress.step}"
@@ -166,9 +142,7 @@ def save_checkpoint(
         "random": random_states(),
     }
     with atomic_directory(folder, replace=True) as temporary:
-        weights.save(model, temporary, "float32", tokenizer=tokenizer, generation=advice.generation)
-        if advice.chat is not None:
-            write_json(temporary / CHAT_CARD, advice.chat)
+        weights.save(model, temporary, "float32", tokenizer=tokenizer)
         (temporary / TRAINER).mkdir()
         save_file(optimizer.state_tensors(), temporary / TRAINER / MOMENTS)
         write_json(temporary / TRAINER / STATE, state)

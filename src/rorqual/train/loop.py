@@ -27,7 +27,7 @@ from rorqual.ops.device import resolve_device, to_device
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.balance import max_violation
 from rorqual.train.batches import TrainingData
-from rorqual.train.checkpoint import Advice, Progress, find_checkpoint
+from rorqual.train.checkpoint import Progress
 from rorqual.train.interrupt import Interrupt, deterministic, threads
 from rorqual.train.metrics import MetricsLog
 from rorqual.train.optimizer import AdamW
@@ -151,8 +151,6 @@ class _Run:
         self.saved: Path | None = resumed.folder if resumed else None
         self.saved_step = self.progress.step if resumed else None
         self.changes = resumed.changes if resumed else []
-        begun_from = self.saved or (recipe.init_from and find_checkpoint(recipe.init_from))
-        self.advice = Advice.of(begun_from) if begun_from else Advice()
         self.model.train()
         self.model.use_activation_checkpointing = recipe.training.activation_checkpointing
         self.stepper = Stepper(
@@ -303,7 +301,6 @@ class _Run:
             self.optimizer,
             self.progress,
             data=self.data,
-            advice=self.advice,
         )
         self.saved_step = self.progress.step
         # Choice: plots take a second, so checkpoints in quick succession share one drawing.

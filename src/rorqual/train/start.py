@@ -25,6 +25,7 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
         if config != model.config:  # of rope scaling or the router, say: the weights are the same
             changed = empty(config)
             changed.load_state_dict(model.state_dict())
+            changed.advice = model.advice
             model = changed
     if tokenizer is not None:
         check_rows(model.config, tokenizer)
