@@ -21,7 +21,7 @@ from rorqual.engine.sampling_state import SamplingState
 from rorqual.errors import CheckpointError, ConfigError, RorqualError, TokenizerError, UsageError
 from rorqual.model import build
 from rorqual.tokenizer import train_tokenizer
-from rorqual.weights import load, save
+from rorqual.weights import load, model_reader, save
 from rorqual.weights.advice import (
     END_KEYS,
     ENDS_KEY,
@@ -379,3 +379,18 @@ def test_the_end_that_only_config_json_has_is_kept(tmp_path: Path) -> None:
     save(load(source), tmp_path / "again")
     after = ModelFolder.find(str(tmp_path / "again"), source)
     assert after.sampling().stop_token_ids == (9,)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat.json"])
+def test_a_broken_file_is_told_before_any_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = folder_with(tmp_path, {})
+    (folder / name).write_text("{")
+
+    def read(*arguments: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(model_reader, "load_from", read)
+    with pytest.raises(ConfigError, match=f"{name}: is not valid JSON"):
+        load(folder)

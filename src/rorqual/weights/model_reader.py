@@ -36,7 +36,8 @@ def load(
     `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N.
 
     CheckpointError lists all that is missing, unexpected, repeated, misshapen, of a wrong dtype or
-    unreadable, before any weight is read; ConfigError for a configuration that is not ours.
+    unreadable, before any weight is read; ConfigError for a configuration that is not ours, or a
+    `generation_config.json` or `chat.json` that cannot be read.
     """
     if dtype not in get_args(LoadDtype):
         raise UsageError(
@@ -46,8 +47,9 @@ def load(
         )
     device = resolve_device(device)
     with open_source(checkpoint_path(path)) as opened:
+        advice = advice_files(opened)  # a broken one is told before minutes of loading
         model = load_from(opened, dtype, device)
-        model.advice = advice_files(opened)
+        model.advice = advice
     return model
 
 
