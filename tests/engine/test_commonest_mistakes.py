@@ -30,6 +30,8 @@ def engine(model: DeepseekV3, tokenizer: Tokenizer) -> Engine:
         ([["hello"]], "encode texts first"),
         (5, "encode texts first"),
         ([1, 2], "put it into a list"),
+        (torch.tensor([1, 2]), "put it into a list"),
+        (np.array([1, 2]), "put it into a list"),
         ([torch.tensor([1, 2])], "ids.tolist()"),
         ([np.array([1, 2])], "ids.tolist()"),
         (torch.tensor([[1, 2]]), "ids.tolist()"),

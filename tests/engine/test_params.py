@@ -30,11 +30,9 @@ NAN = float("nan")
         {"presence_penalty": -2.1},
         {"logit_bias": {3: 101.0}},
         {"logit_bias": {-1: 1.0}},
-        {"logit_bias": {"3": 1.0}},  # JSON's keys
         {"seed": -1},
         {"max_tokens": 0},
         {"stop": ("",)},
-        {"stop": "text"},
         {"logprobs": 21},
         {"prompt_logprobs": -1},
     ],
@@ -95,10 +93,17 @@ def test_plain_means_that_logits_and_temperature_are_all(
         {"stop": 5},
         {"stop": (5,)},
         {"stop": None},
+        {"stop": "END"},
+        {"stop": b"END"},
         {"stop_token_ids": 5},
         {"stop_token_ids": ("5",)},
+        {"stop_token_ids": "5"},
+        {"stop_token_ids": (True,)},
         {"logit_bias": [(3, 1.0)]},
         {"logit_bias": {3: "1"}},
+        {"logit_bias": {3: True}},
+        {"logit_bias": {True: 1.0}},
+        {"logit_bias": {"3": 1.0}},  # JSON's keys
         {"grammar": "root ::= a"},
     ],
     ids=str,
@@ -108,6 +113,15 @@ def test_values_of_another_type_are_refused(settings: dict[str, Any]) -> None:
         SamplingParams(**settings)
 
 
+def test_one_text_that_ends_answers_is_a_list_of_one() -> None:
+    with pytest.raises(UsageError, match=r'fix:      stop=\("END",\)'):
+        SamplingParams(stop="END")  # type: ignore[arg-type]
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     params = SamplingParams(temperature=np.float32(0.5), max_tokens=np.int64(3), top_p=1)
     assert (params.temperature, params.max_tokens, params.top_p) == (0.5, 3, 1)
+    three = np.int64(3)
+    ids: Any = {"stop_token_ids": (three,), "logit_bias": {three: np.float32(1)}}
+    params = SamplingParams(**ids)
+    assert (params.stop_token_ids, params.logit_bias) == ((3,), {3: 1.0})

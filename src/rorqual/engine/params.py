@@ -85,8 +85,7 @@ class SamplingParams:
         if self.seed is not None:
             _check("seed", self.seed, "0 to 2^63 - 1", 0 <= self.seed <= MAX_SEED)
         _check("max_tokens", self.max_tokens, "1 or more", self.max_tokens >= 1)
-        is_texts = not isinstance(self.stop, str) and all(self.stop)
-        _check("stop", self.stop, "strings that are not empty", is_texts)
+        _check("stop", self.stop, "strings that are not empty", all(self.stop))
         for name in ("logprobs", "prompt_logprobs"):
             number = getattr(self, name)
             if number is not None:
@@ -105,7 +104,6 @@ class SamplingParams:
             (WHOLE_NUMBERS, Integral, "a whole number"),
             (("ignore_eos",), bool, "True or False"),
             (("logit_bias",), Mapping, "a dict of token ids and numbers"),
-            (("stop", "stop_token_ids"), Sequence, "a list"),
             (("grammar",), Grammar, "a Grammar"),
         ):
             for name in names:
@@ -113,12 +111,16 @@ class SamplingParams:
                 is_none = value is None and name in OPTIONAL
                 is_bool = isinstance(value, bool) and kind is not bool  # True is an int to Python
                 _check_type(name, value, what, is_none or (isinstance(value, kind) and not is_bool))
+        _check_list("stop", self.stop, "a list of texts", 'stop=("END",) for one text')
         for text in self.stop:
             _check_type("stop", text, "a list of texts", isinstance(text, str))
+        _check_list("stop_token_ids", self.stop_token_ids, "a list of ids", "stop_token_ids=(2,)")
         for token_id in self.stop_token_ids:
-            _check_type("stop_token_ids", token_id, "a list of ids", isinstance(token_id, Integral))
-        for bias in (self.logit_bias or {}).values():
-            _check_type("logit_bias", bias, "numbers as values", isinstance(bias, Real))
+            _check_type("stop_token_ids", token_id, "a list of ids", _is_id(token_id))
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_type("logit_bias", token_id, "token ids as keys", _is_id(token_id))
+            is_number = isinstance(bias, Real) and not isinstance(bias, bool)
+            _check_type("logit_bias", bias, "numbers as values", is_number)
 
     def _check_penalties(self) -> None:
         penalty = self.repetition_penalty
@@ -129,8 +131,7 @@ class SamplingParams:
         if self.logit_bias is None:
             return
         for token_id, bias in self.logit_bias.items():
-            is_id = isinstance(token_id, int) and token_id >= 0
-            _check("logit_bias", token_id, "token ids as keys", is_id)
+            _check("logit_bias", token_id, "token ids as keys", token_id >= 0)
             _check("logit_bias", bias, "-100 to 100", -100 <= bias <= 100)
         # A frozen dataclass allows this in __post_init__ only so; the caller's dict may change.
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
@@ -163,10 +164,22 @@ def check_params(params: object) -> None:
         )
 
 
-def _check_type(name: str, value: object, expected: str, is_valid: bool) -> None:
+def _is_id(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_list(name: str, value: object, expected: str, fix: str) -> None:
+    """A text is a sequence of texts to Python, and means one of them here."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    _check_type(name, value, expected, is_list, fix)
+
+
+def _check_type(
+    name: str, value: object, expected: str, is_valid: bool, fix: str | None = None
+) -> None:
     if not is_valid:
         found = f"{value!r:.80}, of type {type(value).__name__}"
-        raise UsageError(f"{name} has the wrong type", found=found, expected=expected)
+        raise UsageError(f"{name} has the wrong type", found=found, expected=expected, fix=fix)
 
 
 def _check(name: str, value: object, expected: str, is_valid: bool) -> None:

@@ -90,8 +90,10 @@ def listed(prompts: Iterable[Sequence[int]]) -> list[Sequence[int]]:
 def _check_ids(prompt_ids: object) -> None:
     if isinstance(prompt_ids, str | bytes):
         fix = ENCODE
-    elif isinstance(prompt_ids, int):
-        fix = "a list of ids is one prompt: put it into a list, [ids]"
+    elif isinstance(prompt_ids, Integral) or getattr(prompt_ids, "ndim", None) == 0:
+        fix = (
+            "a list of ids is one prompt: put it into a list, [ids], or [ids.tolist()] of a tensor"
+        )
     elif not isinstance(prompt_ids, Sequence):
         fix = "make it a list: list(ids), or ids.tolist() of a tensor or an array"
     elif all(
