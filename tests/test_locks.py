@@ -109,6 +109,26 @@ def test_setting_aside_keeps_all_and_the_lock(tmp_path: Path) -> None:
         assert (tmp_path / f"run.old-{number}" / "kept").read_text() == str(number)
 
 
+@pytest.mark.parametrize("kind", [FileLock, FolderLock])
+def test_what_the_system_refuses_has_its_own_mend(tmp_path: Path, kind: type[FileLock]) -> None:
+    """Not the one against another holder."""
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x"
+    with pytest.raises(UsageError) as caught, kind(path, "held", fix="choose another run"):
+        pass
+    assert caught.value.where == path
+    assert caught.value.what == "a folder is needed, and a part of the path is a file"
+    assert caught.value.fix == "name another place"
+
+
+def test_a_file_that_cannot_be_opened_is_told_of_what_is_locked(tmp_path: Path) -> None:
+    (tmp_path / "run" / FOLDER_LOCK).mkdir(parents=True)
+    with pytest.raises(UsageError) as caught, FolderLock(tmp_path / "run", "held", fix="other"):
+        pass
+    assert caught.value.where == tmp_path / "run"
+    assert str(tmp_path / "run" / FOLDER_LOCK) in str(caught.value.found)
+
+
 def test_no_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -204,10 +204,13 @@ def explained(
 ) -> RorqualError:
     """What the system refused, as an error that says where and what helps.
 
-    `where` and `fix` are the caller's, who knows more; else the path that the system names.
+    `where` and `fix` are the caller's, who knows more; else the path that the system names. What
+    is said of no path and for no known reason (a library's, a socket's) stands for itself.
     """
-    what, mend = _REFUSED.get(problem.errno or 0, ("cannot be read or written", TRY_AGAIN))
     path = problem.filename if problem.filename2 is None else problem.filename2
+    if path is None and where is None and problem.errno not in _REFUSED:
+        return error(str(problem) or type(problem).__name__, fix=fix)
+    what, mend = _REFUSED.get(problem.errno or 0, ("cannot be read or written", TRY_AGAIN))
     if isinstance(path, bytes):
         path = os.fsdecode(path)
     found = problem.strerror or str(problem)

@@ -35,7 +35,11 @@ class FileLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        self._take()
+        """UsageError where another holds it, and for a path that the system refuses."""
+        try:
+            self._take()
+        except OSError as problem:
+            raise explained(problem, UsageError, self.where) from None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._close)
         return self
@@ -113,10 +117,7 @@ class FolderLock(FileLock):
 
     def _take(self) -> None:
         while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as problem:
-                raise explained(problem, UsageError, self.folder, self.fix) from None
+            self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another removed the empty folder meanwhile
                 return super()._take()
 

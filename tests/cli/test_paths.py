@@ -64,6 +64,14 @@ def test_what_the_system_says_stays(tmp_path: Path) -> None:
     ]
     inner = explained(OSError(errno.EACCES, "Permission denied", "/a/b"), UsageError, "/a", "do")
     assert (inner.where, inner.found, inner.fix) == ("/a", "Permission denied: /a/b", "do")
-    strange = explained(OSError("as a library has it"))
-    assert (strange.where, strange.found) == (None, "as a library has it")
-    assert strange.fix is not None
+    away = explained(OSError(errno.EIO, "Input/output error", "/a/b"))
+    assert (away.what, away.where) == ("cannot be read or written", "/a/b")
+    assert "check the disk" in str(away.fix)
+
+
+def test_what_is_no_files_fault_is_said_as_it_is() -> None:
+    """A library's words, or a socket's: no disk helps there."""
+    assert str(explained(OSError("CUDA_HOME is not set"))) == "CUDA_HOME is not set"
+    busy = explained(OSError(errno.EADDRINUSE, "Address already in use"))
+    assert str(busy) == f"[Errno {errno.EADDRINUSE}] Address already in use"
+    assert str(explained(TimeoutError())) == "TimeoutError"
