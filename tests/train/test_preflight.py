@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -16,9 +17,15 @@ import pytest
 from small_run import MODEL
 
 import in_process
+import rorqual.tokenizer
+from rorqual.data import inputs
+from rorqual.data.selection import file_digest
+from rorqual.errors import DataError
 from rorqual.tokenizer import train_tokenizer
 from rorqual.train.metrics import read_metrics
-from rorqual.train.recipe import toml_text
+from rorqual.train.preflight import look_ahead, show_plan
+from rorqual.train.prepare import prepare
+from rorqual.train.recipe import load_recipe, toml_text
 
 LENGTH = 16
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
@@ -177,6 +184,57 @@ def test_the_plan_says_that_a_run_continues_and_what_changes(folder: Path) -> No
     done = run("base.toml", *longer, "--dry-run", "--fresh", folder=folder)
     assert not done.code, done.err
     assert "set aside" in done.err
+
+
+def test_a_look_ahead_reads_only_what_it_compares(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new run has nothing to compare its text with; a run that goes on reads what changed."""
+    monkeypatch.chdir(folder)
+    recipe = load_recipe("base.toml")
+    digested: list[str] = []
+
+    def digest(file: Path) -> str:
+        digested.append(file.name)
+        return file_digest(file)
+
+    monkeypatch.setattr(inputs, "file_digest", digest)
+    (folder / "corpus" / "t1.txt").touch()
+    look_ahead(recipe, folder / "runs" / "new")
+    assert not digested
+    look_ahead(recipe, folder / "runs" / "base")
+    assert digested == ["t1.txt"]
+    gone = load_recipe("base.toml", ["data.sources=[{path='gone'}]"])
+    with pytest.raises(DataError, match="no such file, folder or glob"):
+        look_ahead(gone, folder / "runs" / "new")
+
+
+def test_what_is_ready_is_looked_up_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer is read once for looking ahead, build and loaders, and anew if it changes."""
+    monkeypatch.chdir(folder)
+    recipe = load_recipe("base.toml")
+    calls: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(rorqual.tokenizer, "load_tokenizer")
+    counted(inputs, "locate")
+    file = folder / "tokens" / "tokenizer" / "tokenizer.json"
+    os.utime(file)
+    show_plan(recipe, folder / "runs" / "base")
+    prepare(recipe)
+    # By looking ahead, by the plan, and by the run itself, which may come later.
+    assert sorted(calls) == ["load_tokenizer", "locate", "locate", "locate"]
+    os.utime(file, ns=(1, 1))
+    prepare(recipe)
+    assert calls.count("load_tokenizer") == 2
 
 
 def test_the_plan_of_generated_text_alone_reads_nothing(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from rorqual.data.build import BuildSummary, build, find_build, scan_sources
 from rorqual.data.corpus import Document, read_documents, write_documents
-from rorqual.data.inputs import Inputs, inputs_now
+from rorqual.data.inputs import Inputs, find_files, inputs_now, loaded_tokenizer
 from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, num_samples, sequential
 from rorqual.data.packing import Isolation, PackingCounts
 from rorqual.data.plan import Generator, missing_sources
@@ -29,8 +29,10 @@ __all__ = [
     "build",
     "fetch",
     "find_build",
+    "find_files",
     "held_out_bytes",
     "inputs_now",
+    "loaded_tokenizer",
     "missing_sources",
     "num_samples",
     "open_tokens",

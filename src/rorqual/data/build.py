@@ -12,19 +12,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rorqual.data.inputs import BUILD, Inputs, inputs_now, inputs_of, stamp
+from rorqual.data.inputs import (
+    BUILD,
+    Inputs,
+    find_files,
+    inputs_now,
+    inputs_of,
+    loaded_tokenizer,
+    stamp,
+)
 from rorqual.data.plan import (
     Generator,
     Plan,
     check_fetched,
-    locate,
     resolve,
     select,
     tokenizer_sample,
@@ -151,10 +157,11 @@ def _build(
 
 def scan_sources(data: DataSettings, generators: Mapping[str, Generator] | None = None) -> None:
     """Reads all text that is there, as a build does first; DataError as a build. Writes nothing."""
-    plans = []
-    for source in data.sources:
-        files = locate(data, source, generators or {})
-        plans.append(Plan(source, [file for file in files if file.is_file()], ""))
+    located = find_files(data, generators or {})
+    plans = [
+        Plan(source, [file for file in located[source.label] if file.is_file()], "")
+        for source in data.sources
+    ]
     plans = [plan for plan in plans if plan.files]
     if not plans:
         return
@@ -176,11 +183,11 @@ def _tokenizer(
     seed: int,
     advance: Callable[..., None],
 ) -> Tokenizer:
-    from rorqual.tokenizer import load_tokenizer, train_tokenizer
+    from rorqual.tokenizer import train_tokenizer
 
     folder = options.path
     if folder.exists():
-        return load_tokenizer(folder)
+        return loaded_tokenizer(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     with FileLock(lock, "another process trains this tokenizer", where=folder):
@@ -190,7 +197,7 @@ def _tokenizer(
             trained = train_tokenizer(texts, options.vocab_size, merge_digits=options.merge_digits)
             with atomic_directory(folder) as temporary:
                 trained.save(temporary)
-    return load_tokenizer(folder)
+    return loaded_tokenizer(folder)
 
 
 Job = tuple[Path, np.ndarray, str, Path, Path, ShardSettings, str, int]
@@ -227,9 +234,8 @@ def _tokenise(
     inputs: str,
     block: int,
 ) -> None:
-    modified_ns = max(file.stat().st_mtime_ns for file in tokenizer_folder.iterdir())
-    loaded = _loaded(tokenizer_folder, modified_ns)
-    write_shards(file, code, name, folder, loaded, options, inputs, block)
+    tokenizer = loaded_tokenizer(tokenizer_folder)
+    write_shards(file, code, name, folder, tokenizer, options, inputs, block)
 
 
 def _check_unchanged(jobs: Sequence[Job], stamps: Sequence[list[Any]]) -> None:
@@ -244,14 +250,6 @@ def _check_unchanged(jobs: Sequence[Job], stamps: Sequence[list[Any]]) -> None:
             where=listing([job[0] for job in changed]),
             fix="build again when nothing writes to it any more",
         )
-
-
-@lru_cache(maxsize=1)
-def _loaded(folder: Path, modified_ns: int) -> Tokenizer:
-    """The worker's tokenizer, read once a process unless its file changes."""
-    from rorqual.tokenizer import load_tokenizer
-
-    return load_tokenizer(folder)
 
 
 def _write_manifests(
@@ -306,12 +304,13 @@ def find_build(
     # What is gone is fetched or generated under the lock alone.
     if not options.path.exists() or not all(Path(file).is_file() for file, _, _ in record["files"]):
         return None
-    files = [file for source in data.sources for file in locate(data, source, generators or {})]
+    located = find_files(data, generators or {})
+    files = [file for own in located.values() for file in own]
     if not all(file.is_file() for file in files):
         return None
     if record["files"] != [stamp(file) for file in files]:
         return None
-    inputs = inputs_now(data, options, generators or {})
+    inputs = inputs_now(data, options, located, record)
     if record.get("tokenizer") != inputs.tokenizer:
         return None
     manifests: dict[str, dict[str, dict[str, Any]]] = {}

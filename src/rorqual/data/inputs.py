@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rorqual.config import settings
 from rorqual.data.plan import Generator, locate
 from rorqual.data.selection import file_digest
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
 from rorqual.data.shards import fingerprint, tokenizer_hash, whole_record
+
+if TYPE_CHECKING:
+    from rorqual.tokenizer import Tokenizer
 
 BUILD = "build.json"
 # Choice: beyond it a source's files are one entry, so that a checkpoint's state stays small.
@@ -40,22 +44,31 @@ class Inputs:
         return found
 
 
-def inputs_now(
-    data: DataSettings, tokenizer: TokenizerSettings, generators: Mapping[str, Generator]
-) -> Inputs:
-    """The inputs as they lie there, read only where they differ from those of the last build.
+def find_files(data: DataSettings, generators: Mapping[str, Generator]) -> dict[str, list[Path]]:
+    """The files of each source by its label; DataError for one that cannot be found.
 
-    Nothing is fetched, generated or trained. DataError for a source that cannot be found.
+    Those that are fetched or generated may not be there yet.
     """
-    from rorqual.tokenizer import load_tokenizer
+    return {source.label: locate(data, source, generators) for source in data.sources}
 
-    record = whole_record(Path(data.folder) / BUILD) or {}
+
+def inputs_now(
+    data: DataSettings,
+    tokenizer: TokenizerSettings,
+    files: Mapping[str, Sequence[Path]],
+    record: Mapping[str, Any] | None = None,
+) -> Inputs:
+    """The inputs as they lie in `files`, read only where they differ from those of the last build.
+
+    `record` is that build's, where it was read already. Nothing is fetched, generated or trained.
+    """
+    if record is None:
+        record = whole_record(Path(data.folder) / BUILD) or {}
     digests_then = record.get("digests", [])  # none in a build of an earlier version
     known = dict(zip(map(tuple, record.get("files", [])), digests_then, strict=False))
-    files = {source.label: locate(data, source, generators) for source in data.sources}
     digests = {label: [_digest(f, known) for f in own] for label, own in files.items()}
     path = tokenizer.path
-    own_hash = tokenizer_hash(load_tokenizer(path)) if path.exists() else UNKNOWN
+    own_hash = tokenizer_hash(loaded_tokenizer(path)) if path.exists() else UNKNOWN
     return inputs_of(data.sources, files, digests, own_hash)
 
 
@@ -86,3 +99,17 @@ def stamp(file: Path) -> list[Any]:
     """Name, size and time of a file: enough to see that it is that of the last whole build."""
     status = file.stat()
     return [str(file), status.st_size, status.st_mtime_ns]
+
+
+def loaded_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a folder or file, read once a process unless a file there changes."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return _loaded(path, tuple(tuple(stamp(file)) for file in files if file.is_file()))
+
+
+# Choice: two, that of the recipe and that of the checkpoint which it starts from.
+@lru_cache(maxsize=2)
+def _loaded(path: Path, stamps: tuple[tuple[Any, ...], ...]) -> Tokenizer:
+    from rorqual.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)

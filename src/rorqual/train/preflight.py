@@ -14,14 +14,16 @@ from rorqual.data import (
     Generator,
     TokenizerSettings,
     find_build,
+    find_files,
     inputs_now,
+    loaded_tokenizer,
     missing_sources,
     scan_sources,
 )
 from rorqual.errors import ConfigError
 from rorqual.log import console
 from rorqual.model import ModelConfig, empty
-from rorqual.tokenizer import Tokenizer, load_tokenizer
+from rorqual.tokenizer import Tokenizer
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Standing, find_checkpoint, latest_checkpoint, standing
 from rorqual.train.lr_schedule import BalanceSettings, MtpSettings, in_tokens
@@ -67,10 +69,12 @@ def look_ahead(
     if found is None and recipe.init_from is not None:
         check_shape(recipe, find_checkpoint(recipe.init_from))
     options = tokenizer_settings(recipe)
-    inputs = inputs_now(recipe.data, options, generators or {})
+    files = find_files(recipe.data, generators or {})
     if latest is not None:
+        with console().status("comparing the text with what the run was begun with"):
+            inputs = inputs_now(recipe.data, options, files)
         standing(latest, recipe, inputs=inputs, allow_changes=allow_changes)
-    tokenizer = load_tokenizer(options.path) if options.path.exists() else None
+    tokenizer = loaded_tokenizer(options.path) if options.path.exists() else None
     if tokenizer is not None:
         check_tokenizer(recipe, config, tokenizer)
     return Outlook(config, options, tokenizer, found)

@@ -18,12 +18,13 @@ from rorqual.data import (
     Loader,
     TokenizerSettings,
     build,
+    loaded_tokenizer,
     num_samples,
 )
 from rorqual.data.shards import tokenizer_hash
 from rorqual.errors import ConfigError, TrainingError, UsageError
 from rorqual.model import ModelConfig
-from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from rorqual.tokenizer import Tokenizer, has_tokenizer
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import find_checkpoint
 from rorqual.train.notes import notes_of
@@ -49,7 +50,7 @@ def prepare(
 def open_data(recipe: Recipe, config: ModelConfig, summary: BuildSummary) -> TrainingData:
     """The loaders of a build that is whole; TrainingError if its tokenizer fits no model."""
     options = tokenizer_settings(recipe)
-    tokenizer = load_tokenizer(options.path)
+    tokenizer = loaded_tokenizer(options.path)
     check_tokenizer(recipe, config, tokenizer)
     loader = _loader(recipe, config, tokenizer)
     held_out = _held_out(recipe, tokenizer)
@@ -108,7 +109,7 @@ def check_tokenizer(recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer) -
     folder = find_checkpoint(recipe.init_from)
     if not has_tokenizer(folder):
         return
-    theirs = load_tokenizer(folder)
+    theirs = loaded_tokenizer(folder)
     if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):
         raise TrainingError(
             "the checkpoint was trained with another tokenizer",
