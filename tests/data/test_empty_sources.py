@@ -22,6 +22,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 SILENT = [
     {"messages": [USER]},
     {"messages": [USER, {"role": "assistant", "content": ""}]},
+    {"messages": [USER, {"role": "assistant", "content": "", "reasoning_content": "I think."}]},
     {"text": ""},
     {"text": " \n"},
 ]
@@ -58,7 +59,7 @@ def test_documents_that_teach_nothing_are_counted(
     path = write_jsonl(tmp_path / "mixed.jsonl", [*SILENT, *TEACHING])
     with caplog.at_level(logging.WARNING, "rorqual"):
         make(tmp_path, path)
-    assert "mixed.jsonl: 4 of its 6 documents teach nothing" in caplog.text
+    assert "mixed.jsonl: 5 of its 7 documents teach nothing" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "rorqual"):
         make(tmp_path, write_jsonl(tmp_path / "good.jsonl", TEACHING))

@@ -210,7 +210,7 @@ def is_empty(document: Document) -> bool:
     """Whether there is nothing to learn: no text, or no words and no calls of an assistant."""
     if document.text is not None:
         return not document.text.strip()
-    parts = ("content", "reasoning_content", "tool_calls")
+    parts = ("content", "tool_calls")  # which a template writes
     return not any(
         message["role"] == "assistant" and any(message.get(part) for part in parts)
         for message in document.messages or []

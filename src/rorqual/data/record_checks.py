@@ -10,11 +10,7 @@ from rorqual.tokenizer.chat import check_messages, check_tools
 
 def check_conversation(messages: Any, tools: Any, where: object) -> None:
     """DataError unless a chat template can write these messages with these tools."""
-    _check_messages(messages, where)
     try:
-        if tools is not None and not isinstance(tools, list):
-            found = type(tools).__name__
-            raise TokenizerError("tools is not a list", found=found, expected="[...]")
         check_messages(messages)
         check_tools(tools or [])
     except TokenizerError as problem:
@@ -54,26 +50,3 @@ def check_text(text: object, key: str, where: object) -> None:
             where=where,
             fix="replace the broken character",
         ) from None
-
-
-def _check_messages(messages: object, where: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(
-            "messages is not a list with something in it",
-            where=where,
-            found=type(messages).__name__ if not isinstance(messages, list) else "[]",
-            expected='[{"role": "user", "content": "..."}, ...]',
-            fix="correct or remove the line",
-        )
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError(
-                f"message {index} has no role",
-                where=where,
-                expected='{"role": "user", "content": "..."}',
-                fix="correct or remove the line",
-            )
-        content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            continue
-        check_text(content, f"the content of message {index}", where)
