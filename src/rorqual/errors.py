@@ -37,6 +37,23 @@ class RorqualError(Exception):
             parts.append(f"  fix:      {fix}")
         super().__init__("\n".join(parts))
 
+    def with_(
+        self,
+        *,
+        where: object = None,
+        expected: object = None,
+        fix: str | None = None,
+        error: type[RorqualError] | None = None,
+    ) -> RorqualError:
+        """The same, and what the caller knows better; `error` is another kind for it."""
+        return (error or type(self))(
+            self.what,
+            where=self.where if where is None else where,
+            found=self.found,
+            expected=self.expected if expected is None else expected,
+            fix=self.fix if fix is None else fix,
+        )
+
 
 class ConfigError(RorqualError):
     """A configuration file or a value in it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from rorqual.errors import UsageError
-from rorqual.ops.device import resolve_device, tensor_on
+from rorqual.ops.device import num_processors, resolve_device, tensor_on
 
 
 @pytest.fixture
@@ -55,3 +57,13 @@ def test_unknown_names(name: str) -> None:
 
 def test_values_arrive() -> None:
     assert tensor_on(torch.device("cpu"), [[1, 2]], torch.int64).tolist() == [[1, 2]]
+
+
+def test_processors_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert num_processors() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert num_processors() == 64
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert num_processors() == 1

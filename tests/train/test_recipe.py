@@ -16,6 +16,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 BROKEN = {
     "an unknown key": ("training.sequence_lenght=4", "did you mean 'sequence_length'"),
+    "threads that no machine has": ("training.threads=100000", "training.threads: "),
     "an unknown section": ("trainig.threads=4", "did you mean 'training'"),
     "a wrong type": ("training.total_tokens='many'", r"training\.total_tokens: .*'many'"),
     "zero tokens": ("training.total_tokens=0", r"training\.total_tokens"),

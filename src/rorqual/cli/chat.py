@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import signal
 import sys
@@ -151,13 +150,15 @@ def set_threads(threads: int | None) -> None:
     """Torch's threads for this process; None leaves them."""
     import torch
 
+    from rorqual.ops.device import num_processors
+
     if threads is not None:
-        most = os.cpu_count() or 1
+        most = num_processors()
         if not 1 <= threads <= most:  # torch itself crashes where there are far too many
             raise UsageError(
                 "--threads is out of range",
                 found=threads,
-                expected=f"1 to {most}, the processors of this machine",
+                expected=f"1 to {most}, the processors that this process may use",
                 fix="leave it out: PyTorch chooses",
             )
         torch.set_num_threads(threads)

@@ -16,8 +16,8 @@ import torch
 
 from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.engine.params import SamplingParams
-from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageError, listing
-from rorqual.files import is_there, read_json, stand_in
+from rorqual.errors import ConfigError, TokenizerError, UsageError, listing
+from rorqual.files import is_there, read_json
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
@@ -31,16 +31,14 @@ from rorqual.weights.advice import (
     advice_of_gguf,
     read_card,
 )
-from rorqual.weights.folder import config_of, refuse_empty
+from rorqual.weights.folder import config_of, no_checkpoint, refuse_empty
 from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
 from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
 from rorqual.weights.huggingface_writer import CHAT_CARD
 from rorqual.weights.model_reader import load_from
-from rorqual.weights.not_weights import pickle_fix
 from rorqual.weights.open import SourceKind, kind_of, open_source
-from rorqual.weights.safetensors_file import looks_like_safetensors
 from rorqual.weights.shards_reader import open_shards
 from rorqual.weights.source import TensorSource
 
@@ -74,16 +72,13 @@ class ModelFolder:
         path = checkpoint_path(name)
         own = None if tokenizer is None else checkpoint_path(tokenizer)
         if not path.exists():
-            raise CheckpointError(
-                "no such folder or file",
-                where=path,
-                expected=f"a checkpoint folder, a GGUF file, or the bundled model {BUNDLED!r}",
-                fix="check the path; models are not downloaded",
+            raise no_checkpoint(path).with_(
+                expected=f"a checkpoint folder, a GGUF file, or the bundled model {BUNDLED!r}"
             )
         kind = kind_of(path)
         if kind == "huggingface":
             if not path.is_dir():
-                raise _no_checkpoint(path)
+                raise no_checkpoint(path)
             refuse_empty(path)
         config = None
         if shards_config is not None:
@@ -150,12 +145,8 @@ class ModelFolder:
             return load_tokenizer(self.path)
         except TokenizerError as problem:
             mend = f"{problem.fix}; or " if problem.fix else ""
-            raise TokenizerError(
-                problem.what,
-                where=problem.where,
-                found=problem.found,
-                expected=problem.expected,
-                fix=f"{mend}name another with --tokenizer (chat, generate, serve, eval)",
+            raise problem.with_(
+                fix=f"{mend}name another with --tokenizer (chat, generate, serve, eval)"
             ) from None
 
     def max_positions(self) -> int:
@@ -211,16 +202,6 @@ class ModelFolder:
         """A file in the model's folder; a GGUF file that was named itself has none."""
         file = self.path / name
         return file if self.path.is_dir() and is_there(file) else None
-
-
-def _no_checkpoint(path: Path) -> CheckpointError:
-    if (found := stand_in(path)) is not None:
-        return CheckpointError(found.what, where=path, fix=found.fix)
-    if looks_like_safetensors(path):
-        fix = "name the folder that holds it: its configuration and tokenizer lie there"
-    else:
-        fix = pickle_fix([path]) or "name a GGUF file, or the folder that holds the weights"
-    return CheckpointError("is a file, but no GGUF model", where=path, fix=fix)
 
 
 def _title(path: Path) -> str:

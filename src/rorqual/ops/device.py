@@ -1,7 +1,10 @@
-"""Where to compute: a device by its name, and host values brought there without waiting for it."""
+"""Where to compute: a device by its name, host values brought there without waiting for it, and how
+many processors there are.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +43,13 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
             expected=f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0",
         )
     return torch.device("cuda", index)
+
+
+def num_processors() -> int:
+    """Those that this process may use: a container or `taskset` may leave it some of them."""
+    if hasattr(os, "sched_getaffinity"):  # Windows and macOS have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from rorqual.data import BuildSummary, Loader, TokenizerSettings
 from rorqual.data.settings import DataSettings
 from rorqual.model import ModelConfig
+from rorqual.ops.device import num_processors
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.recipe import Recipe
 
@@ -47,13 +47,6 @@ def threads_note(recipe: Recipe) -> Iterator[str]:
     threads, processors = recipe.training.threads, num_processors()
     if threads is not None and threads > processors:
         yield f"training.threads = {threads} on {processors} processors: fewer would be faster"
-
-
-def num_processors() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _tokenizer_note(options: TokenizerSettings, tokenizer: Tokenizer, is_new: bool) -> str:

@@ -101,7 +101,7 @@ class TrainingSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     activation_checkpointing: bool = False
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
     isolate_documents: bool = False
     long_conversations: Literal["split", "refuse"] = "split"
 
@@ -228,12 +228,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         try:
             recipe.model_config()
         except ConfigError as problem:
-            where = f"{with_set(path, overrides)} [model]"
-            raise ConfigError(
-                problem.what,
-                where=where,
-                found=problem.found,
-                expected=problem.expected,
+            raise problem.with_(
+                where=f"{with_set(path, overrides)} [model]",
                 fix=problem.fix or "correct the keys of [model]",
             ) from None
     return recipe

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rorqual.errors import CheckpointError
 from rorqual.files import BINARY, fsync_path
+from rorqual.ops.device import num_processors
 from rorqual.weights.convert_encode import encode
 from rorqual.weights.convert_plan import Options, Output, PlannedFile
 from rorqual.weights.convert_record import Record
@@ -188,8 +189,7 @@ class _StoppedError(Exception):
 
 def default_workers() -> int:
     """One a core that we may use, up to eight: beyond, the disk is the limit."""
-    num = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(num or 1, 8))
+    return min(num_processors(), 8)
 
 
 @contextmanager

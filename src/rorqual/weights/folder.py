@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rorqual.errors import CheckpointError, RorqualError, listing
-from rorqual.files import is_there, mend_of, read_json
+from rorqual.files import is_there, mend_of, read_json, stand_in
 from rorqual.model import ModelConfig
 from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.model_args import config_from_model_args, is_model_args
 from rorqual.weights.not_weights import PICKLES, adapter_fix, pickle_fix, refuse_stand_ins
 from rorqual.weights.quantization_config import quantisation_of
-from rorqual.weights.safetensors_file import DTYPES, RowFiles
+from rorqual.weights.safetensors_file import DTYPES, RowFiles, looks_like_safetensors
 from rorqual.weights.source import Entry, Quantisation
 
 CONFIG = "config.json"
@@ -33,6 +33,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EXPECTED = f"a folder with {CONFIG} and {SINGLE} or {INDEX}, rank shards, or a GGUF file"
 ABSURD_TENSORS = 10_000_000  # a hundred times DeepSeek-V3
+NO_MODEL = "is a file, but no GGUF model"
 RESTORE = "download or copy the listed files again from the checkpoint's source"
 
 
@@ -133,6 +134,20 @@ def refuse_absurd(config: ModelConfig, path: Path, num_found: int) -> None:
         )
 
 
+def no_checkpoint(path: Path) -> CheckpointError:
+    """What is wrong with a path that is no folder, and no GGUF file either."""
+    if (found := stand_in(path)) is not None:
+        return CheckpointError(found.what, where=path, fix=found.fix)
+    if not path.exists():
+        what, fix = "no such folder or file", "check the path; models are not downloaded"
+    elif looks_like_safetensors(path):
+        what = NO_MODEL
+        fix = "name the folder that holds it: its configuration and tokenizer lie there"
+    else:
+        what, fix = NO_MODEL, "name a GGUF file, or the folder that holds the weights"
+    return CheckpointError(what, where=path, expected=EXPECTED, fix=pickle_fix([path]) or fix)
+
+
 def refuse_empty(path: Path) -> None:
     """CheckpointError for a folder without anything of a model, before what else it lacks."""
     endings = (".safetensors", *(pattern.removeprefix("*") for pattern in PICKLES))
@@ -151,17 +166,7 @@ def refuse_empty(path: Path) -> None:
 
 def _config_table(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise CheckpointError(
-            "is a file, but no GGUF model" if path.exists() else "no such folder or file",
-            where=path,
-            expected=EXPECTED,
-            fix=pickle_fix([path])
-            or (
-                "name a GGUF file, or the folder that holds the weights"
-                if path.exists()
-                else "check the path; a model's name is not downloaded"
-            ),
-        )
+        raise no_checkpoint(path)
     refuse_empty(path)
     copy = f"copy {CONFIG} from the checkpoint's source"
     with _mend(adapter_fix(path) or mend_of_checkpoint(path, copy)):
@@ -184,13 +189,7 @@ def _mend(fix: str) -> Iterator[None]:
     except RorqualError as problem:
         if problem.fix is not None:
             raise
-        raise type(problem)(
-            problem.what,
-            where=problem.where,
-            found=problem.found,
-            expected=problem.expected,
-            fix=fix,
-        ) from None
+        raise problem.with_(fix=fix) from None
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:
