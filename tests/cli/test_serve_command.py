@@ -16,7 +16,7 @@ from patience import HANG_SECONDS
 from rorqual.cli.serve import parse_memory
 from rorqual.errors import UsageError
 from rorqual.serve.auth import check_origins
-from rorqual.serve.files import check_folder
+from rorqual.serve.files import prepare_folder
 
 pytestmark = pytest.mark.concurrency
 
@@ -106,6 +106,7 @@ def test_what_it_refuses_before_it_loads_anything(model_folder: Path, tmp_path: 
         (("--served-model-name", ""), "--served-model-name is no name"),
         (("--served-model-name", "a", "--served-model-name", " b"), "is no name"),
         (("--cors-origin", "notaurl"), "--cors-origin is no origin of a page"),
+        (("--cors-origin", "notaurl"), "  fix:      take from the page's address"),
         (("--cors-origin", "https://a.example/"), "without a path"),
         (("--cors-origin", "https://A.example"), "in small letters"),
         (("--cache-memory", "much"), "is no size"),
@@ -131,7 +132,7 @@ def test_uploads_without_a_place_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("tempfile.gettempdir", gettempdir)
     with pytest.raises(UsageError, match="uploads cannot be kept"):
-        check_folder(None)
+        prepare_folder(None)
 
 
 def test_sizes() -> None:

@@ -223,7 +223,7 @@ def test_the_figures_of_a_conversion_that_goes_on(source: Path, tmp_path: Path) 
     "other",
     [
         options("float32"),
-        options("shards:2:bf16"),
+        options("shards:2:bf16", max_shard_bytes=None),
         options(keep_mtp=False),
         options("fp8", scale_format="ue8m0"),
         options(max_shard_bytes=SHARD + 1),

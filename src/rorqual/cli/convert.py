@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rorqual.cli.exits import EXIT_BAD_INPUT
-from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
     from rorqual.weights.convert import Conversion
@@ -100,15 +99,8 @@ def convert(
     from rorqual.weights.convert_verify import verify as compare
     from rorqual.weights.progress import byte_progress
 
-    target = Target.parse(to)
-    if max_file_gb is not None and target.kind == "shards":
-        raise UsageError(
-            "a rank has one file, whatever its size",
-            found=f"--max-file-gb {max_file_gb:g}",
-            fix="leave it out, or ask for more ranks: --to shards:N",
-        )
     options = Options(
-        target,
+        Target.parse(to),
         keep_mtp,
         scale_format.value if scale_format is not None else None,
         None if max_file_gb is None else max_file_gb * 1e9,

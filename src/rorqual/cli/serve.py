@@ -201,7 +201,7 @@ def _server_settings(
     bound: socket.socket,
 ) -> ServerSettings:
     from rorqual.serve.auth import check_origins, read_keys
-    from rorqual.serve.files import check_folder
+    from rorqual.serve.files import prepare_folder
     from rorqual.serve.server import is_loopback
     from rorqual.serve.settings import ServerSettings
 
@@ -210,7 +210,7 @@ def _server_settings(
     values |= {"api_keys": keys, "is_loopback": is_loopback(bound)}
     settings = fill(ServerSettings, table | values, "rorqual serve")
     check_origins(settings.cors_origins)
-    check_folder(settings.files_dir)
+    prepare_folder(settings.files_dir)
     return settings
 
 

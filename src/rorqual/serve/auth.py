@@ -58,6 +58,7 @@ def check_origins(origins: Sequence[str]) -> None:
                 found=repr(origin),
                 expected="scheme://host or scheme://host:port in small letters, without a path; "
                 "or * for every site",
+                fix="take from the page's address what stands before its path, in small letters",
             )
 
 

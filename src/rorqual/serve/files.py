@@ -40,8 +40,8 @@ class StoredFile(BaseModel):
     owner: str
 
 
-def check_folder(chosen: Path | None) -> None:
-    """UsageError if files could not be kept there: asked before a model is loaded for nothing."""
+def prepare_folder(chosen: Path | None) -> None:
+    """Makes the folder; UsageError if files could not be kept there, before a model is loaded."""
     try:
         folder = Path(tempfile.gettempdir()) if chosen is None else _open_folder(chosen)
     except FileNotFoundError as problem:  # no place for temporary files

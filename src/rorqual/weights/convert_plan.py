@@ -89,7 +89,12 @@ class Options:
                 found=f"--imatrix {self.imatrix}",
                 expected="--to gguf:MIX",
             )
-
+        if self.max_shard_bytes is not None and self.target.kind == "shards":
+            raise UsageError(
+                "a rank has one file, whatever its size",
+                found=f"--max-file-gb {self.max_shard_bytes / 1e9:g}",
+                fix="leave it out, or ask for more ranks: --to shards:N",
+            )
         if self.scale_format is not None and (
             self.target.kind == "gguf" or self.target.dtype in ("bf16", "float32")
         ):
