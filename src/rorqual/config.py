@@ -15,7 +15,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
@@ -99,15 +99,36 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
     return table
 
 
-def with_set(path: str | os.PathLike[str], overrides: Sequence[str]) -> str:
-    """Where a fault lies: in a file, or in what was put over it."""
-    return " ".join([os.fspath(path), *(f"--set {override}" for override in overrides)])
+def with_set(path: object, overrides: Sequence[str], keys: Iterable[str] = ("",)) -> str:
+    """Where a fault in these keys lies: in a file, or in what was put over it there.
+
+    The key of a section stands for all that is in it, and an empty one for the whole file.
+    """
+    faulty = tuple(keys)
+    places = [override.partition("=")[0].strip() for override in overrides]
+    guilty = [
+        f"--set {override}"
+        for override, place in zip(overrides, places, strict=True)
+        if any(not key or _is_within(place, key) or _is_within(key, place) for key in faulty)
+    ]
+    return " ".join([str(path), *guilty])
+
+
+def _is_within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def fill(
-    cls: type[T], table: dict[str, Any], where: object = None, *, is_foreign: bool = False
+    cls: type[T],
+    table: dict[str, Any],
+    where: object = None,
+    *,
+    overrides: Sequence[str] = (),
+    is_foreign: bool = False,
 ) -> T:
-    """Checks `table` and returns `cls` filled from it; ConfigError lists each fault."""
+    """Checks `table` and returns `cls` filled from it; ConfigError lists each fault, and of the
+    `overrides` that the table had those that may have made one.
+    """
     # As JSON, since pydantic takes tables for dataclasses only there when it converts nothing.
     text = json.dumps(table, default=str)
     try:
@@ -115,12 +136,12 @@ def fill(
     except ValidationError as problem:
         errors = problem.errors()
     if is_foreign and (whole := _with_whole_numbers(json.loads(text), errors)):
-        return fill(cls, whole, where)
+        return fill(cls, whole, where, overrides=overrides)
     faults = {_key_of(error): _describe(cls, error) for error in errors}
     is_lacking = all(error["type"] in MISSING for error in errors)
     raise ConfigError(
         "; ".join(faults.values()),
-        where=where,
+        where=with_set(where, overrides, faults) if overrides else where,
         fix="add what is missing" if is_lacking else "correct the named keys",
     )
 

@@ -103,6 +103,30 @@ def test_faults_of_overrides_say_so_and_what_helps(file: Path, fault: str) -> No
     assert any(line.startswith("  fix: ") for line in rest)
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("training.seed='x'", ("training.seed='x'",)),
+        ("training={}", ("training.sequence_length=16", "training={}")),
+        ("nonsense=1", ("nonsense=1",)),
+    ],
+)
+def test_an_override_that_is_fine_is_not_blamed(
+    file: Path, broken: str, said: tuple[str, ...]
+) -> None:
+    overrides = ("training.sequence_length=16", "checkpoint.keep_last=2", broken)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, overrides)
+    assert caught.value.where == " ".join([str(file), *(f"--set {text}" for text in said)])
+
+
+def test_a_fault_of_the_file_is_the_files(file: Path) -> None:
+    file.write_text(file.read_text() + "\n[nonsense]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file, ["training.threads=1"])
+    assert caught.value.where == str(file)
+
+
 def test_less_than_a_batch_says_how_much_a_batch_is(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"20 is less than one batch: .* 8 times .* 16 is 128"):
         load_recipe(file, ["training.total_tokens=20"])

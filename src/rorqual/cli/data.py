@@ -166,12 +166,12 @@ def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSett
     from rorqual.errors import ConfigError
 
     table = apply_overrides(read_toml(recipe), overrides)
-    where = with_set(recipe, overrides)
     for name in ("tokenizer", "data"):
         if not isinstance(table.get(name), dict):
             raise ConfigError(f"has no section [{name}]", where=recipe, fix=f"add [{name}]")
-    tokenizer = fill(TokenizerSettings, table["tokenizer"], where=f"{where} [tokenizer]")
-    return tokenizer, fill(DataSettings, table["data"], where=f"{where} [data]")
+    places = [f"{with_set(recipe, overrides, [name])} [{name}]" for name in ("tokenizer", "data")]
+    tokenizer = fill(TokenizerSettings, table["tokenizer"], places[0])
+    return tokenizer, fill(DataSettings, table["data"], places[1])
 
 
 def skill_generators(data: DataSettings) -> dict[str, Callable[[int, int], Iterator[Document]]]:

@@ -216,7 +216,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Of a recipe that a run wrote all keys are there: those with their defaults are no fault.
     """
     table = apply_overrides(read_toml(path), overrides)
-    recipe = fill(Recipe, table, where=with_set(path, overrides))
+    recipe = fill(Recipe, table, path, overrides=overrides)
     idle = dict(_without_effect(table, recipe))
     if idle:
         raise ConfigError(
