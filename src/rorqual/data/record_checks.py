@@ -14,11 +14,9 @@ def check_conversation(messages: Any, tools: Any, where: object) -> None:
         check_messages(messages)
         check_tools(tools or [])
     except TokenizerError as problem:
-        raise DataError(
-            problem.what,
+        raise problem.with_(
             where=f"{where}: {problem.where}" if problem.where else where,
-            found=problem.found,
-            expected=problem.expected,
+            error=DataError,
             fix=f"{problem.fix or 'correct or remove the line'} (docs/training.md has the form)",
         ) from None
 
