@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from rorqual.cli.serve import EngineOptions
 from rorqual.config import apply_overrides, fill, read_toml, settings
 from rorqual.data import DataSettings, Inputs, SourceSettings, TokenizerSettings
+from rorqual.data.settings import BuildSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
+from rorqual.model.config import YarnScaling
 from rorqual.serve.settings import ServerSettings
 from rorqual.train import Recipe
 from rorqual.train.checkpoint import Progress
@@ -27,9 +29,10 @@ from rorqual.train.recipe import CheckpointSettings, TrainingSettings, Validatio
 from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
-    BalanceSettings, BatchRamp, ChatCard, CheckpointSettings, DataSettings, EngineOptions, Inputs,
-    LrSchedule, ModelConfig, MtpSettings, OptimizerSettings, Progress, Recipe, SamplingDefaults,
-    ServerSettings, SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
+    BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, DataSettings,
+    EngineOptions, Inputs, LrSchedule, ModelConfig, MtpSettings, OptimizerSettings, Progress,
+    Recipe, SamplingDefaults, ServerSettings, SourceSettings, TokenizerSettings, TrainingSettings,
+    ValidationSettings,
 )  # fmt: skip
 WRONG: dict[type, tuple[Any, ...]] = {
     int: ("100", True, 2.5, [1]),
@@ -87,6 +90,15 @@ def test_every_settings_class_is_checked_here() -> None:
             ):
                 found.add(node.name)
     assert found - {"YarnScaling"} == {cls.__name__ for cls in CLASSES}
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, YarnScaling], ids=lambda cls: cls.__name__)
+def test_no_field_takes_what_is_no_number(cls: type) -> None:
+    for name, hint in get_type_hints(cls).items():
+        members = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for value in (float("inf"), -float("inf"), float("nan")) if float in members else ():
+            with pytest.raises(ConfigError, match=rf"\b{name}: .*finite number"):
+                fill(cls, {name: value})
 
 
 @settings

@@ -55,8 +55,11 @@ def test_faults_are_errors_of_ours(recipe: Path, tmp_path: Path) -> None:
         run("build", str(tmp_path / "none.toml"))
     with pytest.raises(ConfigError, match="did you mean 'held_out'"):
         run("build", str(recipe), "--set", "data.heldout=1")
+    with pytest.raises(ConfigError) as caught:
+        run("build", str(recipe), "--set", "data.held_out=true", "--set", "data.seed=3")
+    assert str(caught.value.where) == f"{recipe} --set data.held_out=true"
     (tmp_path / "empty.toml").write_text("[model]\n")
-    with pytest.raises(ConfigError, match=r"no section \[tokenizer\]"):
+    with pytest.raises(ConfigError, match=r"missing section \[tokenizer\] with folder"):
         run("build", str(tmp_path / "empty.toml"))
 
 

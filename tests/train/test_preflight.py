@@ -23,6 +23,7 @@ from rorqual.data.selection import file_digest
 from rorqual.errors import DataError
 from rorqual.tokenizer import train_tokenizer
 from rorqual.train.metrics import read_metrics
+from rorqual.train.notes import _count
 from rorqual.train.preflight import look_ahead, show_plan
 from rorqual.train.prepare import prepare
 from rorqual.train.recipe import load_recipe, toml_text
@@ -426,6 +427,14 @@ def test_passes_are_counted_by_source(folder: Path) -> None:
     passes = 4 / (1 + taken)
     expected = f"few.txt {passes:.3g}, more.txt {passes * taken / samples:.3g}"
     assert f"passes over each source: {expected}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("passes", "text"),
+    [(1234.5, "1,234"), (999.6, "1,000"), (12.345, "12.3"), (0.5, "0.5"), (1e-6, "< 0.0001")],
+)
+def test_passes_are_no_powers_of_ten(passes: float, text: str) -> None:
+    assert _count(passes) == text
 
 
 def test_no_validation_is_said(folder: Path) -> None:

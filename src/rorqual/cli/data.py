@@ -161,17 +161,13 @@ COUNTS = {  # key of a manifest -> the table's column
 
 def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSettings]:
     """The recipe's [tokenizer] and [data]; the other sections are training's."""
-    from rorqual.config import apply_overrides, fill, read_toml, with_set
-    from rorqual.data.settings import DataSettings, TokenizerSettings
-    from rorqual.errors import ConfigError
+    from rorqual.config import apply_overrides, fill, read_toml
+    from rorqual.data.settings import BuildSettings
 
     table = apply_overrides(read_toml(recipe), overrides)
-    for name in ("tokenizer", "data"):
-        if not isinstance(table.get(name), dict):
-            raise ConfigError(f"has no section [{name}]", where=recipe, fix=f"add [{name}]")
-    places = [f"{with_set(recipe, overrides, [name])} [{name}]" for name in ("tokenizer", "data")]
-    tokenizer = fill(TokenizerSettings, table["tokenizer"], places[0])
-    return tokenizer, fill(DataSettings, table["data"], places[1])
+    sections = {name: part for name, part in table.items() if name in ("tokenizer", "data")}
+    found = fill(BuildSettings, sections, where=recipe, overrides=overrides)
+    return found.tokenizer, found.data
 
 
 def skill_generators(data: DataSettings) -> dict[str, Callable[[int, int], Iterator[Document]]]:

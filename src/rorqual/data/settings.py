@@ -26,7 +26,7 @@ class SourceSettings:
     name: str | None = None
     path: str | None = None
     licence: str | None = None
-    epochs: float = Field(default=1.0, allow_inf_nan=False)
+    epochs: float = 1.0
     max_bytes: int | None = Field(default=None, gt=0)
     max_documents: int | None = Field(default=None, gt=0)
     held_out: float | None = None
@@ -129,3 +129,11 @@ class TokenizerSettings:
     def path(self) -> Path:
         """The folder; `tiny` is the bundled model's, as for every verb, and `./tiny` one here."""
         return checkpoint_path(self.folder)
+
+
+@settings
+class BuildSettings:
+    """The sections of a recipe that a build reads."""
+
+    tokenizer: TokenizerSettings
+    data: DataSettings

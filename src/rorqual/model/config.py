@@ -41,12 +41,12 @@ _ROPE_KEYS = ("type", "rope_type", "rope_theta", "attention_factor")
 class YarnScaling:
     """YaRN (report §4.3; arXiv 2309.00071): `factor` is s, the betas count rotations."""
 
-    factor: float = Field(gt=0, allow_inf_nan=False)
+    factor: float = Field(gt=0)
     original_max_position_embeddings: int = Field(gt=0)
-    beta_fast: float = Field(default=32.0, gt=0, allow_inf_nan=False)
-    beta_slow: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    mscale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    mscale_all_dim: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    beta_fast: float = Field(default=32.0, gt=0)
+    beta_slow: float = Field(default=1.0, gt=0)
+    mscale: float = Field(default=1.0, ge=0)
+    mscale_all_dim: float = Field(default=0.0, ge=0)
 
     @property
     def softmax_mscale(self) -> float:
@@ -84,18 +84,18 @@ class ModelConfig:
     scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "noaux_tc"
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    routed_scaling_factor: float = Field(default=1.0, gt=0)
     q_lora_rank: int | None = Field(default=None, gt=0)
     kv_lora_rank: int = Field(gt=0)
     qk_nope_head_dim: int = Field(gt=0)
     qk_rope_head_dim: int = Field(gt=0)
     v_head_dim: int = Field(gt=0)
     num_nextn_predict_layers: int = Field(default=0, ge=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    rope_theta: float = Field(default=10000.0, gt=0, allow_inf_nan=False)
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
     rope_scaling: YarnScaling | None = None
     max_position_embeddings: int = Field(default=4096, gt=0)
-    initializer_range: float = Field(default=0.006, gt=0, allow_inf_nan=False)
+    initializer_range: float = Field(default=0.006, gt=0)
     tie_word_embeddings: bool = False
 
     @model_validator(mode="after")

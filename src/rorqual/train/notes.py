@@ -76,11 +76,18 @@ def _passes_note(recipe: Recipe, train: Loader) -> str:
     passes = samples / train.samples_per_pass
     taken = zip(recipe.data.sources, train.num_taken, train.streams, strict=True)
     seen = [
-        f"{source.label} {passes * number / stream.num_samples:.3g}"
+        f"{source.label} {_count(passes * number / stream.num_samples)}"
         for source, number, stream in taken
         if number
     ]
     return f"passes over each source: {', '.join(seen)}"
+
+
+def _count(passes: float) -> str:
+    """Three digits, and no power of ten."""
+    return (
+        f"{passes:,.0f}" if passes >= 999.5 else f"{passes:.3g}" if passes >= 1e-4 else "< 0.0001"
+    )
 
 
 def _unused_rates(data: DataSettings, has_texts: bool | None) -> Iterator[str]:
