@@ -16,6 +16,8 @@ import rorqual.engine
 import rorqual.eval
 from rorqual.engine import SamplingParams
 from rorqual.errors import UsageError
+from rorqual.weights.convert import Conversion
+from rorqual.weights.convert_files import default_workers
 from rorqual.weights.convert_plan import Target
 
 ENGINE_FLAGS: list[tuple[list[object], str, object]] = [
@@ -148,6 +150,33 @@ def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert given("--workers", 3) == (plain, 3)
     imatrix = tmp_path / "i.dat"
     assert given("--imatrix", imatrix, to="gguf:Q4_K_M")[0] == plain | {"imatrix": imatrix}
+
+
+@pytest.mark.parametrize("has_importance", [False, True])
+@pytest.mark.parametrize("workers", [None, 3])
+def test_flags_of_convert_reach_its_verification(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_importance: bool, workers: int | None
+) -> None:
+    """An importance matrix excuses values that weigh little: without one none is excused."""
+    seen: list[Any] = []
+
+    def verify(*arguments: Any, **options: Any) -> list[Any]:
+        seen.append((arguments, options["has_importance"], options["workers"]))
+        return []
+
+    done = Conversion(tmp_path / "b.gguf", [], 0, 0, 0.0)
+    conversion = importlib.import_module("rorqual.weights.convert")
+    monkeypatch.setattr(conversion, "convert", lambda *_, **__: done)
+    verification = importlib.import_module("rorqual.weights.convert_verify")
+    monkeypatch.setattr(verification, "verify", verify)
+    flags: list[object] = ["--imatrix", tmp_path / "i.dat"] if has_importance else []
+    flags += [] if workers is None else ["--workers", workers]
+    command = ("convert", "tiny", tmp_path / "b.gguf", "--to", "gguf:Q4_K_M", *flags)
+    assert run(*command).code == 0
+    assert not seen
+    assert run(*command, "--verify").code == 0
+    expected = (("tiny", done.destination), has_importance, workers or default_workers())
+    assert seen == [expected]
 
 
 def test_a_failed_answer_is_shown(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:

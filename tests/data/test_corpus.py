@@ -124,6 +124,8 @@ def test_glob_folder_and_hidden_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     assert [f.name for f in corpus_files(tmp_path)] == ["y.txt", "x.txt"]
     assert [f.name for f in corpus_files(f"{tmp_path}/*/x.*")] == ["x.txt"]
+    # What is named is meant, and so is all in it, wherever it lies.
+    assert [f.name for f in corpus_files(tmp_path / ".hidden")] == ["z.txt"]
 
 
 @pytest.mark.parametrize(
