@@ -4,6 +4,7 @@ kernels are replaced by the functions that they compile.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -74,6 +75,21 @@ def test_few_rows_go_by_eights(
     assert found.shape == (1, num_rows, 40)
     wide = (across.float() @ weight_OI.float().t())[0]
     torch.testing.assert_close(found[0].float(), wide, rtol=BFLOAT16, atol=1e-5)
+
+
+@pytest.mark.parametrize("modes", [(True, False, True), (False, True, False)])
+def test_the_tile_serves_in_inference_mode_and_outside(
+    modes: tuple[bool, ...], rows_of_kernels: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine's step and a model called by hand take turns in one thread."""
+    monkeypatch.setattr(linear, "_scratch", threading.local())
+    x_MI, weight_OI = random(25, 32), random(40, 32)
+    expected_MO = x_MI.float() @ weight_OI.float().t()
+    for is_inference in modes:
+        with torch.inference_mode() if is_inference else torch.no_grad():
+            found_MO = linear.linear_float32(x_MI, weight_OI)
+        torch.testing.assert_close(found_MO, expected_MO, rtol=FLOAT32, atol=1e-5)
+    assert not rows_of_kernels
 
 
 @pytest.mark.parametrize(

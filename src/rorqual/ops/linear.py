@@ -103,7 +103,8 @@ def _wide_copy(weight: Tensor) -> Tensor:
     """The weight as float32, in memory that the next call overwrites."""
     num = weight.numel()
     if getattr(_scratch, "tile", None) is None or _scratch.tile.numel() < num:
-        _scratch.tile = torch.empty(max(num, TILE_ELEMENTS))
+        with torch.inference_mode(False):  # else it could be written in that mode alone
+            _scratch.tile = torch.empty(max(num, TILE_ELEMENTS))
     return _scratch.tile[:num].view(weight.shape).copy_(weight)
 
 
