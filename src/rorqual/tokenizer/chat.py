@@ -25,6 +25,9 @@ ROLES = ("system", "user", "assistant", "tool")
 MARK = "\ufdd0"
 """A Unicode noncharacter: it never stands for text, and is repeated if a message has it anyhow."""
 
+THINKING_SWITCHES = ("thinking", "enable_thinking")
+"""The variables by which templates are told whether to think: V3.1's, and most others'."""
+
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -37,6 +40,19 @@ def v3_template() -> str:
 def is_published_v3_template(template: str) -> bool:
     """Whether this is the template that V3's checkpoints carry, whose tool calls are faulty."""
     return "is_output_first" in template and "tool▁calls" in template and "think" not in template
+
+
+@functools.lru_cache(maxsize=8)
+def has_thinking_switch(template: str) -> bool:
+    """Whether the template reads a variable that turns thinking on or off."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.meta import find_undeclared_variables
+
+    try:
+        names = find_undeclared_variables(_environment().parse(template))
+    except TemplateSyntaxError:  # rendering says what is wrong
+        return False
+    return not names.isdisjoint(THINKING_SWITCHES)
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -169,12 +185,14 @@ def render(
     tools: Sequence[dict[str, Any]] | None,
     *,
     add_generation_prompt: bool,
+    thinking: bool | None,
     special: re.Pattern[str],
     names: dict[str, str | None],
 ) -> tuple[str, str]:
     """(rendered text, mark): remove each `mark` from the text to get what a person should read.
 
-    `special` matches the special tokens; `names` are variables for the template (`bos_token` ...).
+    `thinking` None leaves the choice to the template. `special` matches the special tokens; `names`
+    are variables for the template (`bos_token` ...).
     Raises TokenizerError for messages or tools that cannot be rendered.
     """
     check_messages(messages)
@@ -199,6 +217,8 @@ def render(
         "add_generation_prompt": add_generation_prompt and not is_prefix,
         **names,
     }
+    if thinking is not None:
+        variables |= dict.fromkeys(THINKING_SWITCHES, thinking)
     text = _run_template(template, variables)
     # A template of another model may not know 'prefix'; the end that it wrote is taken back.
     return text.removesuffix(names.get("eos_token") or EOS) if is_prefix else text, mark
@@ -219,6 +239,11 @@ def _run_template(template: str, variables: dict[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+@functools.cache
+def _environment() -> Any:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -231,7 +256,7 @@ def _compile(template: str) -> Any:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(template)
+    return environment
 
 
 def _mark_message(message: Message, special: re.Pattern[str], mark: str) -> Message:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rorqual.errors import TokenizerError
 from rorqual.files import atomic_write, write_json
 from rorqual.tokenizer import special as names
-from rorqual.tokenizer.chat import Message, render
+from rorqual.tokenizer.chat import Message, has_thinking_switch, render
 from rorqual.tokenizer.stream import StreamDecoder
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ class Tokenizer:
     def assistant_id(self) -> int | None:
         return self.special_ids.get(names.ASSISTANT)
 
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template can be told to think or not; others leave `thinking` unread."""
+        return has_thinking_switch(self.chat_template)
+
     def encode(self, text: str, bos: bool = False, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`, after the begin-of-sentence id with `bos`.
 
@@ -136,13 +141,16 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        thinking: bool | None = None,
     ) -> str:
         """The prompt as text, from the begin-of-sentence token on: for people and comparisons.
 
         `tools` are definitions in OpenAI's shape. A last assistant message with `prefix: true` is
-        left open. For the model use `encode_chat`, which knows whose special tokens are whose.
+        left open. `thinking` turns reasoning on or off where the template has a switch; None leaves
+        it to the template. For the model use `encode_chat`, which knows whose special tokens are
+        whose.
         """
-        text, mark = self._render(messages, tools, add_generation_prompt)
+        text, mark = self._render(messages, tools, add_generation_prompt, thinking)
         return text.replace(mark, "")
 
     def encode_chat(
@@ -150,12 +158,13 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        thinking: bool | None = None,
     ) -> list[int]:
         """Ids of the prompt; special tokens quoted in messages or tools stay ordinary text.
 
         Only `<think>` and `</think>` in an assistant's content become their ids (see `chat.py`).
         """
-        return self._encode_marked(*self._render(messages, tools, add_generation_prompt))
+        return self._encode_marked(*self._render(messages, tools, add_generation_prompt, thinking))
 
     def encode_training(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
@@ -216,12 +225,14 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] | None,
         add_generation_prompt: bool,
+        thinking: bool | None,
     ) -> tuple[str, str]:
         return render(
             self.chat_template,
             messages,
             tools,
             add_generation_prompt=add_generation_prompt,
+            thinking=thinking,
             special=self._special_pattern,
             names={
                 "bos_token": self.bos_token,
