@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 
@@ -294,5 +294,65 @@ def test_the_first_grammar_finds_its_trie(engine: Engine, monkeypatch: pytest.Mo
             params = SamplingParams(grammar=Grammar("regex", "a"), temperature=0)
             assert await text_of(face.submit(Request([5], params))) == "a"
             assert made == [1]
+
+    run(test())
+
+
+def test_no_owner_takes_all_places(engine: Engine) -> None:
+    """Of sixteen places one client gets twelve, and two others find theirs; nobody's name and
+    answers of nobody share nothing.
+    """
+
+    def fill(face: AsyncEngine, owner: str, *, is_background: bool = False) -> list[AnswerStream]:
+        streams: list[AnswerStream] = []
+        with suppress(EngineOverloaded):
+            while True:
+                streams.append(face.submit(Request([5], LONG, owner, is_background)))
+        return streams
+
+    async def test() -> None:
+        async with started(engine, max_queue=12) as face:
+            streams = fill(face, "a")
+            assert len(streams) == 12
+            with pytest.raises(EngineOverloaded, match="one client"):
+                face.submit(Request([5], LONG, "a"))
+            streams += fill(face, "b")
+            assert len(streams) == 15
+            streams.append(face.submit(Request([5], GREEDY, "c")))
+            with pytest.raises(EngineOverloaded, match="16 are open"):
+                face.submit(Request([5], GREEDY, "d"))
+            for stream in streams:
+                await stream.aclose()
+            lines = fill(face, "a", is_background=True)
+            assert len(lines) == 8
+            own = fill(face, "a")
+            assert len(own) == 6, "its batch does not count"
+            for stream in (*lines, *own):
+                await stream.aclose()
+            nobody = fill(face, "")
+            assert len(nobody) == 16
+            for stream in nobody:
+                await stream.aclose()
+
+    run(test())
+
+
+def test_answers_set_back_for_another_owner_stay_the_same(
+    engine: Engine, prompts: list[list[int]]
+) -> None:
+    expected = [output.text for output in engine.generate(prompts[:5], LONG)]
+
+    async def test() -> None:
+        async with started(engine) as face:
+            held = Held(engine)
+            hogs = [face.submit(Request(prompt, LONG, "hog")) for prompt in prompts[:4]]
+            for _ in range(8):
+                held.allow(1)
+                await anext(hogs[0])
+            new = face.submit(Request(prompts[4], LONG, "new"))
+            held.release()
+            texts = await asyncio.gather(*map(text_of, [*hogs[1:], new]))
+            assert texts == expected[1:]
+            assert face.stats().num_preemptions == 1
 
     run(test())

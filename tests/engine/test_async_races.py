@@ -87,7 +87,7 @@ def assert_nothing_left(face: AsyncEngine, engine: Engine, worker: Any) -> None:
     assert stats.num_free_blocks == stats.num_blocks
     assert (stats.num_waiting, stats.num_running) == (0, 0)
     assert not engine._sequences
-    assert not face._inboxes
+    assert not face._open
     assert not worker._answers
     assert not worker._numbers
     assert not engine._pool._key_of.keys() - engine._pool._cached.keys()
@@ -104,7 +104,7 @@ def test_a_cancel_while_a_piece_is_delivered_loses_nobody_elses(
 
     async def test() -> None:
         async with started(engine) as face:
-            inboxes = face._inboxes = Watched()
+            inboxes = face._open = Watched()
 
             def cancel(number: int) -> None:
                 if number == first._number:

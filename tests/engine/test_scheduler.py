@@ -46,8 +46,11 @@ class Desk:
         self.numbers = count(1000)
         self.arrivals = count()
 
-    def add(self, prompt: list[int], num_left: int = 50) -> TokenSequence:
-        answer = FakeAnswer(Request(prompt, SamplingParams()), num_left)
+    def add(
+        self, prompt: list[int], num_left: int = 50, owner: str = "", is_background: bool = False
+    ) -> TokenSequence:
+        request = Request(prompt, SamplingParams(), owner, is_background)
+        answer = FakeAnswer(request, num_left)
         sequence = TokenSequence(cast(Answer, answer), next(self.arrivals), SIZE)
         self.scheduler.add(sequence)
         return sequence
@@ -174,7 +177,12 @@ def test_answers_to_one_prompt_compute_it_once() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20), st.integers(0, 3)), max_size=12),
+    st.lists(
+        st.tuples(
+            st.integers(1, 30), st.integers(1, 20), st.integers(0, 3), st.sampled_from("ABCab")
+        ),
+        max_size=12,
+    ),
     st.integers(13, 30),
     st.integers(1, 20),
     st.integers(0, 3),
@@ -182,7 +190,7 @@ def test_answers_to_one_prompt_compute_it_once() -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_everyone_is_served_and_every_block_comes_back(
-    requests: list[tuple[int, int, int]],
+    requests: list[tuple[int, int, int, str]],
     num_blocks: int,
     max_step_tokens: int,
     num_drafts: int,
@@ -196,15 +204,16 @@ def test_everyone_is_served_and_every_block_comes_back(
         max_batch=5,
     )
     sequences = []
-    for length, num_left, pause in requests:
-        sequences.append(desk.add([length % 3] * length, num_left))
+    for length, num_left, pause, owner in requests:
+        is_background = owner.islower()
+        sequences.append(desk.add([length % 3] * length, num_left, owner.upper(), is_background))
         for _ in range(pause):
             desk.step()
     for _ in range(5000):
         if not desk.scheduler.waiting and not desk.scheduler.running:
             break
         assert desk.step(), "nobody runs although somebody waits"
-    assert [len(s.answer.token_ids) for s in sequences] == [left for _, left, _ in requests]
+    assert [len(s.answer.token_ids) for s in sequences] == [left for _, left, _, _ in requests]
     assert desk.pool.num_free == num_blocks
 
 

@@ -15,6 +15,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
@@ -30,8 +31,21 @@ POLL_SECONDS = 0.02
 MAX_FAILED_STEPS = 3
 """In a row. One may be one request's fault; so many are the engine's."""
 
+FREE_PLACES_FACTOR = 3
+"""An owner may have so many times the places that are free: alone three quarters of all. However
+many others have come, a newcomer finds one.
+"""
+
 Item = Piece | BaseException
 Command = tuple[int, Request | None]  # the number of an answer: begin it, or (None) cancel it
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """An answer that is not over: who asked, and the pieces that wait for its reader."""
+
+    request: Request
+    inbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
 
 
 class AnswerStream:
@@ -70,16 +84,20 @@ class AnswerStream:
 
 
 class AsyncEngine:
-    """At most `engine.max_batch + max_queue` answers are open at a time; more are refused."""
+    """At most `engine.max_batch + max_queue` answers are open at a time; more are refused.
+
+    A named owner may have `FREE_PLACES_FACTOR` times as many as there are free places, so that none
+    takes all; of what runs in the background as many as there are free places.
+    """
 
     def __init__(self, engine: Engine, *, max_queue: int = 256) -> None:
         self._engine = engine
         self._max_open = engine.max_batch + max_queue
         self._numbers = count()
-        self._inboxes: dict[int, asyncio.Queue[Item]] = {}  # of the open answers
+        self._open: dict[int, _Open] = {}
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._is_open = False
+        self._is_taking = False
         self.failure: EngineFailed | None = None
 
     async def start(self) -> None:
@@ -91,14 +109,14 @@ class AsyncEngine:
         self._thread.start()
         warm_up = threading.Thread(target=self._engine.warm_up, name="rorqual-warm-up", daemon=True)
         warm_up.start()
-        self._is_open = True
+        self._is_taking = True
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Takes no new requests and waits for the running ones; whether all came to their end."""
-        self._is_open = False
+        self._is_taking = False
         try:
             async with asyncio.timeout(timeout_seconds):
-                while self._inboxes:
+                while self._open:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             return False
@@ -106,12 +124,12 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """Stops; answers that are not done end with EngineOverloaded."""
-        self._is_open = False
+        self._is_taking = False
         if self._thread is not None:
             self._commands.put(None)
             await asyncio.to_thread(self._thread.join)
         problem = EngineOverloaded("the engine was closed before the answer was complete")
-        self._deliver([(number, problem) for number in list(self._inboxes)])
+        self._deliver([(number, problem) for number in list(self._open)])
 
     def submit(self, request: Request) -> AnswerStream:
         """Queues a request. UsageError if its prompt cannot be answered, EngineOverloaded if too
@@ -120,38 +138,51 @@ class AsyncEngine:
         """
         if self.failure is not None:
             raise self.failure
-        if not self._is_open:
+        if not self._is_taking:
             raise EngineOverloaded("the engine takes no requests now")
-        if len(self._inboxes) >= self._max_open:
-            raise EngineOverloaded("too many requests", found=f"{self._max_open} are open")
+        self._check_place(request)
         self._engine.check_prompt(request.prompt_ids)
         number = next(self._numbers)
-        inbox = self._inboxes[number] = asyncio.Queue()
+        entry = self._open[number] = _Open(request)
         self._commands.put((number, request))
-        return AnswerStream(self, number, inbox)
+        return AnswerStream(self, number, entry.inbox)
 
     def cancel(self, number: int) -> None:
         """Ends an answer that is not done. Any thread may call it."""
-        if self._inboxes.pop(number, None) is not None:
+        if self._open.pop(number, None) is not None:
             self._commands.put((number, None))
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
+    def _check_place(self, request: Request) -> None:
+        entries = list(self._open.values())  # another thread may cancel one meanwhile
+        num_free = self._max_open - len(entries)
+        if num_free <= 0:
+            raise EngineOverloaded("too many requests", found=f"{len(entries)} are open")
+        factor = 1 if request.is_background else FREE_PLACES_FACTOR
+        if request.owner:
+            kin = [e for e in entries if e.request.owner == request.owner]
+            num_own = sum(e.request.is_background == request.is_background for e in kin)
+            if num_own >= factor * num_free:
+                raise EngineOverloaded(
+                    "too many requests of one client", found=f"{num_own} are open, {num_free} free"
+                )
+
     def _deliver(self, items: list[tuple[int, Item]]) -> None:
         """Runs in the loop, once a step."""
         for number, item in items:
-            inbox = self._inboxes.get(number)
-            if inbox is None:
+            entry = self._open.get(number)
+            if entry is None:
                 continue  # it was cancelled
-            inbox.put_nowait(item)
+            entry.inbox.put_nowait(item)
             if isinstance(item, BaseException) or item.finish_reason is not None:
-                self._inboxes.pop(number, None)  # another thread may have cancelled it just now
+                self._open.pop(number, None)  # another thread may have cancelled it just now
 
     def _fail(self, failure: EngineFailed) -> None:
         """Runs in the loop, at the end of a thread that was not asked to end."""
-        self.failure, self._is_open = failure, False
-        self._deliver([(number, failure) for number in list(self._inboxes)])
+        self.failure, self._is_taking = failure, False
+        self._deliver([(number, failure) for number in list(self._open)])
 
 
 class _Worker:

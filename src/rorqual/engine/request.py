@@ -17,10 +17,14 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Request:
-    """Token ids to continue, and how."""
+    """Token ids to continue, and how. Owners share the engine alike; what is in the background
+    gives way to all that is not.
+    """
 
     prompt_ids: Sequence[int]
     params: SamplingParams
+    owner: str = ""
+    is_background: bool = False
 
     def __post_init__(self) -> None:
         check_params(self.params)

@@ -1,22 +1,29 @@
 """The scheduler: which tokens of which sequences run in a step, and who gets the blocks.
 
 Bookkeeping without tensors. A step's budget of tokens goes to the running answers first, a token
-each and their drafts, then to prompts in chunks. Requests are admitted first come, first served.
-One that finds too few blocks may be overtaken by smaller ones, but only so many times: then it has
-aged enough that all wait for it. When a running answer needs a block and none is free, the newest
-sequence is preempted: its blocks go, and it waits to be computed again from its text.
+each and their drafts, then to prompts in chunks. Requests of one owner are admitted first come,
+first served. One that finds too few blocks may be overtaken by smaller ones, but only so many
+times: then it has aged enough that all wait for it. When a running answer needs a block and none is
+free, the newest sequence is preempted: its blocks go, and it waits to be computed again from its
+text.
+
+Owners share alike (max-min fairness): whoever has the fewest running comes first, a full batch
+gives a place to an owner who has two fewer than another, the one with the most is preempted first,
+and the tokens of a step that prompts may have are divided among owners. What runs in the background
+has what the others leave.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.flat_step import Span
-from rorqual.engine.sequence import TokenSequence
+from rorqual.engine.sequence import TokenSequence, Turn
 
 MAX_OVERTAKEN = 32
 LOOK_AHEAD = 8  # Choice: how many that wait are tried in a step
@@ -51,6 +58,13 @@ class Segment:
     def is_decode(self) -> bool:
         """Whether it is one answer's next token, perhaps with drafts."""
         return self.is_last and self.num_tokens == 1
+
+    def grow(self, most: int) -> int:
+        """Takes in more of the text, at most so many tokens; how many it were."""
+        num_left = len(self.sequence.token_ids) - self.start - self.num_tokens
+        num_more = min(num_left, most)
+        self.num_tokens += num_more
+        return num_more
 
     @property
     def span(self) -> Span:
@@ -92,17 +106,26 @@ class Scheduler:
         """The next step, with at most so many drafts an answer. Every segment's sequence owns the
         blocks of all its slots.
         """
+        self._make_way()
         segments = list(self._decodes(num_drafts))
         budget = self._limits.max_step_tokens
         budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments)
-        for sequence in self.running:
-            if budget > 0 and not sequence.is_decoding:
-                segments.append(self._chunk(sequence, budget))
-                budget -= segments[-1].num_tokens
+        prompts = [sequence for sequence in self.running if not sequence.is_decoding]
+        shares = self._shares(prompts, budget)
+        chunks = [self._chunk(prompt, 0) for prompt in prompts]
+        for chunk in chunks:
+            num_tokens = chunk.grow(shares[chunk.sequence.turn])
+            shares[chunk.sequence.turn] -= num_tokens
+            budget -= num_tokens
+        segments += [chunk for chunk in chunks if chunk.num_tokens]
         admitted = self._admitted(segments)
         while budget > 0 and (newcomer := next(admitted, None)) is not None:
             segments.append(self._chunk(newcomer, budget))
             budget -= segments[-1].num_tokens
+        for chunk in chunks:  # what was kept for newcomers who did not come
+            is_new = not chunk.num_tokens
+            budget -= chunk.grow(budget)
+            segments += [chunk] if is_new and chunk.num_tokens else []
         return segments
 
     def publish(self, sequence: TokenSequence, num_complete: int) -> None:
@@ -129,16 +152,68 @@ class Scheduler:
                 yield Segment(sequence, sequence.num_computed, 1, num_drafts)
 
     def _make_room(self, sequence: TokenSequence, num_slots: int) -> bool:
-        """Preempts the newest until the sequence can grow; False if it was itself the newest.
+        """Preempts the newest until the sequence can grow; False if it was itself preempted.
 
         Older ones had their turn in this step before it, so none that runs in it is touched.
         """
         while sequence in self.running and not self._can_grow(sequence, num_slots):
-            newest = self.running.pop()
-            self._pool.release(newest.forget())
-            self.num_preemptions += 1
-            self.add(newest)
+            self._preempt(self.running[self.running.index(sequence) :])
         return sequence in self.running
+
+    def _preempt(self, sequences: Iterable[TokenSequence]) -> None:
+        """Sets back one of these: the newest of the owner who has the most running."""
+        counts = Counter(sequence.turn for sequence in self.running)
+        last = max(sequences, key=lambda s: (s.is_background, counts[s.turn], s.arrival))
+        self.running.remove(last)
+        self._pool.release(last.forget())
+        self.num_preemptions += 1
+        self.add(last)
+
+    def _make_way(self) -> None:
+        """Sets answers back for owners who wait with at least two places fewer than another has.
+
+        Two, since one would only change who waits. It happens before anybody's turn in the step.
+        """
+        num_vacant = min(self._limits.max_batch, self._limits.max_step_tokens) - len(self.running)
+        for num_places, newcomer in self._in_turn()[num_vacant:LOOK_AHEAD]:
+            counts = Counter(sequence.turn for sequence in self.running)
+            behind, most = max(((t[0], count) for t, count in counts.items()), default=(False, 0))
+            is_alike = newcomer.is_background == behind
+            is_fair = num_places + 1 < most if is_alike else behind
+            if is_fair and self._fits(newcomer, self._known_blocks(newcomer)):
+                self._preempt(self.running)
+
+    def _in_turn(self) -> list[tuple[int, TokenSequence]]:
+        """Who waits, in the order in which they may run, each with the number of places that its
+        owner will have before it: the fewest come first.
+        """
+        places = Counter(sequence.turn for sequence in self.running)
+        order = []
+        for sequence in self.waiting:
+            is_aged = sequence.num_overtaken >= MAX_OVERTAKEN
+            order.append((not is_aged, sequence.is_background, places[sequence.turn], sequence))
+            places[sequence.turn] += 1
+        order.sort(key=lambda item: item[:3])  # stable: of equals the one that came first
+        return [item[2:] for item in order]
+
+    def _shares(self, prompts: Sequence[TokenSequence], budget: int) -> Counter[Turn]:
+        """How many tokens each owner's prompts may have, newcomers included: the least who want
+        little, and the others alike.
+        """
+        wanted: Counter[Turn] = Counter()
+        for sequence in prompts:
+            wanted[sequence.turn] += len(sequence.token_ids) - sequence.num_computed
+        num_places = self._limits.max_batch - len(self.running)
+        for _, newcomer in self._in_turn()[: min(num_places, LOOK_AHEAD)]:
+            wanted[newcomer.turn] += len(newcomer.token_ids)
+        shares: Counter[Turn] = Counter()
+        for is_background in (False, True):
+            turns = [turn for turn in wanted if turn[0] == is_background]
+            turns.sort(key=lambda turn: wanted[turn])
+            for number, turn in enumerate(turns):
+                shares[turn] = min(wanted[turn], budget // (len(turns) - number))
+                budget -= shares[turn]
+        return shares
 
     def _chunk(self, sequence: TokenSequence, budget: int) -> Segment:
         num_left = len(sequence.token_ids) - sequence.num_computed
@@ -151,7 +226,7 @@ class Scheduler:
         one prompt compute it once.
         """
         passed: list[TokenSequence] = []
-        for sequence in self.waiting[:LOOK_AHEAD]:
+        for _, sequence in self._in_turn()[:LOOK_AHEAD]:
             if len(self.running) >= self._limits.max_batch:
                 return
             shared = self._known_blocks(sequence)

@@ -6,6 +6,9 @@ from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import block_key
 from rorqual.engine.mtp_state import DepthState
 
+Turn = tuple[bool, str]
+"""Who shares places with others: an owner, and whether it is in the background."""
+
 
 class TokenSequence:
     """Prompt and answer as one text. The first `num_computed` tokens have their latents in the
@@ -14,6 +17,8 @@ class TokenSequence:
 
     def __init__(self, answer: Answer, arrival: int, block_tokens: int) -> None:
         self.answer, self.arrival = answer, arrival
+        self.is_background = answer.request.is_background
+        self.turn: Turn = (self.is_background, answer.request.owner)
         self.token_ids = list(answer.request.prompt_ids)
         self.num_overtaken = 0  # by how many that came later
         self.blocks: list[int] = []
