@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rorqual.engine import Piece, TokenLogprob, Usage
+from rorqual.serve.answer_reader import AnswerReader
 from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 
@@ -33,9 +34,8 @@ def pieces_of(texts: Sequence[str], finish_reason: Any, end_ids: tuple[int, ...]
 
 def assembled(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[dict[str, Any]], Any]:
     """The choice of every chunk, and that of the whole."""
-    assembler = ChatAssembler(
-        HEAD, tokenizer, 1, has_tools=False, is_thinking=False, has_logprobs=True
-    )
+    reader = AnswerReader(tokenizer, has_tools=False, is_thinking=False)
+    assembler = ChatAssembler(HEAD, tokenizer, [reader], has_logprobs=True)
     chunks = [json.loads(text) for piece in pieces for text in assembler.put(0, piece)]
     return [chunk["choices"][0] for chunk in chunks], json.loads(assembler.whole())["choices"][0]
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from rorqual.engine import Request
+from rorqual.serve.answer_reader import AnswerReader
 from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
 from rorqual.serve.prompts import chat_messages, chat_tools
 from rorqual.serve.reply import AnswerResponse, collect
@@ -19,19 +20,26 @@ from rorqual.tokenizer.thinking import is_thinking
 
 @dataclass(frozen=True)
 class ChatJob:
-    """A checked chat: requests for the engine, and what their pieces become."""
+    """A checked chat: requests for the engine, and for each a reader of its pieces."""
 
     requests: list[Request]
-    assembler: ChatAssembler
+    readers: list[AnswerReader]
 
 
-async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
-    """ApiError for whatever is wrong with the request."""
+async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
+    """The prompt of a conversation. ApiError if it cannot be written or does not fit."""
     service.check_model(body.model)
     tokenizer = service.model.tokenizer
     messages, tools = chat_messages(body), chat_tools(body)
     prompt_ids = await service.aside(lambda: tokenizer.encode_chat(messages, tools), "messages")
     service.check_prompt(prompt_ids, "messages")
+    return prompt_ids
+
+
+async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
+    """ApiError for whatever is wrong with the request."""
+    prompt_ids = await chat_prompt(service, body)
+    tokenizer = service.model.tokenizer
     begins_thinking = is_thinking(prompt_ids, tokenizer)
     params = sampling_params(
         body,
@@ -40,35 +48,39 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=chat_grammar(body, tokenizer, is_thinking=begins_thinking),
     )
-    is_single = tools is not None and body.parallel_tool_calls is False
+    has_tools = chat_tools(body) is not None
+    is_single = has_tools and body.parallel_tool_calls is False
     if is_single and (call_end_id := tokenizer.special_ids.get(TOOL_CALL_END)) is not None:
         params = replace(params, stop_token_ids=(*params.stop_token_ids, call_end_id))
-    num_choices = body.n or 1
+    requests = [Request(prompt_ids, each) for each in choices(params, body.n or 1)]
+    readers = [
+        AnswerReader(
+            tokenizer, has_tools=has_tools, is_thinking=begins_thinking, is_single=is_single
+        )
+        for _ in requests
+    ]
+    return ChatJob(requests, readers)
+
+
+async def answer_chat(service: Service, body: ChatRequest) -> AnswerResponse:
+    """The response of the route, streamed or not."""
+    job = await prepare_chat(service, body)
+    assembler = _assembler(service, body, job)
+    return AnswerResponse(service, job.requests, assembler, is_stream=bool(body.stream))
+
+
+async def collect_chat(service: Service, body: ChatRequest) -> str:
+    """The reply's JSON, for batches."""
+    job = await prepare_chat(service, body)
+    return await collect(service, job.requests, _assembler(service, body, job))
+
+
+def _assembler(service: Service, body: ChatRequest, job: ChatJob) -> ChatAssembler:
     head = ReplyHead(
         id=new_id("chatcmpl-"),
         created=int(time.time()),
         model=service.model.name,
         has_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    assembler = ChatAssembler(
-        head,
-        tokenizer,
-        num_choices,
-        has_tools=tools is not None,
-        is_thinking=begins_thinking,
-        has_logprobs=bool(body.logprobs),
-        is_single=is_single,
-    )
-    return ChatJob([Request(prompt_ids, each) for each in choices(params, num_choices)], assembler)
-
-
-async def answer_chat(service: Service, body: ChatRequest) -> AnswerResponse:
-    """The response of the route, streamed or not."""
-    job = await prepare_chat(service, body)
-    return AnswerResponse(service, job.requests, job.assembler, is_stream=bool(body.stream))
-
-
-async def collect_chat(service: Service, body: ChatRequest) -> str:
-    """The reply's JSON, for batches."""
-    job = await prepare_chat(service, body)
-    return await collect(service, job.requests, job.assembler)
+    tokenizer = service.model.tokenizer
+    return ChatAssembler(head, tokenizer, job.readers, has_logprobs=bool(body.logprobs))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from rorqual.engine import Piece, TokenLogprob, Usage
+from rorqual.engine import Piece, TokenLogprob
+from rorqual.serve.answer_reader import AnswerReader
 from rorqual.serve.parse_stream import (
     Content,
     Event,
     Reasoning,
-    StreamParser,
     ToolCallArguments,
     ToolCallCut,
     ToolCallEnd,
@@ -32,11 +32,10 @@ from rorqual.serve.schemas_chat import (
     TokenLogprobReply,
     ToolCallReply,
 )
+from rorqual.serve.schemas_common import UsageBody
 from rorqual.serve.tokens_text import chat_logprob
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import TOOL_CALL_END
-from rorqual.tokenizer.thinking import ReasoningCounter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +59,13 @@ class _Call:
 class _Choice:
     """One answer as it grows."""
 
-    def __init__(self, parser: StreamParser, reasoning_counter: ReasoningCounter) -> None:
-        self.parser, self.reasoning_counter = parser, reasoning_counter
+    def __init__(self, reader: AnswerReader) -> None:
+        self.reader = reader
         self.has_begun = False
         self.reasoning: list[str] = []
         self.content: list[str] = []
         self.calls: dict[int, _Call] = {}
         self.logprobs: list[TokenLogprobReply] = []
-        self.num_complete_calls = 0
-        self.finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
 
     def take(self, event: Event) -> dict[str, Any] | None:
         """Remembers an event; the delta that tells a stream of it."""
@@ -82,10 +79,8 @@ class _Choice:
         if isinstance(event, ToolCallArguments):
             self.calls[event.index].arguments.append(event.text)
             return _call_delta(event.index, function={"arguments": event.text})
-        if isinstance(event, ToolCallEnd):
-            self.num_complete_calls += 1
-            return None
-        if isinstance(event, ToolCallCut) and event.index in self.calls:
+        is_cut = isinstance(event, ToolCallCut) and event.index in self.calls
+        if isinstance(event, ToolCallEnd) or is_cut:
             return None
         assert isinstance(event, Content | ToolCallCut), f"unknown event {event}"
         self.content.append(event.text)
@@ -110,39 +105,22 @@ class _Choice:
 
 
 class ChatAssembler:
-    """The `Assembler` of the chat route. `is_single`: an answer ends with its first call."""
+    """The `Assembler` of the chat route: one reader a choice."""
 
     def __init__(
         self,
         head: ReplyHead,
         tokenizer: Tokenizer,
-        num_choices: int,
+        readers: Sequence[AnswerReader],
         *,
-        has_tools: bool,
-        is_thinking: bool,
         has_logprobs: bool,
-        is_single: bool = False,
     ) -> None:
         self._head, self._tokenizer, self._has_logprobs = head, tokenizer, has_logprobs
-        self._is_single = is_single
-        self._choices = [
-            _Choice(
-                StreamParser(has_tools=has_tools, is_single=is_single, is_thinking=is_thinking),
-                ReasoningCounter(tokenizer, is_inside=is_thinking),
-            )
-            for _ in range(num_choices)
-        ]
-        self._usages: dict[int, Usage] = {}
+        self._choices = [_Choice(reader) for reader in readers]
 
     def put(self, index: int, piece: Piece) -> list[str]:
         choice = self._choices[index]
-        for token_id in piece.token_ids:
-            choice.reasoning_counter.put(token_id)
-        events = choice.parser.put(piece.text)
-        if self._is_stopped_by_call(piece) and choice.parser.is_in_call:
-            events = [*events, *choice.parser.put(TOOL_CALL_END)]
-        if piece.finish_reason is not None:
-            events = [*events, *choice.parser.finish()]
+        events = choice.reader.put(piece)
         deltas = [delta for event in events if (delta := choice.take(event)) is not None]
         logprobs = self._logprobs(piece)
         choice.logprobs += logprobs
@@ -156,12 +134,7 @@ class ChatAssembler:
             for number, delta in enumerate(deltas)
         ]
         if piece.finish_reason is not None:
-            is_whole = piece.finish_reason == "stop" or self._is_single
-            is_call = is_whole and choice.num_complete_calls > 0
-            choice.finish_reason = "tool_calls" if is_call else piece.finish_reason
-            assert piece.usage is not None, "the last piece carries the usage"
-            self._usages[index] = piece.usage
-            chunks.append(self._chunk(index, {}, finish_reason=choice.finish_reason))
+            chunks.append(self._chunk(index, {}, finish_reason=choice.reader.finish_reason))
         return chunks
 
     def last(self) -> list[str]:
@@ -175,7 +148,7 @@ class ChatAssembler:
                 index=index,
                 message=choice.message(),
                 logprobs=ChoiceLogprobs(content=choice.logprobs) if self._has_logprobs else None,
-                finish_reason=choice.finish_reason,
+                finish_reason=choice.reader.finish_reason,
             )
             for index, choice in enumerate(self._choices)
         ]
@@ -193,15 +166,11 @@ class ChatAssembler:
                     del choice["message"][name]
         return json.dumps(body, ensure_ascii=False)
 
-    def _is_stopped_by_call(self, piece: Piece) -> bool:
-        """Whether the token that ends a call ended the answer: it is then not in the text."""
-        call_end_id = self._tokenizer.special_ids.get(TOOL_CALL_END)
-        is_end = self._is_single and piece.token_ids[-1:] == (call_end_id,)
-        return is_end and piece.finish_reason == "stop"
-
-    def _usage(self) -> Any:
-        num_reasoning = sum(choice.reasoning_counter.num_tokens for choice in self._choices)
-        return usage_body(self._usages, len(self._choices), num_reasoning)
+    def _usage(self) -> UsageBody:
+        readers = [choice.reader for choice in self._choices]
+        usages = {i: reader.usage for i, reader in enumerate(readers) if reader.usage is not None}
+        num_reasoning = sum(reader.num_reasoning_tokens for reader in readers)
+        return usage_body(usages, len(readers), num_reasoning)
 
     def _chunk(
         self,

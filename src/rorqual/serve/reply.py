@@ -10,7 +10,8 @@ event, or an error body under status 200. A client that leaves, or reads nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.responses import Response
@@ -48,6 +49,36 @@ class ClientGoneError(Exception):
     """The client left, or reads nothing any more."""
 
 
+def event(text: str) -> bytes:
+    """One server-sent event. JSON escapes line breaks, but not those that only Unicode knows: a
+    client that splits text by Python's rules would break there.
+    """
+    return b"data: " + text.translate(LINE_ENDS).encode() + b"\n\n"
+
+
+def named_event(text: str) -> bytes:
+    """An event whose name is its JSON's first member, `type`."""
+    _, _, rest = text.partition(': "')
+    return b"event: " + rest.partition('"')[0].encode() + b"\n" + event(text)
+
+
+async def _nothing_to_do() -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How an API sends its answers; the chat route's way is the default."""
+
+    frame: Callable[[str], bytes] = event
+    keep_alive: bytes = KEEP_ALIVE
+    end: bytes = DONE
+    fail: Callable[[ApiError], str] = ApiError.body
+    """What is said of an error once the reply has begun: an event, or all of the body."""
+    before_end: Callable[[], Awaitable[None]] = _nothing_to_do
+    """Runs when all pieces have come, before the client learns that the answer is whole."""
+
+
 class AnswerResponse(Response):
     """An ASGI response that runs the requests while it is sent."""
 
@@ -58,10 +89,11 @@ class AnswerResponse(Response):
         assembler: Assembler,
         *,
         is_stream: bool,
+        wire: Wire | None = None,
     ) -> None:
         super().__init__(None, 200)
         self._service, self._requests, self._assembler = service, requests, assembler
-        self._is_stream = is_stream
+        self._is_stream, self._wire = is_stream, wire or Wire()
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,21 +143,27 @@ class AnswerResponse(Response):
         async with self._service.answers(self._requests) as answers:
             while (events := await answers.next(tick)) != []:
                 if events is None:
-                    await self._send(send, KEEP_ALIVE if self._is_stream else b"\n")
+                    await self._send(send, self._wire.keep_alive if self._is_stream else b"\n")
                     continue
                 chunks = [c for index, piece in events for c in self._assembler.put(index, piece)]
                 if self._is_stream and chunks:
-                    await self._send(send, b"".join(map(event, chunks)))
+                    await self._send(send, self._framed(chunks))
+        await self._wire.before_end()
         if self._is_stream:
-            await self._send(send, b"".join(map(event, self._assembler.last())) + DONE, is_end=True)
+            last = self._framed(self._assembler.last())
+            await self._send(send, last + self._wire.end, is_end=True)
         else:
             await self._send(send, self._assembler.whole().encode(), is_end=True)
+
+    def _framed(self, texts: Iterable[str]) -> bytes:
+        return b"".join(map(self._wire.frame, texts))
 
     async def _fail(self, send: Send, error: ApiError) -> None:
         """Before the first byte an error response of its own; after it, what can still be said."""
         if not self._has_begun:
             raise error
-        body = event(error.body()) if self._is_stream else error.body().encode()
+        text = self._wire.fail(error)
+        body = self._wire.frame(text) if self._is_stream else text.encode()
         try:
             await self._send(send, body, is_end=True)
         except ClientGoneError:
@@ -151,13 +189,6 @@ class AnswerResponse(Response):
         if content_length is not None and not self._is_stream:
             headers.append((b"content-length", str(content_length).encode()))
         return {"type": "http.response.start", "status": 200, "headers": headers}
-
-
-def event(text: str) -> bytes:
-    """One server-sent event. JSON escapes line breaks, but not those that only Unicode knows: a
-    client that splits text by Python's rules would break there.
-    """
-    return b"data: " + text.translate(LINE_ENDS).encode() + b"\n\n"
 
 
 async def _until_gone(receive: Receive) -> None:
