@@ -172,7 +172,8 @@ def test_what_is_random_depends_on_the_seed(tokenizer: Tokenizer, texts: list[st
 def test_a_template_that_does_not_begin_a_conversation(tokenizer: Tokenizer) -> None:
     bos = tokenizer.bos_token
     for begins in ("", bos + bos, "a" + bos):
-        template = begins.replace(bos, "{{ bos_token }}") + "{{ messages[0].content }}"
+        template = begins.replace(bos, "{{ bos_token }}")
+        template += "{% for m in messages %}{{ m.content }}{% endfor %}"
         encoder = DocumentEncoder(
             replace(tokenizer, chat_template=template), ShardSettings(0, 0, 0, has_mask=True)
         )

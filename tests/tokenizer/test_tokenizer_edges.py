@@ -38,10 +38,10 @@ def test_templates_are_laid_out_as_in_transformers(small: Tokenizer) -> None:
     """
     template = (
         "{% for m in messages %}\n  {% if loop.index > 1 %}\n{% break %}\n{% endif %}\n"
-        "a{{ m.content }}\n{% endfor %}\n{{ {'z': 'ü<', 'a': 1} | tojson }}"
+        "a{{ m.content }}\n{% endfor %}\n{{ {'z': 'ü<Hi', 'Hi': 1} | tojson }}"
     )
     changed = dataclasses.replace(small, chat_template=template)
-    assert changed.render_chat(HI * 3) == 'aHi\n{"z": "ü<", "a": 1}'
+    assert changed.render_chat(HI * 3) == 'aHi\n{"z": "ü<Hi", "Hi": 1}'
 
 
 def test_a_template_may_refuse_with_its_own_words(small: Tokenizer) -> None:
@@ -51,13 +51,16 @@ def test_a_template_may_refuse_with_its_own_words(small: Tokenizer) -> None:
 
 
 def test_names_of_the_tokens_are_the_templates(small: Tokenizer) -> None:
-    template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ add_generation_prompt }}"
+    template = (
+        "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ add_generation_prompt }}|"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     changed = dataclasses.replace(small, chat_template=template)
     expected = f"{small.bos_token}|{small.eos_token}|{small.pad_token}"
-    assert changed.render_chat(HI) == f"{expected}|True"
-    assert changed.render_chat(HI, add_generation_prompt=False) == f"{expected}|False"
+    assert changed.render_chat(HI) == f"{expected}|True|Hi"
+    assert changed.render_chat(HI, add_generation_prompt=False) == f"{expected}|False|Hi"
     begun = [*HI, {"role": "assistant", "content": "A", "prefix": True}]
-    assert changed.render_chat(begun) == f"{expected}|False"
+    assert changed.render_chat(begun) == f"{expected}|False|HiA"
 
 
 @pytest.mark.parametrize("last", ["system", "tool"])

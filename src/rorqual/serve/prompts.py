@@ -17,17 +17,15 @@ from rorqual.serve.schemas_chat import (
     ToolMessage,
 )
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
 
 
 def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
     """Messages as the tokenizer's templates take them.
 
-    The prompt format has no call ids: outputs stand in the order of the calls. ApiError 400 for an
+    V3's format has no call ids: outputs stand in the order of the calls. ApiError 400 for an
     output whose call is not the last assistant message's.
     """
-    ordered = _order_outputs(body.messages)
-    return [_message(message, is_last=message is ordered[-1]) for message in ordered]
+    return [_message(message) for message in _order_outputs(body.messages)]
 
 
 def chat_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
@@ -90,19 +88,20 @@ def _check_output(
         raise ApiError(400, text, code="invalid_messages", param=place)
 
 
-def _message(message: ChatMessage, *, is_last: bool) -> dict[str, Any]:
-    text = _text(message.content)
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """As the templates know it; what reasoning the prompt shows is theirs to say."""
+    rendered: dict[str, Any] = {"role": message.role, "content": _text(message.content)}
+    if isinstance(message, ToolMessage):
+        rendered["tool_call_id"] = message.tool_call_id
     if not isinstance(message, AssistantMessage):
-        return {"role": message.role, "content": text}
-    if message.reasoning_content is not None and message.prefix and is_last:
-        end = f"{THINK_END}{text}" if text else ""
-        text = f"{THINK_BEGIN}{message.reasoning_content}{end}"
-    rendered: dict[str, Any] = {"role": "assistant", "content": text}
+        return rendered
+    if message.reasoning_content is not None:
+        rendered["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         rendered["tool_calls"] = [_call(call) for call in message.tool_calls]
     if message.prefix:
         rendered["prefix"] = True
-        rendered["content"] = text or ""
+        rendered["content"] = rendered["content"] or ""
     return rendered
 
 
@@ -115,7 +114,7 @@ def _text(content: str | list[TextPart] | None) -> str | None:
 
 def _call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.function.name, "arguments": call.function.arguments}
-    return {"type": "function", "function": function}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _definition(tool: Tool) -> dict[str, Any]:

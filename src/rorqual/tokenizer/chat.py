@@ -9,14 +9,22 @@ them itself, and they separate no turns.
 
 from __future__ import annotations
 
-import functools
+import json
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rorqual.errors import TokenizerError
-from rorqual.tokenizer.special import EOS, THINK_BEGIN, THINK_END
+from rorqual.files import NOT_JSON
+from rorqual.tokenizer.kept import check_kept
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+from rorqual.tokenizer.templates import (
+    THINKING_SWITCHES,
+    call_form,
+    reasoning_marks,
+    run_template,
+    variables_of,
+)
 from rorqual.tokenizer.tool_calls import render_tools, to_json
 
 Message = dict[str, Any]
@@ -25,34 +33,8 @@ ROLES = ("system", "user", "assistant", "tool")
 MARK = "\ufdd0"
 """A Unicode noncharacter: it never stands for text, and is repeated if a message has it anyhow."""
 
-THINKING_SWITCHES = ("thinking", "enable_thinking")
-"""The variables by which templates are told whether to think: V3.1's, and most others'."""
-
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-@functools.cache
-def v3_template() -> str:
-    """The text of `chat_template.jinja`."""
-    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-
-
-def is_published_v3_template(template: str) -> bool:
-    """Whether this is the template that V3's checkpoints carry, whose tool calls are faulty."""
-    return "is_output_first" in template and "tool▁calls" in template and "think" not in template
-
-
-@functools.lru_cache(maxsize=8)
-def has_thinking_switch(template: str) -> bool:
-    """Whether the template reads a variable that turns thinking on or off."""
-    from jinja2 import TemplateSyntaxError
-    from jinja2.meta import find_undeclared_variables
-
-    try:
-        names = find_undeclared_variables(_environment().parse(template))
-    except TemplateSyntaxError:  # rendering says what is wrong
-        return False
-    return not names.isdisjoint(THINKING_SWITCHES)
+_REASONING_MARKS = re.compile(rf"(?:(?:{THINK_BEGIN}|{THINK_END})\s*)+\Z")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -98,6 +80,11 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 def _check_content(message: Message, where: str) -> None:
     content, calls = message.get("content"), message.get("tool_calls")
+    reasoning = message.get("reasoning_content")
+    if not isinstance(reasoning, str | None):
+        raise TokenizerError(
+            "has no text in 'reasoning_content'", where=where, found=type(reasoning).__name__
+        )
     if calls:
         _check_tool_calls(message["role"], calls, where)
         if content is None:
@@ -109,12 +96,13 @@ def _check_content(message: Message, where: str) -> None:
             found="nothing" if content is None else type(content).__name__,
             expected="a string (an assistant's may be null beside tool_calls)",
         )
-    if not content.isascii() and content.encode("utf-8", "replace").decode() != content:
-        raise TokenizerError(
-            "holds half of a surrogate pair, which is no text",
-            where=where,
-            fix="decode the source with errors='replace'",
-        )
+    for text in (content, reasoning or ""):
+        if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+            raise TokenizerError(
+                "holds half of a surrogate pair, which is no text",
+                where=where,
+                fix="decode the source with errors='replace'",
+            )
 
 
 def _check_prefix(message: Message, where: str, *, is_last: bool) -> None:
@@ -198,65 +186,94 @@ def render(
     check_messages(messages)
     check_tools([] if tools is None else tools)
     try:
-        mark = _unused_mark([messages, tools])
-        safe = [_mark_message(message, special, mark) for message in messages]
+        plain = [_in_form(message, index, template) for index, message in enumerate(messages)]
+        mark = _unused_mark([plain, tools])
+        safe = [_mark_message(message, special, mark) for message in plain]
         safe_tools = _map_text(list(tools), _marker(special, mark)) if tools else None
     except RecursionError:
         raise TokenizerError(
             "the conversation or its tools are nested too deeply",
             expected="lists and objects in each other a few hundred deep at most",
         ) from None
-    if safe_tools and "tools" not in template:
-        after_system = [m for m in safe if m["role"] == "system"]
+    shown = safe
+    last, hole = safe[-1], mark * 2
+    if is_prefix := bool(last.get("prefix")):
+        safe = safe[:-1]
+        open_end = {key: value for key, value in last.items() if key != "reasoning_content"}
+        shown = [*safe, open_end | {"content": hole}]
+    if safe_tools and "tools" not in variables_of(template):
+        after_system = [m for m in shown if m["role"] == "system"]
         after_system.append({"role": "system", "content": render_tools(safe_tools)})
-        safe = after_system + [m for m in safe if m["role"] != "system"]
-    is_prefix = bool(messages[-1].get("prefix"))
+        shown = after_system + [m for m in shown if m["role"] != "system"]
     variables = {
-        "messages": safe,
+        "messages": shown,
         "tools": safe_tools,
         "add_generation_prompt": add_generation_prompt and not is_prefix,
         **names,
     }
     if thinking is not None:
         variables |= dict.fromkeys(THINKING_SWITCHES, thinking)
-    text = _run_template(template, variables)
-    # A template of another model may not know 'prefix'; the end that it wrote is taken back.
-    return text.removesuffix(names.get("eos_token") or EOS) if is_prefix else text, mark
+    text = run_template(template, variables)
+    if is_prefix:
+        text = _continued(text, hole, last, template)
+    check_kept(text, safe, safe_tools or [])
+    return text, mark
 
 
-def _run_template(template: str, variables: dict[str, Any]) -> str:
-    import jinja2
+def _in_form(message: Message, index: int, template: str) -> Message:
+    """The message with its calls as the template wants them; without empty lists of calls."""
+    if not message.get("tool_calls"):
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    form = call_form(template)
+    calls = []
+    for number, call in enumerate(message["tool_calls"]):
+        function = call["function"]
+        arguments = function["arguments"]
+        if form.is_text and not isinstance(arguments, str):
+            arguments = to_json(arguments)
+        elif not form.is_text and isinstance(arguments, str):
+            arguments = _object_of(arguments, f"messages[{index}].tool_calls[{number}]")
+        calls.append(
+            {"type": "function", **call, "function": {**call["function"], "arguments": arguments}}
+        )
+    content = form.empty if message.get("content") is None else message["content"]
+    return {**message, "content": content, "tool_calls": calls}
 
+
+def _object_of(arguments: str, where: str) -> dict[str, Any]:
     try:
-        return _compile(template).render(variables)
-    except (jinja2.TemplateError, TypeError, ValueError) as problem:
+        value = json.loads(arguments)
+    except NOT_JSON:
+        value = None
+    if not isinstance(value, dict):
         raise TokenizerError(
-            f"the chat template failed: {problem}",
-            fix="check the conversation against the template, or remove the template "
-            "from the tokenizer's folder to use DeepSeek-V3's",
-        ) from None
+            "has arguments that this model's chat template cannot write",
+            where=where,
+            found=arguments[:80],
+            expected="a JSON object",
+        )
+    return value
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> Any:
-    return _environment().from_string(template)
+def _continued(text: str, hole: str, last: Message, template: str) -> str:
+    """The prompt with its last message left open; `hole` stands in `text` for what it says.
 
-
-@functools.cache
-def _environment() -> Any:
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    # As transformers sets it up, so that a template renders alike in both.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    return environment
+    So templates that leave reasoning out, or do not know `prefix`, lose nothing of it.
+    """
+    at = text.find(hole)
+    if at < 0:
+        raise TokenizerError(
+            "the chat template leaves out the message that is to be continued",
+            fix="leave out 'prefix', or use another chat template",
+        )
+    content, reasoning = last["content"] or "", last.get("reasoning_content")
+    begin, end = reasoning_marks(template)
+    if reasoning is not None:
+        content = begin + reasoning + (end + content if content else "")
+    elif not content.lstrip().startswith(THINK_BEGIN):
+        return text[:at] + content
+    # The message opens its reasoning itself: what the template put there goes.
+    return _REASONING_MARKS.sub("", text[:at]) + content
 
 
 def _mark_message(message: Message, special: re.Pattern[str], mark: str) -> Message:

@@ -12,8 +12,8 @@ from typing import Any
 
 from rorqual.errors import TokenizerError, listing
 from rorqual.tokenizer import special as names
-from rorqual.tokenizer.chat import v3_template
 from rorqual.tokenizer.splits import WHOLE_PIECES_FIRST, pre_tokenizer_of
+from rorqual.tokenizer.templates import v3_template
 from rorqual.tokenizer.tokenizer import Tokenizer
 
 NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))

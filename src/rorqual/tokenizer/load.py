@@ -11,8 +11,8 @@ from rorqual.bundled import checkpoint_path
 from rorqual.errors import TokenizerError
 from rorqual.files import is_there, read_json, read_text, stand_in
 from rorqual.tokenizer import special as names
-from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import build
+from rorqual.tokenizer.templates import mended
 from rorqual.tokenizer.tiktoken import FILE as TIKTOKEN
 from rorqual.tokenizer.tiktoken import tiktoken_definition
 from rorqual.tokenizer.tokenizer import Tokenizer
@@ -31,8 +31,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     A folder without `tokenizer.json` may hold a `tiktoken.model`, as Kimi-K2's and Moonlight's.
 
     `tokenizer_config.json` names the special tokens; without it they are V3's. The folder's chat
-    template is used, but for the one that V3 was published with: ours renders the same and mends
-    its tool calls. Missing, broken or mismatching files raise TokenizerError.
+    template is used, but for those that V3 and R1 were published with: ours render the same and
+    mend their tool calls. Missing, broken or mismatching files raise TokenizerError.
     """
     path = checkpoint_path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -111,6 +111,4 @@ def _chat_template(config: dict[str, Any], config_file: Path) -> str | None:
         raise TokenizerError(
             "chat_template is not text", where=config_file, found=type(template).__name__
         )
-    if not template or is_published_v3_template(template):
-        return None
-    return template
+    return mended(template) if template else None

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rorqual.errors import TokenizerError
 from rorqual.files import atomic_write, write_json
 from rorqual.tokenizer import special as names
-from rorqual.tokenizer.chat import Message, has_thinking_switch, render
+from rorqual.tokenizer.chat import Message, render
 from rorqual.tokenizer.stream import StreamDecoder
+from rorqual.tokenizer.templates import has_thinking_switch
 
 if TYPE_CHECKING:
     import tokenizers

@@ -19,9 +19,9 @@ from rorqual.errors import TokenizerError
 from rorqual.files import NOT_JSON
 from rorqual.log import logger
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.chat import is_published_v3_template
 from rorqual.tokenizer.definition import bpe_definition, build
 from rorqual.tokenizer.splits import SPLITS, WHOLE_PIECES_FIRST, pre_tokenizer_of
+from rorqual.tokenizer.templates import mended
 from rorqual.tokenizer.tiktoken import merges_of
 from rorqual.weights.gguf_format import Value, single
 
@@ -117,9 +117,8 @@ def tokenizer_of(metadata: Mapping[str, Value], where: Path) -> Tokenizer:
         if type(token_id) is int and 0 <= token_id < len(tokens):
             named[f"{kind}_token"] = tokens[token_id]
     template = metadata.get(TEMPLATE)
-    if not isinstance(template, str) or is_published_v3_template(template):
-        template = None
-    return build(definition, where=where, chat_template=template, **named)
+    chat_template = mended(template) if isinstance(template, str) else None
+    return build(definition, where=where, chat_template=chat_template, **named)
 
 
 def _definition_of(metadata: Mapping[str, Value], where: Path) -> dict[str, Any]:
