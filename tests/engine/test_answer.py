@@ -38,9 +38,11 @@ def test_a_stop_within_a_step_cuts_all_that_came_behind_it(tokenizer: Tokenizer)
     answer = Answer(Request([5], params), tokenizer, 100)
     first = answer.commit(verified([a, a], 1), 3)
     assert (first.text, first.token_ids, first.usage) == ("aa", (a, a), None)
+    assert first.stop is None
     assert first.prompt_logprobs == (None,)
     last = answer.commit(verified([a, b, c], 2), 2)
     assert (last.text, last.token_ids, last.finish_reason) == ("a", (a, b), "stop")
+    assert last.stop == "b"
     assert [item.token_id for item in last.logprobs] == [a, b]
     assert last.prompt_logprobs is None
     assert last.usage is not None

@@ -118,7 +118,7 @@ class FakeEngine:
     async def _pieces(self, request: Request) -> AsyncIterator[Piece]:
         params = request.params
         num_cached = self._look_up(tuple(request.prompt_ids))
-        ids, text, reason = self._plan(request)
+        ids, text, reason, stop = self._plan(request)
         decoder = self.tokenizer.stream()
         num_sent = 0
         starts = range(0, len(ids), self.step_tokens)
@@ -145,28 +145,30 @@ class FakeEngine:
                 logprobs=() if num_top is None else tuple(logprob_of(i, num_top) for i in chunk),
                 finish_reason=reason if is_last else None,
                 usage=self._usage(request, num_cached, len(ids)) if is_last else None,
+                stop=stop if is_last else None,
                 prompt_logprobs=None
                 if prompt is None or start
                 else (None, *(logprob_of(i, prompt) for i in request.prompt_ids[1:])),
             )
 
-    def _plan(self, request: Request) -> tuple[list[int], str, str]:
-        """All ids of the answer, its text, and why it ends."""
+    def _plan(self, request: Request) -> tuple[list[int], str, str, str | None]:
+        """All ids of the answer, its text, why it ends, and the stop string that ended it."""
         prompt = self.tokenizer.decode(request.prompt_ids)
         text = next((answer for key, answer in self.script.items() if key in prompt), DEFAULT)
         ids = [*self.tokenizer.encode(text, allow_special=True), self.tokenizer.eos_id]
-        reason = "stop"
-        found = [at for stop in request.params.stop if (at := text.find(stop)) >= 0]
+        reason, end = "stop", None
+        found = [(at, stop) for stop in request.params.stop if (at := text.find(stop)) >= 0]
         if found:
-            text = text[: min(found)]
+            at, end = min(found)
+            text = text[:at]
             ids = self.tokenizer.encode(text, allow_special=True) or [self.tokenizer.eos_id]
         stops = [at for at, i in enumerate(ids) if i in request.params.stop_token_ids]
         if stops:  # the token that stops is no text, as the engine has it
             text = self.tokenizer.decode(ids[: stops[0]])
             ids = ids[: stops[0] + 1]
         if len(ids) > request.params.max_tokens:
-            ids, reason = ids[: request.params.max_tokens], "length"
-        return ids, text, reason
+            ids, reason, end = ids[: request.params.max_tokens], "length", None
+        return ids, text, reason, end
 
     def _usage(self, request: Request, num_cached: int, num_output: int) -> Usage:
         num_prompt = len(request.prompt_ids)

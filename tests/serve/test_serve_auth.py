@@ -12,6 +12,7 @@ from fake_engine import FakeEngine
 from live import Live, running
 from openai import AuthenticationError, OpenAI
 from served import make_model
+from starlette.datastructures import Headers
 
 from patience import HANG_SECONDS
 from rorqual.errors import UsageError
@@ -42,6 +43,8 @@ def test_each_key_opens_and_nothing_else_does(guarded: Live) -> None:
         assert response.status_code == 401
         assert response.json()["error"]["type"] == "authentication_error"
         assert response.headers["www-authenticate"] == "Bearer"
+        headers = {"x-api-key": key.encode()}
+        assert web.get(guarded.url + "/v1/models", headers=headers).status_code == 401
     stranger = OpenAI(base_url=guarded.url + "/v1", api_key="sk-none", max_retries=0)
     with pytest.raises(AuthenticationError):
         stranger.models.list()
@@ -71,6 +74,16 @@ def test_what_is_open_without_a_key(guarded: Live, path: str, status: int) -> No
         response = client.send(request)
     assert response.status_code == (404 if path.startswith("/page/") else status)
     assert "sei" not in response.text
+
+
+def test_a_key_may_come_as_anthropics_clients_send_it(guarded: Live) -> None:
+    """Alone, or beside an `Authorization` that is somebody else's."""
+    url = guarded.url + "/v1/models"
+    for extra in ({}, {"authorization": "Bearer sk-none"}, {"authorization": "Basic eDp5"}):
+        assert web.get(url, headers={"x-api-key": KEYS[1]} | extra).status_code == 200
+    good = {"authorization": f"Bearer {KEYS[0]}", "x-api-key": "sk-none"}
+    assert web.get(url, headers=good).status_code == 200
+    assert web.get(url, headers={"x-api-key": f"Bearer {KEYS[1]}"}).status_code == 401
 
 
 def test_a_wrong_scheme_is_no_key(guarded: Live) -> None:
@@ -165,5 +178,6 @@ def test_owners_differ_by_key_and_do_not_show_it() -> None:
     keys = Keys(KEYS)
     owners = {keys.owner(f"Bearer {key}") for key in KEYS}
     assert len(owners) == 2
+    assert owners == {keys.owner_of(Headers({"x-api-key": key})) for key in KEYS}
     assert None not in owners
     assert not any(key[:5] in str(owner) for key in KEYS for owner in owners)

@@ -22,15 +22,20 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.is_stopped = False
+        self.stop: str | None = None
+        """The one that has come."""
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stop is not None
 
     def put(self, text: str) -> str:
         """The text that is now certain to belong to the answer."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = {stop: at for stop in self._stops if (at := self._held.find(stop)) >= 0}
         if found:
-            self.is_stopped = True
-            passed, self._held = self._held[: min(found)], ""
+            self.stop = min(found, key=lambda stop: found[stop])
+            passed, self._held = self._held[: found[self.stop]], ""
             return passed
         num_held = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - num_held
@@ -117,6 +122,7 @@ class Answer:
             self.finish_reason,
             self.usage if self.finish_reason is not None else None,
             self._whole_prompt_logprobs() if is_first else None,
+            self._filter.stop,
         )
 
     def put(self, token_id: int) -> str:

@@ -49,8 +49,9 @@ class Usage:
 class Piece:
     """What one step gave one answer. `text` may be empty: it trails the tokens.
 
-    `usage` comes with the last piece; `prompt_logprobs`, one a prompt token and None for the first,
-    with the first piece if they were asked for.
+    `usage` comes with the last piece, as does `stop`, the stop string that ended the answer, if one
+    did; `prompt_logprobs`, one a prompt token and None for the first, with the first piece if they
+    were asked for.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    stop: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rorqual.serve.batches import Batches
 from rorqual.serve.files import FileStore
 from rorqual.serve.limits import LimitGuard
 from rorqual.serve.page_routes import page_router
+from rorqual.serve.paths import SlashTrimmer
 from rorqual.serve.routes import ERRORS, api_router, health_router
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServedModel, ServerSettings
@@ -76,6 +77,7 @@ def create_app(
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )
+    app.add_middleware(SlashTrimmer)
     return app
 
 

@@ -86,6 +86,11 @@ class Keys:
             return None
         return hashlib.sha256(b"owner" + digest).hexdigest()[:16]
 
+    def owner_of(self, headers: Headers) -> str | None:
+        """Of `Authorization`, else of `x-api-key`, as Anthropic's clients send it."""
+        owner = self.owner(headers.get("authorization"))
+        return owner or self.owner(f"Bearer {headers.get('x-api-key', '')}")
+
 
 class AuthGuard:
     """ASGI middleware: 401 without a valid key, 403 for another site's page."""
@@ -103,11 +108,11 @@ class AuthGuard:
         owner: str | None = ""
         problem = self._foreign(headers)
         if self._keys.are_needed and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
-            owner = self._keys.owner(headers.get("authorization"))
+            owner = self._keys.owner_of(headers)
         if problem is None and owner is None:
             problem = ApiError(
                 401,
-                "no valid API key; send `Authorization: Bearer KEY`",
+                "no valid API key; send `Authorization: Bearer KEY` or `x-api-key: KEY`",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )

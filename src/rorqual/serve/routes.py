@@ -126,6 +126,13 @@ def api_router() -> APIRouter:
         return DetokenizeReply(prompt=await service.aside(decode, "tokens"))
 
     aliases = {"include_in_schema": False}
+
+    @router.post("/v1/embeddings", **aliases)  # type: ignore[arg-type]
+    @router.post("/embeddings", **aliases)  # type: ignore[arg-type]
+    async def embed(request: Request) -> Response:
+        """501: a model that writes is no model of embeddings."""
+        raise no_embeddings()
+
     for prefix in ("", "/beta"):
         router.post(prefix + "/chat/completions", **aliases)(chat)  # type: ignore[arg-type]
         router.post(prefix + "/completions", **aliases)(complete)  # type: ignore[arg-type]
@@ -138,6 +145,7 @@ def health_router() -> APIRouter:
     """What load balancers and Prometheus ask."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", responses={503: {"model": ErrorBody}})
     async def health(request: Request) -> Any:
         """The process and its engine work: 503 asks for a restart."""
@@ -146,6 +154,7 @@ def health_router() -> APIRouter:
             return engine_failed(service.engine.failure).response()
         return {"status": "ok", "device": service.model.device}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", responses={503: {"model": ErrorBody}})
     async def ready(request: Request) -> Any:
         """New requests are taken: 503 while starting, while draining and without an engine."""
@@ -167,6 +176,12 @@ def health_router() -> APIRouter:
         return JSONResponse(request.app.openapi())
 
     return router
+
+
+def no_embeddings() -> ApiError:
+    message = "this server has no embeddings: it serves a language model, which only writes text"
+    headers = {"x-should-retry": "false"}  # OpenAI's clients try again what ends in a 5xx
+    return ApiError(501, message, code="unsupported", headers=headers)
 
 
 def _cards(service: Service) -> list[ModelCard]:
