@@ -39,6 +39,7 @@ SERVER_FLAGS: list[tuple[list[object], str, object]] = [
         "cors_origins",
         ("http://a", "http://b"),
     ),
+    (["--strict-fields"], "has_strict_fields", True),
     (["--set", "server.max_body_bytes=1234"], "max_body_bytes", 1234),
 ]
 

@@ -95,10 +95,10 @@ def test_a_worker_that_fails_ends_the_others_before_the_files_close(
     ended: list[str] = []
     record = batches._record
 
-    def full(custom_id: str, status: int, body: str) -> bytes:
+    def full(custom_id: str, *rest: Any) -> bytes:
         if custom_id == "bad":
             raise OSError("no space left")
-        return record(custom_id, status, body)
+        return record(custom_id, *rest)
 
     async def run() -> None:
         stage, is_held = stages(2), asyncio.Event()

@@ -84,6 +84,10 @@ def serve(
     batch_invariant: Annotated[
         bool, typer.Option("--batch-invariant", help="The same text in any batch; slower.")
     ] = False,
+    strict_fields: Annotated[
+        bool,
+        typer.Option("--strict-fields", help="Refuse fields that nobody knows; else ignore them."),
+    ] = False,
     dtype: DtypeName = "auto",
     device: DeviceName = "auto",
     threads: Threads = None,
@@ -120,6 +124,7 @@ def serve(
             "cors_origins": tuple(cors_origin or ()),
             "files_dir": files_dir,
             "request_timeout_seconds": request_timeout,
+            "has_strict_fields": strict_fields or None,
         }
         server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
         with loading(model):

@@ -16,13 +16,16 @@ from rorqual.serve.batch_routes import batch_router
 from rorqual.serve.batches import Batches
 from rorqual.serve.files import FileStore
 from rorqual.serve.limits import LimitGuard
+from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
 from rorqual.serve.page_routes import page_router
 from rorqual.serve.paths import SlashTrimmer
 from rorqual.serve.routes import ERRORS, api_router, health_router
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServedModel, ServerSettings
 
-DESCRIPTION = "OpenAI's routes with DeepSeek's fields. Unknown fields are refused by name."
+DESCRIPTION = (
+    "OpenAI's routes with DeepSeek's fields. Unknown fields are ignored, and named in a header."
+)
 
 
 def create_app(
@@ -75,7 +78,7 @@ def create_app(
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"],
-            expose_headers=["retry-after"],
+            expose_headers=["retry-after", IGNORED_HEADER, NOTES_HEADER],
         )
     app.add_middleware(SlashTrimmer)
     return app

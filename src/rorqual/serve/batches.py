@@ -36,6 +36,7 @@ from rorqual.serve.schemas_batches import (
     BatchRequest,
 )
 from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_common import SamplingFields
 from rorqual.serve.schemas_completions import CompletionRequest
 from rorqual.serve.service import Service, new_id
 
@@ -48,7 +49,7 @@ FULL_QUEUE_SECONDS = 0.25
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
 
 Work = Callable[[Service, Any], Awaitable[str]]
-ROUTES: Mapping[str, tuple[type[BaseModel], Work]] = {
+ROUTES: Mapping[str, tuple[type[SamplingFields], Work]] = {
     "/v1/chat/completions": (ChatRequest, collect_chat),
     "/v1/completions": (CompletionRequest, collect_completion),
 }
@@ -210,7 +211,7 @@ class Batches:
                 return
             line = BatchLine.model_validate_json(raw)
             async with self._room:
-                status, body = await self._answer(job, line)
+                status, body, ignored = await self._answer(job, line)
             if status == 0:
                 return
             is_good = status == 200
@@ -218,17 +219,20 @@ class Batches:
                 job.reply.request_counts.completed += 1
             else:
                 job.reply.request_counts.failed += 1
-            (output if is_good else errors).write(_record(line.custom_id, status, body))
+            (output if is_good else errors).write(_record(line.custom_id, status, body, ignored))
 
-    async def _answer(self, job: Job, line: BatchLine) -> tuple[int, str]:
-        """(status, JSON) of one request; 0 if the batch ended before there was room for it."""
+    async def _answer(self, job: Job, line: BatchLine) -> tuple[int, str, list[str]]:
+        """(status, JSON, names of fields without effect) of one request; status 0 if the batch
+        ended before there was room for it.
+        """
         schema, work = ROUTES[line.url]
         try:
             body = schema.model_validate(line.body)
-            if getattr(body, "stream", None):
+            if body.stream:
                 raise ApiError(422, "a batch cannot stream", code="unsupported", param="stream")
             async with asyncio.timeout(self._service.settings.request_timeout_seconds):
-                return 200, await self._patiently(job, work, body)
+                answer = await self._patiently(job, work, body)
+                return 200, answer, body.notes.ignored
         except ValidationError as problem:
             error = validation_error(problem.errors(), list(schema.model_fields))
         except TimeoutError:
@@ -240,7 +244,7 @@ class Batches:
             error = known or ApiError(500, INTERNAL, code="internal_error")
         if error.code == ENGINE_FAILED:  # no other line will be answered either
             raise error
-        return (0 if error.status == 503 else error.status), error.body()
+        return (0 if error.status == 503 else error.status), error.body(), []
 
     async def _patiently(self, job: Job, work: Work, body: BaseModel) -> str:
         """Tries again while the queue is full; ApiError 503 once the batch is to end."""
@@ -298,8 +302,10 @@ def _fault_of(raw: bytes, endpoint: str, seen: set[str], max_bytes: int) -> Batc
     return None
 
 
-def _record(custom_id: str, status: int, body: str) -> bytes:
+def _record(custom_id: str, status: int, body: str, ignored: Sequence[str]) -> bytes:
     request_id = new_id("req_")
     response = {"status_code": status, "request_id": request_id, "body": json.loads(body)}
+    if ignored:
+        response["ignored_fields"] = ignored
     record = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response}
     return (json.dumps(record | {"error": None}, ensure_ascii=False) + "\n").encode()

@@ -28,7 +28,7 @@ class ChatJob:
 
 async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
     """The prompt of a conversation. ApiError if it cannot be written or does not fit."""
-    service.check_model(body.model)
+    service.check_body(body)
     tokenizer = service.model.tokenizer
     messages, tools = chat_messages(body), chat_tools(body)
     prompt_ids = await service.aside(lambda: tokenizer.encode_chat(messages, tools), "messages")
@@ -66,7 +66,9 @@ async def answer_chat(service: Service, body: ChatRequest) -> AnswerResponse:
     """The response of the route, streamed or not."""
     job = await prepare_chat(service, body)
     assembler = _assembler(service, body, job)
-    return AnswerResponse(service, job.requests, assembler, is_stream=bool(body.stream))
+    return AnswerResponse(
+        service, job.requests, assembler, is_stream=bool(body.stream), notes=body.notes
+    )
 
 
 async def collect_chat(service: Service, body: ChatRequest) -> str:

@@ -144,7 +144,7 @@ async def prepare_completion(
     service: Service, body: CompletionRequest
 ) -> tuple[list[Request], CompletionAssembler]:
     """ApiError for whatever is wrong with the request."""
-    service.check_model(body.model)
+    service.check_body(body)
     tokenizer = service.model.tokenizer
     prompts = await service.aside(lambda: _prompts(body, tokenizer), "prompt")
     for prompt in prompts:
@@ -170,7 +170,9 @@ async def prepare_completion(
 async def answer_completion(service: Service, body: CompletionRequest) -> AnswerResponse:
     """The response of the route, streamed or not."""
     requests, assembler = await prepare_completion(service, body)
-    return AnswerResponse(service, requests, assembler, is_stream=bool(body.stream))
+    return AnswerResponse(
+        service, requests, assembler, is_stream=bool(body.stream), notes=body.notes
+    )
 
 
 async def collect_completion(service: Service, body: CompletionRequest) -> str:

@@ -1,8 +1,8 @@
 """What a client is told when its request fails: a status and `{"error": {...}}`.
 
 400 the request cannot be read or cannot be a prompt, 401 no valid key, 413 too large, 422 a field
-is unknown or out of range, 429 the queue is full, 503 draining or overloaded, 504 too slow, 500 our
-own fault.
+is out of range or unsupported, 429 the queue is full, 503 draining or overloaded, 504 too slow, 500
+our own fault.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rorqual.errors import EngineFailed, RorqualError
 from rorqual.log import logger
+from rorqual.serve.fields import BY_PLACE
+from rorqual.serve.notes import ExtraField
 from rorqual.serve.schemas_common import TAGGED, TAGS
 
 log = logger("serve")
@@ -117,15 +120,39 @@ def validation_error(faults: Sequence[Any], known_fields: Sequence[str] = ()) ->
         reason = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     if tuple(first["loc"]) == ("body",) and first["type"] != "mismatch":
-        message = "the body must be a JSON object, sent with content-type: application/json"
+        what = "is empty; it must be" if first["type"] == "missing" else "must be"
+        message = f"the body {what} a JSON object, sent with content-type: application/json"
         return ApiError(400, message, code="invalid_body")
     texts = [_fault(fault, known_fields) for fault in faults[:MAX_FAULTS]]
     if len(faults) > MAX_FAULTS:
         texts.append(f"and {len(faults) - MAX_FAULTS} more")
     is_unknown = first["type"] == "extra_forbidden"
-    code = "unknown_field" if is_unknown else "invalid_value"
-    param = first.get("ctx", {}).get("param") or _place(first["loc"])
+    context = first.get("ctx", {})
+    code = "unknown_field" if is_unknown else context.get("code", "invalid_value")
+    param = context.get("param") or _place(first["loc"])
     return ApiError(422, "; ".join(texts), code=code, param=param)
+
+
+def unknown_error(extras: Sequence[ExtraField]) -> ApiError:
+    """422 for fields that nobody documents, for a server that is asked to be strict."""
+    texts = [unknown_field(each.place, known_names(each.owner)) for each in extras[:MAX_FAULTS]]
+    if len(extras) > MAX_FAULTS:
+        texts.append(f"and {len(extras) - MAX_FAULTS} more")
+    return ApiError(422, "; ".join(texts), code="unknown_field", param=extras[0].place)
+
+
+def known_names(owner: BaseModel) -> list[str]:
+    """What a request's object may have: declared fields and those that `fields.py` lists."""
+    listed = BY_PLACE.get(getattr(owner, "PLACE", ""), {})
+    return [*(field.alias or name for name, field in type(owner).model_fields.items()), *listed]
+
+
+def unknown_field(place: str, known_fields: Sequence[str]) -> str:
+    """What is said of a field that nobody knows: its place, and the nearest known name."""
+    before, dot, name = place.rpartition(".")
+    near = difflib.get_close_matches(name[:MAX_SHOWN_CHARACTERS], known_fields, n=1)
+    hint = f"; did you mean {before + dot + near[0]!r}?" if near else ""
+    return f"unknown field {place!r}{hint}"
 
 
 def _fault(fault: Any, known_fields: Sequence[str]) -> str:
@@ -133,9 +160,7 @@ def _fault(fault: Any, known_fields: Sequence[str]) -> str:
     if fault["type"] == "mismatch":
         return str(fault["msg"])
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place, known_fields, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown or unsupported field {place!r}{hint}"
+        return unknown_field(place, known_fields)
     if fault["type"] == "missing":
         return f"missing field {place!r}"
     message = str(fault["msg"]).removeprefix("Value error, ")
@@ -169,12 +194,15 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException), "registered for HTTPException"
-        reason = {
+        if (reason := _why_unreadable(problem.__cause__)) is not None:
+            message = f"the body cannot be read: {reason}"
+            return ApiError(400, message, code="invalid_json").response()
+        reasons = {
             404: f"no such route: {request.url.path}",
             405: f"{request.method} is not allowed here",
         }
         default = problem.detail or HTTPStatus(problem.status_code).phrase
-        message = reason.get(problem.status_code, default)
+        message = reasons.get(problem.status_code, default)
         return ApiError(problem.status_code, message, headers=problem.headers).response()
 
     async def on_bug(request: Request, problem: Exception) -> Response:
@@ -185,6 +213,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_bug)
+
+
+def _why_unreadable(cause: BaseException | None) -> str | None:
+    """What json.loads found, where FastAPI says only that it could not."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"it is not {cause.encoding.upper()} (byte {cause.start})"
+    if isinstance(cause, RecursionError):
+        return "lists and objects are nested too deeply"
+    if isinstance(cause, ValueError) and "int_max_str_digits" in str(cause):
+        return "a whole number has too many digits"
+    return None
 
 
 def fields_of(body: object, request: Request) -> list[str]:

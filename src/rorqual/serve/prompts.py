@@ -119,5 +119,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _definition(tool: Tool) -> dict[str, Any]:
     """As the client wrote it, but without `strict`, which is not meant for the model."""
-    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
+    function = tool.function.model_dump(
+        exclude_none=True, include={"name", "description", "parameters"}
+    )
     return {"type": "function", "function": function}

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from rorqual.engine import Piece, Request
 from rorqual.log import logger
 from rorqual.serve.errors import INTERNAL, ApiError
+from rorqual.serve.notes import Notes
 from rorqual.serve.service import Service
 
 log = logger("serve")
@@ -90,10 +91,11 @@ class AnswerResponse(Response):
         *,
         is_stream: bool,
         wire: Wire | None = None,
+        notes: Notes | None = None,
     ) -> None:
         super().__init__(None, 200)
         self._service, self._requests, self._assembler = service, requests, assembler
-        self._is_stream, self._wire = is_stream, wire or Wire()
+        self._is_stream, self._wire, self._notes = is_stream, wire or Wire(), notes or Notes()
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,6 +186,7 @@ class AnswerResponse(Response):
     def _start(self, content_length: int | None) -> dict[str, object]:
         kind = b"text/event-stream; charset=utf-8" if self._is_stream else b"application/json"
         headers = [(b"content-type", kind), (b"cache-control", b"no-cache")]
+        headers += [(n.encode(), text.encode()) for n, text in self._notes.headers().items()]
         if self._is_stream:
             headers.append((b"x-accel-buffering", b"no"))  # nginx passes events on at once
         if content_length is not None and not self._is_stream:

@@ -40,7 +40,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such model, file or batch.",
         408: "The body came too slowly.",
         413: "The body is too large.",
-        422: "A field is unknown, unsupported or out of range.",
+        422: "A field is unsupported or out of range.",
         429: "The queue is full; see Retry-After.",
         500: "The server's fault.",
         503: "Overloaded or shutting down; see Retry-After.",
@@ -98,10 +98,11 @@ def api_router() -> APIRouter:
         return next(card for card in _cards(service) if card.id == model_id)
 
     @router.post("/tokenize", response_model=TokenizeReply, response_model_exclude_none=True)
-    async def tokenize(request: Request, body: TokenizeRequest) -> Any:
+    async def tokenize(request: Request, response: Response, body: TokenizeRequest) -> Any:
         """Ids of a text, or of a conversation as the chat route reads it."""
         service = service_of(request)
-        service.check_model(body.model)
+        service.check_body(body)
+        response.headers.update(body.notes.headers())
         tokenizer = service.model.tokenizer
         ids = await service.aside(lambda: _tokenize(body, tokenizer), "messages")
         texts = [token_text(token_id, tokenizer) for token_id in ids]
@@ -113,10 +114,11 @@ def api_router() -> APIRouter:
         )
 
     @router.post("/detokenize", response_model=DetokenizeReply)
-    async def detokenize(request: Request, body: DetokenizeRequest) -> Any:
+    async def detokenize(request: Request, response: Response, body: DetokenizeRequest) -> Any:
         """The text of ids; special tokens show as their names."""
         service = service_of(request)
-        service.check_model(body.model)
+        service.check_body(body)
+        response.headers.update(body.notes.headers())
         tokenizer = service.model.tokenizer
 
         def decode() -> str:

@@ -12,7 +12,6 @@ from rorqual.serve.schemas_common import SamplingFields
 FIELDS = (
     "temperature",
     "top_p",
-    "top_k",
     "min_p",
     "frequency_penalty",
     "presence_penalty",
@@ -31,6 +30,8 @@ def sampling_params(
 ) -> SamplingParams:
     """The params of the first choice; ApiError 422 for a combination without meaning."""
     values = {name: getattr(body, name) for name in FIELDS if getattr(body, name) is not None}
+    if body.top_k is not None:  # 0 and -1 switch it off, whatever the model's advice
+        values["top_k"] = body.top_k if body.top_k > 0 else None
     if max_tokens is not None:  # else the model's advice, or SamplingParams' 4096
         values["max_tokens"] = max_tokens
     if body.seed is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
+from rorqual.serve.fields import CALLS, CHAT, FUNCTIONS, MESSAGES, PARTS, TOOLS
 from rorqual.serve.schemas_common import (
     MAX_INT64,
     MAX_TOP_LOGPROBS,
@@ -22,6 +23,8 @@ NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
 class TextPart(Strict):
+    PLACE: ClassVar[str] = PARTS
+
     type: str
     text: str
 
@@ -45,8 +48,9 @@ Content = Annotated[
 
 
 class Message(Strict):
+    PLACE: ClassVar[str] = MESSAGES
+
     name: str | None = Field(default=None, description="Accepted; the prompt has no place for it.")
-    type: Literal["text"] | None = Field(default=None, description="lm-eval sends it; no effect.")
 
 
 class SystemMessage(Message):
@@ -65,10 +69,11 @@ class CalledFunction(Strict):
 
 
 class ToolCall(Strict):
+    PLACE: ClassVar[str] = CALLS
+
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(default=None, description="As streams have it; without effect.")
 
 
 class AssistantMessage(Message):
@@ -83,11 +88,6 @@ class AssistantMessage(Message):
         description="With `prefix` the reasoning to continue from; else left out of the prompt, "
         "as R1's template does with earlier turns.",
     )
-    # Clients send a reply's message back as they got it, with these as null.
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
 
 
 class ToolMessage(Message):
@@ -102,6 +102,8 @@ ChatMessage = Annotated[
 
 
 class FunctionSchema(Strict):
+    PLACE: ClassVar[str] = FUNCTIONS
+
     name: str = Field(pattern=NAME)
     description: str | None = None
     parameters: JsonObject | None = Field(default=None, description="A JSON schema.")
@@ -111,6 +113,8 @@ class FunctionSchema(Strict):
 
 
 class Tool(Strict):
+    PLACE: ClassVar[str] = TOOLS
+
     type: Literal["function"]
     function: FunctionSchema
 
@@ -183,6 +187,8 @@ ResponseFormat = Annotated[
 
 
 class ChatRequest(SamplingFields):
+    PLACE: ClassVar[str] = CHAT
+
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=MAX_INT64, description="OpenAI's newer name of max_tokens."
@@ -214,12 +220,10 @@ class ChatRequest(SamplingFields):
             if self.tool_choice.function.name not in names:
                 name = self.tool_choice.function.name
                 raise mismatch("tool_choice", f"tool_choice names {name!r}, which is no tool")
-        elif self.tool_choice in ("auto", "required") and not names:
+        elif self.tool_choice == "required" and not names:
             raise mismatch("tool_choice", "tool_choice needs tools")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise mismatch("top_logprobs", "top_logprobs needs logprobs: true")
-        if self.stream_options is not None and not self.stream:
-            raise mismatch("stream_options", "stream_options needs stream: true")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             message = "max_tokens and max_completion_tokens differ: give one of them"

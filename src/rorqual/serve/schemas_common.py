@@ -1,13 +1,12 @@
 """What the request and reply schemas share: strict reading, sampling fields, usage.
 
-An unknown field is refused by name (`extra="forbid"`), a number in quotes is no number
-(`strict`), and NaN is none either. OpenAI's fields that have no effect here are declared, so that
-a client may send them; everything else it may send is in the list below.
+A number in quotes is no number (`strict`), and NaN is none either. Fields that are not declared are
+kept beside (`extra="allow"`): `fields.py` knows what becomes of them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -15,11 +14,16 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     StringConstraints,
     Tag,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from rorqual.serve.fields import BY_PLACE
+from rorqual.serve.notes import Notes, extra_fields
 
 TAGS = frozenset(
     "one-text several-texts text-parts token-ids token-id-lists named-tool tool-mode".split()
@@ -38,14 +42,45 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
 class Strict(BaseModel):
-    """A request's object: no unknown fields, no silent conversion."""
+    """A request's object, or a part of one: no silent conversion."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    PLACE: ClassVar[str] = ""
+    """Where `fields.py` lists its fields."""
 
 
-def mismatch(field: str, message: str) -> PydanticCustomError:
+def mismatch(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
     """A fault between fields, with the name of the one to mend."""
-    return PydanticCustomError("mismatch", "{message}", {"message": message, "param": field})
+    context = {"message": message, "param": field, "code": code}
+    return PydanticCustomError("mismatch", "{message}", context)
+
+
+class Body(Strict):
+    """A request's whole body; `notes` tell what had no effect."""
+
+    model: str | None = Field(
+        default=None, description="The served model's name (see /v1/models), or left out."
+    )
+    _notes: Notes = PrivateAttr(default_factory=Notes)
+
+    @property
+    def notes(self) -> Notes:
+        return self._notes
+
+    @model_validator(mode="after")
+    def _look_at_extras(self) -> Body:
+        for extra in extra_fields(self):
+            assert isinstance(extra.owner, Strict), "no other kind of object keeps extras"
+            row = BY_PLACE.get(extra.owner.PLACE, {}).get(extra.name)
+            if row is None:
+                self._notes.unknown.append(extra)
+            elif row.fate == "refused" and not row.is_off(extra.value):
+                hint = f"; {row.note}" if row.note else ""
+                message = f"{extra.place} is not supported with this value{hint}"
+                raise mismatch(extra.place, message, "unsupported")
+            if row is None or (row.fate == "noted" and not row.is_off(extra.value)):
+                self._notes.ignore(extra.place)
+        return self
 
 
 def _check_depth(value: dict[str, Any]) -> dict[str, Any]:
@@ -63,11 +98,11 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_depth)]
 
 
 class StreamOptions(Strict):
-    include_usage: bool = Field(
-        default=False, description="A last chunk with `usage` and no choices."
+    include_usage: bool | None = Field(
+        default=None, description="A last chunk with `usage` and no choices."
     )
-    include_obfuscation: Literal[False] | None = Field(
-        default=None, description="OpenAI's padding of chunks; only `false`."
+    include_obfuscation: bool | None = Field(
+        default=None, description="OpenAI's padding of chunks: without effect."
     )
 
 
@@ -81,12 +116,9 @@ Stops = Annotated[
 ]
 
 
-class SamplingFields(Strict):
+class SamplingFields(Body):
     """How an answer is sampled and where it ends: the same in chats and completions."""
 
-    model: str | None = Field(
-        default=None, description="The served model's name (see /v1/models), or left out."
-    )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -123,10 +155,13 @@ class SamplingFields(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Accepted, without effect.")
-    metadata: dict[str, str] | None = Field(default=None, description="Accepted, without effect.")
+    metadata: JsonObject | None = Field(default=None, description="Accepted, without effect.")
     store: bool | None = Field(default=None, description="Accepted, without effect.")
     top_k: int | None = Field(
-        default=None, ge=1, le=MAX_INT64, description="Extension: the likeliest k tokens only."
+        default=None,
+        ge=-1,
+        le=MAX_INT64,
+        description="Extension: the likeliest k tokens only; 0 and -1 switch it off.",
     )
     min_p: float | None = Field(
         default=None, ge=0, le=1, description="Extension: tokens of at least this share of the top."
@@ -134,6 +169,11 @@ class SamplingFields(Strict):
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=100, description="Extension: above 1 makes repetition less likely."
     )
+
+    @field_validator("max_tokens", "max_completion_tokens", mode="before", check_fields=False)
+    @classmethod
+    def _minus_one_is_the_default(cls, value: Any) -> Any:
+        return None if value == -1 else value
 
     @field_validator("stop")
     @classmethod

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
+from rorqual.serve.fields import COMPLETIONS
 from rorqual.serve.schemas_common import (
     MAX_CHOICES,
     MAX_INT64,
     MAX_TOP_LOGPROBS,
+    Body,
     JsonObject,
     SamplingFields,
-    Strict,
     UsageBody,
     mismatch,
 )
@@ -44,6 +45,8 @@ Prompt = Annotated[
 
 
 class CompletionRequest(SamplingFields):
+    PLACE: ClassVar[str] = COMPLETIONS
+
     prompt: Prompt = Field(
         description="A text, texts, token ids, or lists of them. A text gets a begin-of-sentence "
         "token; ids are taken as they are. Names of special tokens in a text are plain text."
@@ -66,12 +69,15 @@ class CompletionRequest(SamplingFields):
         "context leaves, if that is less.",
     )
 
+    best_of: int | None = Field(default=None, description="1, or as many as `n`.")
+
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         if self.echo and self.suffix is not None:
             raise mismatch("suffix", "echo and suffix do not go together")
-        if self.stream_options is not None and not self.stream:
-            raise mismatch("stream_options", "stream_options needs stream: true")
+        if self.best_of not in (None, 1, self.n):
+            message = "best_of is not supported: every answer is returned"
+            raise mismatch("best_of", message, "unsupported")
         is_batch = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         num_answers = (len(self.prompt) if is_batch else 1) * (self.n or 1)
         if num_answers > MAX_CHOICES:
@@ -103,10 +109,9 @@ class CompletionReply(BaseModel):
     usage: UsageBody
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Body):
     """A text, or a conversation as the chat route would read it."""
 
-    model: str | None = None
     prompt: str | None = None
     messages: list[JsonObject] | None = Field(default=None, min_length=1)
     tools: list[JsonObject] | None = None
@@ -134,8 +139,7 @@ class TokenizeReply(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(Strict):
-    model: str | None = None
+class DetokenizeRequest(Body):
     tokens: list[TokenId]
 
 

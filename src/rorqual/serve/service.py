@@ -9,13 +9,25 @@ from typing import TypeVar
 
 from rorqual.engine import EngineFailed, EngineOverloaded, Request, check_prompt
 from rorqual.errors import RorqualError
+from rorqual.log import logger
 from rorqual.serve.answers import Answers, EngineFace
-from rorqual.serve.errors import ApiError, describe, engine_failed, overloaded, queue_full
+from rorqual.serve.errors import (
+    ApiError,
+    describe,
+    engine_failed,
+    overloaded,
+    queue_full,
+    unknown_error,
+)
 from rorqual.serve.metrics import Metrics
+from rorqual.serve.schemas_common import Body
 from rorqual.serve.settings import ServedModel, ServerSettings
 
+log = logger("serve")
 T = TypeVar("T")
 POLL_SECONDS = 0.05
+MAX_NAMED_FIELDS = 1000
+"""Fields without effect that the log names, each once."""
 
 
 class Service:
@@ -27,6 +39,7 @@ class Service:
         self.is_started = False
         self.is_draining = False
         self.num_in_flight = 0
+        self._named_fields: set[str] = set()
 
     def note_in_flight(self, change: int) -> None:
         """Counts requests that have begun and those that have their whole response."""
@@ -38,6 +51,16 @@ class Service:
         if name is not None and name not in self.model.names:
             message = f"the model {name[:100]!r} is not served; there is {self.model.name!r}"
             raise ApiError(404, message, code="model_not_found", param="model")
+
+    def check_body(self, body: Body) -> None:
+        """404 for a model that is not served; with strict fields 422 for one that nobody knows."""
+        self.check_model(body.model)
+        if self.settings.has_strict_fields and body.notes.unknown:
+            raise unknown_error(body.notes.unknown)
+        new = set(body.notes.ignored) - self._named_fields
+        if new and len(self._named_fields) < MAX_NAMED_FIELDS:
+            self._named_fields |= new
+            log.info("requests have fields without effect: %s", ", ".join(sorted(new)))
 
     def check_prompt(self, prompt_ids: Sequence[int], param: str) -> None:
         """400 for a prompt that cannot be answered."""

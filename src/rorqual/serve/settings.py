@@ -23,6 +23,8 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     is_loopback: bool = True
     """Bound to this machine only: without a key, pages of other sites are then kept out by Host."""
+    has_strict_fields: bool = False
+    """Whether a field that nobody documents is an error; else it is ignored, and named."""
     max_body_bytes: int = Field(default=4 * MIB, gt=0)
     max_concurrent_requests: int = Field(default=512, gt=0)
     body_timeout_seconds: float = Field(default=30.0, gt=0)
