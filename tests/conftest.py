@@ -1,4 +1,5 @@
-"""Shared by all tests: one thread (two cores, shared), deterministic seeds, no network.
+"""Shared by all tests: one thread (two cores, shared), deterministic seeds, no network, and a state
+folder of their own.
 
 At the end of a run it is told what was not tested (`skips.py`).
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -24,6 +26,8 @@ hypothesis.settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+STATE_HOME = tempfile.TemporaryDirectory(prefix="rorqual-tests-")
+os.environ["XDG_STATE_HOME"] = STATE_HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

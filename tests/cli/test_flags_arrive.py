@@ -16,6 +16,7 @@ import rorqual.engine
 import rorqual.eval
 from rorqual.engine import SamplingParams
 from rorqual.errors import UsageError
+from rorqual.serve.store import default_folder
 from rorqual.weights.convert import Conversion
 from rorqual.weights.convert_files import default_workers
 from rorqual.weights.convert_plan import Target
@@ -85,8 +86,9 @@ def test_flags_of_the_server(served: Any, tmp_path: Path) -> None:
     assert served("--set", "engine.max_queue=5")["options"].max_queue == 5
     names = served("--served-model-name", "a", "--served-model-name", "b")["names"]
     assert names == ["a", "b"]
-    files = served("--files-dir", tmp_path / "files")["server"]
-    assert files.files_dir == tmp_path / "files"
+    assert plain["state_dir"] == default_folder()
+    chosen = served("--state-dir", tmp_path / "state")["server"]
+    assert chosen.state_dir == tmp_path / "state"
     (tmp_path / "keys.txt").write_text(f"{'a' * 32}\n{'b' * 32}\n", encoding="utf-8")
     assert len(served("--api-key-file", tmp_path / "keys.txt")["server"].api_keys) == 2
     assert served()["names"] == ["sei"]

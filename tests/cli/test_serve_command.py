@@ -13,10 +13,9 @@ from openai import OpenAI
 from serving import serving
 
 from patience import HANG_SECONDS
-from rorqual.cli.serve import parse_memory
+from rorqual.cli.serve import _state_folder, parse_memory
 from rorqual.errors import UsageError
 from rorqual.serve.auth import check_origins
-from rorqual.serve.files import prepare_folder
 
 pytestmark = pytest.mark.concurrency
 
@@ -69,8 +68,9 @@ def test_a_second_signal_ends_at_once(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path))
-    with serving(model_folder, setup=FOR_EVER) as (process, address):
-        assert len(list(tmp_path.glob("rorqual-*"))) == 1
+    state = tmp_path / "state"
+    with serving(model_folder, "--state-dir", state, setup=FOR_EVER) as (process, address):
+        assert (state / "rorqual.db").exists()
         body = {"prompt": "The whale", "logit_bias": {"1": -100}, "stream": True}
         with httpx.stream(
             "POST", address + "/v1/completions", json=body, timeout=HANG_SECONDS
@@ -100,9 +100,10 @@ def test_what_it_refuses_before_it_loads_anything(model_folder: Path, tmp_path: 
         (("--set", "nonsense=1"), "is unknown"),
         (("--api-key-file", keys), "no key"),
         (("--api-key-file", tmp_path / "nowhere"), "or name another --api-key-file"),
-        (("--files-dir", "/dev/null"), "cannot be the folder of files"),
-        (("--files-dir", "/dev/null/deeper"), "choose another --files-dir"),
-        (("--set", "server.files_dir='/dev/null'"), "cannot be the folder of files"),
+        (("--files-dir", tmp_path), "--files-dir is now --state-dir"),
+        (("--state-dir", "/dev/null"), "choose another --state-dir"),
+        (("--state-dir", "/dev/null/deeper"), "choose another --state-dir"),
+        (("--set", "server.state_dir='/dev/null'"), "choose another --state-dir"),
         (("--served-model-name", ""), "--served-model-name is no name"),
         (("--served-model-name", "a", "--served-model-name", " b"), "is no name"),
         (("--cors-origin", "notaurl"), "--cors-origin is no origin of a page"),
@@ -126,13 +127,15 @@ def test_origins_that_browsers_send_are_taken() -> None:
     )
 
 
-def test_uploads_without_a_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gettempdir() -> str:
-        raise FileNotFoundError("No usable temporary directory found")
-
-    monkeypatch.setattr("tempfile.gettempdir", gettempdir)
-    with pytest.raises(UsageError, match="uploads cannot be kept"):
-        prepare_folder(None)
+def test_without_a_home_the_server_keeps_nothing(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody chose the default folder, so that it cannot be made is no reason not to serve."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert _state_folder(None) is None
+    with pytest.raises(UsageError, match="a part of the path is a file"):
+        _state_folder(tmp_path / "file" / "deeper")
 
 
 def test_sizes() -> None:

@@ -1,4 +1,5 @@
-"""How a batch's workers end: one that fails ends the others, a cancel ends those that wait.
+"""How a batch's workers end: one that fails ends the others, a cancel ends those that wait; and how
+a batch goes on in another server.
 
 Oracle: the requests that reach a stand-in for the engine, which a test fails, holds and lets go.
 """
@@ -8,21 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 from served import make_model
+from stored import Clock
 
 from rorqual.engine import EngineFailed, EngineOverloaded
-from rorqual.serve import batches
+from rorqual.serve import batch_job, batch_lines, batches
 from rorqual.serve.batches import Batches
 from rorqual.serve.errors import ApiError
-from rorqual.serve.files import FileStore
 from rorqual.serve.schemas_batches import BatchReply, BatchRequest
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServerSettings
+from rorqual.serve.store import NewFile, Page, Store
 from rorqual.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
@@ -34,26 +37,42 @@ Answer = Callable[[str], Awaitable[str]]
 class Stage:
     """Batches of a server of which `answer` is all the rest."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, concurrency: int, settings: ServerSettings | None = None
-    ) -> None:
-        settings = settings or ServerSettings(batch_concurrency=concurrency)
-        self.files = FileStore(settings)
-        service = Service(FakeEngine(tokenizer), make_model(tokenizer), settings)
-        self.batches = Batches(service, self.files)
+    def __init__(self, tokenizer: Tokenizer, settings: ServerSettings, clock: Clock, name: str):
+        self.store = Store(settings, clock)
+        self.files = self.store.files
+        self.service = Service(FakeEngine(tokenizer), make_model(tokenizer, name=name), settings)
+        self.batches = Batches(self.service, self.store)
 
-    async def begin(self, *questions: str) -> BatchReply:
+    async def upload(self, *questions: str) -> str:
         body = b"\n".join(_line(question) for question in questions)
-        file = await self.files.add([body], len(body), "in.jsonl", "me")
-        request = BatchRequest(
-            input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata=None
-        )
-        batch = await self.batches.create(request, "me")
-        return self.batches.get(batch.id, "me")
+        return (await self.files.add([body], len(body), NewFile(name="in.jsonl", owner="me"))).id
+
+    async def begin(self, *questions: str, **fields: Any) -> str:
+        file_id = await self.upload(*questions)
+        request = BatchRequest(input_file_id=file_id, endpoint=CHAT, **fields)
+        return (await self.batches.create(request, "me")).id
+
+    async def get(self, batch_id: str) -> BatchReply:
+        return await self.batches.get(batch_id, "me")
+
+    async def ended(self, batch_id: str) -> BatchReply:
+        """The batch when nothing runs any more."""
+        await self.batches.drain()
+        return await self.get(batch_id)
 
     def said(self, file_id: str | None) -> list[str]:
+        return [record["custom_id"] for record in self.records(file_id)]
+
+    def records(self, file_id: str | None) -> list[Any]:
         assert file_id is not None
-        return [json.loads(line)["custom_id"] for line in self.files.lines(file_id, "me")]
+        return [json.loads(line) for line in self.files.path(file_id).read_bytes().splitlines()]
+
+    def die(self) -> None:
+        """What other servers see of a kill: its lock is free. Its work is left as it is."""
+        self.store.presence.close()
+
+
+Stages = Callable[..., Stage]
 
 
 def _line(question: str) -> bytes:
@@ -63,16 +82,21 @@ def _line(question: str) -> bytes:
 
 
 @pytest.fixture
-def stages(tokenizer: Tokenizer) -> Iterator[Callable[[int], Stage]]:
+def stages(tokenizer: Tokenizer, tmp_path: Path) -> Iterator[Stages]:
+    """Servers on one folder, with one clock."""
     made: list[Stage] = []
+    clock = Clock()
 
-    def make(concurrency: int) -> Stage:
-        made.append(Stage(tokenizer, concurrency))
+    def make(concurrency: int, *, name: str = "sei", **settings: Any) -> Stage:
+        chosen = ServerSettings(
+            batch_concurrency=concurrency, state_dir=tmp_path / "state", **settings
+        )
+        made.append(Stage(tokenizer, chosen, clock, name))
         return made[-1]
 
     yield make
     for stage in made:
-        stage.files.close()
+        stage.store.close()
 
 
 @pytest.fixture
@@ -81,23 +105,23 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
         async def work(service: Service, body: Any) -> str:
             return await answer(body.messages[0].content)
 
-        monkeypatch.setitem(batches.ROUTES, CHAT, (ChatRequest, work))  # type: ignore[arg-type]
+        monkeypatch.setitem(batch_job.ROUTES, CHAT, (ChatRequest, work))  # type: ignore[arg-type]
 
     return use
 
 
 def test_a_worker_that_fails_ends_the_others_before_the_files_close(
-    stages: Callable[[int], Stage],
+    stages: Stages,
     answering: Callable[[Answer], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The disk is full for one line: the other's answer never comes, and what was written stays."""
+    """A fault of ours ends it: the other's answer never comes, and what was stored stays."""
     ended: list[str] = []
-    record = batches._record
+    record = batch_job.record_of
 
     def full(custom_id: str, *rest: Any) -> bytes:
         if custom_id == "bad":
-            raise OSError("no space left")
+            raise ValueError("a fault of ours")
         return record(custom_id, *rest)
 
     async def run() -> None:
@@ -115,51 +139,61 @@ def test_a_worker_that_fails_ends_the_others_before_the_files_close(
             return ANSWER
 
         answering(answer)
-        monkeypatch.setattr(batches, "_record", full)
-        reply = await stage.begin("good", "held", "bad", "never")
-        await stage.batches.drain()
+        monkeypatch.setattr(batch_job, "record_of", full)
+        reply = await stage.ended(await stage.begin("good", "held", "bad", "never"))
         assert ended == ["held"]
         assert reply.status == "failed"
         assert reply.errors is not None
         assert stage.said(reply.output_file_id) == ["good"]
         assert len(asyncio.all_tasks()) == 1
-        assert not list(stage.files.folder.glob("*.part"))
+        assert (reply.request_counts.completed, reply.request_counts.total) == (1, 4)
 
     asyncio.run(run())
 
 
-def test_an_engine_that_failed_fails_the_batch(
-    stages: Callable[[int], Stage], answering: Callable[[Answer], None]
+def test_an_engine_that_failed_leaves_the_batch_to_the_next_server(
+    stages: Stages, answering: Callable[[Answer], None]
 ) -> None:
-    """Its lines were not answered, so the batch is not completed; the answers before stay."""
+    """Its other lines were not answered, so the batch has not ended; the answers before stay."""
+    asked: list[str] = []
+    is_well = False
 
     async def run() -> None:
         stage = stages(1)
 
         async def answer(question: str) -> str:
-            if question == "good":
-                return ANSWER
-            raise EngineFailed("the engine has failed", fix="start it again")
+            asked.append(question)
+            if question == "bad" and not is_well:
+                raise EngineFailed("the engine has failed", fix="start it again")
+            return ANSWER
 
         answering(answer)
-        reply = await stage.begin("good", "bad", "never")
-        await stage.batches.drain()
-        assert reply.status == "failed"
-        assert reply.errors is not None
-        assert reply.errors.data[0].code == "engine_failed"
-        assert stage.said(reply.output_file_id) == ["good"]
+        batch_id = await stage.begin("good", "bad", "last")
+        reply = await stage.ended(batch_id)
+        assert reply.status == "in_progress"
         assert (reply.request_counts.completed, reply.request_counts.failed) == (1, 0)
+        await stage.batches.look_after()  # it does not take up its own again
+        assert asked == ["good", "bad"]
+        nonlocal is_well
+        is_well = True
+        await stage.batches.close()
+        other = stages(1)
+        await other.batches.look_after()
+        reply = await other.ended(batch_id)
+        assert reply.status == "completed"
+        assert other.said(reply.output_file_id) == ["good", "bad", "last"]
+        assert asked == ["good", "bad", "bad", "last"]
 
     asyncio.run(run())
 
 
 def test_a_line_that_waits_for_the_queue_does_not_begin_after_a_cancel(
-    stages: Callable[[int], Stage],
+    stages: Stages,
     answering: Callable[[Answer], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cancel comes while the worker waits to ask again."""
-    monkeypatch.setattr(batches, "FULL_QUEUE_SECONDS", 0)
+    monkeypatch.setattr(batch_job, "FULL_QUEUE_SECONDS", 0)
     asked: list[str] = []
 
     async def run() -> None:
@@ -168,14 +202,13 @@ def test_a_line_that_waits_for_the_queue_does_not_begin_after_a_cancel(
         async def answer(question: str) -> str:
             asked.append(question)
             if len(asked) == 1:
-                loop = asyncio.get_running_loop()
-                loop.call_soon(lambda: stage.batches.cancel(reply.id, "me"))
+                batch_id = (await stage.batches.page("me", Page(1)))[0][0].id
+                assert (await stage.batches.cancel(batch_id, "me")).status == "cancelling"
                 raise EngineOverloaded("too many answers are open")
             return ANSWER
 
         answering(answer)
-        reply = await stage.begin("one", "two")
-        await stage.batches.drain()
+        reply = await stage.ended(await stage.begin("one", "two"))
         assert asked == ["one"]
         assert reply.status == "cancelled"
         assert (reply.request_counts.completed, reply.request_counts.failed) == (0, 0)
@@ -184,7 +217,7 @@ def test_a_line_that_waits_for_the_queue_does_not_begin_after_a_cancel(
 
 
 def test_a_line_that_waits_for_room_does_not_begin_after_a_cancel(
-    stages: Callable[[int], Stage], answering: Callable[[Answer], None]
+    stages: Stages, answering: Callable[[Answer], None]
 ) -> None:
     """Another batch has all the room until the cancel has come."""
     asked: list[str] = []
@@ -202,25 +235,24 @@ def test_a_line_that_waits_for_room_does_not_begin_after_a_cancel(
         first = await stage.begin("first")
         await has_room.wait()
         second = await stage.begin("second")
-        while not stage.batches._room._waiters:
-            await asyncio.sleep(0)
-        stage.batches.cancel(second.id, "me")
+        while not stage.batches._places.lines._waiters:
+            await asyncio.sleep(0.01)
+        assert (await stage.batches.cancel(second, "me")).status == "cancelling"
         may_go_on.set()
-        await stage.batches.drain()
+        ends = (await stage.ended(first)).status, (await stage.ended(second)).status
         assert asked == ["first"]
-        assert (first.status, second.status) == ("completed", "cancelled")
+        assert ends == ("completed", "cancelled")
 
     asyncio.run(run())
 
 
 def test_an_answer_that_takes_too_long_is_its_lines_failure(
-    tokenizer: Tokenizer, answering: Callable[[Answer], None]
+    stages: Stages, answering: Callable[[Answer], None]
 ) -> None:
     """The lines behind it are answered; each moment of the batch has its time."""
 
     async def run() -> None:
-        settings = ServerSettings(batch_concurrency=1, request_timeout_seconds=1e-3)
-        stage = Stage(tokenizer, 1, settings)
+        stage = stages(1, request_timeout_seconds=1e-3)
 
         async def answer(question: str) -> str:
             if question == "slow":
@@ -228,26 +260,24 @@ def test_an_answer_that_takes_too_long_is_its_lines_failure(
             return ANSWER
 
         answering(answer)
-        reply = await stage.begin("slow", "quick")
-        await stage.batches.drain()
+        reply = await stage.ended(await stage.begin("slow", "quick"))
         assert reply.status == "completed"
         counts = reply.request_counts
         assert (counts.total, counts.completed, counts.failed) == (2, 1, 1)
         assert stage.said(reply.output_file_id) == ["quick"]
-        [record] = map(json.loads, stage.files.lines(reply.error_file_id or "", "me"))
+        [record] = stage.records(reply.error_file_id)
         assert record["custom_id"] == "slow"
         assert record["response"]["status_code"] == 504
         times = (reply.in_progress_at, reply.finalizing_at, reply.completed_at)
         assert None not in times
         assert (reply.failed_at, reply.cancelling_at, reply.cancelled_at) == (None, None, None)
-        assert stage.batches.cancel(reply.id, "me").status == "completed"
-        stage.files.close()
+        assert (await stage.batches.cancel(reply.id, "me")).status == "completed"
 
     asyncio.run(run())
 
 
 def test_a_batch_without_failures_has_no_file_of_them(
-    stages: Callable[[int], Stage], answering: Callable[[Answer], None]
+    stages: Stages, answering: Callable[[Answer], None]
 ) -> None:
     async def run() -> None:
         stage = stages(2)
@@ -258,17 +288,17 @@ def test_a_batch_without_failures_has_no_file_of_them(
         answering(answer)
         first = await stage.begin("one")
         second = await stage.begin("two", "three")
-        await stage.batches.drain()
-        assert first.error_file_id is None
-        assert [reply.id for reply in stage.batches.all_of("me")] == [second.id, first.id]
-        assert stage.batches.all_of("other") == []
-        assert second.request_counts.completed == 2
+        assert (await stage.ended(first)).error_file_id is None
+        replies, has_more = await stage.batches.page("me", Page(10))
+        assert ([reply.id for reply in replies], has_more) == ([second, first], False)
+        assert await stage.batches.page("other", Page(10)) == ([], False)
+        assert (await stage.get(second)).request_counts.completed == 2
 
     asyncio.run(run())
 
 
 def test_so_many_batches_run_and_the_oldest_that_ended_goes(
-    stages: Callable[[int], Stage],
+    stages: Stages,
     answering: Callable[[Answer], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,9 +320,10 @@ def test_so_many_batches_run_and_the_oldest_that_ended_goes(
         may_go_on.set()
         await stage.batches.drain()
         third = await stage.begin("three")
-        assert [reply.id for reply in stage.batches.all_of("me")] == [third.id, second.id]
+        replies, _ = await stage.batches.page("me", Page(10))
+        assert [reply.id for reply in replies] == [third, second]
         with pytest.raises(ApiError):
-            stage.batches.get(first.id, "me")
+            await stage.get(first)
         await stage.batches.drain()
 
     asyncio.run(run())
@@ -300,11 +331,11 @@ def test_so_many_batches_run_and_the_oldest_that_ended_goes(
 
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_line_may_be_as_long_as_a_body(excess: int) -> None:
-    raw, seen = _line("q"), set[str]()
-    fault = batches._fault_of(raw, CHAT, seen, len(raw) - excess)
+    raw, seen = _line("q"), set[bytes]()
+    fault = batch_lines.fault_of(raw, CHAT, seen, len(raw) - excess)
     assert (fault and fault.code) == ("line_too_long" if excess else None)
-    assert seen == (set() if excess else {"q"})
+    assert len(seen) == 1 - excess
     if not excess:
-        again = batches._fault_of(raw, CHAT, seen, len(raw))
+        again = batch_lines.fault_of(raw, CHAT, seen, len(raw))
         assert again is not None
         assert again.code == "duplicate_custom_id"

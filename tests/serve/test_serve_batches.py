@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +22,7 @@ from openai import OpenAI
 from served import SCRIPT, make_model
 
 from patience import wait_until
-from rorqual.serve import batches
+from rorqual.serve import batch_lines, batches
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
@@ -166,8 +165,8 @@ def test_files_are_kept_listed_and_deleted(batch_client: OpenAI, batch_live: Liv
     kept = batch_client.files.retrieve(file_id)
     assert (kept.filename, kept.purpose, kept.bytes) == (name, "batch", len(chat_line("a")))
     assert batch_client.files.content(file_id).text == chat_line("a")
-    folder = batch_live.app.state.files.folder
-    assert {path.stem for path in folder.iterdir()} == {file_id}
+    folder = batch_live.app.state.store.files.folder
+    assert {path.name for path in folder.iterdir()} == {file_id}
     assert os.stat(folder).st_mode & 0o077 == 0
     assert batch_client.files.delete(file_id).deleted
     assert list(folder.iterdir()) == []
@@ -176,7 +175,7 @@ def test_files_are_kept_listed_and_deleted(batch_client: OpenAI, batch_live: Liv
 
 
 def test_what_is_not_a_file_id_is_404(batch_live: Live) -> None:
-    for file_id in ("file-x", "..%2f..%2fetc%2fpasswd", "%00", "file-" + "0" * 24):
+    for file_id in ("file-x", "..%2f..%2fetc%2fpasswd", "%00", "file-" + "0" * 30):
         for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content"):
             assert web.get(batch_live.url + path).status_code == 404
     body = {"input_file_id": "../../etc/passwd", "endpoint": CHAT}
@@ -193,6 +192,15 @@ def test_limits_of_files(batch_live: Live, batch_client: OpenAI) -> None:
     assert send(b"x" * 200_000).status_code == 413
     assert send(b"x", purpose="fine-tune").json()["error"]["param"] == "purpose"
     assert send(b"x", expires_after="1").json()["error"]["code"] == "unknown_field"
+    anchored = {"expires_after[anchor]": "created_at"}
+    for seconds in ("3599", "2592001", "x", "-1", "1e4", ""):
+        refused = send(b"x", **anchored, **{"expires_after[seconds]": seconds})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (
+            422,
+            "expires_after.seconds",
+        )
+    refused = send(b"x", **{"expires_after[seconds]": "3600"})
+    assert refused.json()["error"]["param"] == "expires_after.anchor"
     assert web.post(url, data={"purpose": "batch"}).json()["error"]["param"] == "file"
     assert web.post(url, json={"purpose": "batch"}).status_code in (400, 422)
     for _ in range(6):
@@ -204,7 +212,7 @@ def test_limits_of_files(batch_live: Live, batch_client: OpenAI) -> None:
 def test_a_file_may_have_so_many_lines_and_no_more(
     batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_LINES", 3)
+    monkeypatch.setattr(batch_lines, "MAX_LINES", 3)
     lines = [chat_line(str(number), max_tokens=2) for number in range(4)]
     assert run(batch_client, upload(batch_client, *lines[:3])).status == "completed"
     refused = run(batch_client, upload(batch_client, *lines))
@@ -215,7 +223,7 @@ def test_a_file_may_have_so_many_lines_and_no_more(
 def test_so_many_faults_of_a_file_are_told_and_no_more(
     batch_client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_SHOWN_FAULTS", 3)
+    monkeypatch.setattr(batch_lines, "MAX_SHOWN_FAULTS", 3)
     for num_faults in (2, 3, 4, 5):
         refused = run(batch_client, upload(batch_client, chat_line("good"), *["{"] * num_faults))
         told = [fault.line for fault in refused.errors.data]
@@ -256,24 +264,6 @@ def test_owners_do_not_see_each_other(tokenizer: Tokenizer) -> None:
         assert first.batches.retrieve(batch.id).status == "completed"
 
 
-def test_a_temporary_folder_goes_and_a_chosen_one_stays(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    chosen = ServerSettings(files_dir=tmp_path / "kept")
-    file_id = ""
-    for settings in (ServerSettings(), chosen):
-        with running(create_app(FakeEngine(tokenizer), make_model(tokenizer), settings)) as live:
-            client = OpenAI(base_url=live.url + "/v1", api_key="none")
-            file_id = upload(client, chat_line("a"))
-            folder = live.app.state.files.folder
-        assert folder.exists() == (settings is chosen)
-    (tmp_path / "kept" / "file-broken.json").write_text("{")
-    with running(create_app(FakeEngine(tokenizer), make_model(tokenizer), chosen)) as live:
-        client = OpenAI(base_url=live.url + "/v1", api_key="none")
-        assert [file.id for file in client.files.list()] == [file_id]
-        assert client.files.content(file_id).text == chat_line("a")
-
-
 def test_draining_ends_a_batch_between_its_lines(
     batch_live: Live, batch_client: OpenAI, batch_engine: FakeEngine
 ) -> None:
@@ -287,3 +277,14 @@ def test_draining_ends_a_batch_between_its_lines(
     wait_until(lambda: batch_live.has_ended)
     assert batch_engine.num_cancelled == 0
     assert 0 < batch_engine.num_done < 40
+
+
+def test_ending_at_once_removes_a_temporary_folder(
+    batch_live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    folder = batch_live.app.state.store.folder
+    assert folder.exists()
+    batch_live.server.end_at_once()
+    assert (folder.exists(), codes) == (False, [1])

@@ -1,12 +1,9 @@
-"""Metrics, errors and files, each alone. Oracle: the rules of docs/api.md, by hand."""
+"""Metrics and errors, each alone. Oracle: the rules of docs/api.md, by hand."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -14,11 +11,8 @@ from test_serve_metrics import EMPTY, samples
 
 from rorqual.engine import EngineFailed, Usage
 from rorqual.errors import UsageError
-from rorqual.serve import files as files_module
 from rorqual.serve.errors import ApiError, describe, engine_failed, place_of, validation_error
-from rorqual.serve.files import FileStore
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.settings import ServerSettings
 from rorqual.serve.usage import usage_body
 
 # Metrics
@@ -151,73 +145,3 @@ def test_a_long_value_is_not_told_whole() -> None:
     message = validation_error(caught.value.errors()).message
     assert "x" * 79 in message
     assert "x" * 80 not in message
-
-
-# Files
-
-
-@pytest.fixture
-def store() -> Iterator[FileStore]:
-    store = FileStore(ServerSettings())
-    yield store
-    store.close()
-
-
-def add(store: FileStore, name: str = "a", owner: str = "me") -> str:
-    return asyncio.run(store.add([b"1\n", b"23"], 4, name, owner)).id
-
-
-def test_files_are_listed_newest_first(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of one second."""
-    ids = []
-    for second in (5, 5, 7, 6):
-        monkeypatch.setattr(files_module, "time", SimpleNamespace(time=lambda s=second: s + 0.9))
-        ids.append(add(store))
-    add(store, owner="other")
-    assert [reply.id for reply in store.all_of("me")] == [ids[2], ids[3], ids[1], ids[0]]
-    assert [reply.created_at for reply in store.all_of("me")] == [7, 6, 5, 5]
-
-
-def test_a_name_is_kept_so_far(store: FileStore) -> None:
-    assert store.get(add(store, "n" * 300), "me").filename == "n" * 200
-    assert b"".join(store.lines(add(store), "me")) == b"1\n23"
-
-
-def test_an_upload_that_fails_leaves_no_file_and_gives_its_room_back(store: FileStore) -> None:
-    def broken() -> Iterator[bytes]:
-        yield b"1"
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        asyncio.run(store.add(broken(), 4, "a", "me"))
-    assert store.num_bytes == 0
-    assert store.all_of("me") == []
-    assert list(store.folder.iterdir()) == []
-
-
-def test_what_another_owner_may_not(store: FileStore) -> None:
-    file_id = add(store)
-    for ask in (store.get, store.path_of):
-        with pytest.raises(ApiError) as caught:
-            ask(file_id, "other")
-        assert (caught.value.status, caught.value.param) == (404, "file_id")
-    with pytest.raises(ApiError):
-        asyncio.run(store.delete(file_id, "other"))
-    assert store.get(file_id, "me").bytes == 4
-
-
-def test_what_a_batch_wrote_is_a_file_of_any_size(tmp_path: Path) -> None:
-    settings = ServerSettings(files_dir=tmp_path, max_file_bytes=1, max_stored_bytes=1, max_files=1)
-    store, part = FileStore(settings), tmp_path / "x.part"
-    for _ in range(2):
-        part.write_bytes(b"123")
-        reply = asyncio.run(store.adopt(part, "out.jsonl", "me"))
-        assert (reply.purpose, reply.bytes, reply.filename) == ("batch_output", 3, "out.jsonl")
-        assert not part.exists()
-    assert store.num_bytes == 6
-    store.close()
-    again = FileStore(settings)
-    assert again.num_bytes == 6
-    assert again.path_of(reply.id, "me").read_bytes() == b"123"
-    again.path_of(reply.id, "me").unlink()
-    assert reply.id not in {file.id for file in FileStore(settings).all_of("me")}

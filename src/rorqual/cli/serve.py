@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from rorqual.cli.chat import (
 )
 from rorqual.config import apply_overrides, fill, settings
 from rorqual.errors import ConfigError, UsageError
-from rorqual.log import console
+from rorqual.log import console, logger
 
 if TYPE_CHECKING:
     import socket
@@ -59,10 +60,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="A site whose pages may ask; may be repeated."),
     ] = None,
-    files_dir: Annotated[
+    state_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keeps uploaded files. [default: a temporary folder]"),
+        typer.Option(
+            metavar="DIR",
+            help="Keeps files, batches and responses. [default: this user's state folder]",
+        ),
     ] = None,
+    files_dir: Annotated[Path | None, typer.Option(hidden=True)] = None,
     request_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Longest time an answer may take.")
     ] = None,
@@ -113,6 +118,11 @@ def serve(
     from rorqual.ops.device import resolve_device
     from rorqual.serve.server import open_socket
 
+    if files_dir is not None:
+        raise UsageError(
+            "--files-dir is now --state-dir, a folder for files, batches and responses",
+            fix="give --state-dir, and upload again what lies in the old folder",
+        )
     place = resolve_device(device)
     table = _overrides(set_ or [])
     options = fill(EngineOptions, table["engine"], "--set engine")
@@ -122,7 +132,7 @@ def serve(
     with bound:
         chosen = {
             "cors_origins": tuple(cors_origin or ()),
-            "files_dir": files_dir,
+            "state_dir": state_dir,
             "request_timeout_seconds": request_timeout,
             "has_strict_fields": strict_fields or None,
         }
@@ -206,7 +216,6 @@ def _server_settings(
     bound: socket.socket,
 ) -> ServerSettings:
     from rorqual.serve.auth import check_origins, read_keys
-    from rorqual.serve.files import prepare_folder
     from rorqual.serve.server import is_loopback
     from rorqual.serve.settings import ServerSettings
 
@@ -215,8 +224,26 @@ def _server_settings(
     values |= {"api_keys": keys, "is_loopback": is_loopback(bound)}
     settings = fill(ServerSettings, table | values, "rorqual serve")
     check_origins(settings.cors_origins)
-    prepare_folder(settings.files_dir)
-    return settings
+    return replace(settings, state_dir=_state_folder(settings.state_dir))
+
+
+def _state_folder(chosen: Path | None) -> Path | None:
+    """The folder to use, looked into before a model is loaded; None: a temporary one.
+
+    Nobody chose the default one, so where it cannot be made the server does without.
+    """
+    from rorqual.serve.store import check_folder, default_folder, open_folder
+
+    if chosen is None:
+        try:
+            chosen = open_folder(default_folder())
+        except UsageError as problem:
+            logger(__name__).warning(
+                "files, batches and responses go with this server, see --state-dir: %s", problem
+            )
+            return None
+    check_folder(chosen)
+    return chosen
 
 
 def _check_names(names: list[str]) -> None:

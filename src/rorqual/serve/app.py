@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -14,7 +16,6 @@ from rorqual.serve.answers import EngineFace
 from rorqual.serve.auth import AuthGuard
 from rorqual.serve.batch_routes import batch_router
 from rorqual.serve.batches import Batches
-from rorqual.serve.files import FileStore
 from rorqual.serve.limits import LimitGuard
 from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
 from rorqual.serve.page_routes import page_router
@@ -22,6 +23,7 @@ from rorqual.serve.paths import SlashTrimmer
 from rorqual.serve.routes import ERRORS, api_router, health_router
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServedModel, ServerSettings
+from rorqual.serve.store import Store
 
 DESCRIPTION = (
     "OpenAI's routes with DeepSeek's fields. Unknown fields are ignored, and named in a header."
@@ -29,28 +31,35 @@ DESCRIPTION = (
 
 
 def create_app(
-    engine: EngineFace, model: ServedModel, settings: ServerSettings | None = None
+    engine: EngineFace,
+    model: ServedModel,
+    settings: ServerSettings | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """An ASGI application that starts and closes `engine` with its lifespan.
 
-    `app.state.service` holds what the routes share.
+    `app.state.service` holds what the routes share, `app.state.store` what outlasts the server;
+    `clock` is what files and batches take for the time.
     """
     settings = settings or ServerSettings()
     service = Service(engine, model, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        files = FileStore(settings)
-        app.state.files, app.state.batches = files, Batches(service, files)
+        store = await asyncio.to_thread(Store, settings, clock)
+        app.state.store, app.state.batches = store, Batches(service, store)
         try:
+            await asyncio.to_thread(store.recover)
             await engine.start()
             service.is_started = True
+            await app.state.batches.start()
             yield
         finally:
             service.is_draining = True
             await app.state.batches.close()
             await engine.close()
-            files.close()
+            await asyncio.to_thread(store.close)
 
     app = FastAPI(
         title="Rorqual",

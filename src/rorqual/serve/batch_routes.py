@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
+from pydantic import ValidationError
 
 from rorqual.serve.batches import Batches
-from rorqual.serve.errors import ApiError
-from rorqual.serve.files import FileStore
+from rorqual.serve.errors import ApiError, validation_error
 from rorqual.serve.schemas_batches import (
+    UPLOADED,
     BatchList,
     BatchReply,
     BatchRequest,
+    ExpiresAfter,
     FileDeleted,
     FileList,
     FileReply,
 )
+from rorqual.serve.store import FileStore, NewFile, Page
 
 CHUNK_BYTES = 1 << 20
-UPLOAD_FIELDS = {"file", "purpose"}
+EXPIRY = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
+UPLOAD_FIELDS = {"file", "purpose", *EXPIRY}
+After = Annotated[str | None, Query(max_length=64)]
+Order = Annotated[Literal["asc", "desc"], Query()]
 
 
 def batch_router() -> APIRouter:
@@ -31,28 +37,44 @@ def batch_router() -> APIRouter:
     async def upload(
         request: Request, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
     ) -> Any:
-        """Keeps a JSONL file of requests; `purpose` is `batch`."""
-        unknown = sorted(set((await request.form()).keys()) - UPLOAD_FIELDS)
+        """Keeps a file; `purpose` is `batch` (a JSONL file of requests), `user_data` or `evals`."""
+        form = await request.form()
+        unknown = sorted(set(form) - UPLOAD_FIELDS)
         if unknown:
             text = f"unknown or unsupported field {unknown[0][:80]!r}"
             raise ApiError(422, text, code="unknown_field", param=unknown[0][:80])
-        if purpose != "batch":
-            text = "purpose: only 'batch' is supported"
+        known = next((each for each in UPLOADED if each == purpose), None)
+        if known is None:
+            text = f"purpose: only {', '.join(UPLOADED)} are supported"
             raise ApiError(422, text, code="invalid_value", param="purpose")
-        name = file.filename or "upload.jsonl"
-        return await _files(request).add(_chunks(file), file.size or 0, name, _owner(request))
+        new = NewFile(
+            name=file.filename or "upload.jsonl",
+            owner=_owner(request),
+            purpose=known,
+            seconds=_expiry(form),
+        )
+        return await _files(request).add(_chunks(file), file.size or 0, new)
 
     @router.get("/v1/files", response_model=FileList)
-    async def list_files(request: Request) -> Any:
-        return FileList(data=_files(request).all_of(_owner(request)))
+    async def list_files(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        after: After = None,
+        order: Order = "desc",
+        purpose: Annotated[str | None, Query(max_length=64)] = None,
+    ) -> Any:
+        page = Page(limit, after, order)
+        data, has_more = await _files(request).page(_owner(request), page, purpose)
+        first, last = _ends(data)
+        return FileList(data=data, has_more=has_more, first_id=first, last_id=last)
 
     @router.get("/v1/files/{file_id}", response_model=FileReply)
     async def get_file(request: Request, file_id: str) -> Any:
-        return _files(request).get(file_id, _owner(request))
+        return await _files(request).get(file_id, _owner(request))
 
     @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
     async def get_content(request: Request, file_id: str) -> Any:
-        path = _files(request).path_of(file_id, _owner(request))
+        path = await _files(request).path_of(file_id, _owner(request))
         return FileResponse(path, media_type="application/jsonl")
 
     @router.delete("/v1/files/{file_id}", response_model=FileDeleted)
@@ -66,20 +88,44 @@ def batch_router() -> APIRouter:
         return await _batches(request).create(body, _owner(request))
 
     @router.get("/v1/batches", response_model=BatchList)
-    async def list_batches(request: Request) -> Any:
-        data = _batches(request).all_of(_owner(request))
-        first, last = (data[0].id, data[-1].id) if data else (None, None)
-        return BatchList(data=data, first_id=first, last_id=last)
+    async def list_batches(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: After = None,
+        order: Order = "desc",
+    ) -> Any:
+        page = Page(limit, after, order)
+        data, has_more = await _batches(request).page(_owner(request), page)
+        first, last = _ends(data)
+        return BatchList(data=data, has_more=has_more, first_id=first, last_id=last)
 
     @router.get("/v1/batches/{batch_id}", response_model=BatchReply)
     async def get_batch(request: Request, batch_id: str) -> Any:
-        return _batches(request).get(batch_id, _owner(request))
+        return await _batches(request).get(batch_id, _owner(request))
 
     @router.post("/v1/batches/{batch_id}/cancel", response_model=BatchReply)
     async def cancel_batch(request: Request, batch_id: str) -> Any:
-        return _batches(request).cancel(batch_id, _owner(request))
+        return await _batches(request).cancel(batch_id, _owner(request))
 
     return router
+
+
+def _expiry(form: Mapping[str, Any]) -> int | None:
+    """Seconds of `expires_after`, which OpenAI's clients send as two fields of the form."""
+    given: dict[str, Any] = {name: form[key] for key, name in EXPIRY.items() if key in form}
+    if not given:
+        return None
+    if isinstance(text := given.get("seconds"), str) and text.isdecimal() and len(text) < 19:
+        given["seconds"] = int(text)  # a form has texts only
+    try:
+        return ExpiresAfter.model_validate(given).seconds
+    except ValidationError as problem:
+        faults = [{**fault, "loc": ("expires_after", *fault["loc"])} for fault in problem.errors()]
+        raise validation_error(faults) from None
+
+
+def _ends(data: list[Any]) -> tuple[str | None, str | None]:
+    return (data[0].id, data[-1].id) if data else (None, None)
 
 
 def _chunks(file: UploadFile) -> Iterator[bytes]:
@@ -88,8 +134,8 @@ def _chunks(file: UploadFile) -> Iterator[bytes]:
 
 
 def _files(request: Request) -> FileStore:
-    store: FileStore = request.app.state.files
-    return store
+    files: FileStore = request.app.state.store.files
+    return files
 
 
 def _batches(request: Request) -> Batches:

@@ -1,111 +1,121 @@
 """Offline batches: every line of an uploaded file is a request; the answers make another file.
 
 Lines are checked before any runs. A few run side by side and give way to the queue: when it is
-full they wait. A batch that is cancelled or fails, or whose server stops, keeps what it has.
-Batches live in memory: after a restart only the files are left.
+full they wait. Each answer is stored as it comes, and the files of the answers, in the order of
+the lines, are made at the end, so a batch goes on where it was, however its server ended. A batch
+that is cancelled or fails keeps what it has.
+
+Servers that share a folder share the batches: each is run by one, and what a server leaves behind
+that has ended, another takes over that serves the same model.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
-
-from pydantic import BaseModel, ValidationError
+from contextlib import suppress
 
 from rorqual.log import logger
-from rorqual.serve.chat import collect_chat
-from rorqual.serve.completions import collect_completion
-from rorqual.serve.errors import (
-    ENGINE_FAILED,
-    INTERNAL,
-    ApiError,
-    overloaded,
-    validation_error,
-)
-from rorqual.serve.files import FileStore
-from rorqual.serve.schemas_batches import (
-    BatchError,
-    BatchErrors,
-    BatchLine,
-    BatchReply,
-    BatchRequest,
-)
-from rorqual.serve.schemas_chat import ChatRequest
-from rorqual.serve.schemas_common import SamplingFields
-from rorqual.serve.schemas_completions import CompletionRequest
-from rorqual.serve.service import Service, new_id
+from rorqual.serve.batch_job import Job, Places
+from rorqual.serve.errors import ApiError
+from rorqual.serve.schemas_batches import BatchReply, BatchRequest
+from rorqual.serve.service import Service
+from rorqual.serve.store import BatchRow, Page, StorageError, Store, ordered_id
 
 log = logger("serve")
 
-MAX_LINES = 50_000
 MAX_BATCHES = 1000
-MAX_SHOWN_FAULTS = 20
-FULL_QUEUE_SECONDS = 0.25
-RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
-
-Work = Callable[[Service, Any], Awaitable[str]]
-ROUTES: Mapping[str, tuple[type[SamplingFields], Work]] = {
-    "/v1/chat/completions": (ChatRequest, collect_chat),
-    "/v1/completions": (CompletionRequest, collect_completion),
-}
-
-
-@dataclass
-class Job:
-    """A batch and the task that runs it."""
-
-    reply: BatchReply
-    owner: str
-    task: asyncio.Task[None] | None = None
-    is_cancelled: bool = False
+LOOK_SECONDS = 5.0
 
 
 class Batches:
-    """All batches of a server."""
+    """All batches of the store, and the jobs of this server among them."""
 
-    def __init__(self, service: Service, files: FileStore) -> None:
-        self._service, self._files = service, files
+    def __init__(self, service: Service, store: Store) -> None:
+        self._service, self._store = service, store
+        self._table, self._database, self._me = store.batches, store.database, store.presence.name
         self._jobs: dict[str, Job] = {}
-        self._room = asyncio.Semaphore(service.settings.batch_concurrency)
+        self._places = Places(
+            lines=asyncio.Semaphore(service.settings.batch_concurrency),
+            files=asyncio.Semaphore(1),  # requests need threads too
+        )
+        self._keeper: asyncio.Task[None] | None = None
+        self._waiting: set[str] = set()
+
+    async def start(self) -> None:
+        """Takes over what ended servers left, now and from time to time."""
+        await self.look_after()
+        self._keeper = asyncio.create_task(self._keep_looking())
 
     async def create(self, body: BatchRequest, owner: str) -> BatchReply:
         """Starts a batch; ApiError 404 without the input file, 429 if there are too many."""
-        self._files.get(body.input_file_id, owner)
-        if len(self._jobs) >= MAX_BATCHES:
-            self._forget_oldest()
-        reply = BatchReply(
-            id=new_id("batch_"),
-            endpoint=body.endpoint,
-            input_file_id=body.input_file_id,
-            completion_window=body.completion_window,
-            status="validating",
-            created_at=int(time.time()),
-            metadata=body.metadata,
+        file = await self._store.files.get(body.input_file_id, owner)
+        if file.purpose != "batch":
+            text = f"the file's purpose is {file.purpose!r}; a batch needs one of purpose 'batch'"
+            raise ApiError(400, text, code="invalid_value", param="input_file_id")
+        expiry = body.output_expires_after
+        row = BatchRow(
+            reply=BatchReply(
+                id=ordered_id("batch_"),
+                endpoint=body.endpoint,
+                model=self._service.model.name,
+                input_file_id=body.input_file_id,
+                completion_window=body.completion_window,
+                status="validating",
+                created_at=self._now(),
+                metadata=body.metadata,
+            ),
+            owner=owner,
+            model=self._service.model.name,
+            runner=self._me,
+            output_seconds=None if expiry is None else expiry.seconds,
         )
-        job = self._jobs[reply.id] = Job(reply, owner)
-        job.task = asyncio.create_task(self._run(job))
-        return reply.model_copy(deep=True)
+        await self._database.run(
+            lambda connection: self._table.insert(connection, row, MAX_BATCHES)
+        )
+        self._begin(row)
+        return row.reply
 
-    def all_of(self, owner: str) -> list[BatchReply]:
-        """The newest first."""
-        return [job.reply for job in reversed(self._jobs.values()) if job.owner == owner]
+    async def page(self, owner: str, page: Page) -> tuple[list[BatchReply], bool]:
+        """An owner's batches, and whether there are more."""
+        return await self._database.read(
+            lambda connection: self._table.page(connection, owner, page)
+        )
 
-    def get(self, batch_id: str, owner: str) -> BatchReply:
-        return self._job(batch_id, owner).reply
+    async def get(self, batch_id: str, owner: str) -> BatchReply:
+        """ApiError 404 for an id that is not there or not the owner's."""
+        row = await self._database.read(
+            lambda connection: self._table.get(connection, batch_id, owner)
+        )
+        return row.reply
 
-    def cancel(self, batch_id: str, owner: str) -> BatchReply:
+    async def cancel(self, batch_id: str, owner: str) -> BatchReply:
         """Ends a running batch soon; one that has ended stays as it is."""
-        job = self._job(batch_id, owner)
-        if job.reply.status in ("validating", "in_progress"):
-            job.is_cancelled = True
-            job.reply.status = "cancelling"
-            job.reply.cancelling_at = int(time.time())
-        return job.reply
+        now = self._now()
+        row = await self._database.run(
+            lambda connection: self._table.cancel(connection, batch_id, owner, now)
+        )
+        if row.reply.status == "cancelling":
+            if (job := self._jobs.get(batch_id)) is not None:
+                job.is_cancelled = True
+            else:  # its server will see it, if it lives
+                await self.look_after()
+        return row.reply
+
+    async def look_after(self) -> None:
+        """Sees what other servers did: cancels of our batches, and batches that they left."""
+        if self._service.is_draining:
+            return
+        for row in await self._database.read(self._table.running):
+            job = self._jobs.get(row.reply.id)
+            if row.runner == self._me:
+                if job is not None:
+                    job.is_cancelled |= row.reply.status == "cancelling"
+                continue
+            if job is not None:
+                job.is_stopped = True  # it is not ours any more
+            elif await self._may_take(row):
+                await self._take(row)
+        await asyncio.to_thread(self._store.clean)
 
     async def drain(self) -> None:
         """Waits for the lines that run; the others are not begun any more."""
@@ -114,198 +124,53 @@ class Batches:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
+        """What has not ended is left to whoever starts next."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
         for job in self._jobs.values():
             if job.task is not None:
                 job.task.cancel()
         await self.drain()
+        with suppress(StorageError):  # logged; and nobody will take us for alive
+            await self._database.run(lambda connection: self._table.release(connection, self._me))
 
-    def _job(self, batch_id: str, owner: str) -> Job:
-        job = self._jobs.get(batch_id)
-        if job is None or job.owner != owner:
-            raise ApiError(404, "there is no such batch", code="batch_not_found", param="batch_id")
-        return job
+    def _now(self) -> int:
+        return int(self._store.clock())
 
-    def _forget_oldest(self) -> None:
-        ended = [key for key, job in self._jobs.items() if job.reply.status not in RUNNING]
-        if not ended:
-            headers = {"retry-after": "60"}
-            raise ApiError(429, "too many batches are running", code="too_many", headers=headers)
-        del self._jobs[ended[0]]
-
-    async def _run(self, job: Job) -> None:
-        reply = job.reply
-        try:
-            faults = await asyncio.to_thread(self._check_lines, job)
-            if faults:
-                reply.errors = BatchErrors(data=faults)
-                reply.status, reply.failed_at = "failed", int(time.time())
-                return
-            if not job.is_cancelled:
-                reply.status, reply.in_progress_at = "in_progress", int(time.time())
-            await self._run_lines(job)
-        except ApiError as problem:  # the input file was deleted meanwhile, or the engine failed
-            reply.errors = BatchErrors(
-                data=[BatchError(code=problem.code or "failed", message=problem.message)]
-            )
-            reply.status, reply.failed_at = "failed", int(time.time())
-        except Exception as problem:  # nobody waits for this task: its reply tells
-            log.error("batch %s failed", reply.id, exc_info=problem)
-            reply.errors = BatchErrors(data=[BatchError(code="internal_error", message=INTERNAL)])
-            reply.status, reply.failed_at = "failed", int(time.time())
-
-    def _check_lines(self, job: Job) -> list[BatchError]:
-        """What is wrong with the file, by line; counts the lines."""
-        faults: list[BatchError] = []
-        seen: set[str] = set()
-        for number, line in _numbered(self._files.lines(job.reply.input_file_id, job.owner)):
-            fault = _fault_of(line, job.reply.endpoint, seen, self._service.settings.max_body_bytes)
-            if fault is not None:
-                faults.append(fault.model_copy(update={"line": number}))
-            job.reply.request_counts.total += 1
-            if len(faults) >= MAX_SHOWN_FAULTS or job.reply.request_counts.total > MAX_LINES:
-                break
-        if not job.reply.request_counts.total:
-            faults.append(BatchError(code="empty_file", message="the file has no requests"))
-        if job.reply.request_counts.total > MAX_LINES:
-            message = f"the file has more than {MAX_LINES} requests"
-            faults.append(BatchError(code="too_many_requests", message=message))
-        return faults
-
-    async def _run_lines(self, job: Job) -> None:
-        reply, folder = job.reply, self._files.folder
-        parts = {kind: folder / f"{reply.id}.{kind}.part" for kind in ("output", "error")}
-        try:
-            with parts["output"].open("wb") as output, parts["error"].open("wb") as errors:
-                lines = _numbered(self._files.lines(reply.input_file_id, job.owner))
-                num_workers = self._service.settings.batch_concurrency
-                workers = [self._work(job, lines, output, errors) for _ in range(num_workers)]
-                failure = await _run_all(workers)
-            is_stopped = self._is_ending(job)
-            if not is_stopped and failure is None:
-                reply.status, reply.finalizing_at = "finalizing", int(time.time())
-            reply.output_file_id = await self._keep(parts["output"], "output", job)
-            reply.error_file_id = await self._keep(parts["error"], "error", job)
-            if failure is not None:
-                raise failure
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
-        now = int(time.time())
-        counts = reply.request_counts
-        if is_stopped and counts.completed + counts.failed < counts.total:
-            reply.status, reply.cancelled_at = "cancelled", now
-        else:
-            reply.status, reply.completed_at = "completed", now
-
-    async def _keep(self, part: Path, kind: str, job: Job) -> str | None:
-        if not part.stat().st_size:
-            return None
-        return (await self._files.adopt(part, f"{job.reply.id}_{kind}.jsonl", job.owner)).id
-
-    async def _work(
-        self, job: Job, lines: Iterator[tuple[int, bytes]], output: IO[bytes], errors: IO[bytes]
-    ) -> None:
-        """Answers lines, one after the other, until there are none or the batch is to end."""
-        for _, raw in lines:
-            if self._is_ending(job):
-                return
-            line = BatchLine.model_validate_json(raw)
-            async with self._room:
-                status, body, ignored = await self._answer(job, line)
-            if status == 0:
-                return
-            is_good = status == 200
-            if is_good:
-                job.reply.request_counts.completed += 1
-            else:
-                job.reply.request_counts.failed += 1
-            (output if is_good else errors).write(_record(line.custom_id, status, body, ignored))
-
-    async def _answer(self, job: Job, line: BatchLine) -> tuple[int, str, list[str]]:
-        """(status, JSON, names of fields without effect) of one request; status 0 if the batch
-        ended before there was room for it.
-        """
-        schema, work = ROUTES[line.url]
-        try:
-            body = schema.model_validate(line.body)
-            if body.stream:
-                raise ApiError(422, "a batch cannot stream", code="unsupported", param="stream")
-            async with asyncio.timeout(self._service.settings.request_timeout_seconds):
-                answer = await self._patiently(job, work, body)
-                return 200, answer, body.notes.ignored
-        except ValidationError as problem:
-            error = validation_error(problem.errors(), list(schema.model_fields))
-        except TimeoutError:
-            error = ApiError(504, "the answer took too long", code="timeout")
-        except Exception as problem:  # one line's failure is that line's
-            known = self._service.api_error(problem)
-            if known is None:
-                log.error("a line of batch %s failed", job.reply.id, exc_info=problem)
-            error = known or ApiError(500, INTERNAL, code="internal_error")
-        if error.code == ENGINE_FAILED:  # no other line will be answered either
-            raise error
-        return (0 if error.status == 503 else error.status), error.body(), []
-
-    async def _patiently(self, job: Job, work: Work, body: BaseModel) -> str:
-        """Tries again while the queue is full; ApiError 503 once the batch is to end."""
-        while not self._is_ending(job):
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
             try:
-                return await work(self._service, body)
-            except Exception as problem:
-                error = self._service.api_error(problem)
-                if error is None or error.status != 429:
-                    raise
-            await asyncio.sleep(FULL_QUEUE_SECONDS)
-        raise overloaded("the batch is to end")
+                await self.look_after()
+            except Exception as problem:  # the next look may go well
+                log.error("looking after batches failed", exc_info=problem)
 
-    def _is_ending(self, job: Job) -> bool:
-        """Whether no more lines are begun."""
-        return job.is_cancelled or self._service.is_draining
+    async def _may_take(self, row: BatchRow) -> bool:
+        is_ours = row.model in self._service.model.names
+        if not is_ours and row.reply.status != "cancelling":  # to end one needs no model
+            if row.reply.id not in self._waiting:
+                self._waiting.add(row.reply.id)
+                log.info("batch %s waits for a server of model %r", row.reply.id, row.model)
+            return False
+        gone = self._store.presence.is_gone
+        return row.runner is None or await asyncio.to_thread(gone, row.runner)
 
+    async def _take(self, row: BatchRow) -> None:
+        taken = await self._database.run(
+            lambda connection: self._table.take(connection, row, self._me)
+        )
+        if taken is not None:  # no other server was quicker
+            log.info("batch %s goes on", row.reply.id)
+            self._begin(taken)
 
-async def _run_all(workers: Sequence[Coroutine[Any, Any, None]]) -> BaseException | None:
-    """Runs them side by side; what one that failed raised. No other runs on after it."""
-    tasks = [asyncio.create_task(worker) for worker in workers]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    failures = [task.exception() for task in tasks if not task.cancelled()]
-    return next((failure for failure in failures if failure is not None), None)
+    def _begin(self, row: BatchRow) -> None:
+        job = self._jobs[row.reply.id] = Job(self._service, self._store, row, self._places)
 
+        async def run() -> None:
+            try:
+                await job.run()
+            finally:
+                del self._jobs[row.reply.id]
 
-def _numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1, without blank lines."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, line
-
-
-def _fault_of(raw: bytes, endpoint: str, seen: set[str], max_bytes: int) -> BatchError | None:
-    if len(raw) > max_bytes:
-        message = f"the line is longer than this server's limit of {max_bytes} bytes"
-        return BatchError(code="line_too_long", message=message)
-    try:
-        line = BatchLine.model_validate_json(raw)
-    except ValidationError as problem:
-        error = validation_error(problem.errors(), list(BatchLine.model_fields))
-        return BatchError(code="invalid_line", message=error.message, param=error.param)
-    if line.url != endpoint:
-        message = f"the url is not the batch's endpoint {endpoint}"
-        return BatchError(code="mismatched_url", message=message, param="url")
-    if line.custom_id in seen:
-        message = f"custom_id {line.custom_id[:80]!r} is there twice"
-        return BatchError(code="duplicate_custom_id", message=message, param="custom_id")
-    seen.add(line.custom_id)
-    return None
-
-
-def _record(custom_id: str, status: int, body: str, ignored: Sequence[str]) -> bytes:
-    request_id = new_id("req_")
-    response = {"status_code": status, "request_id": request_id, "body": json.loads(body)}
-    if ignored:
-        response["ignored_fields"] = ignored
-    record = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response}
-    return (json.dumps(record | {"error": None}, ensure_ascii=False) + "\n").encode()
+        job.task = asyncio.create_task(run())

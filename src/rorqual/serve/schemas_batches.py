@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from rorqual.serve.schemas_common import JsonObject, Strict
+from rorqual.serve.schemas_common import Strict
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "cancelling", "cancelled"
 ]
+Purpose = Literal["batch", "batch_output", "user_data", "evals"]
+UPLOADED: tuple[Purpose, ...] = ("batch", "user_data", "evals")
+"""Purposes of uploads. No route here could use files for training, vision or assistants."""
+MAX_METADATA = 16
+MetadataName = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA)]
+
+
+class ExpiresAfter(Strict):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
 
 
 class FileReply(BaseModel):
@@ -21,13 +33,16 @@ class FileReply(BaseModel):
     bytes: int
     created_at: int
     filename: str
-    purpose: Literal["batch", "batch_output"]
+    purpose: Purpose
     status: Literal["processed"] = "processed"
+    expires_at: int | None = None
 
 
 class FileList(BaseModel):
     object: Literal["list"] = "list"
     data: list[FileReply]
+    first_id: str | None = None
+    last_id: str | None = None
     has_more: bool = False
 
 
@@ -43,7 +58,10 @@ class BatchRequest(Strict):
     completion_window: Literal["24h"] = Field(
         default="24h", description="Only 24h; a batch runs as soon as there is room."
     )
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = Field(
+        default=None, description="When the files of the answers expire."
+    )
 
 
 class BatchError(BaseModel):
@@ -68,6 +86,7 @@ class BatchReply(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
+    model: str | None = None
     input_file_id: str
     completion_window: str
     status: BatchStatus
@@ -102,4 +121,4 @@ class BatchLine(Strict):
     custom_id: str = Field(min_length=1, max_length=512)
     method: Literal["POST"]
     url: Endpoint
-    body: JsonObject
+    body: Any  # what is wrong with it is the answer of its line

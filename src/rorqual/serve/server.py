@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -124,10 +123,8 @@ class Server(uvicorn.Server):
             self._drain = asyncio.ensure_future(self._end_well())
 
     def end_at_once(self) -> None:
-        """Without a goodbye to anybody; only the temporary files go first."""
-        store = self._app.state.files
-        if self._app.state.service.settings.files_dir is None:
-            shutil.rmtree(store.folder, ignore_errors=True)
+        """Without a goodbye to anybody; only a temporary folder goes first."""
+        self._app.state.store.remove_temporary()
         os._exit(EXIT_AT_ONCE)
 
     async def _end_well(self) -> None:

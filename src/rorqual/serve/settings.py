@@ -38,11 +38,16 @@ class ServerSettings:
     failed_seconds: float = Field(default=5.0, ge=0)
     """How long a server whose engine has failed still says so before it ends."""
     retry_after_seconds: int = Field(default=2, ge=0)
-    files_dir: Path | None = None
+    state_dir: Path | None = None
+    """Files, batches and responses; None: a temporary folder, which goes with the server."""
     max_file_bytes: int = Field(default=64 * MIB, gt=0)
     max_stored_bytes: int = Field(default=1024 * MIB, gt=0)
     max_files: int = Field(default=1000, gt=0)
     batch_concurrency: int = Field(default=8, gt=0)
+    max_stored_responses: int = Field(default=10_000, gt=0)
+    max_stored_response_bytes: int = Field(default=1024 * MIB, gt=0)
+    response_seconds: int = Field(default=30 * 24 * 3600, gt=0)
+    """How long a stored response lasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
