@@ -51,6 +51,11 @@ LACKS = (
         "set it to the folder `models` of a checkout of llama.cpp",
         may_lack="files beside llama.cpp's sources, which no package has",
     ),
+    Lack(
+        "no openai of npm",
+        "npm install openai, and set RORQUAL_NODE_MODULES to the folder node_modules",
+        may_lack="registries of other languages are not asked by tests",
+    ),
     Lack("lm-eval is missing", "pip install -e '.[eval]'", may_lack="an oracle of the slow tests"),
     Lack(
         "small disk|no mount command",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from served import make_model
 from starlette.datastructures import Headers
 
 from rorqual.errors import UsageError
-from rorqual.serve.auth import AuthGuard, Keys, read_keys
+from rorqual.serve.auth import AuthGuard, Keys, check_hosts, read_keys
 from rorqual.serve.limits import MULTIPART_BYTES, LimitGuard, _Exchange
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServerSettings
@@ -77,11 +78,12 @@ def guarded(settings: ServerSettings, asked: dict[str, Any]) -> Ends:
     [
         ({}, {"host": "localhost:8000"}, 200),
         ({}, {"host": "evil.example"}, 403),
-        # A key, or an address that others may reach, makes the name nobody's business.
+        # A key makes the name nobody's business.
         ({"api_keys": (KEY,)}, {"host": "evil.example", "authorization": f"Bearer {KEY}"}, 200),
-        ({"is_loopback": False}, {"host": "evil.example"}, 200),
-        ({"is_loopback": False}, {"host": "a:1", "origin": "http://a:1"}, 200),
-        ({"is_loopback": False}, {"host": "a:1", "origin": "http://b:1"}, 403),
+        ({"is_loopback": False}, {"host": "10.0.0.7:1", "origin": "http://10.0.0.7:1"}, 200),
+        ({"is_loopback": False}, {"host": "10.0.0.7:1", "origin": "http://b:1"}, 403),
+        ({"is_loopback": False}, {"host": "a:1", "origin": "http://a:1"}, 403),
+        ({"allowed_hosts": ("a",)}, {"host": "a:1", "origin": "http://a:1"}, 200),
         ({"cors_origins": ("http://b:1",)}, {"host": "localhost", "origin": "http://b:1"}, 200),
         ({"cors_origins": ("http://b:1",)}, {"host": "localhost", "origin": "http://b:2"}, 403),
         ({"cors_origins": ("*",)}, {"host": "localhost", "origin": "http://b:2"}, 200),
@@ -94,6 +96,48 @@ def guarded(settings: ServerSettings, asked: dict[str, Any]) -> Ends:
 def test_hosts_and_origins(settings: Any, headers: dict[str, str], status: int) -> None:
     ends = guarded(ServerSettings(**settings), scope(**headers))
     assert ends.status == status
+
+
+OWN = (
+    "localhost", "localhost:8000", "localhost:", "LocalHost", "127.0.0.1", "127.0.0.1:65535",
+    "127.8.9.10", "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]",
+)  # fmt: skip
+NEVER = (
+    "evil.example", "evil.example:8000", "EVIL.EXAMPLE", "evil@127.0.0.1", "a:b@localhost",
+    "evil.example@localhost", "localhost@evil.example", "127.0.0.1.evil.example", "127.0.0.1.",
+    "localhost.", "localhost.evil", "xlocalhost", "127.0.0.1:65536", "127.0.0.1:-1",
+    "127.0.0.1:80:80", "127.0.0.1:x", "::1", "[::1", "::1]", "[::1]evil", "[localhost]", "127.1",
+    "2130706433", "0x7f000001", "0177.0.0.1", "127.0.0.01", "localhost/", "localhost ",
+    " localhost", "localhost,evil.example", "localhost#evil", "evil.example#localhost",
+    "localhost\\evil", "localhost\tevil", "", ":8000", "%6cocalhost", "ⓛocalhost", "[::1%25eth0]",
+    "whale.example.", "x.whale.example",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("is_loopback", [True, False])
+def test_a_keyless_server_answers_to_no_name_that_somebody_else_may_own(is_loopback: bool) -> None:
+    """On every bind; a name that its owner lets point here would open it to his pages."""
+    settings = ServerSettings(is_loopback=is_loopback, allowed_hosts=("Whale.example",))
+    for host in (*OWN, "whale.example", "WHALE.example:80"):
+        assert guarded(settings, scope(host=host)).status == 200, host
+    for host in NEVER:
+        ends = guarded(settings, scope(host=host))
+        assert (ends.status, ends.code) == (403, "wrong_host"), host
+    for address in ("192.168.1.5:8000", "[fe80::1]", "[2001:db8::7]:80"):
+        status = 403 if is_loopback else 200
+        assert guarded(settings, scope(host=address)).status == status, address
+    assert guarded(settings, scope()).status == 200  # HTTP/1.0 without a Host: no browser
+    keyed = replace(settings, api_keys=(KEY,))
+    for host in NEVER:
+        asked = scope(host=host, authorization=f"Bearer {KEY}")
+        assert guarded(keyed, asked).status == 200, host
+
+
+@pytest.mark.parametrize("name", ["", "http://a", "a:80", "a/b", "a b", "[::1]", "é", "a@b"])
+def test_a_host_to_allow_is_a_name(name: str) -> None:
+    with pytest.raises(UsageError, match="--allow-host"):
+        check_hosts(["whale.example", name])
+    check_hosts(["whale.example", "WHALE", "10.0.0.7"])
 
 
 @pytest.mark.parametrize(

@@ -92,16 +92,44 @@ def test_a_wrong_scheme_is_no_key(guarded: Live) -> None:
         assert web.get(guarded.url + "/v1/models", headers=headers).status_code == 401
 
 
-def test_cors_is_for_the_named_origin_only(guarded: Live) -> None:
+SDK_HEADERS = (
+    "authorization,content-type,x-stainless-arch,x-stainless-helper-method,x-stainless-lang,"
+    "x-stainless-os,x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,"
+    "x-stainless-runtime-version,x-stainless-timeout"
+)
+"""What Chromium asks for when openai 6.x of npm streams a chat."""
+
+
+def test_the_javascript_sdk_passes_the_preflight_of_a_named_origin(guarded: Live) -> None:
     asks = {
         "access-control-request-method": "POST",
-        "access-control-request-headers": "content-type",
+        "access-control-request-headers": SDK_HEADERS,
+        "access-control-request-private-network": "true",
     }
     url = guarded.url + "/v1/chat/completions"
     good = web.options(url, headers={"origin": "https://whale.example"} | asks)
+    assert good.status_code == 200
     assert good.headers["access-control-allow-origin"] == "https://whale.example"
+    assert good.headers["access-control-allow-private-network"] == "true"
+    assert "access-control-allow-credentials" not in good.headers
+    allowed = good.headers["access-control-allow-headers"].replace(" ", "").lower().split(",")
+    assert set(SDK_HEADERS.split(",")) <= set(allowed)
+    assert "POST" in good.headers["access-control-allow-methods"]
     bad = web.options(url, headers={"origin": "https://other.example"} | asks)
+    assert bad.status_code == 400
     assert "access-control-allow-origin" not in bad.headers
+
+
+def test_pages_of_a_named_origin_read_what_the_sdk_needs(guarded: Live) -> None:
+    url = guarded.url + "/v1/chat/completions"
+    for key, status in ((KEYS[0], 200), ("wrong-key-0001", 401)):
+        headers = {"origin": "https://whale.example", "authorization": f"Bearer {key}"}
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        response = web.post(url, json=body, headers=headers)
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "https://whale.example"
+        exposed = response.headers["access-control-expose-headers"].split(", ")
+        assert {"retry-after", "x-request-id", "x-rorqual-ignored-fields"} <= set(exposed)
 
 
 def test_cors_is_off_by_default_and_foreign_pages_are_refused(live: Live) -> None:
@@ -145,9 +173,12 @@ def test_an_origin_that_only_resembles_the_host_is_refused(
 
 
 def test_a_name_that_points_here_is_not_this_server(live: Live) -> None:
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[", ""):
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1.", ""):
         response = web.get(live.url + "/v1/models", headers={"host": host})
-        assert response.status_code in (400, 403), host
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "wrong_host"), host
+    for host in ("[", "evil@127.0.0.1"):
+        response = web.get(live.url + "/v1/models", headers={"host": host})
+        assert response.status_code == 400, host
     for host in ("localhost", "localhost:8000", "127.0.0.1:9", "[::1]:8000"):
         assert web.get(live.url + "/v1/models", headers={"host": host}).status_code == 200
 

@@ -60,6 +60,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="A site whose pages may ask; may be repeated."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Answers under this name too without a key; may be repeated."
+        ),
+    ] = None,
     state_dir: Annotated[
         Path | None,
         typer.Option(
@@ -132,6 +138,7 @@ def serve(
     with bound:
         chosen = {
             "cors_origins": tuple(cors_origin or ()),
+            "allowed_hosts": tuple(allow_host or ()),
             "state_dir": state_dir,
             "request_timeout_seconds": request_timeout,
             "has_strict_fields": strict_fields or None,
@@ -215,7 +222,7 @@ def _server_settings(
     api_key_file: Path | None,
     bound: socket.socket,
 ) -> ServerSettings:
-    from rorqual.serve.auth import check_origins, read_keys
+    from rorqual.serve.auth import check_hosts, check_origins, read_keys
     from rorqual.serve.server import is_loopback
     from rorqual.serve.settings import ServerSettings
 
@@ -224,6 +231,7 @@ def _server_settings(
     values |= {"api_keys": keys, "is_loopback": is_loopback(bound)}
     settings = fill(ServerSettings, table | values, "rorqual serve")
     check_origins(settings.cors_origins)
+    check_hosts(settings.allowed_hosts)
     return replace(settings, state_dir=_state_folder(settings.state_dir))
 
 

@@ -29,6 +29,9 @@ DESCRIPTION = (
     "OpenAI's routes with DeepSeek's fields. Unknown fields are ignored, and named in a header."
 )
 
+EXPOSED_HEADERS = ("retry-after", "x-should-retry", "x-request-id")
+"""What pages of other sites may read beside the body; the SDKs look at the first two."""
+
 
 def create_app(
     engine: EngineFace,
@@ -86,8 +89,11 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=["retry-after", IGNORED_HEADER, NOTES_HEADER],
+            # Whatever a page asks for is named back to it: SDKs send headers of their own, such
+            # as x-stainless-lang. None of them opens anything but a key, which the page must know.
+            allow_headers=["*"],
+            allow_private_network=True,  # Chromium asks before a public page may reach this machine
+            expose_headers=[*EXPOSED_HEADERS, IGNORED_HEADER, NOTES_HEADER],
         )
     app.add_middleware(SlashTrimmer)
     return app

@@ -2,8 +2,9 @@
 
 Keys are compared by `hmac.compare_digest` over hashes of equal length, every key each time, so
 that the time tells nothing. A browser sends `Origin` with a page's request: one that is neither
-this server nor in `--cors-origin` is refused, and a keyless server on a loopback address answers
-only to a loopback name, so that no foreign page reaches it through a name that points here.
+this server nor in `--cors-origin` is refused. A keyless server answers only to `localhost`, to
+addresses, and to names in `--allow-host`, so that no foreign page reaches it through a name of its
+own that it lets point here (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rorqual.errors import UsageError
 from rorqual.serve.errors import ApiError
+from rorqual.serve.framing import host_name
 from rorqual.serve.settings import ServerSettings
 
 OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
 OPEN_PREFIX = "/page/"
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 8
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*]+")
 
@@ -59,6 +60,18 @@ def check_origins(origins: Sequence[str]) -> None:
                 expected="scheme://host or scheme://host:port in small letters, without a path; "
                 "or * for every site",
                 fix="take from the page's address what stands before its path, in small letters",
+            )
+
+
+def check_hosts(names: Sequence[str]) -> None:
+    """UsageError for what no client sends as the name in `Host`, so that it would allow nobody."""
+    for name in names:
+        if not name or ":" in name or host_name(name) is None:
+            raise UsageError(
+                "--allow-host is no name of a server",
+                found=repr(name),
+                expected="a name without scheme, port and path, such as whale.example",
+                fix="take from the server's address what stands between // and the port",
             )
 
 
@@ -123,12 +136,12 @@ class AuthGuard:
         await self._app(scope, receive, send)
 
     def _foreign(self, headers: Headers) -> ApiError | None:
-        host = headers.get("host", "")
-        is_open = self._settings.is_loopback and not self._keys.are_needed
-        if is_open and _name(f"//{host}") not in LOOPBACK_NAMES:
+        host = headers.get("host")
+        # Without any Host it is HTTP/1.0, and no browser.
+        if not self._keys.are_needed and host is not None and not self._is_own(host):
             message = (
-                f"this server answers to localhost, not to {host[:100]!r}; to serve it under "
-                "another name start it with --api-key-file"
+                f"this server answers to localhost and addresses, not to {host[:100]!r}; to serve "
+                "it under a name start it with --allow-host NAME or --api-key-file"
             )
             return ApiError(403, message, code="wrong_host")
         origin = headers.get("origin")
@@ -140,6 +153,20 @@ class AuthGuard:
         message = f"pages of {origin[:100]!r} may not use this server; see --cors-origin"
         return ApiError(403, message, code="wrong_origin")
 
+    def _is_own(self, host: str) -> bool:
+        name = host_name(host)
+        if name is None or name == "localhost":
+            return name is not None
+        if name in (allowed.lower() for allowed in self._settings.allowed_hosts):
+            return True
+        try:
+            address = ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+        # Choice: where other machines may ask, every address, since none can be made to point
+        # here, and behind a forwarded port this machine does not know which ones lead to it.
+        return address.is_loopback or not self._settings.is_loopback
+
 
 def _place(origin: str) -> str | None:
     """host:port of a web page's origin; None for `null` and whatever else is no such origin."""
@@ -147,10 +174,3 @@ def _place(origin: str) -> str | None:
     # Choice: https counts too, since a proxy may end TLS before this server.
     is_whole = scheme in ("http", "https") and not set(place) & set("/?#@\\")
     return place if is_whole and place else None
-
-
-def _name(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None

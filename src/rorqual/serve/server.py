@@ -14,6 +14,8 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -21,10 +23,13 @@ from fastapi import FastAPI
 
 from rorqual.errors import EngineFailed, UsageError
 from rorqual.serve.app import drain
+from rorqual.serve.connection import Connection
+from rorqual.serve.settings import ServerSettings
 
 EXIT_AT_ONCE = 1
 EXIT_FAILED = 1
-HEADER_BYTES = 64 * 1024
+SPARE_FILES = 128
+"""Open files beside the clients' connections: weights, uploads, the loop's own."""
 BACKLOG = 2048
 
 
@@ -62,13 +67,34 @@ def is_loopback(bound: socket.socket) -> bool:
     return host == "::1" or host.startswith("127.")
 
 
+def connections_within_limits(wanted: int) -> int:
+    """As many connections as the process may have open files; raises its limit where it may."""
+    try:
+        import resource
+    except ImportError:  # not POSIX: no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    most = (
+        wanted + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + SPARE_FILES)
+    )
+    if most > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, min(wanted, max(soft, most) - SPARE_FILES))
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, but a signal drains."""
 
     def __init__(self, app: FastAPI, on_notice: Callable[[str], None] = lambda text: None) -> None:
+        settings: ServerSettings = app.state.service.settings
+        most = connections_within_limits(settings.max_connections)
+        settings = replace(settings, max_connections=most)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=partial(Connection, settings=settings),  # type: ignore[arg-type]  # it is called
+            loop="asyncio",
             ws="none",
             lifespan="on",
             log_config=None,  # no access log: paths and addresses are nobody's business
@@ -76,9 +102,8 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            timeout_keep_alive=30,
+            timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]  # a delay
             timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=HEADER_BYTES,
         )
         super().__init__(config)
         self._app, self._on_notice = app, on_notice

@@ -21,10 +21,17 @@ class ServerSettings:
 
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which a server without keys answers, beside `localhost` and addresses."""
     is_loopback: bool = True
-    """Bound to this machine only: without a key, pages of other sites are then kept out by Host."""
+    """Bound to this machine only: without a key, other addresses are then no names of it."""
     has_strict_fields: bool = False
     """Whether a field that nobody documents is an error; else it is ignored, and named."""
+    max_connections: int = Field(default=1024, gt=0)
+    head_timeout_seconds: float = Field(default=20.0, gt=0)
+    """From a connection's first byte, or from its beginning, to the end of a request's headers."""
+    idle_seconds: float = Field(default=30.0, gt=0)
+    """How long a connection is kept for a next request."""
     max_body_bytes: int = Field(default=4 * MIB, gt=0)
     max_concurrent_requests: int = Field(default=512, gt=0)
     body_timeout_seconds: float = Field(default=30.0, gt=0)
