@@ -42,6 +42,25 @@ def test_one_prompt_chat_and_raw(model_folder: Path) -> None:
     assert stopped == raw.text[: raw.text.index(stop)] + "\n"
 
 
+def test_names_of_special_tokens_in_raw_prompts(model_folder: Path, tmp_path: Path) -> None:
+    text = "<|User|>The sea<｜Assistant｜>"
+    flags = ("generate", "--model", model_folder, "--max-new-tokens", 5)
+    tokenizer = ModelFolder.find(str(model_folder)).load_tokenizer()
+    ids = tokenizer.encode_raw(text, reads_special=True)
+    assert tokenizer.user_id in ids
+    special = run(*flags, "--raw", "--special", "--json", "--prompt", text)
+    assert json.loads(special.out)["usage"]["prompt_tokens"] == len(ids)
+    assert "--special" not in special.err
+    plain = run(*flags, "--raw", "--json", "--prompt", text)
+    assert json.loads(plain.out)["usage"]["prompt_tokens"] > len(ids)
+    assert plain.err.count("--special reads them") == 1
+    source = tmp_path / "in.txt"
+    source.write_text(f"{text}\n{text}\n", encoding="utf-8")
+    told = run(*flags, "--raw", "--input-file", source)
+    assert told.err.count("--special reads them") == 1
+    assert run(*flags, "--chat", "--special", "--prompt", "x").code == 2
+
+
 def test_a_jsonl_file_of_any_length(model_folder: Path, tmp_path: Path) -> None:
     prompts = [f"{number} whales" for number in range(20)]
     lines: list[dict[str, object]] = [{"prompt": prompt, "id": f"n{prompt}"} for prompt in prompts]

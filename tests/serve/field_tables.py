@@ -5,18 +5,35 @@ writes them there.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-from rorqual.serve.fields import CHAT, COMPLETIONS, ROUTES, ROWS, FieldRow
+from rorqual.serve.field_row import CHAT, COMPLETIONS, ROUTES, FieldRow
+from rorqual.serve.fields import ROWS
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
 WHERE = {(CHAT,): "chat", (COMPLETIONS,): "completions", ROUTES: "both routes"}
-MARKS = ("<!-- fields: begin -->\n", "<!-- fields: end -->\n")
+MARK = "<!-- {} fields: {} -->\n"
 
 
-def tables() -> str:
-    """Markdown of all rows that are not honoured."""
+def tables() -> dict[str, str]:
+    """Markdown of each part of the table, by its name there."""
+    return {
+        "common": _honoured(ROUTES),
+        "chat": _honoured((CHAT,)),
+        "completion": _honoured((COMPLETIONS,)),
+        "other": _others(),
+    }
+
+
+def _honoured(places: tuple[str, ...]) -> str:
+    rows = [row for row, where in _merged("honoured") if where == WHERE[places]]
+    head = "| field | values | | documented by |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{row.name}` | {row.values} | {row.note} | {row.servers} |\n" for row in rows
+    )
+
+
+def _others() -> str:
     return (
         "| accepted, without effect | in | documented by |\n|---|---|---|\n"
         + "".join(_names("ignored"))
@@ -27,9 +44,13 @@ def tables() -> str:
     )
 
 
-def written() -> str:
+def written() -> dict[str, str]:
     """What docs/api.md has."""
-    return API.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    text = API.read_text(encoding="utf-8")
+    return {
+        name: text.split(MARK.format(name, "begin"))[1].split(MARK.format(name, "end"))[0]
+        for name in tables()
+    }
 
 
 def _merged(fate: str) -> list[tuple[FieldRow, str]]:
@@ -66,8 +87,11 @@ def _refused(item: tuple[FieldRow, str]) -> str:
 
 def main() -> None:
     text = API.read_text(encoding="utf-8")
-    whole = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    API.write_text(whole.sub(lambda _: MARKS[0] + tables() + MARKS[1], text), encoding="utf-8")
+    for name, table in tables().items():
+        before, _, rest = text.partition(MARK.format(name, "begin"))
+        after = rest.partition(MARK.format(name, "end"))[2]
+        text = before + MARK.format(name, "begin") + table + MARK.format(name, "end") + after
+    API.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

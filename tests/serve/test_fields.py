@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 import httpx
@@ -19,26 +20,34 @@ from served import make_model
 from patience import wait_until
 from rorqual.engine import Request
 from rorqual.serve.app import create_app
-from rorqual.serve.fields import (
+from rorqual.serve.field_row import (
     CALLS,
     CHAT,
     COMPLETIONS,
     FUNCTIONS,
     MESSAGES,
     PARTS,
-    ROWS,
     TOOLS,
     FieldRow,
 )
-from rorqual.serve.notes import IGNORED_HEADER, MAX_HEADER_BYTES, Notes
+from rorqual.serve.fields import BY_PLACE, ROWS
+from rorqual.serve.notes import IGNORED_HEADER, MAX_HEADER_BYTES, NOTES_HEADER, Notes
+from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_completions import CompletionRequest
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.concurrency
 
 PATHS = {CHAT: "/v1/chat/completions", COMPLETIONS: "/v1/completions"}
+TOOL: list[Any] = [{"type": "function", "function": {"name": "f"}}]
+SIMPLE: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hello"}]},
+    COMPLETIONS: {"prompt": "hello"},
+}
 ANYTHING: tuple[Any, ...] = (None, True, 3, 0.5, "a text", ["x"], {"a": {"b": [1]}})
 """What a field without effect may hold."""
+HONOURED = [row for row in ROWS if row.fate == "honoured"]
 REFUSED = [row for row in ROWS if row.fate == "refused"]
 UNHEARD = [row for row in ROWS if row.fate in ("ignored", "noted")]
 TYPED = ("user", "metadata", "store")
@@ -133,6 +142,46 @@ def test_what_would_change_the_answer_is_refused_by_name(
         assert response.status_code == 200, (value, response.text)
         assert (requests, answer) == (plain, whole), value
         assert IGNORED_HEADER not in response.headers
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "top_logprobs": {"logprobs": True},
+    "tool_choice": {"tools": TOOL},
+    "parallel_tool_calls": {"tools": TOOL},
+    "stream_options.include_usage": {"stream": True},
+    "parse_special": {"prompt": "<|User|>hello"},
+}
+"""What a field needs beside it to have an effect."""
+
+
+@pytest.mark.parametrize("row", HONOURED, ids=name_of)
+def test_an_honoured_field_has_its_effect(live: Live, engine: FakeEngine, row: FieldRow) -> None:
+    """On the requests that reach the engine, or on the reply: which, say the route's tests."""
+    path, beside = PATHS[row.place], BESIDE.get(row.name, {})
+    is_change = "." in row.name or "[" in row.name
+    change = row.example if is_change else {row.name: row.example}
+    seen = []
+    for fields in ({}, change) if is_change else ({}, change, {row.name: None}):
+        body = (SIMPLE[row.place] | beside) | fields
+        num_before = len(engine.requests)
+        response = web.post(live.url + path, json=body)
+        text = re.sub(r'"(id|created)": ?("[^"]*"|\d+)', "", response.text)
+        notes = {key: response.headers.get(key) for key in (IGNORED_HEADER, NOTES_HEADER)}
+        seen.append((response.status_code, engine.requests[num_before:], text, notes))
+    assert seen[0][0] == 200
+    assert seen[0] != seen[1]
+    is_needed = row.name in SIMPLE[row.place]
+    assert is_change or (seen[2][0] == 422) == is_needed
+    assert is_change or is_needed or seen[2][1] == seen[0][1]  # null asks for nothing
+
+
+def test_every_declared_field_is_in_the_table() -> None:
+    for schema in (ChatRequest, CompletionRequest):
+        listed = {name.partition(".")[0] for name in BY_PLACE[schema.PLACE]}
+        assert set(schema.model_fields) <= listed
+    declared = {CHAT: ChatRequest.model_fields, COMPLETIONS: CompletionRequest.model_fields}
+    for row in HONOURED:
+        assert row.name.partition(".")[0].partition("[")[0] in declared[row.place], row
 
 
 def test_the_documentation_has_the_table() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rorqual.tokenizer import Tokenizer
 
 LINE_KEYS = ("prompt", "messages", "tools", "id")
+NAMES_SPECIAL = "A prompt has names of special tokens, which are text: --special reads them."
 EXPECTED_LINE = '{"prompt": "..."} or {"messages": [...]}, optionally with "tools" and "id"'
 
 
@@ -75,6 +76,12 @@ def generate(
             "[default: chat if the model has a chat template]",
         ),
     ] = None,
+    special: Annotated[
+        bool,
+        typer.Option(
+            "--special", help="With --raw: <|User|> and the like in prompts are special tokens."
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run side by side.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     dtype: DtypeName = "auto",
@@ -92,6 +99,7 @@ def generate(
     Examples:
       rorqual generate --prompt "What is 12 + 30?"
       rorqual generate --model DIR --raw --prompt "The whale" --stop "." --max-new-tokens 40
+      rorqual generate --model DIR --raw --special --prompt "<|User|>Hello<|Assistant|>"
       rorqual generate --model DIR --input-file F.jsonl --output-file G.jsonl --temperature 0
       rorqual generate --model FILE.gguf --prompt "The whale"
     """
@@ -121,14 +129,14 @@ def generate(
             )
             set_threads(threads)
             is_chat = folder.is_chat() if chat is None else chat
-            reader = Reader(folder.load_tokenizer(), is_chat, system)
+            reader = Reader(folder.load_tokenizer(), is_chat, system, reads_special=special)
             num_lines = 0
             if input_file is not None:  # before the weights: a fault in the last line shows at once
                 num_lines = reader.check(input_file, folder.max_positions())
             loaded = folder.load_model(dtype, place)
             engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
         if interactive:
-            talk = Conversation(engine, params, system, is_raw=not is_chat)
+            talk = Conversation(engine, params, system, is_raw=not is_chat, reads_special=special)
             converse(talk, opening(folder))
         elif prompt is not None:
             _answer_one(engine, reader.prompt_ids({"prompt": prompt}), params, as_json)
@@ -203,8 +211,12 @@ class Reader:
     is_chat: bool
     system: str | None
     is_plain: bool = False
+    reads_special: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.reads_special and self.is_chat:
+            raise UsageError("--special reads raw prompts only", fix="add --raw")
         if self.system is not None and not self.is_chat:
             raise UsageError("a raw prompt has no system text", fix="leave out --system or --raw")
 
@@ -242,13 +254,21 @@ class Reader:
 
     def prompt_ids(self, item: dict[str, Any]) -> list[int]:
         if not self.is_chat:
-            return self.tokenizer.encode(item["prompt"], bos=True)
+            self._note_special(item["prompt"])
+            return self.tokenizer.encode_raw(item["prompt"], reads_special=self.reads_special)
         messages = item.get("messages")
         if messages is None:
             messages = [{"role": "user", "content": item["prompt"]}]
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
         return self.tokenizer.encode_chat(messages, item.get("tools"))
+
+    def _note_special(self, text: str) -> None:
+        """Says once that names of special tokens are read as text."""
+        if self.reads_special or self.notes or not self.tokenizer.names_special(text):
+            return
+        self.notes.append(NAMES_SPECIAL)
+        console().print(NAMES_SPECIAL, markup=False, highlight=False, soft_wrap=True)
 
     def _item(self, text: str, place: str) -> dict[str, Any]:
         try:

@@ -81,6 +81,7 @@ class Answer:
         self._accepted: list[int] = []
         self._max_tokens = min(params.max_tokens, max_positions - len(request.prompt_ids))
         self._decoder = tokenizer.stream()
+        self._hidden_ids = tokenizer.hidden_ids
         self._filter = StopFilter(params.stop)
 
     @property
@@ -133,7 +134,7 @@ class Answer:
         if token_id in self.state.end_ids:
             self.finish_reason = "length" if self.state.is_cut_short else "stop"
         else:
-            text = self._filter.put(self._decoder.put(token_id))
+            text = self._text_of(token_id)
             if self._filter.is_stopped:
                 self.finish_reason = "stop"
             elif self.num_left <= 0:
@@ -153,6 +154,13 @@ class Answer:
             tuple(self.logprobs),
             self._whole_prompt_logprobs(),
         )
+
+    def _text_of(self, token_id: int) -> str:
+        """What a token that is no end adds to the text that is certain."""
+        is_skipped = self.request.params.skip_special_tokens and token_id in self._hidden_ids
+        text = "" if is_skipped else self._decoder.put(token_id)
+        is_early = len(self.token_ids) <= self.request.params.min_tokens
+        return text if is_early else self._filter.put(text)
 
     def _count_drafts(self, num_drafted: int, num_accepted: int) -> None:
         num_new = num_drafted - len(self._drafted)

@@ -16,7 +16,8 @@ class Conversation:
 
     When the turns no longer fit, the oldest are dropped, never the system text;
     `num_dropped_turns` counts those that the last `ask` dropped, for the user to be told. With
-    `is_raw` each message is a plain text to be continued, and nothing is remembered.
+    `is_raw` each message is a plain text to be continued, and nothing is remembered; with
+    `reads_special` names of special tokens in it are these tokens.
     """
 
     def __init__(
@@ -26,11 +27,12 @@ class Conversation:
         system: str | None = None,
         *,
         is_raw: bool = False,
+        reads_special: bool = False,
     ) -> None:
         if is_raw and system is not None:
             raise UsageError("a raw prompt has no system text", fix="leave out --system or --raw")
         self._engine, self._params = engine, params
-        self._system, self._is_raw = system, is_raw
+        self._system, self._is_raw, self._reads_special = system, is_raw, reads_special
         self.turns: list[Turn] = []
         self.num_dropped_turns = 0
 
@@ -73,7 +75,7 @@ class Conversation:
     def _prompt_ids(self, turns: list[Turn], text: str) -> list[int]:
         tokenizer = self._engine.tokenizer
         if self._is_raw:
-            return tokenizer.encode(text, bos=True)
+            return tokenizer.encode_raw(text, reads_special=self._reads_special)
         messages = [] if self._system is None else [{"role": "system", "content": self._system}]
         for question, answer in turns:
             messages.append({"role": "user", "content": question})

@@ -21,7 +21,7 @@ NUMBERS = (
     "frequency_penalty",
     "presence_penalty",
 )
-WHOLE_NUMBERS = ("top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs")
+WHOLE_NUMBERS = ("top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
 OPTIONAL = (
     "top_p",
     "top_k",
@@ -51,7 +51,9 @@ class SamplingParams:
     `logprobs` asks for each token's log-probability and that many alternatives, `prompt_logprobs`
     for the prompt's. `stop` strings end the answer and are not part of it. It also ends at the
     end-of-sentence id (unless `ignore_eos`), at one of `stop_token_ids`, after `max_tokens`, and
-    where the context is full.
+    where the context is full. Its first `min_tokens` tokens are no end, unless a grammar leaves
+    nothing else, and no stop string begins in them. `skip_special_tokens` leaves the names of
+    tokens that begin, end and fill texts out of the answer's.
     """
 
     temperature: float = 0.3  # the model's advised temperature (DeepSeek-V3 README)
@@ -66,7 +68,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int = DEFAULT_MAX_TOKENS
+    min_tokens: int = 0
     ignore_eos: bool = False
+    skip_special_tokens: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
@@ -85,6 +89,8 @@ class SamplingParams:
         if self.seed is not None:
             _check("seed", self.seed, "0 to 2^63 - 1", 0 <= self.seed <= MAX_SEED)
         _check("max_tokens", self.max_tokens, "1 or more", self.max_tokens >= 1)
+        is_short = 0 <= self.min_tokens <= self.max_tokens
+        _check("min_tokens", self.min_tokens, f"0 to max_tokens, {self.max_tokens}", is_short)
         _check("stop", self.stop, "strings that are not empty", all(self.stop))
         for name in ("logprobs", "prompt_logprobs"):
             number = getattr(self, name)
@@ -102,7 +108,7 @@ class SamplingParams:
         for names, kind, what in (
             (NUMBERS, Real, "a number"),
             (WHOLE_NUMBERS, Integral, "a whole number"),
-            (("ignore_eos",), bool, "True or False"),
+            (("ignore_eos", "skip_special_tokens"), bool, "True or False"),
             (("logit_bias",), Mapping, "a dict of token ids and numbers"),
             (("grammar",), Grammar, "a Grammar"),
         ):
@@ -145,6 +151,7 @@ class SamplingParams:
     def is_plain(self) -> bool:
         """Whether the logits alone, at some temperature, are the distribution."""
         is_changed = self.grammar is not None or self.has_penalties or bool(self.logit_bias)
+        is_changed = is_changed or self.min_tokens > 0
         return not is_changed and (self.temperature == 0 or not self.has_filters)
 
     @property

@@ -48,6 +48,8 @@ class SamplingState:
         if not params.ignore_eos:
             self.end_ids |= {tokenizer.eos_id}
         self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._ends = torch.tensor(sorted(self.end_ids), dtype=torch.long)
+        self._num_tokens = 0
         self._source = random_source(params)
         self._uniforms: deque[float] = deque()
         self._begin_penalties(prompt_ids)
@@ -90,10 +92,15 @@ class SamplingState:
             left_V = logits_V.index_fill(0, self._banned_ids, -torch.inf)
             if left_V.max() > -torch.inf:  # else the grammar leaves banned tokens only
                 logits_V = left_V
+        if self._num_tokens < params.min_tokens:
+            left_V = logits_V.index_fill(0, self._ends, -torch.inf)
+            if left_V.max() > -torch.inf:  # else the grammar leaves the end only
+                logits_V = left_V
         return logits_V
 
     def commit(self, token_id: int) -> None:
         """Takes a token of the answer."""
+        self._num_tokens += 1
         if self._uniforms:
             self._uniforms.popleft()
         if self.params.repetition_penalty != 1:

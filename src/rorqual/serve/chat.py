@@ -13,6 +13,7 @@ from rorqual.serve.reply import AnswerResponse, collect
 from rorqual.serve.sampling import choices, sampling_params
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service, new_id
+from rorqual.serve.thinking_wish import thinking_switch
 from rorqual.serve.tool_grammar import chat_grammar
 from rorqual.tokenizer.special import TOOL_CALL_END
 from rorqual.tokenizer.thinking import is_thinking
@@ -31,7 +32,10 @@ async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
     service.check_body(body)
     tokenizer = service.model.tokenizer
     messages, tools = chat_messages(body), chat_tools(body)
-    prompt_ids = await service.aside(lambda: tokenizer.encode_chat(messages, tools), "messages")
+    thinking = thinking_switch(body, tokenizer, body.notes)
+    prompt_ids = await service.aside(
+        lambda: tokenizer.encode_chat(messages, tools, thinking=thinking), "messages"
+    )
     service.check_prompt(prompt_ids, "messages")
     return prompt_ids
 
@@ -46,6 +50,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         service.model.defaults,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        vocab_size=tokenizer.vocab_size,
         grammar=chat_grammar(body, tokenizer, is_thinking=begins_thinking),
     )
     has_tools = chat_tools(body) is not None

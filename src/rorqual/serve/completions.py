@@ -24,6 +24,8 @@ from rorqual.serve.tokens_text import CompletionTokens, join
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
 
+NAMES_SPECIAL = "the prompt has names of special tokens as plain text; parse_special reads them"
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -154,6 +156,7 @@ async def prepare_completion(
         service.model.defaults,
         max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
         logprobs=body.logprobs,
+        vocab_size=tokenizer.vocab_size,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     head = ReplyHead(
@@ -188,13 +191,19 @@ def _prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
 
 
 def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer) -> Prompt:
-    if isinstance(raw, str):
-        ids, text = tokenizer.encode(raw), raw
-    else:
+    if not isinstance(raw, str):
         check_ids(raw, tokenizer)
         ids, text = raw, tokenizer.decode(raw) if body.echo else ""
+    else:
+        reads_special = bool(body.parse_special)
+        ids = tokenizer.encode_raw(raw, bos=False, reads_special=reads_special)
+        # What a keyboard's bars were read as is shown as it was read.
+        text = tokenizer.decode(ids) if reads_special else raw
+        if not reads_special and tokenizer.names_special(raw):
+            body.notes.say(NAMES_SPECIAL)
     if body.suffix is not None:
         return Prompt(fim_prompt(ids, tokenizer.encode(body.suffix), tokenizer), text, 0)
-    if isinstance(raw, str):
+    has_bos = ids[:1] == [tokenizer.bos_id] or body.add_special_tokens is False
+    if isinstance(raw, str) and not has_bos:
         return Prompt([tokenizer.bos_id, *ids], text, 1)
     return Prompt(ids, text, 0)

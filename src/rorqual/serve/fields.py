@@ -13,42 +13,22 @@ in neither place is unknown: named in the reply, or with `--strict-fields` refus
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Fate = Literal["honoured", "ignored", "noted", "refused"]
-
-CHAT, COMPLETIONS = "chat", "completions"
-MESSAGES, PARTS, CALLS, TOOLS = "messages[]", "messages[].content[]", "tool_calls[]", "tools[]"
-FUNCTIONS = "tools[].function"
-ROUTES = (CHAT, COMPLETIONS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldRow:
-    """`place` is the object that has the field: a route's body or a part of one.
-
-    `off` are values beside null that ask for nothing, `example` is one that asks for something.
-    """
-
-    place: str
-    name: str
-    servers: str
-    fate: Fate
-    example: Any = None
-    off: tuple[Any, ...] = ()
-    note: str = ""
-
-    def is_off(self, value: Any) -> bool:
-        # True is 1 to Python, but not to JSON.
-        return value is None or any(
-            value == off and isinstance(value, bool) == isinstance(off, bool) for off in self.off
-        )
-
-
-def _rows(places: str | tuple[str, ...], **values: Any) -> Iterator[FieldRow]:
-    for place in (places,) if isinstance(places, str) else places:
-        yield FieldRow(place=place, **values)
+from rorqual.serve.field_row import (
+    CALLS,
+    CHAT,
+    COMPLETIONS,
+    FUNCTIONS,
+    MESSAGES,
+    PARTS,
+    ROUTES,
+    TOOLS,
+    Fate,
+    FieldRow,
+    rows,
+)
+from rorqual.serve.fields_honoured import HONOURED
 
 
 def _without_effect(
@@ -56,7 +36,7 @@ def _without_effect(
 ) -> Iterator[FieldRow]:
     fate: Fate = "noted" if is_noted else "ignored"
     for name in names.split():
-        yield from _rows(places, name=name, servers=servers, fate=fate)
+        yield from rows(places, name=name, servers=servers, fate=fate)
 
 
 def _refused(
@@ -67,7 +47,7 @@ def _refused(
     note: str = "",
     places: str | tuple[str, ...] = ROUTES,
 ) -> Iterator[FieldRow]:
-    yield from _rows(
+    yield from rows(
         places,
         name=name,
         servers=servers,
@@ -175,6 +155,7 @@ REFUSED = (
     *_refused("vLLM", "guided_regex", "a", note="use response_format"),
     *_refused("vLLM", "guided_choice", ["a"], note="use response_format"),
     *_refused("vLLM", "guided_grammar", "root ::= 'a'", note="use response_format"),
+    *_refused("OpenAI", "best_of", 4, 1, note="every answer is returned", places=COMPLETIONS),
     *_refused("vLLM", "prompt_embeds", "eA==", places=COMPLETIONS),
     *_refused("vLLM", "documents", [{"text": "x"}], [], places=CHAT),
     *_refused("vLLM", "chat_template", "{{ messages }}", places=CHAT),
@@ -216,7 +197,7 @@ REFUSED = (
     *_refused("OpenAI", "audio", {"id": "x"}, note="answers are text", places=MESSAGES),
     *_refused("OpenAI", "function_call", {"name": "f"}, note="use tool_calls", places=MESSAGES),
 )
-ROWS: tuple[FieldRow, ...] = (*IGNORED, *NOTED, *REFUSED)
+ROWS: tuple[FieldRow, ...] = (*HONOURED, *IGNORED, *NOTED, *REFUSED)
 
 
 def _by_place() -> Mapping[str, Mapping[str, FieldRow]]:

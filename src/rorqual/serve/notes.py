@@ -43,6 +43,11 @@ class Notes:
         """Notes that the field at `place` had no effect; a list's items count as one."""
         self._ignored[re.sub(r"\[\d+\]", "", place)] = None
 
+    def say(self, text: str) -> None:
+        """Adds a sentence, once."""
+        if text not in self.texts:
+            self.texts.append(text)
+
     @property
     def ignored(self) -> list[str]:
         """Names that any header and any log may show."""

@@ -196,6 +196,10 @@ def _cards(service: Service) -> list[ModelCard]:
 
 def _tokenize(body: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
     if body.prompt is not None:
-        return tokenizer.encode(body.prompt, bos=body.add_special_tokens is not False)
+        return tokenizer.encode_raw(
+            body.prompt,
+            bos=body.add_special_tokens is not False,
+            reads_special=bool(body.parse_special),
+        )
     wants_prompt = body.add_generation_prompt is not False
     return tokenizer.encode_chat(body.messages or [], body.tools, wants_prompt)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
-from rorqual.serve.fields import CALLS, CHAT, FUNCTIONS, MESSAGES, PARTS, TOOLS
+from rorqual.serve.field_row import CALLS, CHAT, FUNCTIONS, MESSAGES, PARTS, TOOLS
 from rorqual.serve.schemas_common import (
     MAX_INT64,
     MAX_TOP_LOGPROBS,
@@ -22,6 +22,10 @@ MAX_MESSAGES = 10_000
 NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+"""Kinds of content parts that are text; the others of the Responses API name theirs so."""
+
+
 class TextPart(Strict):
     PLACE: ClassVar[str] = PARTS
 
@@ -32,7 +36,9 @@ class TextPart(Strict):
     @classmethod
     def _only_text(cls, value: Any) -> Any:
         kind = value.get("type") if isinstance(value, dict) else None
-        if isinstance(kind, str) and kind != "text":
+        if kind == "refusal":
+            return {("text" if key == "refusal" else key): item for key, item in value.items()}
+        if isinstance(kind, str) and kind not in TEXT_PARTS:
             raise ValueError(f"content parts of type {kind[:40]!r} are not supported, only 'text'")
         return value
 
@@ -54,8 +60,15 @@ class Message(Strict):
 
 
 class SystemMessage(Message):
-    role: Literal["system"]
+    role: Literal["system", "developer"] = Field(
+        description="`developer` is OpenAI's newer name of `system`."
+    )
     content: Content
+
+    @model_validator(mode="after")
+    def _is_system(self) -> SystemMessage:
+        self.role = "system"
+        return self
 
 
 class UserMessage(Message):
@@ -88,6 +101,13 @@ class AssistantMessage(Message):
         description="With `prefix` the reasoning to continue from; else left out of the prompt, "
         "as R1's template does with earlier turns.",
     )
+    refusal: str | None = Field(default=None, description="The text where `content` is null.")
+
+    @model_validator(mode="after")
+    def _refusal_is_text(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls:
+            self.content = self.refusal
+        return self
 
 
 class ToolMessage(Message):
@@ -186,6 +206,36 @@ ResponseFormat = Annotated[
 ]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ThinkingObject(Strict):
+    """DeepSeek's and Anthropic's way to ask for reasoning."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+
+    @property
+    def is_on(self) -> bool:
+        return self.type != "disabled"
+
+
+class ReasoningObject(Strict):
+    """OpenRouter's and SGLang's way."""
+
+    enabled: bool | None = None
+    effort: Effort | None = None
+
+
+def _thinking_tag(value: Any) -> str:
+    return "thinking-object" if isinstance(value, dict) else "is-thinking"
+
+
+Thinking = Annotated[
+    Annotated[bool, Tag("is-thinking")] | Annotated[ThinkingObject, Tag("thinking-object")],
+    Discriminator(_thinking_tag),
+]
+
+
 class ChatRequest(SamplingFields):
     PLACE: ClassVar[str] = CHAT
 
@@ -201,6 +251,16 @@ class ChatRequest(SamplingFields):
         default=None, description="`false`: the answer ends after its first call."
     )
     response_format: ResponseFormat | None = None
+    thinking: Thinking | None = Field(
+        default=None, description="Reasoning first, where the chat template has a switch for it."
+    )
+    reasoning: ReasoningObject | None = Field(default=None, description="As `thinking`.")
+    reasoning_effort: Effort | None = Field(
+        default=None, description="As `thinking`: `none` and `minimal` are off."
+    )
+    chat_template_kwargs: JsonObject | None = Field(
+        default=None, description="As `thinking`: its `thinking` or `enable_thinking`."
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 

@@ -26,7 +26,8 @@ from rorqual.serve.fields import BY_PLACE
 from rorqual.serve.notes import Notes, extra_fields
 
 TAGS = frozenset(
-    "one-text several-texts text-parts token-ids token-id-lists named-tool tool-mode".split()
+    "one-text several-texts text-parts token-ids token-id-lists named-tool tool-mode is-thinking "
+    "thinking-object".split()
 )
 """Names of union members: pydantic puts them into error paths, where no client knows them."""
 TAGGED = ("messages", "response_format")
@@ -38,6 +39,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_INT64 = 2**63 - 1
 MAX_JSON_DEPTH = 64
 
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -168,6 +170,22 @@ class SamplingFields(Body):
     )
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=100, description="Extension: above 1 makes repetition less likely."
+    )
+    stop_token_ids: list[TokenId] | None = Field(
+        default=None, max_length=1024, description="Extension: tokens that end the answer too."
+    )
+    ignore_eos: bool | None = Field(
+        default=None, description="Extension: the end-of-sentence token does not end the answer."
+    )
+    min_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_INT64,
+        description="Extension: the answer's first tokens, as many, are no end of it.",
+    )
+    skip_special_tokens: bool | None = Field(
+        default=None,
+        description="Extension: `false` shows the names of tokens that begin, end and fill texts.",
     )
 
     @field_validator("max_tokens", "max_completion_tokens", mode="before", check_fields=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from rorqual.serve.fields import COMPLETIONS
+from rorqual.serve.field_row import COMPLETIONS
 from rorqual.serve.schemas_common import (
     MAX_CHOICES,
     MAX_INT64,
@@ -14,11 +14,10 @@ from rorqual.serve.schemas_common import (
     Body,
     JsonObject,
     SamplingFields,
+    TokenId,
     UsageBody,
     mismatch,
 )
-
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
 
 
 def _prompt_tag(value: Any) -> str:
@@ -69,6 +68,14 @@ class CompletionRequest(SamplingFields):
         "context leaves, if that is less.",
     )
 
+    parse_special: bool | None = Field(
+        default=None,
+        description="Extension: names of special tokens in the prompt, `<|User|>` and the like, "
+        "become these tokens.",
+    )
+    add_special_tokens: bool | None = Field(
+        default=None, description="Extension: `false` leaves out the begin-of-sentence token."
+    )
     best_of: int | None = Field(default=None, description="1, or as many as `n`.")
 
     @model_validator(mode="after")
@@ -120,6 +127,9 @@ class TokenizeRequest(Body):
     )
     add_generation_prompt: bool | None = Field(
         default=None, description="End a conversation where the answer begins. Default: true."
+    )
+    parse_special: bool | None = Field(
+        default=None, description="As the completion route has it; needs `prompt`."
     )
     return_token_strs: bool | None = None
 

@@ -101,6 +101,22 @@ class Tokenizer:
         first = [self.bos_id] if bos else []
         return first + self._encode_marked(text, mark="")
 
+    def encode_raw(self, text: str, *, bos: bool = True, reads_special: bool = False) -> list[int]:
+        """Ids of a prompt that somebody wrote whole: with `bos` a begin-of-sentence, then the text.
+
+        With `reads_special` the names of special tokens in it become their ids, in this
+        tokenizer's writing or with `|` and `_` of a keyboard; a begin-of-sentence that it has stays
+        the only one.
+        """
+        if not reads_special:
+            return self.encode(text, bos)
+        ids = self.encode(self._loose_names.sub(self._name_of, text), allow_special=True)
+        return ids if not bos or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def names_special(self, text: str) -> bool:
+        """Whether `encode_raw` finds names of special tokens in the text."""
+        return self._loose_names.search(text) is not None
+
     def encode_batch(self, texts: Sequence[str], bos: bool = False) -> list[list[int]]:
         """`encode` of many texts at once, on the threads of `tokenizers`; no special ids."""
         try:
@@ -259,8 +275,34 @@ class Tokenizer:
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @functools.cached_property
+    def _loose_names(self) -> re.Pattern[str]:
+        """The special tokens' names, however their bars and word marks are typed."""
+        patterns = [
+            re.sub("[｜|]", "[｜|]", re.sub("[▁_]", "[▁_]", re.escape(name).replace(r"\|", "|")))
+            for name in sorted(self.special_ids, key=len, reverse=True)
+        ]
+        return re.compile("|".join(patterns))
+
+    def _name_of(self, match: re.Match[str]) -> str:
+        return match[0] if match[0] in self.special_ids else self._names_by_loose[_loose(match[0])]
+
+    @functools.cached_property
+    def _names_by_loose(self) -> dict[str, str]:
+        return {_loose(name): name for name in self.special_ids}
+
+    @functools.cached_property
+    def hidden_ids(self) -> frozenset[int]:
+        """Tokens that begin, end and fill texts: what others' `skip_special_tokens` drops."""
+        hidden = {*names.HIDDEN_SPECIALS, self.bos_token, self.eos_token, self.pad_token}
+        return frozenset(self.special_ids[name] for name in hidden if name in self.special_ids)
+
+    @functools.cached_property
     def _special_id_set(self) -> frozenset[int]:
         return frozenset(self.special_ids.values())
+
+
+def _loose(name: str) -> str:
+    return name.replace("｜", "|").replace("▁", "_")
 
 
 def _unencodable(texts: Sequence[str]) -> TokenizerError:

@@ -1,0 +1,263 @@
+"""The fields that do here what their servers say: a part of the table in `fields.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rorqual.serve.field_row import CHAT, COMPLETIONS, ROUTES, FieldRow, rows
+
+
+def _honoured(
+    places: str | tuple[str, ...],
+    servers: str,
+    name: str,
+    example: Any,
+    values: str = "",
+    note: str = "",
+) -> Iterator[FieldRow]:
+    yield from rows(
+        places,
+        name=name,
+        servers=servers,
+        fate="honoured",
+        example=example,
+        values=values,
+        note=note,
+    )
+
+
+HELLO = {"role": "user", "content": "hello"}
+ALL, EXTENDED = "OpenAI", "vLLM, SGLang"
+HONOURED = (
+    *_honoured(ROUTES, ALL, "model", "nobody", "the served name or an alias", "else 404"),
+    *_honoured(
+        ROUTES,
+        ALL,
+        "max_tokens",
+        2,
+        "1.. (completions: 0 only scores the prompt); -1: the default",
+        "default: 4096 or what the context leaves, if less; an answer that fills the context ends "
+        "with `length`",
+    ),
+    *_honoured(
+        ROUTES,
+        ALL,
+        "temperature",
+        0.9,
+        "0..2",
+        "**never remapped**: 0.3 is 0.3 (OpenAI's range; the terminal and Python take up to 100). "
+        "Left out: the model's own advice, else 0.3",
+    ),
+    *_honoured(ROUTES, ALL, "top_p", 0.5, "above 0, to 1"),
+    *_honoured(ROUTES, ALL, "frequency_penalty", 1, "-2..2", "over the answer's tokens"),
+    *_honoured(ROUTES, ALL, "presence_penalty", 1, "-2..2", "over the answer's tokens"),
+    *_honoured(ROUTES, ALL, "logit_bias", {"5": 1}, "token id -> -100..100", "-100 bans"),
+    *_honoured(
+        ROUTES,
+        ALL,
+        "seed",
+        7,
+        "64-bit integer, signed or not; its lower 63 bits count",
+        "choice i of `n` draws from seed + i. With `--batch-invariant` the same text with and "
+        "without drafts and in any company, in every dtype, with one and the same number of "
+        "threads; without it up to rounding",
+    ),
+    *_honoured(
+        ROUTES,
+        ALL,
+        "stop",
+        "swims",
+        "a text or up to 16 of up to 1024 characters",
+        "not part of the answer",
+    ),
+    *_honoured(ROUTES, ALL, "n", 2, "1..128", "prompts x n at most 128"),
+    *_honoured(ROUTES, ALL, "stream", True),
+    *_honoured(
+        ROUTES,
+        ALL,
+        "stream_options.include_usage",
+        {"stream": True, "stream_options": {"include_usage": True}},
+        "",
+        "usage comes in a last chunk without choices",
+    ),
+    *_honoured(ROUTES, EXTENDED, "top_k", 5, "1..; 0 and -1 switch it off"),
+    *_honoured(ROUTES, EXTENDED, "min_p", 0.1, "0..1"),
+    *_honoured(ROUTES, EXTENDED, "repetition_penalty", 1.2, "above 0"),
+    *_honoured(ROUTES, EXTENDED, "stop_token_ids", [5], "", "they end the answer too"),
+    *_honoured(
+        ROUTES,
+        "vLLM, SGLang, llama.cpp",
+        "ignore_eos",
+        True,
+        "",
+        "the end-of-sentence token does not end the answer; not with a grammar",
+    ),
+    *_honoured(
+        ROUTES,
+        EXTENDED,
+        "min_tokens",
+        3,
+        "0..`max_tokens`",
+        "that many tokens come before any end, unless a grammar leaves nothing but the end; a "
+        "stop string that begins in them is text",
+    ),
+    *_honoured(
+        ROUTES,
+        EXTENDED,
+        "skip_special_tokens",
+        False,
+        "",
+        "`false` shows the names of tokens that begin, end and fill texts",
+    ),
+    *_honoured(
+        CHAT,
+        ALL,
+        "messages",
+        [HELLO, HELLO],
+        "roles system, developer (the same), user, assistant, tool",
+        "`content`: a string or text parts (`text`, `input_text`, `output_text`, `refusal`), which "
+        "follow each other directly; other parts are refused. `name` is accepted: the prompt "
+        "format has no place for it. An assistant's `refusal` is its text if `content` is null",
+    ),
+    *_honoured(
+        CHAT,
+        "DeepSeek",
+        "messages[-1].prefix",
+        {"messages": [HELLO, {"role": "assistant", "content": "x", "prefix": True}]},
+        "`true` on a last assistant message",
+        "the answer continues it, and holds only what is new. With `reasoning_content` it "
+        "continues inside `<think>`",
+    ),
+    *_honoured(
+        CHAT,
+        "DeepSeek",
+        "messages[].reasoning_content",
+        {
+            "messages": [
+                HELLO,
+                {"role": "assistant", "content": "", "reasoning_content": "x", "prefix": True},
+            ]
+        },
+        "",
+        "the model's chat template says which turns' reasoning it shows; V3's, R1's and V3.1's "
+        "show none (see below)",
+    ),
+    *_honoured(CHAT, ALL, "max_completion_tokens", 2, "", "the same as `max_tokens`"),
+    *_honoured(
+        CHAT,
+        ALL,
+        "tools",
+        [{"type": "function", "function": {"name": "g"}}],
+        "up to 128 functions",
+        "shown to the model as `tokenizer/tool_calls.py` describes; `strict: true` binds every "
+        "call's arguments to its schema",
+    ),
+    *_honoured(
+        CHAT,
+        ALL,
+        "tool_choice",
+        "none",
+        "`none`, `auto`, `required`, one named function",
+        "`required` and a name are enforced by a grammar, arguments included",
+    ),
+    *_honoured(
+        CHAT, ALL, "parallel_tool_calls", False, "", "`false`: the answer ends after its first call"
+    ),
+    *_honoured(
+        CHAT,
+        ALL,
+        "response_format",
+        {"type": "json_object"},
+        "`text`, `json_object`, `json_schema`",
+        '**extensions**: `{"type": "regex", "regex": ...}`, `{"type": "choice", "choices": '
+        '[...]}`, `{"type": "grammar", "grammar": ...}` (llguidance\'s Lark dialect). With tools '
+        "the answer is calls or the JSON",
+    ),
+    *_honoured(
+        CHAT,
+        "DeepSeek",
+        "thinking",
+        {"type": "enabled"},
+        "true, false, or an object whose `type` is `enabled` or `disabled`",
+        "whether to reason first, where the chat template has a switch for it (V3.1's has); "
+        "elsewhere accepted and named in the reply",
+    ),
+    *_honoured(
+        CHAT,
+        EXTENDED,
+        "chat_template_kwargs",
+        {"thinking": True},
+        "",
+        "its `thinking` or "
+        "`enable_thinking`, before `thinking`; other members are named in the reply",
+    ),
+    *_honoured(CHAT, "SGLang", "reasoning", {"enabled": True}, "", "as `thinking`"),
+    *_honoured(
+        CHAT, ALL, "reasoning_effort", "high", "", "as `thinking`: `none` and `minimal` are off"
+    ),
+    *_honoured(
+        CHAT,
+        ALL,
+        "logprobs",
+        True,
+        "",
+        "of the model's own distribution, before temperature and filters",
+    ),
+    *_honoured(
+        CHAT,
+        ALL,
+        "top_logprobs",
+        2,
+        "up to 20",
+        "with `logprobs`; 0 without it asks for nothing",
+    ),
+    *_honoured(
+        COMPLETIONS,
+        ALL,
+        "prompt",
+        "other",
+        "a text, texts, ids, lists of ids",
+        "a text gets a begin-of-sentence token and its special tokens' names are plain text; ids "
+        "are taken as they are",
+    ),
+    *_honoured(
+        COMPLETIONS,
+        "llama.cpp",
+        "parse_special",
+        True,
+        "",
+        "names of special tokens in the prompt become these tokens, as the tokenizer spells them "
+        "or as a keyboard does (`<|User|>`); without it the header `x-rorqual-notes` tells of a "
+        "prompt that has some. `/tokenize` has it too",
+    ),
+    *_honoured(
+        COMPLETIONS, "vLLM", "add_special_tokens", False, "", "`false`: no begin-of-sentence token"
+    ),
+    *_honoured(
+        COMPLETIONS,
+        "OpenAI, DeepSeek",
+        "suffix",
+        "x",
+        "text",
+        "`<fim_begin>prompt<fim_hole>suffix<fim_end>`; not with `echo`",
+    ),
+    *_honoured(
+        COMPLETIONS,
+        ALL,
+        "echo",
+        True,
+        "",
+        "the prompt before the answer; with `logprobs` its tokens too (not the begin-of-sentence "
+        "that was added)",
+    ),
+    *_honoured(
+        COMPLETIONS,
+        ALL,
+        "logprobs",
+        2,
+        "0..20",
+        "`{tokens, token_logprobs, top_logprobs, text_offset}`; a token that is part of a "
+        "character shows as `bytes:\\xf0`",
+    ),
+)
