@@ -1,4 +1,4 @@
-"""Oracle: `parse_tool_calls` over the whole text; any cutting of a text gives the same events."""
+"""Oracle: `read_marked_calls` over the whole text; any cutting of a text gives the same events."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from rorqual.serve.parse_stream import (
     ToolCallStart,
     new_call_id,
 )
-from rorqual.tokenizer import parse_tool_calls
+from rorqual.tokenizer.marks import CALL_OVER, MARKS, OVER, THINK, THINK_OVER, unmarked
 from rorqual.tokenizer.special import (
     EOS,
-    THINK_BEGIN,
     THINK_END,
     TOOL_CALL_BEGIN,
     TOOL_CALL_END,
@@ -33,7 +32,15 @@ from rorqual.tokenizer.special import (
     TOOL_CALLS_END,
     TOOL_SEP,
 )
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from rorqual.tokenizer.tool_calls import read_marked_calls, render_tool_calls
+
+
+def marked(text: str) -> str:
+    """A mark for every token's name: as if each were its token."""
+    for name, mark in MARKS.items():
+        text = text.replace(name, mark)
+    return text
+
 
 V3_CALL = f'{TOOL_CALL_BEGIN}function{TOOL_SEP}get\n```json\n{{"a": "`"}}\n```{TOOL_CALL_END}'
 V31_CALL = f'{TOOL_CALL_BEGIN}put{TOOL_SEP}{{"b": 2}}{TOOL_CALL_END}'
@@ -43,9 +50,10 @@ PIECES = [
     TOOL_CALLS_BEGIN, TOOL_CALLS_END, TOOL_CALL_BEGIN, TOOL_CALL_END, TOOL_SEP, EOS,
     TOOL_CALLS_BEGIN + V3_CALL, TOOL_CALLS_BEGIN + V31_CALL, V3_CALL, V31_CALL,
     "function", f"function{TOOL_SEP}", "name", "\n```json\n", "\n```", "```", "{", "}", "{}",
-    "\n", " ", "text", "<", "<｜", "<｜tool▁call", "<think", "é", "\u2028",
+    "\n", " ", "text", "<", "`", "json", "``` json", "```js", "\n ", THINK_END, "é", "\u2028",
 ]  # fmt: skip
-texts = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
+# Each marker as its token, or spelled: then it is text.
+texts = st.lists(st.sampled_from([*map(marked, PIECES), *PIECES[:8]]), max_size=14).map("".join)
 cuts = st.randoms(use_true_random=False)
 
 
@@ -114,16 +122,20 @@ def parser(**kwargs: Any) -> StreamParser:
 
 
 @settings(max_examples=400, deadline=None)
-@given(text=texts, random=cuts, prefix=st.sampled_from(["", TOOL_CALLS_BEGIN, "Hm. "]))
+@given(
+    text=texts,
+    random=cuts,
+    prefix=st.sampled_from(["", marked(TOOL_CALLS_BEGIN + V31_CALL), "Hm. "]),
+)
 def test_any_cutting_gives_what_the_whole_text_gives(text: str, random: Any, prefix: str) -> None:
     text = prefix + text
     events = parse(parser(), cut(text, random))
     assert merged(events) == merged(parse(parser(), [text]))
     assert all(event.text for event in events if isinstance(event, Reasoning | Content))
-    content, calls = parse_tool_calls(text)
+    content, calls = read_marked_calls(text)
     answer = collect(events)
     assert answer.reasoning is None
-    assert answer.content == content
+    assert answer.content == unmarked(content)
     assert answer.tool_calls == [{"id": "id", **call} for call in calls]
     if calls:  # with one call allowed, the first is the same and nothing follows it
         single = collect(parse(parser(is_single=True), cut(text, random)))
@@ -131,9 +143,12 @@ def test_any_cutting_gives_what_the_whole_text_gives(text: str, random: Any, pre
         assert answer.content.startswith(single.content)
 
 
+thoughts = [*map(marked, PIECES), *PIECES[:8], "\n\n"]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    thought=st.lists(st.sampled_from([*PIECES, "\n\n"]), max_size=6).map("".join),
+    thought=st.lists(st.sampled_from(thoughts), max_size=6).map("".join),
     rest=texts,
     random=cuts,
     is_open=st.booleans(),
@@ -142,19 +157,16 @@ def test_any_cutting_gives_what_the_whole_text_gives(text: str, random: Any, pre
 def test_reasoning_is_cut_off_first(
     thought: str, rest: str, random: Any, is_open: bool, is_closed: bool
 ) -> None:
-    text = ("" if is_open else f"\n{THINK_BEGIN}\n") + thought
-    text += f"\n{THINK_END}\n\n{rest}" if is_closed else ""
+    thought = thought.replace(THINK_OVER, "")
+    text = ("" if is_open else f"\n{THINK}\n") + thought
+    text += f"\n{THINK_OVER}\n\n{rest}" if is_closed else ""
     events = parse(parser(is_thinking=is_open), cut(text, random))
     assert merged(events) == merged(parse(parser(is_thinking=is_open), [text]))
     answer = collect(events)
-    whole = thought if is_closed else text.removesuffix(EOS).strip().removeprefix(THINK_BEGIN)
-    if is_closed or is_open:
-        expected = thought if is_closed else text.removesuffix(EOS)
-        assert (answer.reasoning or "") == expected.strip("\n")
-    else:
-        assert (answer.reasoning or "").strip() == whole.strip()
-    content, calls = parse_tool_calls(rest.lstrip("\n")) if is_closed else ("", [])
-    assert answer.content == content
+    expected = thought if is_closed else thought.removesuffix(OVER)
+    assert (answer.reasoning or "") == unmarked(expected).strip("\n")
+    content, calls = read_marked_calls(rest.lstrip("\n")) if is_closed else ("", [])
+    assert answer.content == unmarked(content)
     assert len(answer.tool_calls) == len(calls)
 
 
@@ -166,60 +178,80 @@ def call(name: str, arguments: str) -> dict[str, Any]:
 def test_arguments_come_as_they_are_written() -> None:
     """Each character as soon as it cannot be part of the end any more."""
     stream = parser()
-    head, arguments = f"Look.{TOOL_CALLS_BEGIN}{TOOL_CALL_BEGIN}function{TOOL_SEP}f", '{"a": "```"}'
-    assert stream.put(head) == [Content("Look.")]
-    assert stream.put("\n```json\n") == [ToolCallStart(0, "id", "f")]
-    for char in arguments:
+    head = f"Look.{TOOL_CALLS_BEGIN}{TOOL_CALL_BEGIN}function{TOOL_SEP}f"
+    assert stream.put(marked(head)) == [Content("Look.")]
+    assert stream.put("\n```json\n") == []  # a second fence may follow
+    assert stream.put("{") == [ToolCallStart(0, "id", "f"), ToolCallArguments(0, "{")]
+    for char in '"a":"':
         assert stream.put(char) == [ToolCallArguments(0, char)]
+    for char in " ```\n":
+        assert stream.put(char) == []
+    assert stream.put('"') == [ToolCallArguments(0, ' ```\n"')]
+    assert stream.put("}") == [ToolCallArguments(0, "}")]
     assert stream.put("\n```") == []
-    assert stream.put(TOOL_CALL_END) == [ToolCallEnd(0)]
-    assert stream.put(V31_CALL) == [
+    assert stream.put(CALL_OVER) == [ToolCallEnd(0)]
+    assert stream.put(marked(V31_CALL)) == [
         ToolCallStart(1, "id", "put"),
         ToolCallArguments(1, '{"b": 2}'),
         ToolCallEnd(1),
     ]
-    assert stream.put(f"\n{TOOL_CALLS_END}{EOS}") == []
+    assert stream.put(marked(f"\n{TOOL_CALLS_END}{EOS}")) == []
     assert stream.finish() == []
 
 
 def test_rendered_calls_come_back() -> None:
     calls = [{"function": {"name": n, "arguments": '{\n  "x": [1]\n}'}} for n in ("f", "g")]
-    text = "Hm." + render_tool_calls(calls) + EOS
+    text = marked("Hm." + render_tool_calls(calls) + EOS)
     answer = collect(parse(parser(), list(text)))
     assert answer.content == "Hm."
     assert answer.tool_calls == [call(n, '{\n  "x": [1]\n}') for n in ("f", "g")]
 
 
+def test_a_marker_that_is_spelled_is_text() -> None:
+    """Also where it would end a call, if it were the token."""
+    quoted = (
+        f'{{"a": "{TOOL_CALL_END}\\n```{TOOL_CALLS_END}"}}\n```{TOOL_CALL_END}{TOOL_CALL_BEGIN}'
+    )
+    text = marked(f"{TOOL_CALLS_BEGIN}{TOOL_CALL_BEGIN}function{TOOL_SEP}f\n```json\n")
+    text += quoted + "\n```" + marked(TOOL_CALL_END + V31_CALL + TOOL_CALLS_END)
+    for pieces in (list(text), [text]):
+        answer = collect(parse(parser(), pieces))
+        assert answer.tool_calls == [call("f", quoted), call("put", '{"b": 2}')]
+        assert answer.content == ""
+    spelled = TOOL_CALLS_BEGIN + V3_CALL + TOOL_CALLS_END
+    assert collect(parse(parser(), list(spelled))) == ParsedAnswer(content=spelled)
+    thought = f"{THINK}a{THINK_END}b{THINK_OVER}c"
+    assert collect(parse(parser(), list(thought))) == ParsedAnswer(f"a{THINK_END}b", "c")
+
+
 @pytest.mark.parametrize("one", [V3_CALL, V31_CALL])
 def test_a_call_cut_off_is_told_whole(one: str) -> None:
     """At every place where an answer may stop, nothing of it is lost."""
-    before = "a" + TOOL_CALLS_BEGIN + V3_CALL + "\n"
+    before = marked("a" + TOOL_CALLS_BEGIN + V3_CALL + "\n")
+    one = marked(one)
     for size in range(len(one)):
         events = parse(parser(), [before + one[:size]])
         answer = collect(events)
         assert answer.tool_calls == [call("get", '{"a": "`"}')]
-        assert answer.content == "a\n" + one[:size]
+        assert answer.content == "a\n" + unmarked(one[:size])
         has_begun = any(isinstance(e, ToolCallStart) and e.index == 1 for e in events)
         assert has_begun == any(isinstance(event, ToolCallCut) for event in events)
 
 
 def test_without_tools_calls_are_text() -> None:
     text = TOOL_CALLS_BEGIN + V3_CALL + TOOL_CALLS_END
-    answer = collect(parse(parser(has_tools=False), list(text + EOS)))
+    answer = collect(parse(parser(has_tools=False), list(marked(text + EOS))))
     assert answer == ParsedAnswer(content=text)
 
 
 def test_content_does_not_wait_without_need() -> None:
     stream = parser()
-    assert [stream.put(piece) for piece in ("2 ", "< ", "3, `x`", " <｜", "x", "<")] == [
-        [Content("2 ")],
-        [Content("< ")],
-        [Content("3, `x`")],
-        [Content(" ")],
-        [Content("<｜x")],
-        [],
-    ]
-    assert stream.finish() == [Content("<")]
+    for piece in ("2 ", "< ", "3, `x`", " <｜", "x", "<"):
+        assert stream.put(piece) == [Content(piece)]
+    assert stream.put(" " + marked(TOOL_CALLS_BEGIN)) == [Content(" ")]
+    assert stream.put("\n") == []
+    assert stream.put("x") == [Content(TOOL_CALLS_BEGIN), Content("\nx")]
+    assert stream.finish() == []
 
 
 def test_each_call_has_its_own_id() -> None:

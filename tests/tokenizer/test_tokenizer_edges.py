@@ -15,9 +15,9 @@ import pytest
 from rorqual.errors import TokenizerError
 from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from rorqual.tokenizer.load import has_tokenizer
-from rorqual.tokenizer.special import TOOL_CALL_BEGIN, TOOL_CALL_END, TOOL_SEP
+from rorqual.tokenizer.marks import SEP
 from rorqual.tokenizer.tiktoken import MAX_TOKEN_BYTES, merges_of, tiktoken_definition
-from rorqual.tokenizer.tool_calls import CallHeader, parse_tool_calls, read_call_header
+from rorqual.tokenizer.tool_calls import CallHeader, read_call_header
 from rorqual.tokenizer.train import MIN_VOCAB_SIZE
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -181,42 +181,40 @@ def test_the_least_vocabulary_and_the_least_frequency() -> None:
 
 
 FENCE = "\n```json\n"
-HEAD = f"{TOOL_CALL_BEGIN}function{TOOL_SEP}"
-END = f"\n```{TOOL_CALL_END}"
+HEAD = f"function{SEP}"
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("", "open"),
-        (" \n", "open"),
-        (TOOL_CALL_BEGIN[:-1], "open"),
-        ("x", "none"),
-        (TOOL_CALL_BEGIN, "open"),
-        (f"{TOOL_CALL_BEGIN}func", "open"),
-        (f"{TOOL_CALL_BEGIN}  ", "open"),
-        (f"{TOOL_CALL_BEGIN}f{TOOL_SEP[:3]}", "open"),
-        (f"{TOOL_CALL_BEGIN}f<x", "none"),
-        (f"{TOOL_CALL_BEGIN}f\ng", "none"),
-        (f"{TOOL_CALL_BEGIN}{TOOL_SEP}", "none"),
+        ("func", "open"),
+        ("  ", "open"),
+        ("f\ng", "none"),
+        ("f" * 257, "none"),
+        (SEP, "none"),
         (HEAD, "open"),
         (f"{HEAD} ", "open"),
         (f"{HEAD}get", "open"),
         (f"{HEAD}get{FENCE[:-1]}", "open"),
-        (f"{HEAD}get\n```x", "none"),
+        (f"{HEAD}get{FENCE}", "open"),
+        (f"{HEAD}get{FENCE} ``", "open"),
+        (f"{HEAD}get\n```x", "open"),
         (f"{HEAD}{FENCE}", "none"),
-        (f"{TOOL_CALL_BEGIN}f{TOOL_SEP}", "open"),
-        (f"{TOOL_CALL_BEGIN}f{TOOL_SEP}x", "none"),
-        (f"{HEAD}get{FENCE}", CallHeader("get", len(HEAD) + 3 + len(FENCE), END)),
-        (f" {HEAD} get {FENCE}{{", CallHeader("get", len(HEAD) + 6 + len(FENCE), END)),
-        (
-            f"{TOOL_CALL_BEGIN} f {TOOL_SEP} {{}}",
-            CallHeader("f", len(TOOL_CALL_BEGIN) + 3 + len(TOOL_SEP) + 1, TOOL_CALL_END),
-        ),
+        (f"{HEAD}{'f' * 257}", "none"),
+        (f"f{SEP}", "open"),
+        (f"f{SEP}x", CallHeader("f", 2, is_exact=False)),
+        (f"{HEAD}get{FENCE}{{", CallHeader("get", len(HEAD) + 3 + len(FENCE), is_exact=True)),
+        (f"{HEAD} get {FENCE} [", CallHeader("get", len(HEAD) + 5 + len(FENCE), is_exact=True)),
+        (f"{HEAD}get \n``` json{{", CallHeader("get", len(HEAD) + 13, is_exact=False)),
+        (f" f {SEP} {{}}", CallHeader("f", 5, is_exact=False)),
+        (f"{HEAD} {{}}", CallHeader("function", len(HEAD) + 1, is_exact=False)),
     ],
-)  # fmt: skip
+)
 def test_what_a_stream_is_so_far(text: str, found: Any) -> None:
-    assert read_call_header(text) == found
-    if found == "none":  # nor will it ever be one
-        closed = f"<｜tool▁calls▁begin｜>{text}\n{{}}\n```{TOOL_CALL_END}"
-        assert parse_tool_calls(closed)[1] == []
+    assert read_call_header(text, is_whole=False) == found
+    whole = read_call_header(text, is_whole=True)
+    assert whole != "open"
+    if found != "open":  # more text does not change it
+        assert whole == found
+        assert read_call_header(f"{text}{{}}\n```", is_whole=True) == found

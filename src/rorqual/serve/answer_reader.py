@@ -7,6 +7,8 @@ from typing import Literal
 from rorqual.engine import Piece, Usage
 from rorqual.serve.parse_stream import Event, StreamParser, ToolCallEnd
 from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.marked_stream import MarkedStream
+from rorqual.tokenizer.marks import CALL_OVER
 from rorqual.tokenizer.special import TOOL_CALL_END
 from rorqual.tokenizer.thinking import ReasoningCounter
 
@@ -24,6 +26,7 @@ class AnswerReader:
         self._parser = StreamParser(
             has_tools=has_tools, is_single=is_single, is_thinking=is_thinking
         )
+        self._marked = MarkedStream(tokenizer)
         self._counter = ReasoningCounter(tokenizer, is_inside=is_thinking)
         self._num_complete_calls = 0
         self.finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
@@ -38,9 +41,12 @@ class AnswerReader:
         """What is certain now; with the last piece all of the rest."""
         for token_id in piece.token_ids:
             self._counter.put(token_id)
-        events = self._parser.put(piece.text)
+        text = self._marked.put(piece.text, piece.token_ids)
+        if piece.finish_reason is not None:
+            text += self._marked.finish()
+        events = self._parser.put(text)
         if self._is_stopped_by_call(piece) and self._parser.is_in_call:
-            events = [*events, *self._parser.put(TOOL_CALL_END)]
+            events = [*events, *self._parser.put(CALL_OVER)]
         if piece.finish_reason is not None:
             events = [*events, *self._parser.finish()]
         self._num_complete_calls += sum(isinstance(event, ToolCallEnd) for event in events)

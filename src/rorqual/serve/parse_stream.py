@@ -1,9 +1,10 @@
 """An answer's text, as it comes, taken apart: reasoning, content and tool calls.
 
-The events do not depend on how the text is cut into pieces. Over a whole text they say what
-`tokenizer.parse_tool_calls` says, so a reply is the same streamed or not: text that may yet become
-a marker waits until it is one or is not, and a call's arguments go out as they come. What only
-looked like a call is content again, unchanged.
+The text has marks for special tokens (`tokenizer/marks.py`), so that a token's name which the model
+only spells is text. The events do not depend on how the text is cut into pieces. Over a whole text
+they say what `tokenizer.tool_calls.read_marked_calls` says, so a reply is the same streamed or not:
+a call's arguments go out as they come, but for what may be its closing fence. What only looked like
+a call is content again, unchanged.
 
 `<think>` at the start (or before it, in the prompt) opens the reasoning, `</think>` ends it. The
 newlines around these two belong to the format and are dropped.
@@ -11,19 +12,28 @@ newlines around these two belong to the format and are dropped.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from rorqual.tokenizer.special import (
-    EOS,
-    THINK_BEGIN,
-    THINK_END,
-    TOOL_CALL_BEGIN,
-    TOOL_CALLS_BEGIN,
-    TOOL_CALLS_END,
+from rorqual.tokenizer.marks import (
+    CALL,
+    CALL_OVER,
+    CALLS,
+    CALLS_OVER,
+    OVER,
+    STRUCTURE,
+    THINK,
+    THINK_OVER,
+    unmarked,
 )
-from rorqual.tokenizer.tool_calls import CallHeader, read_call_header
+from rorqual.tokenizer.tool_calls import CallHeader, num_closing, read_call_header
+
+_STRUCTURE = re.compile(f"[{STRUCTURE}]")
+# What a call may yet end with, beside its mark.
+_HELD = re.compile(rf"[\s`]*{OVER}?\Z")
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def new_call_id() -> str:
 
 
 class StreamParser:
-    """`put` takes any piece of text, `finish` ends it; both return the events that are certain.
+    """`put` takes any piece of marked text, `finish` ends it; both return what is certain.
 
     Without `has_tools` calls stay in the content. `is_thinking` says that the prompt ended inside
     `<think>`. With `is_single` the answer ends with its first call: what follows is dropped.
@@ -93,6 +103,7 @@ class StreamParser:
         self._text = ""  # what has come and is in no event yet
         self._is_last = False
         self._num_calls = 0
+        self._in_calls = self._is_after_call = False
         self._header: CallHeader | None = None
         self._call: list[str] = []  # the call that is open, as far as it has been read
         self._step = self._reasoning_start if is_thinking else self._start
@@ -109,7 +120,7 @@ class StreamParser:
     def finish(self) -> list[Event]:
         """The end of the text: what waited is decided now."""
         self._is_last = True
-        self._text = self._text.removesuffix(EOS)
+        self._text = self._text.removesuffix(OVER)
         return list(self._run())
 
     def _run(self) -> Iterator[Event]:
@@ -124,10 +135,10 @@ class StreamParser:
 
     def _start(self) -> Iterator[Event]:
         rest = self._text.lstrip()
-        if rest.startswith(THINK_BEGIN):
-            self._text = rest.removeprefix(THINK_BEGIN)
+        if rest.startswith(THINK):
+            self._text = rest.removeprefix(THINK)
             self._step = self._reasoning_start
-        elif self._is_last or not THINK_BEGIN.startswith(rest):
+        elif self._is_last or rest:
             self._step = self._content
         yield from ()
 
@@ -138,14 +149,15 @@ class StreamParser:
         yield from ()
 
     def _reasoning(self) -> Iterator[Event]:
-        before, mark, after = self._text.partition(THINK_END)
+        before, mark, after = self._text.partition(THINK_OVER)
+        text = before.removesuffix(OVER) if not mark and not self._is_last else before
+        text = text.rstrip("\n")
         if mark:
-            text, self._text, self._step = before.rstrip("\n"), after, self._content_start
+            self._text, self._step = after, self._content_start
         else:
-            text = self._without_overlap(THINK_END, EOS).rstrip("\n")
             self._text = "" if self._is_last else self._text[len(text) :]
         if text:
-            yield Reasoning(text)
+            yield Reasoning(unmarked(text))
 
     def _content_start(self) -> Iterator[Event]:
         self._text = self._text.lstrip("\n")
@@ -154,86 +166,75 @@ class StreamParser:
         yield from ()
 
     def _content(self) -> Iterator[Event]:
-        if not self._has_tools:
-            self._step = self._last_content
-            return
-        start = 0
-        while (at := self._text.find(TOOL_CALLS_BEGIN, start)) >= 0:
-            after = self._text[at + len(TOOL_CALLS_BEGIN) :].lstrip()
-            is_open = TOOL_CALL_BEGIN.startswith(after[: len(TOOL_CALL_BEGIN)])
-            if after.startswith(TOOL_CALL_BEGIN):
-                yield from self._take_content(at)
-                self._step = self._first_header
-                return
-            if is_open and not self._is_last:
-                yield from self._take_content(at)
-                return
-            start = at + 1
-        yield from self._take_content(len(self._without_overlap(TOOL_CALLS_BEGIN, EOS)))
+        """Text up to a call, whose header begins `_arguments`. What orders calls is no content."""
+        while self._has_tools and (found := _STRUCTURE.search(self._text)):
+            mark, place = found[0], found.start()
+            if not self._is_after_call or self._text[:place].strip():
+                yield from self._take_content(place)
+                self._is_after_call, place = False, 0
+            if mark == CALLS:
+                after = len(self._text) - len(self._text[place + 1 :].lstrip())
+                if after == len(self._text) and not self._is_last:
+                    return
+                if self._text[after : after + 1] == CALL:
+                    self._in_calls, mark, place = True, CALL, after
+            if mark == CALL and self._in_calls:
+                header = self._read_header(place + 1)
+                if isinstance(header, CallHeader):
+                    yield ToolCallStart(self._num_calls, self._make_id(), header.name)
+                if header != "none":
+                    return
+            if mark == CALLS_OVER and self._in_calls:
+                self._in_calls = False
+                if self._num_calls > 0:
+                    self._text, self._is_after_call = self._text[place + 1 :], False
+                    continue
+            yield from self._take_content(place + 1)
+            self._is_after_call = False
+        if self._is_last or not self._is_after_call or self._text.strip():
+            self._is_after_call = False
+            is_held = self._text.endswith(OVER) and not self._is_last
+            yield from self._take_content(len(self._text) - is_held)
 
-    def _first_header(self) -> Iterator[Event]:
-        yield from self._read_header(len(TOOL_CALLS_BEGIN))
-
-    def _next_header(self) -> Iterator[Event]:
-        yield from self._read_header(0)
-
-    def _read_header(self, start: int) -> Iterator[Event]:
-        header = read_call_header(self._text[start:])
+    def _read_header(self, start: int) -> CallHeader | Literal["open", "none"]:
+        """The header behind a call's mark; with it the arguments begin."""
+        end = _STRUCTURE.search(self._text, start)
+        text = self._text[start : end.start() if end else None]
+        header = read_call_header(text, is_whole=end is not None)
         if isinstance(header, CallHeader):
-            self._header = header
-            self._call = [self._text[: start + header.num_chars]]
-            self._text = self._text[start + header.num_chars :]
-            self._step = self._arguments
-            yield ToolCallStart(self._num_calls, self._make_id(), header.name)
-        elif header == "none" or self._is_last:
-            # With a call before it, the end marker may follow; else all is content.
-            self._step = self._after_calls if start == 0 else self._last_content
+            start += header.num_chars
+            self._header, self._step = header, self._arguments
+            self._call, self._text = [self._text[:start]], self._text[start:]
+        return "none" if header == "open" and self._is_last else header
 
     def _arguments(self) -> Iterator[Event]:
         assert self._header is not None, "no call is open"
-        before, mark, after = self._text.partition(self._header.end)
-        text = before if mark else self._without_overlap(self._header.end, EOS)
-        if self._is_last and not mark:
-            yield ToolCallCut(self._num_calls, "".join([*self._call, self._text]))
-            self._text, self._step = "", self._last_content
-            return
-        if text:
-            yield ToolCallArguments(self._num_calls, text)
-        self._call.append(text)
-        self._text = after if mark else self._text[len(text) :]
-        if mark:
+        if end := _STRUCTURE.search(self._text):
+            text, mark = self._text[: end.start()], end[0]
+            text = text[: len(text) - num_closing(text, self._header)]
+            if text:
+                yield ToolCallArguments(self._num_calls, unmarked(text))
             yield ToolCallEnd(self._num_calls)
             self._num_calls += 1
-            self._step = self._over if self._is_single else self._next_header
+            self._text = self._text[end.start() + (mark == CALL_OVER) :]
+            self._is_after_call = True
+            self._step = self._over if self._is_single else self._content
+        elif self._is_last:
+            yield ToolCallCut(self._num_calls, unmarked("".join([*self._call, self._text])))
+            self._text, self._step = "", self._content
+        else:
+            held = _HELD.search(self._text)
+            assert held is not None, "the pattern matches every text"
+            text, self._text = self._text[: held.start()], held[0]
+            self._call.append(text)
+            if text:
+                yield ToolCallArguments(self._num_calls, unmarked(text))
 
     def _over(self) -> Iterator[Event]:
         self._text = ""
         yield from ()
 
-    def _after_calls(self) -> Iterator[Event]:
-        rest = self._text.lstrip()
-        if rest.startswith(TOOL_CALLS_END):
-            self._text = rest.removeprefix(TOOL_CALLS_END)
-        elif TOOL_CALLS_END.startswith(rest) and not self._is_last:
-            return
-        self._step = self._last_content
-        yield from ()
-
-    def _last_content(self) -> Iterator[Event]:
-        yield from self._take_content(len(self._without_overlap(EOS)))
-
     def _take_content(self, num_chars: int) -> Iterator[Event]:
         text, self._text = self._text[:num_chars], self._text[num_chars:]
         if text:
-            yield Content(text)
-
-    def _without_overlap(self, *markers: str) -> str:
-        """The text without an end that may be the beginning of a marker, or a whole EOS."""
-        if self._is_last:
-            return self._text
-        num_held = 0
-        for marker in markers:
-            longest = len(marker) if marker == EOS else len(marker) - 1
-            ends = (n for n in range(longest, 0, -1) if self._text.endswith(marker[:n]))
-            num_held = max(num_held, next(ends, 0))
-        return self._text[: len(self._text) - num_held]
+            yield Content(unmarked(text))

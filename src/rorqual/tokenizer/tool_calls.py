@@ -17,7 +17,8 @@ tokens, then gives each function as one line of JSON:
 
 A call is `function<｜tool▁sep｜>NAME`, a newline and the arguments in a ```json fence; several
 calls stand one a line. V3.1's form, `NAME<｜tool▁sep｜>{arguments}` without a fence, is read too,
-never written.
+never written. So are calls whose fences are not quite these: a call ends at its end token, or where
+the next begins, and a fence that is missing, doubled or has blanks about it costs no call.
 `chat_template.jinja` writes the same text; a test holds the two together.
 """
 
@@ -27,10 +28,21 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
+from rorqual.tokenizer.marks import (
+    CALL,
+    CALL_OVER,
+    CALLS,
+    CALLS_OVER,
+    MARKS,
+    OVER,
+    SEP,
+    STRUCTURE,
+    unmarked,
+)
 from rorqual.tokenizer.special import (
-    EOS,
     TOOL_CALL_BEGIN,
     TOOL_CALL_END,
     TOOL_CALLS_BEGIN,
@@ -48,20 +60,17 @@ TOOLS_HEADING = (
 )
 
 _FUNCTION = "function"
+_MAX_NAME = 256
 _FENCE = "\n```json\n"
-_FENCE_END = f"\n```{TOOL_CALL_END}"
-# A name stands on one line and has something in it; `{` begins V3.1's arguments.
-_NAME = r"[^\S\n]*[^\s<{][^\n<{]*"
-# Choice: the fence must close right before the end token. Valid JSON holds no raw newline inside a
-# string, so no argument, not even one that quotes these tokens, can end its own call early.
-_CALL = re.compile(
-    rf"\s*{TOOL_CALL_BEGIN}(?:"
-    rf"{_FUNCTION}{TOOL_SEP}(?P<name>{_NAME}){_FENCE}(?P<arguments>.*?)\n```"
-    rf"|(?P<name31>{_NAME}){TOOL_SEP}\s*(?P<arguments31>\{{(?:(?!{TOOL_CALL_END}).)*)"
-    rf"){TOOL_CALL_END}",
-    re.DOTALL,
-)
-_CALLS_START = re.compile(rf"{TOOL_CALLS_BEGIN}(?=\s*{TOOL_CALL_BEGIN})")
+_FENCE_END = "\n```"
+_TAG = r"```[^\S\n]*\w*[^\S\n]*"
+# A fence with its line, or without the line's end; perhaps twice.
+_OPENING = re.compile(rf"\s*(?:(?:{_TAG}\n|```[^\S\n]*(?:json)?[^\S\n]*)(?:\s*(?=```))?)*", re.I)
+_OPENING_SO_FAR = re.compile(rf"{_OPENING.pattern}\s*(?:{_TAG}|`{{0,2}})", re.I)
+_CLOSING = re.compile(r"[\s`]*\Z")
+_NAME = re.compile(r"[^\n{`]*")
+_STRUCTURE = re.compile(f"([{STRUCTURE}])")
+_NAMES = re.compile("|".join(map(re.escape, MARKS)))
 
 
 def to_json(value: object) -> str:
@@ -89,67 +98,127 @@ def render_tool_calls(calls: Sequence[dict[str, Any]]) -> str:
 def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     """Splits a whole answer into its content and its calls, in the shape of message `tool_calls`.
 
-    `text` keeps its special tokens visible. `arguments` is the model's text, not checked to be
-    JSON. What is no complete call (cut off, malformed) stays in the content, so nothing is lost; an
-    end-of-sentence at the end is dropped.
+    `text` keeps its special tokens visible. `arguments` is the model's text without its fence, not
+    checked to be JSON. What is no complete call (cut off, malformed) stays in the content, so
+    nothing is lost; an end-of-sentence at the end is dropped.
+
+    Choice: a marker inside a JSON string of the arguments is taken for text. `read_marked_calls`
+    is told which markers are tokens and needs no such guess.
     """
-    text = text.removesuffix(EOS)
-    start = _CALLS_START.search(text)
-    if start is None:
-        return text, []
-    calls = []
-    end = start.end()
-    while match := _CALL.match(text, end):
-        name = match["name"] or match["name31"]
-        arguments = match["arguments"] if match["name"] else match["arguments31"]
-        function = {"name": name.strip(), "arguments": arguments}
-        calls.append({"type": "function", "function": function})
-        end = match.end()
-    if not calls:
-        return text, []
-    rest = re.sub(rf"^\s*{TOOL_CALLS_END}", "", text[end:])
-    return text[: start.start()] + rest, calls
+    content, calls = read_marked_calls(_marked(text))
+    return unmarked(content), calls
+
+
+def read_marked_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
+    """As `parse_tool_calls`, of a text with marks; so is the content.
+
+    A call reaches from its first mark to the next that orders calls, whatever stands before that.
+    """
+    before, *pieces = _STRUCTURE.split(text.removesuffix(OVER))
+    content, held = [before], ""  # what is dropped if a call follows
+    calls: list[dict[str, Any]] = []
+    marks, texts = pieces[::2], pieces[1::2]
+    is_open = ends_call = False
+    for mark, piece, next_mark in zip_longest(marks, texts, marks[1:], fillvalue=""):
+        whole, just_called, ends_call = mark + piece, ends_call, False
+        if mark == CALLS and next_mark == CALL and not piece.strip():
+            is_open, held = True, held + whole
+            continue
+        header = read_call_header(piece, is_whole=True) if mark == CALL and is_open else "none"
+        if isinstance(header, CallHeader) and next_mark:
+            arguments = piece[header.num_chars :]
+            arguments = arguments[: len(arguments) - num_closing(arguments, header)]
+            function = {"name": header.name, "arguments": unmarked(arguments)}
+            calls.append({"type": "function", "function": function})
+            held, ends_call = "", True
+            continue
+        if mark == CALL_OVER and just_called:
+            whole = piece
+            if not piece.strip():
+                held = piece
+                continue
+        elif mark == CALLS_OVER:
+            whole, held = (piece, "") if is_open and calls else (whole, held)
+            is_open = False
+        content += [held, whole]
+        held = ""
+    return "".join([*content, held]), calls
 
 
 @dataclass(frozen=True)
 class CallHeader:
-    """The beginning of a call, `num_chars` long; its arguments follow, up to the text `end`."""
+    """The beginning of a call, `num_chars` long after its mark; its arguments follow.
+
+    `is_exact`: with the very fence of V3's format, so that white space in the arguments counts.
+    """
 
     name: str
     num_chars: int
-    end: str
+    is_exact: bool
 
 
-def read_call_header(text: str) -> CallHeader | Literal["open", "none"]:
-    """For a reader of a stream: what `text`, which comes where a call may begin, is so far.
+def read_call_header(text: str, *, is_whole: bool) -> CallHeader | Literal["open", "none"]:
+    """What `text`, which follows a call's mark, begins with; `is_whole`: it reaches to the next.
 
-    "open": more text decides. "none": no call, whatever comes. The forms are `parse_tool_calls`'s.
+    "open": more text decides. "none": no call, whatever comes. White space and fences before the
+    arguments belong to the header.
     """
-    rest = text.lstrip()
-    if not rest.startswith(TOOL_CALL_BEGIN):
-        return "open" if TOOL_CALL_BEGIN.startswith(rest) else "none"
-    name, sep, after = rest.removeprefix(TOOL_CALL_BEGIN).partition(TOOL_SEP)
+    head, sep, body = text.partition(SEP)
+    name, start = head.strip(), 0
+    if "\n" in head or len(head) > _MAX_NAME:
+        return "none"
     if not sep:
-        return _open_name(name, TOOL_SEP)
-    if not re.fullmatch(_NAME, name):
+        return "none" if is_whole else "open"
+    if name == _FUNCTION and not body.lstrip().startswith("{"):  # V3's form
+        found = _NAME.match(body)
+        assert found is not None, "the pattern matches every text"
+        name, start = found[0].strip(), found.end()
+        if not is_whole and (not body.strip() or start == len(body) <= _MAX_NAME):
+            return "open"
+    if not name or start > _MAX_NAME:
         return "none"
-    arguments = after.lstrip()
-    if arguments.startswith("{"):  # V3.1's form
-        return CallHeader(name.strip(), len(text) - len(arguments), TOOL_CALL_END)
-    if name != _FUNCTION or not arguments:
-        return "none" if arguments else "open"
-    name, fence, after = after.partition(_FENCE)
-    if not fence:
-        return _open_name(name, _FENCE)
-    if not re.fullmatch(_NAME, name):
-        return "none"
-    return CallHeader(name.strip(), len(text) - len(after), _FENCE_END)
+    opening = _OPENING.match(body, start)
+    assert opening is not None, "the pattern matches every text"
+    if not is_whole and _OPENING_SO_FAR.fullmatch(body, start):
+        return "open"
+    is_exact = opening[0] == _FENCE
+    rest = body[opening.end() :]
+    rest = rest if is_exact else rest.lstrip()
+    return CallHeader(name, len(text) - len(rest), is_exact)
 
 
-def _open_name(text: str, end: str) -> Literal["open", "none"]:
-    """Whether `text` may become a name with `end` behind it."""
-    cut = text.find(end[0])
-    name, rest = (text, "") if cut < 0 else (text[:cut], text[cut:])
-    # One letter more makes a name of what is only spaces so far.
-    is_name = re.fullmatch(_NAME, name if rest else name + "x")
-    return "open" if is_name and end.startswith(rest) else "none"
+def num_closing(arguments: str, header: CallHeader) -> int:
+    """How many characters at the end of a call are its closing fence and the white space there."""
+    found = _CLOSING.search(arguments)
+    assert found is not None, "the pattern matches every text"
+    is_exact = header.is_exact and found[0].count("```") == 1 and found[0].endswith(_FENCE_END)
+    return len(_FENCE_END) if is_exact else len(found[0])
+
+
+def _marked(text: str) -> str:
+    """Marks for the names of tokens, but for those inside a JSON string of a call's arguments."""
+    parts, place = [], 0
+    in_arguments = in_string = False
+    for found in _NAMES.finditer(text):
+        between = text[place : found.start()]
+        parts.append(between)
+        place = found.end()
+        if in_arguments:
+            in_string = _is_in_string(between, in_string)
+        mark = found[0] if in_string else MARKS[found[0]]
+        parts.append(mark)
+        if mark == SEP:
+            in_arguments = True
+        elif mark in STRUCTURE:
+            in_arguments = False
+    return "".join([*parts, text[place:]])
+
+
+def _is_in_string(text: str, is_inside: bool) -> bool:
+    """Whether a JSON string is open after `text`; no string goes on over the end of a line."""
+    for found in re.finditer(r'\\.|["\n]', text):
+        if found[0] == '"':
+            is_inside = not is_inside
+        elif found[0] == "\n":
+            is_inside = False
+    return is_inside
