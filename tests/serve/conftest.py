@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from batch_stage import answering, stages
 from fake_engine import FakeEngine
 from live import Live, running
 from openai import OpenAI
@@ -17,6 +18,8 @@ from patience import HANG_SECONDS
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel, ServerSettings
 from rorqual.tokenizer import Tokenizer, train_tokenizer
+
+__all__ = ["answering", "stages"]
 
 
 @pytest.fixture(scope="session")
