@@ -29,15 +29,23 @@ class ChatJob:
 
 async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
     """The prompt of a conversation. ApiError if it cannot be written or does not fit."""
+    prompt_ids = await written_prompt(service, body)
+    service.check_prompt(prompt_ids, "messages")
+    return prompt_ids
+
+
+async def written_prompt(
+    service: Service, body: ChatRequest, *, add_generation_prompt: bool = True
+) -> list[int]:
+    """As `chat_prompt`, of any length: to be counted."""
     service.check_body(body)
     tokenizer = service.model.tokenizer
     messages, tools = chat_messages(body), chat_tools(body)
     thinking = thinking_switch(body, tokenizer, body.notes)
-    prompt_ids = await service.aside(
-        lambda: tokenizer.encode_chat(messages, tools, thinking=thinking), "messages"
+    return await service.aside(
+        lambda: tokenizer.encode_chat(messages, tools, add_generation_prompt, thinking),
+        "messages",
     )
-    service.check_prompt(prompt_ids, "messages")
-    return prompt_ids
 
 
 async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from rorqual.errors import TokenizerError
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, validation_error
 from rorqual.serve.schemas_chat import (
     AssistantMessage,
     ChatMessage,
@@ -16,6 +18,7 @@ from rorqual.serve.schemas_chat import (
     ToolCall,
     ToolMessage,
 )
+from rorqual.serve.schemas_completions import TokenizeRequest
 from rorqual.tokenizer import Tokenizer
 
 
@@ -33,6 +36,18 @@ def chat_tools(body: ChatRequest) -> list[dict[str, Any]] | None:
     if not body.tools or body.tool_choice == "none":
         return None
     return [_definition(tool) for tool in body.tools]
+
+
+def tokenized_chat(body: TokenizeRequest) -> ChatRequest | None:
+    """The chat whose prompt is asked for, with all its fields; None of a text. ApiError 422."""
+    if body.messages is None:
+        return None
+    own = set(TokenizeRequest.model_fields) - set(ChatRequest.model_fields)
+    fields = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in own}
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as problem:
+        raise validation_error(problem.errors(), list(ChatRequest.model_fields)) from None
 
 
 def fim_prompt(prefix: Sequence[int], suffix: Sequence[int], tokenizer: Tokenizer) -> list[int]:

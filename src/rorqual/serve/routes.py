@@ -13,10 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from rorqual.serve.chat import answer_chat
+from rorqual.serve.chat import answer_chat, written_prompt
 from rorqual.serve.completions import answer_completion
 from rorqual.serve.errors import ApiError, engine_failed
-from rorqual.serve.prompts import check_ids
+from rorqual.serve.prompts import check_ids, tokenized_chat
 from rorqual.serve.schemas_chat import ChatReply, ChatRequest
 from rorqual.serve.schemas_common import ErrorBody
 from rorqual.serve.schemas_completions import (
@@ -101,10 +101,15 @@ def api_router() -> APIRouter:
     async def tokenize(request: Request, response: Response, body: TokenizeRequest) -> Any:
         """Ids of a text, or of a conversation as the chat route reads it."""
         service = service_of(request)
-        service.check_body(body)
-        response.headers.update(body.notes.headers())
         tokenizer = service.model.tokenizer
-        ids = await service.aside(lambda: _tokenize(body, tokenizer), "messages")
+        chat = tokenized_chat(body)
+        if chat is not None:
+            wants_prompt = body.add_generation_prompt is not False
+            ids = await written_prompt(service, chat, add_generation_prompt=wants_prompt)
+        else:
+            service.check_body(body)
+            ids = await service.aside(lambda: _tokenize(body, tokenizer), "prompt")
+        response.headers.update((chat or body).notes.headers())
         texts = [token_text(token_id, tokenizer) for token_id in ids]
         return TokenizeReply(
             count=len(ids),
@@ -195,11 +200,8 @@ def _cards(service: Service) -> list[ModelCard]:
 
 
 def _tokenize(body: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
-    if body.prompt is not None:
-        return tokenizer.encode_raw(
-            body.prompt,
-            bos=body.add_special_tokens is not False,
-            reads_special=bool(body.parse_special),
-        )
-    wants_prompt = body.add_generation_prompt is not False
-    return tokenizer.encode_chat(body.messages or [], body.tools, wants_prompt)
+    return tokenizer.encode_raw(
+        body.prompt or "",
+        bos=body.add_special_tokens is not False,
+        reads_special=bool(body.parse_special),
+    )

@@ -117,7 +117,10 @@ class CompletionReply(BaseModel):
 
 
 class TokenizeRequest(Body):
-    """A text, or a conversation as the chat route would read it."""
+    """A text; or a conversation with any other field of the chat route, which checks and reads it.
+
+    `add_special_tokens` and `parse_special` are of texts.
+    """
 
     prompt: str | None = None
     messages: list[JsonObject] | None = Field(default=None, min_length=1)
