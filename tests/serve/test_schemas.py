@@ -100,10 +100,10 @@ def test_what_sampling_takes_and_refuses(field: str, good: list[Any], bad: list[
         ({"tools": [tool(f"t{n}") for n in range(128)]}, True),
         ({"tools": [tool(f"t{n}") for n in range(129)]}, False),
         ({"tools": [tool("a"), tool("b"), tool("a")]}, False),
-        ({"tools": [tool("a" * 64)]}, True),
-        ({"tools": [tool("a" * 65)]}, False),
+        ({"tools": [tool("a" * 256)]}, True),
+        ({"tools": [tool("a" * 257)]}, False),
         ({"tools": [tool("Az_09.-")]}, True),
-        ({"tools": [tool("a b")]}, False),
+        ({"tools": [tool("a b"), tool("天気")]}, True),
         ({"tools": [tool("")]}, False),
         ({"tools": [], "tool_choice": "auto"}, True),
         ({"tool_choice": "auto"}, True),
@@ -164,7 +164,6 @@ def test_objects_are_nested_so_deep_and_no_deeper(depth: int) -> None:
     schema = {"type": "function", "function": {"name": "a", "parameters": nested(depth)}}
     assert is_taken(ChatRequest, CHAT | {"tools": [schema]}) == (depth <= 64)
     assert is_taken(TokenizeRequest, {"messages": [nested(depth)]}) == (depth <= 64)
-    assert is_taken(BatchLine, LINE | {"body": nested(depth)}) == (depth <= 64)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_tokens_are_asked_of_one_source(body: dict[str, Any], is_good: bool) -> 
         ({"custom_id": ""}, False),
         ({"method": "PUT"}, False),
         ({"url": "/v1/models"}, False),
-        ({"body": []}, False),
+        ({"body": []}, True),  # what is wrong with it is the answer of its line
         ({"extra": 1}, False),
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 from rorqual.engine import Piece, Usage
-from rorqual.serve.parse_stream import Event, StreamParser, ToolCallEnd
+from rorqual.serve.parse_stream import Event, StreamParser, ToolCallEnd, ToolCallStart
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.marked_stream import MarkedStream
 from rorqual.tokenizer.marks import CALL_OVER
@@ -16,13 +19,20 @@ from rorqual.tokenizer.thinking import ReasoningCounter
 class AnswerReader:
     """`put` gives the events of a piece; what the answer came to stands in the attributes.
 
-    `has_tools`, `is_thinking` and `is_single` are StreamParser's.
+    `has_tools`, `is_thinking` and `is_single` are StreamParser's. `tool_names` maps names as the
+    prompt has them to those that the client knows.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, has_tools: bool, is_thinking: bool, is_single: bool = False
+        self,
+        tokenizer: Tokenizer,
+        *,
+        has_tools: bool,
+        is_thinking: bool,
+        is_single: bool = False,
+        tool_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._tokenizer, self._is_single = tokenizer, is_single
+        self._tokenizer, self._is_single, self._tool_names = tokenizer, is_single, tool_names
         self._parser = StreamParser(
             has_tools=has_tools, is_single=is_single, is_thinking=is_thinking
         )
@@ -56,7 +66,12 @@ class AnswerReader:
             is_whole = piece.finish_reason == "stop" or self._is_single
             is_call = is_whole and self._num_complete_calls > 0
             self.finish_reason = "tool_calls" if is_call else piece.finish_reason
-        return events
+        return [self._renamed(event) for event in events]
+
+    def _renamed(self, event: Event) -> Event:
+        if not isinstance(event, ToolCallStart):
+            return event
+        return replace(event, name=self._tool_names.get(event.name, event.name))
 
     def _is_stopped_by_call(self, piece: Piece) -> bool:
         """Whether the token that ends a call ended the answer: it is then not in the text."""

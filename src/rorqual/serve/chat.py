@@ -11,6 +11,7 @@ from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
 from rorqual.serve.prompts import chat_messages, chat_tools
 from rorqual.serve.reply import AnswerResponse, collect
 from rorqual.serve.sampling import choices, sampling_params
+from rorqual.serve.schema_keywords import enforceable_body
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service, new_id
 from rorqual.serve.thinking_wish import thinking_switch
@@ -59,7 +60,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         vocab_size=tokenizer.vocab_size,
-        grammar=chat_grammar(body, tokenizer, is_thinking=begins_thinking),
+        grammar=chat_grammar(enforceable_body(body), tokenizer, is_thinking=begins_thinking),
     )
     has_tools = chat_tools(body) is not None
     is_single = has_tools and body.parallel_tool_calls is False
@@ -68,7 +69,11 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
     requests = [Request(prompt_ids, each) for each in choices(params, body.n or 1)]
     readers = [
         AnswerReader(
-            tokenizer, has_tools=has_tools, is_thinking=begins_thinking, is_single=is_single
+            tokenizer,
+            has_tools=has_tools,
+            is_thinking=begins_thinking,
+            is_single=is_single,
+            tool_names=body.tool_names,
         )
         for _ in requests
     ]
@@ -98,4 +103,10 @@ def _assembler(service: Service, body: ChatRequest, job: ChatJob) -> ChatAssembl
         has_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     tokenizer = service.model.tokenizer
-    return ChatAssembler(head, tokenizer, job.readers, has_logprobs=bool(body.logprobs))
+    return ChatAssembler(
+        head,
+        tokenizer,
+        job.readers,
+        has_logprobs=bool(body.logprobs),
+        custom_names=body.custom_names,
+    )

@@ -8,7 +8,7 @@ text was cut. A call that the answer's end cuts off stays as far as it came, wit
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,17 +23,19 @@ from rorqual.serve.parse_stream import (
     ToolCallEnd,
     ToolCallStart,
 )
-from rorqual.serve.schemas_chat import (
+from rorqual.serve.schemas_common import UsageBody
+from rorqual.serve.schemas_replies import (
     ChatChoice,
     ChatReply,
     ChoiceLogprobs,
+    CustomReply,
     FunctionReply,
     ReplyMessage,
     TokenLogprobReply,
     ToolCallReply,
 )
-from rorqual.serve.schemas_common import UsageBody
 from rorqual.serve.tokens_text import chat_logprob
+from rorqual.serve.tool_shapes import input_of
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
 
@@ -53,14 +55,23 @@ class ReplyHead:
 class _Call:
     id: str
     name: str
+    is_custom: bool
     arguments: list[str] = field(default_factory=list)
+
+    def reply(self, index: int) -> ToolCallReply:
+        text = "".join(self.arguments)
+        if self.is_custom:
+            custom = CustomReply(name=self.name, input=input_of(text))
+            return ToolCallReply(index=index, id=self.id, type="custom", custom=custom)
+        function = FunctionReply(name=self.name, arguments=text)
+        return ToolCallReply(index=index, id=self.id, type="function", function=function)
 
 
 class _Choice:
     """One answer as it grows."""
 
-    def __init__(self, reader: AnswerReader) -> None:
-        self.reader = reader
+    def __init__(self, reader: AnswerReader, custom_names: Collection[str]) -> None:
+        self.reader, self._custom_names = reader, custom_names
         self.has_begun = False
         self.reasoning: list[str] = []
         self.content: list[str] = []
@@ -73,29 +84,30 @@ class _Choice:
             self.reasoning.append(event.text)
             return {"reasoning_content": event.text}
         if isinstance(event, ToolCallStart):
-            self.calls[event.index] = _Call(event.id, event.name)
+            is_custom = event.name in self._custom_names
+            self.calls[event.index] = _Call(event.id, event.name, is_custom)
+            if is_custom:
+                custom = {"name": event.name, "input": ""}
+                return _call_delta(event.index, id=event.id, type="custom", custom=custom)
             function = {"name": event.name, "arguments": ""}
             return _call_delta(event.index, id=event.id, type="function", function=function)
         if isinstance(event, ToolCallArguments):
-            self.calls[event.index].arguments.append(event.text)
+            call = self.calls[event.index]
+            call.arguments.append(event.text)
+            if call.is_custom:  # its text is known when all of its JSON has come
+                return None
             return _call_delta(event.index, function={"arguments": event.text})
-        is_cut = isinstance(event, ToolCallCut) and event.index in self.calls
-        if isinstance(event, ToolCallEnd) or is_cut:
-            return None
+        if isinstance(event, ToolCallEnd | ToolCallCut) and event.index in self.calls:
+            custom_reply = self.calls[event.index].reply(event.index).custom
+            if custom_reply is None:
+                return None
+            return _call_delta(event.index, custom={"input": custom_reply.input})
         assert isinstance(event, Content | ToolCallCut), f"unknown event {event}"
         self.content.append(event.text)
         return {"content": event.text}
 
     def message(self) -> ReplyMessage:
-        calls = [
-            ToolCallReply(
-                index=index,
-                id=call.id,
-                type="function",
-                function=FunctionReply(name=call.name, arguments="".join(call.arguments)),
-            )
-            for index, call in sorted(self.calls.items())
-        ]
+        calls = [call.reply(index) for index, call in sorted(self.calls.items())]
         content = "".join(self.content)
         return ReplyMessage(
             content=content if content or not calls else None,
@@ -114,9 +126,10 @@ class ChatAssembler:
         readers: Sequence[AnswerReader],
         *,
         has_logprobs: bool,
+        custom_names: Collection[str] = (),
     ) -> None:
         self._head, self._tokenizer, self._has_logprobs = head, tokenizer, has_logprobs
-        self._choices = [_Choice(reader) for reader in readers]
+        self._choices = [_Choice(reader, custom_names) for reader in readers]
 
     def put(self, index: int, piece: Piece) -> list[str]:
         choice = self._choices[index]
@@ -164,6 +177,8 @@ class ChatAssembler:
             for name in ("reasoning_content", "tool_calls"):
                 if choice["message"][name] is None:
                     del choice["message"][name]
+            for call in choice["message"].get("tool_calls", ()):
+                del call["function" if call["type"] == "custom" else "custom"]
         return json.dumps(body, ensure_ascii=False)
 
     def _usage(self) -> UsageBody:

@@ -149,17 +149,20 @@ HONOURED = (
         ALL,
         "tools",
         [{"type": "function", "function": {"name": "g"}}],
-        "up to 128 functions",
+        "up to 128 functions and custom tools; names of any 1 to 256 characters",
         "shown to the model as `tokenizer/tool_calls.py` describes; `strict: true` binds every "
-        "call's arguments to its schema",
+        "call's arguments to its schema. To the model a custom tool is a function with the one "
+        "argument `input`; a `format` of syntax `regex` is enforced. Other characters of a name "
+        "than letters, digits, `_.-` are `_` in the prompt",
     ),
     *_honoured(
         CHAT,
         ALL,
         "tool_choice",
         "none",
-        "`none`, `auto`, `required`, one named function",
-        "`required` and a name are enforced by a grammar, arguments included",
+        "`none`, `auto`, `required`, one named tool, `allowed_tools`",
+        "`required` and a name are enforced by a grammar, arguments included. Of `allowed_tools` "
+        "the model is shown no others",
     ),
     *_honoured(
         CHAT, ALL, "parallel_tool_calls", False, "", "`false`: the answer ends after its first call"

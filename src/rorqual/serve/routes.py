@@ -17,7 +17,7 @@ from rorqual.serve.chat import answer_chat, written_prompt
 from rorqual.serve.completions import answer_completion
 from rorqual.serve.errors import ApiError, engine_failed
 from rorqual.serve.prompts import check_ids, tokenized_chat
-from rorqual.serve.schemas_chat import ChatReply, ChatRequest
+from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import ErrorBody
 from rorqual.serve.schemas_completions import (
     CompletionReply,
@@ -27,6 +27,7 @@ from rorqual.serve.schemas_completions import (
     TokenizeReply,
     TokenizeRequest,
 )
+from rorqual.serve.schemas_replies import ChatReply
 from rorqual.serve.service import Service
 from rorqual.serve.tokens_text import token_text
 from rorqual.tokenizer import Tokenizer

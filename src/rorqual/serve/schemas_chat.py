@@ -1,10 +1,18 @@
-"""The chat route's request and replies, in OpenAI's shape with DeepSeek's fields."""
+"""The chat route's request, in OpenAI's shape with the fields of other servers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from rorqual.serve.field_row import CALLS, CHAT, FUNCTIONS, MESSAGES, PARTS, TOOLS
 from rorqual.serve.schemas_common import (
@@ -13,14 +21,18 @@ from rorqual.serve.schemas_common import (
     JsonObject,
     SamplingFields,
     Strict,
-    UsageBody,
     mismatch,
+)
+from rorqual.serve.tool_shapes import (
+    MAX_NAME_CHARACTERS,
+    custom_as_function,
+    custom_call_as_function,
+    custom_choice_as_function,
+    safe_names,
 )
 
 MAX_TOOLS = 128
 MAX_MESSAGES = 10_000
-NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
-
 
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 """Kinds of content parts that are text; the others of the Responses API name theirs so."""
@@ -76,8 +88,11 @@ class UserMessage(Message):
     content: Content
 
 
+ToolName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+
+
 class CalledFunction(Strict):
-    name: str = Field(pattern=NAME)
+    name: ToolName
     arguments: str = Field(description="JSON as the model wrote it.")
 
 
@@ -85,8 +100,13 @@ class ToolCall(Strict):
     PLACE: ClassVar[str] = CALLS
 
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
     function: CalledFunction
+
+    @model_validator(mode="before")
+    @classmethod
+    def _custom(cls, value: Any) -> Any:
+        return custom_call_as_function(value)
 
 
 class AssistantMessage(Message):
@@ -124,7 +144,7 @@ ChatMessage = Annotated[
 class FunctionSchema(Strict):
     PLACE: ClassVar[str] = FUNCTIONS
 
-    name: str = Field(pattern=NAME)
+    name: ToolName
     description: str | None = None
     parameters: JsonObject | None = Field(default=None, description="A JSON schema.")
     strict: bool | None = Field(
@@ -135,26 +155,53 @@ class FunctionSchema(Strict):
 class Tool(Strict):
     PLACE: ClassVar[str] = TOOLS
 
-    type: Literal["function"]
+    type: Literal["function", "custom"] = Field(
+        description="To the model a custom tool is a function with one argument, `input`."
+    )
     function: FunctionSchema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _custom(cls, value: Any) -> Any:
+        return custom_as_function(value)
 
 
 class NamedFunction(Strict):
-    name: str = Field(pattern=NAME)
+    name: ToolName
 
 
 class NamedTool(Strict):
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     function: NamedFunction
+
+    @model_validator(mode="before")
+    @classmethod
+    def _custom(cls, value: Any) -> Any:
+        return custom_choice_as_function(value)
+
+
+class AllowedTools(Strict):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(max_length=MAX_TOOLS)
+
+
+class AllowedToolChoice(Strict):
+    """Only these tools, of which the model may, or must, call some."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 def _choice_tag(value: Any) -> str:
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        return "allowed-tools"
     return "tool-mode" if isinstance(value, str) else "named-tool"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("tool-mode")]
-    | Annotated[NamedTool, Tag("named-tool")],
+    | Annotated[NamedTool, Tag("named-tool")]
+    | Annotated[AllowedToolChoice, Tag("allowed-tools")],
     Discriminator(_choice_tag),
 ]
 
@@ -263,6 +310,7 @@ class ChatRequest(SamplingFields):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("tools")
     @classmethod
@@ -276,6 +324,9 @@ class ChatRequest(SamplingFields):
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
         names = {tool.function.name for tool in self.tools or []}
+        if isinstance(self.tool_choice, AllowedToolChoice):
+            self._keep_allowed(self.tool_choice.allowed_tools)
+            names = {tool.function.name for tool in self.tools or []}
         if isinstance(self.tool_choice, NamedTool):
             if self.tool_choice.function.name not in names:
                 name = self.tool_choice.function.name
@@ -288,55 +339,39 @@ class ChatRequest(SamplingFields):
         if None not in both and both[0] != both[1]:
             message = "max_tokens and max_completion_tokens differ: give one of them"
             raise mismatch("max_completion_tokens", message)
+        self._write_names_safely()
         return self
 
+    def _keep_allowed(self, allowed: AllowedTools) -> None:
+        """The model is shown no other tools, so that `tool_choice` is a mode again."""
+        names = [tool.function.name for tool in allowed.tools]
+        tools = {tool.function.name: tool for tool in self.tools or []}
+        if unknown := [name for name in names if name not in tools]:
+            message = f"tool_choice allows {unknown[0]!r}, which is no tool"
+            raise mismatch("tool_choice", message)
+        self.tools = [tool for name, tool in tools.items() if name in names]
+        self.tool_choice = allowed.mode
 
-class FunctionReply(BaseModel):
-    name: str | None = None
-    arguments: str | None = None
+    def _write_names_safely(self) -> None:
+        functions: list[FunctionSchema | CalledFunction | NamedFunction]
+        functions = [tool.function for tool in self.tools or []]
+        for message in self.messages:
+            if isinstance(message, AssistantMessage):
+                functions += [call.function for call in message.tool_calls or []]
+        if isinstance(self.tool_choice, NamedTool):
+            functions.append(self.tool_choice.function)
+        writings = safe_names(function.name for function in functions)
+        for function in functions:
+            function.name = writings[function.name]
+        self._names = {writing: name for name, writing in writings.items() if name != writing}
 
+    @property
+    def tool_names(self) -> Mapping[str, str]:
+        """Writings in the prompt -> what the client calls these tools, where that differs."""
+        return self._names
 
-class ToolCallReply(BaseModel):
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionReply
-
-
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobReply(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class ChoiceLogprobs(BaseModel):
-    content: list[TokenLogprobReply]
-
-
-class ReplyMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallReply] | None = None
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: ReplyMessage
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: Literal["stop", "length", "tool_calls"]
-
-
-class ChatReply(BaseModel):
-    """A whole answer; `reasoning_content` and `tool_calls` are there if the model wrote any."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: UsageBody
+    @property
+    def custom_names(self) -> frozenset[str]:
+        """The tools that take free text, as the client calls them."""
+        customs = [tool.function.name for tool in self.tools or [] if tool.type == "custom"]
+        return frozenset(self._names.get(name, name) for name in customs)

@@ -27,7 +27,7 @@ from rorqual.serve.notes import Notes, extra_fields
 
 TAGS = frozenset(
     "one-text several-texts text-parts token-ids token-id-lists named-tool tool-mode is-thinking "
-    "thinking-object".split()
+    "thinking-object allowed-tools".split()
 )
 """Names of union members: pydantic puts them into error paths, where no client knows them."""
 TAGGED = ("messages", "response_format")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rorqual.engine import TokenLogprob
-from rorqual.serve.schemas_chat import TokenLogprobReply, TopLogprob
 from rorqual.serve.schemas_completions import CompletionLogprobs
+from rorqual.serve.schemas_replies import TokenLogprobReply, TopLogprob
 from rorqual.tokenizer import Tokenizer
 
 LOWEST = -9999.0
