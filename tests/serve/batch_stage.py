@@ -36,16 +36,17 @@ class Stage:
         self.service = Service(FakeEngine(tokenizer), make_model(tokenizer, name=name), settings)
         self.batches = Batches(self.service, self.store)
 
-    async def upload(self, *questions: str) -> str:
+    async def upload(self, *questions: str, owner: str = "me") -> str:
         body = b"\n".join(line_of(question) for question in questions)
-        return (await self.files.add([body], len(body), NewFile(name="in.jsonl", owner="me"))).id
+        return (await self.files.add([body], len(body), NewFile(name="in.jsonl", owner=owner))).id
 
-    async def begin(self, *questions: str, **fields: Any) -> str:
-        return await self.begin_with(await self.upload(*questions), **fields)
+    async def begin(self, *questions: str, owner: str = "me", **fields: Any) -> str:
+        file_id = await self.upload(*questions, owner=owner)
+        return await self.begin_with(file_id, owner, **fields)
 
-    async def begin_with(self, file_id: str, **fields: Any) -> str:
+    async def begin_with(self, file_id: str, owner: str = "me", **fields: Any) -> str:
         request = BatchRequest(input_file_id=file_id, endpoint=CHAT, **fields)
-        return (await self.batches.create(request, "me")).id
+        return (await self.batches.create(request, owner)).id
 
     async def get(self, batch_id: str) -> BatchReply:
         return await self.batches.get(batch_id, "me")

@@ -238,6 +238,29 @@ def test_so_many_batches_run_and_the_oldest_that_ended_goes(
     asyncio.run(run())
 
 
+def test_who_has_the_most_batches_makes_room(
+    stages: Stages, answering: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_BATCHES", 3)
+
+    async def run() -> None:
+        stage = stages(1)
+
+        async def answer(question: str) -> str:
+            return ANSWER
+
+        answering(answer)
+        mine = await stage.begin("one")
+        await stage.batches.drain()
+        for _ in range(4):
+            await stage.begin("one", owner="flood")
+            await stage.batches.drain()
+        assert (await stage.get(mine)).status == "completed"
+        assert len((await stage.batches.page("flood", Page(10)))[0]) == 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_line_may_be_as_long_as_a_body(excess: int) -> None:
     raw, seen = line_of("q"), set[bytes]()

@@ -52,7 +52,8 @@ class Store:
         """Removes the answers of a batch that has ended, in a thread."""
         while self.database.do(lambda connection: self.batches.forget(connection, batch_id)):
             pass
-        self.database.do(_free)
+        while self.database.do(_free):
+            pass
 
     def close(self) -> None:
         self.database.close()
@@ -65,6 +66,8 @@ class Store:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _free(connection: sqlite3.Connection) -> None:
-    """Gives pages that are free back to the disk."""
+def _free(connection: sqlite3.Connection) -> bool:
+    """Gives some pages that are free back to the disk; whether there were any."""
+    num_free = connection.execute("PRAGMA freelist_count").fetchone()[0]
     connection.execute(f"PRAGMA incremental_vacuum({FREED_PAGES})").fetchall()
+    return bool(num_free)
