@@ -34,6 +34,7 @@ LACKS = (
     Lack("no browser found", "sudo apt-get install chromium"),
     Lack("playwright", "pip install -e '.[dev]'"),
     Lack(r"no C\+\+ compiler", "sudo apt-get install g++"),
+    Lack("the anthropic client", "pip install -e '.[dev]'"),
     Lack("llguidance|jsonschema_rs", "pip install -e '.[dev]'"),
     Lack("tiny model (has not been|is not) shipped", "a whole checkout: src/rorqual/tiny"),
     Lack(

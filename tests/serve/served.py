@@ -13,6 +13,14 @@ TEXTS = ["The whale swims in the sea; the sea is deep. One, two, three whales si
 CONTEXT = 2000
 WEATHER = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 TIME = {"type": "function", "function": {"name": "time", "arguments": "{}"}}
+LONG = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "arguments": '{"city": "Oslo", "days": [1, 22], "sea": "\u00f1"}',
+    },
+}
+BAD = {"type": "function", "function": {"name": "weather", "arguments": "{city: Oslo}"}}
 SCRIPT = {
     "call two": render_tool_calls([WEATHER, TIME]),
     "say and call": "Let me look." + render_tool_calls([WEATHER]),
@@ -20,6 +28,9 @@ SCRIPT = {
     "wide characters": "Whales: 鯨 🐋 ñ.",
     "count up": " ".join(str(number) for number in range(200)),
     "line ends": "one\u2028two\u0085three",
+    "long call": render_tool_calls([LONG]),
+    "bad call": render_tool_calls([BAD]),
+    "list call": render_tool_calls([BAD | {"function": {"name": "weather", "arguments": "[1]"}}]),
     "whole json": '{"depth": 11}',
 }
 

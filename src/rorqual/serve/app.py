@@ -17,6 +17,8 @@ from rorqual.serve.auth import AuthGuard
 from rorqual.serve.batch_routes import batch_router
 from rorqual.serve.batches import Batches
 from rorqual.serve.limits import LimitGuard
+from rorqual.serve.message_routes import message_router
+from rorqual.serve.messages_errors import MessagesErrors
 from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
 from rorqual.serve.page_routes import page_router
 from rorqual.serve.paths import SlashTrimmer
@@ -78,12 +80,14 @@ def create_app(
     app.state.service = service
     errors.install(app)
     app.include_router(api_router())
+    app.include_router(message_router())
     app.include_router(batch_router(), responses=ERRORS)
     app.include_router(health_router())
     app.include_router(page_router())
     # The last one added is the outermost.
     app.add_middleware(LimitGuard, service=service)
     app.add_middleware(AuthGuard, settings=settings)
+    app.add_middleware(MessagesErrors)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -27,7 +27,12 @@ from rorqual.serve.notes import Notes, extra_fields
 
 TAGS = frozenset(
     "one-text several-texts text-parts token-ids token-id-lists named-tool tool-mode is-thinking "
-    "thinking-object allowed-tools".split()
+    "thinking-object allowed-tools "
+    # of /v1/messages and /v1/responses
+    "text-blocks several-blocks text-block thinking-block redacted_thinking-block tool_use-block "
+    "tool_result-block several-items message-item function_call-item function_call_output-item "
+    "reasoning-item item_reference-item text-part refusal-part text-format json_object-format "
+    "json_schema-format regex-format choice-format grammar-format".split()
 )
 """Names of union members: pydantic puts them into error paths, where no client knows them."""
 TAGGED = ("messages", "response_format")

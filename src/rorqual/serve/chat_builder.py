@@ -1,0 +1,106 @@
+"""The chat route's request, built from the items of other APIs.
+
+Those routes check what is theirs and leave the rest to the chat route. What it finds at fault is
+told by the names of the API that was used: each message remembers the item that it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from rorqual.serve.errors import ApiError, validation_error
+from rorqual.serve.schemas_chat import ChatRequest
+
+
+class ChatBuilder:
+    """Messages in their order. Parts of one assistant's turn that follow each other become one."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._places: list[str] = []
+
+    def add(self, role: str, text: str, place: str) -> None:
+        """A system or user message."""
+        self._put({"role": role, "content": text}, place)
+
+    def add_user_text(self, text: str, place: str) -> None:
+        """As `add`, but several of them are one turn, as Anthropic has it."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") == "user":
+            last["content"] += "\n\n" + text
+        else:
+            self.add("user", text, place)
+
+    def add_said(self, text: str, place: str) -> None:
+        turn = self._turn(place)
+        turn["content"] = (turn["content"] or "") + text
+
+    def add_thought(self, text: str, place: str) -> None:
+        turn = self._turn(place)
+        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+
+    def add_call(self, call: dict[str, Any], place: str) -> None:
+        """`call` is a tool call in the chat route's shape."""
+        self._turn(place).setdefault("tool_calls", []).append(call)
+
+    def add_output(self, call_id: str, text: str, place: str) -> None:
+        self._put({"role": "tool", "tool_call_id": call_id, "content": text}, place)
+
+    def continue_last(self) -> None:
+        """The answer goes on with the last message, if it is an assistant's without calls."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") == "assistant" and not last.get("tool_calls"):
+            last["prefix"] = True
+
+    def request(self, fields: Mapping[str, Any]) -> ChatRequest:
+        """The chat route's checked form; ValidationError as that route's."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        return ChatRequest.model_validate({"messages": self.messages, **given})
+
+    def places(self) -> dict[str, str]:
+        """Where each of the chat's messages came from."""
+        return {f"messages[{index}]": place for index, place in enumerate(self._places)}
+
+    def _put(self, message: dict[str, Any], place: str) -> None:
+        self.messages.append(message)
+        self._places.append(place)
+
+    def _turn(self, place: str) -> dict[str, Any]:
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            self._put({"role": "assistant", "content": None}, place)
+        return self.messages[-1]
+
+
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the chat route, with its names of fields replaced: `{"messages[2]": "input[3]"}`.
+
+    `.tool_call_id` as a key is the end of any place.
+    """
+    try:
+        yield
+    except ValidationError as problem:
+        raise renamed(validation_error(problem.errors()), names) from None
+    except ApiError as problem:
+        raise renamed(problem, names) from None
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error under other names."""
+    if error.param is None:
+        return error
+    place = error.param
+    for old, new in names.items():
+        if old.startswith(".") and place.endswith(old):
+            place = place.removesuffix(old) + new
+    for old in sorted((name for name in names if name[0] != "."), key=len, reverse=True):
+        rest = place[len(old) :]
+        if place.startswith(old) and rest[:1] in ("", ".", "["):
+            place = names[old] + rest
+            break
+    message = error.message.replace(error.param, place)
+    return ApiError(error.status, message, code=error.code, param=place, headers=error.headers)

@@ -1,0 +1,101 @@
+"""Errors of Anthropic's routes in Anthropic's shape, whoever raises them, and a `request-id`.
+
+Its clients know 400 for every request that is at fault, so 422 becomes that. Other statuses stay.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rorqual.serve.errors import ENGINE_FAILED, INTERNAL, ApiError
+from rorqual.serve.service import new_id
+
+PREFIXES = ("", "/anthropic")
+"""Of `/v1/messages`; DeepSeek's base address for Anthropic's clients ends in the second."""
+PATHS = tuple(prefix + "/v1/messages" for prefix in PREFIXES)
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def error_text(error: ApiError, request_id: str | None = None) -> str:
+    """The body of an error, or the event that ends a stream."""
+    return _body(error.status, error.message, error.code, request_id)
+
+
+def _body(status: int, message: str, code: str | None, request_id: str | None) -> str:
+    fault = "invalid_request_error" if status < 500 else "api_error"
+    kind = "api_error" if code == ENGINE_FAILED else TYPES.get(status, fault)
+    body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+    if request_id is not None:
+        body["request_id"] = request_id
+    return json.dumps(body)
+
+
+class MessagesErrors:
+    """ASGI middleware around the guards."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PATHS):
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(send)
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception:
+            # The application's own answer would come from outside of this middleware.
+            if not exchange.has_begun:
+                await exchange.send_error(500, INTERNAL, None, [])
+            raise
+
+
+class _Exchange:
+    """One response: an error's is held until its body is whole, and written anew."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._request_id = send, new_id("req_")
+        self._held: Message | None = None
+        self._body = b""
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            headers = [*message["headers"], (b"request-id", self._request_id.encode())]
+            message = {**message, "headers": headers}
+            if message["status"] >= 400:
+                self._held = message
+                return
+        elif self._held is not None:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._rewrite(self._held)
+            return
+        await self._send(message)
+
+    async def send_error(self, status: int, text: str, code: str | None, headers: Any) -> None:
+        body = _body(status, text, code, self._request_id).encode()
+        kept = [pair for pair in headers if pair[0] not in (b"content-length", b"content-type")]
+        length = (b"content-length", str(len(body)).encode())
+        kept += [(b"content-type", b"application/json"), length]
+        await self._send({"type": "http.response.start", "status": status, "headers": kept})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _rewrite(self, held: Message) -> None:
+        error = json.loads(self._body)["error"]
+        status = 400 if held["status"] == 422 else held["status"]
+        await self.send_error(status, error["message"], error["code"], held["headers"])
