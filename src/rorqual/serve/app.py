@@ -22,6 +22,7 @@ from rorqual.serve.messages_errors import MessagesErrors
 from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
 from rorqual.serve.page_routes import page_router
 from rorqual.serve.paths import SlashTrimmer
+from rorqual.serve.response_routes import response_router
 from rorqual.serve.routes import ERRORS, api_router, health_router
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServedModel, ServerSettings
@@ -81,6 +82,7 @@ def create_app(
     errors.install(app)
     app.include_router(api_router())
     app.include_router(message_router())
+    app.include_router(response_router(), responses=ERRORS)
     app.include_router(batch_router(), responses=ERRORS)
     app.include_router(health_router())
     app.include_router(page_router())

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rorqual.serve.errors import ApiError, validation_error
 from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_common import Body
 
 
 class ChatBuilder:
@@ -56,8 +57,23 @@ class ChatBuilder:
         if last.get("role") == "assistant" and not last.get("tool_calls"):
             last["prefix"] = True
 
+    def turn_starts(self) -> list[int]:
+        """Where a conversation may be cut: at its user's messages."""
+        return [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+
+    def from_turn(self, start: int) -> ChatBuilder:
+        """What is left when all before `start` goes that is no system message."""
+        rest = ChatBuilder()
+        for at, (message, place) in enumerate(zip(self.messages, self._places, strict=True)):
+            if at >= start or message["role"] == "system":
+                rest._put(message, place)
+        return rest
+
     def request(self, fields: Mapping[str, Any]) -> ChatRequest:
         """The chat route's checked form; ValidationError as that route's."""
+        for message in self.messages:
+            if message["role"] == "assistant" and not message.get("tool_calls"):
+                message["content"] = message["content"] or ""  # a turn may be all reasoning
         given = {name: value for name, value in fields.items() if value is not None}
         return ChatRequest.model_validate({"messages": self.messages, **given})
 
@@ -87,6 +103,13 @@ def told_as(names: Mapping[str, str]) -> Iterator[None]:
         raise renamed(validation_error(problem.errors()), names) from None
     except ApiError as problem:
         raise renamed(problem, names) from None
+
+
+def hand_on_notes(chat: ChatRequest, body: Body, names: Mapping[str, str] | None = None) -> None:
+    """What had no effect in the chat is told as of the request that it was made from."""
+    for place in chat.notes.ignored:
+        body.notes.ignore((names or {}).get(place, place))
+    body.notes.texts.extend(chat.notes.texts)
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:

@@ -46,7 +46,8 @@ def message_router() -> APIRouter:
         )
         async def count(request: Request, response: Response, body: CountRequest) -> Any:
             """How many tokens the prompt of such a message has."""
+            num_tokens = await count_tokens(service_of(request), body)
             response.headers.update(body.notes.headers())
-            return CountReply(input_tokens=await count_tokens(service_of(request), body))
+            return CountReply(input_tokens=num_tokens)
 
     return router

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rorqual.serve.chat import chat_prompt, prepare_chat
-from rorqual.serve.chat_builder import ChatBuilder, told_as
+from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
 from rorqual.serve.messages_assembler import MessageHead, MessagesAssembler
-from rorqual.serve.messages_errors import error_text
+from rorqual.serve.messages_errors import error_texts
 from rorqual.serve.reply import AnswerResponse, Wire, named_event
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_messages import (
@@ -45,6 +45,7 @@ async def answer_message(service: Service, body: MessagesRequest) -> AnswerRespo
     chat, names = _chat_of(body)
     with told_as(names):
         job = await prepare_chat(service, chat)
+    hand_on_notes(chat, body)
     head = MessageHead(
         id=new_id("msg_"),
         model=service.model.name,
@@ -54,7 +55,7 @@ async def answer_message(service: Service, body: MessagesRequest) -> AnswerRespo
         has_thinking_text=body.thinking is None or body.thinking.display != "omitted",
     )
     assembler = MessagesAssembler(head, job.readers[0])
-    wire = Wire(frame=named_event, keep_alive=PING, end=b"", fail=error_text)
+    wire = Wire(frame=named_event, keep_alive=PING, end=b"", fail=error_texts)
     return AnswerResponse(service, job.requests, assembler, is_stream=bool(body.stream), wire=wire)
 
 
@@ -63,7 +64,9 @@ async def count_tokens(service: Service, body: CountRequest) -> int:
     service.check_body(body)
     chat, names = _chat_of(body)
     with told_as(names):
-        return len(await chat_prompt(service, chat))
+        prompt_ids = await chat_prompt(service, chat)
+    hand_on_notes(chat, body)
+    return len(prompt_ids)
 
 
 def _chat_of(body: CountRequest) -> tuple[ChatRequest, dict[str, str]]:
@@ -153,6 +156,8 @@ def _fields(body: CountRequest) -> dict[str, Any]:
     if wanted is not None:
         named = {"name": "output", "schema": wanted.json_schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    if body.thinking is not None:
+        fields["thinking"] = body.thinking.type != "disabled"
     if isinstance(body, MessagesRequest):
         fields |= {
             "max_tokens": body.max_tokens,

@@ -29,9 +29,9 @@ TYPES = {
 }
 
 
-def error_text(error: ApiError, request_id: str | None = None) -> str:
-    """The body of an error, or the event that ends a stream."""
-    return _body(error.status, error.message, error.code, request_id)
+def error_texts(error: ApiError) -> list[str]:
+    """The event that ends a stream, or the body of a reply that has begun."""
+    return [_body(error.status, error.message, error.code, None)]
 
 
 def _body(status: int, message: str, code: str | None, request_id: str | None) -> str:

@@ -74,8 +74,8 @@ class Wire:
     frame: Callable[[str], bytes] = event
     keep_alive: bytes = KEEP_ALIVE
     end: bytes = DONE
-    fail: Callable[[ApiError], str] = ApiError.body
-    """What is said of an error once the reply has begun: an event, or all of the body."""
+    fail: Callable[[ApiError], Iterable[str]] = lambda error: [error.body()]
+    """What is said of an error once the reply has begun: the last events, or the body."""
     before_end: Callable[[], Awaitable[None]] = _nothing_to_do
     """Runs when all pieces have come, before the client learns that the answer is whole."""
 
@@ -164,8 +164,8 @@ class AnswerResponse(Response):
         """Before the first byte an error response of its own; after it, what can still be said."""
         if not self._has_begun:
             raise error
-        text = self._wire.fail(error)
-        body = self._wire.frame(text) if self._is_stream else text.encode()
+        texts = self._wire.fail(error)
+        body = self._framed(texts) if self._is_stream else "".join(texts).encode()
         try:
             await self._send(send, body, is_end=True)
         except ClientGoneError:

@@ -1,0 +1,128 @@
+"""The items of a response's conversation: given, stored and referred to, and the chat they make."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rorqual.serve.chat_builder import ChatBuilder
+from rorqual.serve.errors import ApiError
+from rorqual.serve.responses_assembler import item_id
+from rorqual.serve.schemas_responses import (
+    AnyItem,
+    FunctionCallItem,
+    FunctionOutputItem,
+    Input,
+    ItemReference,
+    MessageItem,
+    Parts,
+    ReasoningItem,
+)
+from rorqual.serve.store.responses import ResponseStore, StoredResponse
+
+_ITEM_ID = re.compile(r"[a-z]+_(?P<name>[0-9a-f]+)_(?P<input>i?)(?P<number>\d{1,6})")
+_ITEM: TypeAdapter[Any] = TypeAdapter(AnyItem)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is stored of a response: itself, and the items that its request gave."""
+
+    response: dict[str, Any]
+    input: list[dict[str, Any]]
+
+    def text(self) -> str:
+        return json.dumps({"response": self.response, "input": self.input}, ensure_ascii=False)
+
+    @classmethod
+    def read(cls, stored: StoredResponse) -> Record:
+        return cls(**json.loads(stored.body))
+
+
+async def given_items(
+    given: Input | None, response_id: str, store: ResponseStore, owner: str
+) -> list[dict[str, Any]]:
+    """The items of a request as they are stored: whole, each with an id.
+
+    ApiError 404 for a reference to an item that is not stored.
+    """
+    if isinstance(given, str):
+        given = [MessageItem(role="user", content=given)]
+    items = []
+    for number, item in enumerate(given or []):
+        if isinstance(item, ItemReference):
+            items.append(await _referred(item.id, f"input[{number}].id", store, owner))
+            continue
+        body = item.model_dump(exclude_none=True, by_alias=True)
+        if isinstance(item, MessageItem) and isinstance(item.content, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            body["content"] = [{"type": kind, "text": item.content}]
+        body["id"] = item.id or item_id(item.type, response_id, number, is_input=True)
+        items.append(body)
+    return items
+
+
+async def earlier_items(
+    response_id: str | None, store: ResponseStore, owner: str
+) -> list[dict[str, Any]]:
+    """The conversation up to and with a stored response; its instructions are not part of it.
+
+    ApiError `previous_response_not_found`.
+    """
+    if response_id is None:
+        return []
+    items: list[dict[str, Any]] = []
+    for stored in await store.chain(response_id, owner):
+        record = Record.read(stored)
+        items += [*record.input, *record.response["output"]]
+    return items
+
+
+def add_items(builder: ChatBuilder, items: list[dict[str, Any]], place: str | None = None) -> None:
+    """`place` is that of all of them; None: they are the request's `input`."""
+    for number, raw in enumerate(items):
+        _add(builder, _ITEM.validate_python(raw), place or f"input[{number}]")
+
+
+def _add(builder: ChatBuilder, item: Any, place: str) -> None:
+    if isinstance(item, MessageItem):
+        text = _text(item.content)
+        if item.role == "assistant":
+            builder.add_said(text, place)
+        else:
+            builder.add("user" if item.role == "user" else "system", text, place)
+    elif isinstance(item, ReasoningItem):
+        if item.content:
+            builder.add_thought("".join(part.text for part in item.content), place)
+    elif isinstance(item, FunctionCallItem):
+        function = {"name": item.name, "arguments": item.arguments}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        builder.add_call(call, place)
+    else:
+        assert isinstance(item, FunctionOutputItem), "references have been looked up"
+        builder.add_output(item.call_id, _text(item.output), place)
+
+
+def _text(content: Parts) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+async def _referred(reference: str, place: str, store: ResponseStore, owner: str) -> dict[str, Any]:
+    found = _ITEM_ID.fullmatch(reference)
+    if found is not None:
+        try:
+            record = Record.read(await store.get(f"resp_{found['name']}", owner))
+        except ApiError as problem:
+            if problem.status != 404:
+                raise
+        else:
+            items = record.input if found["input"] else record.response["output"]
+            for item in items:
+                if item["id"] == reference:
+                    return dict(item)
+    message = f"{place}: there is no stored item {reference[:100]!r}"
+    raise ApiError(404, message, code="item_not_found", param=place)

@@ -1,0 +1,251 @@
+"""`/v1/responses`: OpenAI's newer API over the chat route, with a store of its conversations."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from rorqual.serve.chat import ChatJob, chat_prompt, prepare_chat
+from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
+from rorqual.serve.errors import ApiError
+from rorqual.serve.reply import AnswerResponse, Wire, named_event
+from rorqual.serve.response_input import Record, add_items, earlier_items, given_items
+from rorqual.serve.responses_assembler import ResponsesAssembler
+from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_responses import (
+    InputRequest,
+    ItemList,
+    JsonSchemaText,
+    NamedFunctionChoice,
+    ResponseRequest,
+)
+from rorqual.serve.service import Service
+from rorqual.serve.store.database import ordered_id
+from rorqual.serve.store.responses import ResponseStore, StoredResponse
+
+NAMES = {
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "tool_choice.function": "tool_choice",
+    ".tool_call_id": ".call_id",
+}
+SAME = (
+    "temperature top_p top_logprobs stream top_k min_p repetition_penalty frequency_penalty "
+    "presence_penalty logit_bias seed stop"
+).split()
+"""Fields that the chat route has under the same name."""
+
+
+async def answer_response(
+    service: Service, store: ResponseStore, owner: str, body: ResponseRequest
+) -> AnswerResponse:
+    """The response of the route, streamed or not."""
+    service.check_body(body)
+    response_id = ordered_id("resp_")
+    items = await given_items(body.input, response_id, store, owner)
+    chat, names = await _chat_of(service, store, owner, body, items)
+    with told_as(names):
+        job = await prepare_chat(service, chat)
+    hand_on_notes(chat, body, names)
+    assembler = ResponsesAssembler(
+        _base(service, body, response_id, job),
+        job.readers[0],
+        service.model.tokenizer,
+        is_stream=bool(body.stream),
+        has_logprobs=body.has_logprobs,
+    )
+
+    async def keep() -> None:
+        if body.store is not False:
+            record = Record(assembler.response(), items)
+            previous = body.previous_response_id
+            await store.put(
+                StoredResponse(
+                    id=response_id, owner=owner, body=record.text(), previous_id=previous
+                )
+            )
+
+    return AnswerResponse(
+        service,
+        job.requests,
+        assembler,
+        is_stream=bool(body.stream),
+        wire=Wire(frame=named_event, end=b"", fail=assembler.failed, before_end=keep),
+        notes=body.notes,
+    )
+
+
+async def count_input(
+    service: Service, store: ResponseStore, owner: str, body: InputRequest
+) -> int:
+    """How long the prompt of such a request is."""
+    service.check_body(body)
+    items = await given_items(body.input, ordered_id("resp_"), store, owner)
+    chat, names = await _chat_of(service, store, owner, body, items)
+    with told_as(names):
+        prompt_ids = await chat_prompt(service, chat)
+    hand_on_notes(chat, body, names)
+    return len(prompt_ids)
+
+
+async def stored_response(store: ResponseStore, owner: str, response_id: str) -> dict[str, Any]:
+    return Record.read(await store.get(response_id, owner)).response
+
+
+async def input_items(
+    store: ResponseStore,
+    owner: str,
+    response_id: str,
+    *,
+    limit: int,
+    after: str | None,
+    order: Literal["asc", "desc"],
+) -> ItemList:
+    """The items that the response's own request gave."""
+    items = Record.read(await store.get(response_id, owner)).input
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            message = f"after: there is no item {after[:100]!r} in this response"
+            raise ApiError(404, message, code="item_not_found", param="after")
+        items = items[ids.index(after) + 1 :]
+    shown = items[:limit]
+    return ItemList(
+        data=shown,
+        first_id=shown[0]["id"] if shown else None,
+        last_id=shown[-1]["id"] if shown else None,
+        has_more=len(items) > limit,
+    )
+
+
+async def _chat_of(
+    service: Service,
+    store: ResponseStore,
+    owner: str,
+    body: InputRequest,
+    items: list[dict[str, Any]],
+) -> tuple[ChatRequest, dict[str, str]]:
+    """The chat's form, and the names of this API for its fields."""
+    earlier = await earlier_items(body.previous_response_id, store, owner)
+    builder = ChatBuilder()
+    if body.instructions is not None:
+        builder.add("system", body.instructions, "instructions")
+    add_items(builder, earlier, "previous_response_id")
+    add_items(builder, items)
+    if not builder.messages:
+        raise ApiError(422, "missing field 'input'", code="invalid_value", param="input")
+    fields = _fields(body)
+    if body.truncation == "auto":
+        with told_as(NAMES):
+            builder = await _with_room(service, builder, fields)
+    names = NAMES | builder.places()
+    for index in range(len(body.tools or [])):
+        names[f"tools[{index}].function"] = f"tools[{index}]"
+    with told_as(names):
+        return builder.request(fields), names
+
+
+async def _with_room(service: Service, builder: ChatBuilder, fields: dict[str, Any]) -> ChatBuilder:
+    """Without the oldest turns, as few as make the rest fit; if nothing does, as it is.
+
+    Choice: what is asked for as the longest answer is to fit too, up to a quarter of the context.
+    """
+    num_positions = service.model.max_positions
+    longest = fields.get("max_completion_tokens") or service.model.defaults.max_tokens
+    room = min(longest, num_positions // 4)
+
+    async def fits(cut: int) -> bool:
+        try:
+            chat = builder.from_turn(cut).request(fields)
+            return len(await chat_prompt(service, chat)) + room <= num_positions
+        except ApiError as problem:
+            if problem.code != "context_length_exceeded":
+                raise
+            return False
+
+    cuts = builder.turn_starts()
+    low, high = 0, len(cuts)
+    while low < high:
+        middle = (low + high) // 2
+        if await fits(cuts[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return builder.from_turn(cuts[low]) if low < len(cuts) else builder
+
+
+def _fields(body: InputRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {"model": body.model, "parallel_tool_calls": body.parallel_tool_calls}
+    if body.tools:
+        names = ("name", "description", "parameters", "strict")
+        tools = [tool.model_dump(include=set(names)) for tool in body.tools]
+        fields["tools"] = [{"type": "function", "function": tool} for tool in tools]
+    if isinstance(body.tool_choice, NamedFunctionChoice):
+        function = {"name": body.tool_choice.name}
+        fields["tool_choice"] = {"type": "function", "function": function}
+    else:
+        fields["tool_choice"] = body.tool_choice
+    wanted = body.text.format if body.text is not None else None
+    if isinstance(wanted, JsonSchemaText):
+        named = {"name": wanted.name, "schema": wanted.json_schema, "strict": wanted.strict}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    elif wanted is not None:
+        fields["response_format"] = wanted.model_dump()
+    fields["reasoning_effort"] = body.reasoning.effort if body.reasoning else None
+    if isinstance(body, ResponseRequest):
+        fields |= {name: getattr(body, name) for name in SAME}
+        fields["max_completion_tokens"] = body.max_output_tokens
+        fields["logprobs"] = body.has_logprobs or None
+    return fields
+
+
+def _base(
+    service: Service, body: ResponseRequest, response_id: str, job: ChatJob
+) -> dict[str, Any]:
+    """The response before it has begun, with what the request asked for."""
+    params = job.requests[0].params
+    text = body.text.model_dump(exclude_none=True, by_alias=True) if body.text else {}
+    choice = body.tool_choice
+    named = choice.model_dump() if isinstance(choice, NamedFunctionChoice) else choice
+    fields = {"type", "name", "description", "parameters", "strict"}
+    reasoning = body.reasoning
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "completed_at": None,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
+        "metadata": body.metadata or {},
+        "model": service.model.name,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {
+            "effort": reasoning.effort if reasoning else None,
+            "summary": reasoning.summary if reasoning else None,
+        },
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
+        "store": body.store is not False,
+        "temperature": params.temperature,
+        "text": {"format": {"type": "text"}} | text,
+        "tool_choice": named or ("auto" if body.tools else "none"),
+        "tools": [tool.model_dump(include=fields) for tool in body.tools or []],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": params.top_p,
+        "truncation": body.truncation or "disabled",
+        "usage": None,
+        "user": body.user,
+    }

@@ -1,0 +1,327 @@
+"""Requests and replies of `/v1/responses`. What it shares with the chat route is checked there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from rorqual.serve.schemas_chat import (
+    ChoiceFormat,
+    GrammarFormat,
+    JsonObjectFormat,
+    RegexFormat,
+    TextFormat,
+)
+from rorqual.serve.schemas_common import Body, JsonObject, StreamOptions, Strict, mismatch
+
+MAX_ITEMS = 10_000
+UNUSED = Field(default=None, description="Accepted, without effect.")
+LOGPROBS = "message.output_text.logprobs"
+NOT_RUN = "this server runs no tools itself, only functions of the client's"
+
+
+class InputText(Strict):
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: Any = UNUSED
+    logprobs: Any = UNUSED
+    prompt_cache_breakpoint: Any = UNUSED
+
+
+class InputRefusal(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def _kind_of(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _known_part(value: Any) -> Any:
+    if (kind := _kind_of(value)) not in ("input_text", "output_text", "refusal"):
+        text = f"content parts of type {str(kind)[:40]!r} are not supported, only input_text"
+        raise ValueError(f"{text} and output_text")
+    return value
+
+
+Part = Annotated[
+    Annotated[InputText, Tag("text-part")] | Annotated[InputRefusal, Tag("refusal-part")],
+    Discriminator(lambda value: "refusal-part" if _kind_of(value) == "refusal" else "text-part"),
+    BeforeValidator(_known_part),
+]
+Parts = Annotated[
+    Annotated[str, Tag("one-text")] | Annotated[list[Part], Tag("text-parts")],
+    Discriminator(lambda value: "one-text" if isinstance(value, str) else "text-parts"),
+]
+
+
+class Item(Strict):
+    id: str | None = None
+    status: Any = UNUSED
+
+
+class MessageItem(Item):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+    phase: Any = UNUSED
+
+
+class FunctionCallItem(Item):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    namespace: Any = UNUSED
+    caller: Any = UNUSED
+
+
+class FunctionOutputItem(Item):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Parts
+    name: Any = UNUSED
+    namespace: Any = UNUSED
+    caller: Any = UNUSED
+
+
+class ReasoningText(Strict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Item):
+    type: Literal["reasoning"]
+    summary: list[JsonObject] | None = UNUSED
+    content: list[ReasoningText] | None = None
+    encrypted_content: Any = UNUSED
+
+
+class ItemReference(Strict):
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
+def _item_kind(value: Any) -> str:
+    kind = _kind_of(value)
+    if kind is None:
+        is_message = "role" in value if isinstance(value, dict) else hasattr(value, "role")
+        return "message" if is_message else "item_reference"
+    return str(kind)
+
+
+ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+
+
+def _known_item(value: Any) -> Any:
+    if (kind := _item_kind(value)) not in ITEMS:
+        raise ValueError(f"items of type {kind[:40]!r} are not supported, only {', '.join(ITEMS)}")
+    return value
+
+
+AnyItem = Annotated[
+    Annotated[MessageItem, Tag("message-item")]
+    | Annotated[FunctionCallItem, Tag("function_call-item")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output-item")]
+    | Annotated[ReasoningItem, Tag("reasoning-item")]
+    | Annotated[ItemReference, Tag("item_reference-item")],
+    Discriminator(lambda value: f"{_item_kind(value)}-item"),
+    BeforeValidator(_known_item),
+]
+Input = Annotated[
+    Annotated[str, Tag("one-text")]
+    | Annotated[list[AnyItem], Field(max_length=MAX_ITEMS), Tag("several-items")],
+    Discriminator(lambda value: "one-text" if isinstance(value, str) else "several-items"),
+]
+
+
+class ResponseTool(Strict):
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = Field(
+        default=None, description="Arguments must follow `parameters`; left out: they need not."
+    )
+    allowed_callers: Any = UNUSED
+    defer_loading: Any = UNUSED
+    output_schema: Any = UNUSED
+
+
+def _own_tool(value: Any) -> Any:
+    if (kind := _kind_of(value)) != "function":
+        raise ValueError(f"tools of type {str(kind)[:40]!r} are not supported: {NOT_RUN}")
+    return value
+
+
+class NamedFunctionChoice(Strict):
+    type: Literal["function"]
+    name: str
+
+
+def _own_choice(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") != "function":
+        kind = str(value.get("type"))[:40]
+        raise ValueError(f"tool_choice of type {kind!r} is not supported: {NOT_RUN}")
+    return value
+
+
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("tool-mode")]
+    | Annotated[NamedFunctionChoice, Tag("named-tool")],
+    Discriminator(lambda value: "tool-mode" if isinstance(value, str) else "named-tool"),
+    BeforeValidator(_own_choice),
+]
+
+
+class JsonSchemaText(Strict):
+    type: Literal["json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: JsonObject = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="The schema is always enforced.")
+
+
+AnswerFormat = Annotated[
+    Annotated[TextFormat, Tag("text-format")]
+    | Annotated[JsonObjectFormat, Tag("json_object-format")]
+    | Annotated[JsonSchemaText, Tag("json_schema-format")]
+    | Annotated[RegexFormat, Tag("regex-format")]
+    | Annotated[ChoiceFormat, Tag("choice-format")]
+    | Annotated[GrammarFormat, Tag("grammar-format")],
+    Discriminator(lambda value: f"{_kind_of(value)}-format"),
+]
+
+
+class TextSettings(Strict):
+    format: AnswerFormat | None = None
+    verbosity: str | None = UNUSED
+
+
+class ReasoningSettings(Strict):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: str | None = UNUSED
+    generate_summary: Any = UNUSED
+    context: Any = UNUSED
+    mode: Any = UNUSED
+
+
+class InputRequest(Body):
+    """`POST /v1/responses/input_tokens`: what makes the prompt."""
+
+    input: Input | None = None
+    instructions: str | None = Field(
+        default=None, description="A system message before all others, for this response alone."
+    )
+    previous_response_id: str | None = None
+    tools: list[Annotated[ResponseTool, BeforeValidator(_own_tool)]] | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextSettings | None = None
+    reasoning: ReasoningSettings | None = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        default=None, description="`auto`: the oldest turns make room where the context is full."
+    )
+    conversation: Any = Field(default=None, description="Only null.")
+    personality: Any = UNUSED
+
+
+class ResponseRequest(InputRequest):
+    """`POST /v1/responses`."""
+
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    store: bool | None = Field(default=None, description="Default: true.")
+    metadata: JsonObject | None = None
+    include: list[str] | None = None
+    background: bool | None = Field(default=None, description="Only false.")
+    prompt: Any = Field(default=None, description="Only null.")
+    context_management: Any = Field(default=None, description="Only null or empty.")
+    max_tool_calls: int | None = UNUSED
+    service_tier: str | None = UNUSED
+    safety_identifier: str | None = UNUSED
+    prompt_cache_key: str | None = UNUSED
+    prompt_cache_retention: Any = UNUSED
+    prompt_cache_options: Any = UNUSED
+    background_options: Any = UNUSED
+    access_programs: Any = UNUSED
+    image: Any = UNUSED
+    user: str | None = UNUSED
+    # Extensions, as the chat route has them and as it checks them.
+    top_k: Any = None
+    min_p: Any = None
+    repetition_penalty: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    seed: Any = None
+    stop: Any = None
+
+    @property
+    def has_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> ResponseRequest:
+        for name, note in (
+            ("background", "answers are streamed or waited for"),
+            ("prompt", "send input and instructions"),
+            ("conversation", "use previous_response_id"),
+            ("context_management", "use truncation"),
+        ):
+            if getattr(self, name):
+                raise mismatch(
+                    name, f"{name} is not supported with this value; {note}", "unsupported"
+                )
+        return self
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int = Field(ge=0)
+    output_tokens: int = Field(ge=0)
+    total_tokens: int = Field(ge=0)
+    input_tokens_details: dict[str, int]
+    output_tokens_details: dict[str, int]
+
+
+class ResponseReply(BaseModel):
+    """A response, whole or as far as it came; the fields of the request are told again."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    previous_response_id: str | None
+
+
+class ResponseDeleted(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+class ItemList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class InputTokens(BaseModel):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int = Field(ge=0)
