@@ -353,6 +353,14 @@ def test_other_faults_have_anthropics_shape_too(claude: Any, live: Live) -> None
         assert response.json()["request_id"] == response.headers["request-id"]
 
 
+def test_models_are_listed_for_its_client_too(claude: Any, live: Live) -> None:
+    cards = list(claude.models.list())
+    assert [(card.id, card.type) for card in cards] == [("sei", "model"), ("minke", "model")]
+    card = claude.models.retrieve("minke")
+    assert card.created_at.timestamp() == live.app.state.service.model.created
+    assert card.max_input_tokens == live.app.state.service.model.max_positions
+
+
 def test_deepseeks_base_address(live: Live) -> None:
     claude = anthropic.Anthropic(base_url=live.url + "/anthropic", api_key="none")
     assert claude.messages.create(**asked("hello")).content[0].text == DEFAULT

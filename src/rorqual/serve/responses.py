@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
+from rorqual.log import logger
 from rorqual.serve.chat import ChatJob, chat_prompt, prepare_chat
 from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
@@ -20,8 +21,10 @@ from rorqual.serve.schemas_responses import (
     ResponseRequest,
 )
 from rorqual.serve.service import Service
-from rorqual.serve.store.database import ordered_id
+from rorqual.serve.store import StorageError, ordered_id
 from rorqual.serve.store.responses import ResponseStore, StoredResponse
+
+log = logger("serve")
 
 NAMES = {
     "messages": "input",
@@ -61,12 +64,7 @@ async def answer_response(
     async def keep() -> None:
         if body.store is not False:
             record = Record(assembler.response(), items)
-            previous = body.previous_response_id
-            await store.put(
-                StoredResponse(
-                    id=response_id, owner=owner, body=record.text(), previous_id=previous
-                )
-            )
+            await _keep(store, owner, record, body.previous_response_id)
 
     return AnswerResponse(
         service,
@@ -76,6 +74,18 @@ async def answer_response(
         wire=Wire(frame=named_event, end=b"", fail=assembler.failed, before_end=keep),
         notes=body.notes,
     )
+
+
+async def _keep(store: ResponseStore, owner: str, record: Record, previous_id: str | None) -> None:
+    row = StoredResponse(
+        id=record.response["id"], owner=owner, body=record.text(), previous_id=previous_id
+    )
+    try:
+        await store.put(row)
+    except StorageError as problem:
+        log.error("a response could not be stored", exc_info=problem)
+        message = "the response could not be stored; send `store: false` to do without"
+        raise ApiError(500, message, code="storage_failed") from None
 
 
 async def count_input(

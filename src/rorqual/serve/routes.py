@@ -6,6 +6,7 @@ under `/beta` (its base for FIM and prefixes) are aliases.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -62,11 +63,19 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "rorqual"
     max_model_len: int
+    # As Anthropic's clients read it.
+    type: str = "model"
+    display_name: str
+    created_at: str
+    max_input_tokens: int
 
 
 class ModelList(BaseModel):
     object: str = "list"
     data: list[ModelCard]
+    first_id: str
+    last_id: str
+    has_more: bool = False
 
 
 def service_of(request: Request) -> Service:
@@ -90,7 +99,8 @@ def api_router() -> APIRouter:
 
     @router.get("/v1/models", response_model=ModelList)
     async def list_models(request: Request) -> Any:
-        return ModelList(data=_cards(service_of(request)))
+        cards = _cards(service_of(request))
+        return ModelList(data=cards, first_id=cards[0].id, last_id=cards[-1].id)
 
     @router.get("/v1/models/{model_id:path}", response_model=ModelCard)
     async def get_model(request: Request, model_id: str) -> Any:
@@ -195,7 +205,14 @@ def no_embeddings() -> ApiError:
 def _cards(service: Service) -> list[ModelCard]:
     model = service.model
     return [
-        ModelCard(id=name, created=model.created, max_model_len=model.max_positions)
+        ModelCard(
+            id=name,
+            created=model.created,
+            max_model_len=model.max_positions,
+            display_name=name,
+            created_at=datetime.fromtimestamp(model.created, UTC).isoformat(),
+            max_input_tokens=model.max_positions,
+        )
         for name in model.names
     ]
 
