@@ -401,7 +401,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"top_logprobs": 21}, "top_logprobs", "top_logprobs"),
     ({"stop": [""]}, "stop[0]", "stop[0]"),
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "tools of type 'web_search'"),
-    ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "tools[0].name"),
+    ({"tools": [{"type": "function", "name": ""}]}, "tools[0].name", "tools[0].name"),
     ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "two tools are named 'weather'"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice", "'x'"),
     ({"tools": TOOLS, "tool_choice": {"type": "web_search_preview"}}, "tool_choice", "web_search"),

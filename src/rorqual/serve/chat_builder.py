@@ -108,7 +108,7 @@ def told_as(names: Mapping[str, str]) -> Iterator[None]:
 def hand_on_notes(chat: ChatRequest, body: Body, names: Mapping[str, str] | None = None) -> None:
     """What had no effect in the chat is told as of the request that it was made from."""
     for place in chat.notes.ignored:
-        body.notes.ignore((names or {}).get(place, place))
+        body.notes.ignore(_renamed_place(place, names or {}))
     body.notes.texts.extend(chat.notes.texts)
 
 
@@ -116,14 +116,17 @@ def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     """The same error under other names."""
     if error.param is None:
         return error
-    place = error.param
+    place = _renamed_place(error.param, names)
+    message = error.message.replace(error.param, place)
+    return ApiError(error.status, message, code=error.code, param=place, headers=error.headers)
+
+
+def _renamed_place(place: str, names: Mapping[str, str]) -> str:
     for old, new in names.items():
         if old.startswith(".") and place.endswith(old):
             place = place.removesuffix(old) + new
     for old in sorted((name for name in names if name[0] != "."), key=len, reverse=True):
         rest = place[len(old) :]
         if place.startswith(old) and rest[:1] in ("", ".", "["):
-            place = names[old] + rest
-            break
-    message = error.message.replace(error.param, place)
-    return ApiError(error.status, message, code=error.code, param=place, headers=error.headers)
+            return names[old] + rest
+    return place

@@ -33,7 +33,8 @@ NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "tool_choice.function": "tool_choice.name",
-    "messages": "messages",
+    "tools.function.parameters": "tools.input_schema",
+    "response_format.json_schema": "output_config.format",
     ".tool_call_id": ".tool_use_id",
 }
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -45,7 +46,7 @@ async def answer_message(service: Service, body: MessagesRequest) -> AnswerRespo
     chat, names = _chat_of(body)
     with told_as(names):
         job = await prepare_chat(service, chat)
-    hand_on_notes(chat, body)
+    hand_on_notes(chat, body, names)
     head = MessageHead(
         id=new_id("msg_"),
         model=service.model.name,
@@ -65,7 +66,7 @@ async def count_tokens(service: Service, body: CountRequest) -> int:
     chat, names = _chat_of(body)
     with told_as(names):
         prompt_ids = await chat_prompt(service, chat)
-    hand_on_notes(chat, body)
+    hand_on_notes(chat, body, names)
     return len(prompt_ids)
 
 

@@ -33,6 +33,7 @@ NAMES = {
     "response_format": "text.format",
     "response_format.json_schema": "text.format",
     "tool_choice.function": "tool_choice",
+    "tools.function": "tools",
     ".tool_call_id": ".call_id",
 }
 SAME = (
