@@ -63,9 +63,26 @@ def test_a_name_is_marked_as_soon_as_its_text_is_there(small: Tokenizer) -> None
     assert stream.put(name[:4], []) == ""
     assert stream.put(name[4:] + "b", small.encode("b")) == MARKS[name] + "b"
     assert stream.put(name, small.encode(name)) == name
-    # A token that ends the answer, or that the text leaves out, is no text and no mark.
-    assert stream.put("", [end]) == ""
-    assert stream.put("xyz" * 9, small.encode("xyz" * 9)) + stream.finish() == "xyz" * 9
+
+
+def test_tokens_that_the_text_leaves_out_are_passed_over(small: Tokenizer) -> None:
+    """As `skip_special_tokens` does with an end-of-sentence that ended nothing."""
+    name = "<｜tool▁call▁end｜>"
+    hidden = [small.eos_id, small.bos_id, small.eos_id]
+    ids = [*small.encode("ab"), *hidden, *small.encode("c"), small.special_ids[name], small.eos_id]
+    for size in range(1, 30):
+        stream = MarkedStream(small)
+        text = f"abc{name}"
+        found = stream.put("", ids)
+        found += "".join(stream.put(text[at : at + size], []) for at in range(0, len(text), size))
+        assert found + stream.finish() == f"abc{MARKS[name]}"
+        stream = MarkedStream(small)  # shown, they are marks or their names
+        told = small.decode(ids)
+        expected = (
+            f"ab{MARKS[small.eos_token]}{small.bos_token}{MARKS[small.eos_token]}c{MARKS[name]}"
+        )
+        found = stream.put(told, ids)
+        assert found + stream.finish() == expected + MARKS[small.eos_token]
 
 
 def test_without_tokens_for_it_reasoning_is_spelled(small: Tokenizer) -> None:

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 class MarkedStream:
     """Puts the marks into an answer's text as it comes; the text may trail its tokens.
 
-    A tokenizer without tokens for `<think>` and `</think>` has them spelled, and marked so.
+    Tokens that the text leaves out, as those that end it, are passed over. A tokenizer without
+    tokens for `<think>` and `</think>` has them spelled, and marked so.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         ids = tokenizer.special_ids
-        self._names = {ids[name]: name for name in MARKS if name in ids}
+        self._names = {token_id: name for name, token_id in ids.items()}
         self._spelled = [name for name in (THINK_BEGIN, THINK_END) if name not in ids]
         self._decoder = tokenizer.stream()
         self._num_decoded = self._num_taken = 0
@@ -38,13 +39,16 @@ class MarkedStream:
         parts = []
         while self._places:
             place, name = self._places[0]
-            at = place - self._num_taken
-            if at >= 0 and at + len(name) > len(self._text):  # not here, or not whole
-                break
+            at = max(place - self._num_taken, 0)
+            found = self._text[at : at + len(name)]
+            if at >= len(self._text) or (found != name and name.startswith(found)):
+                break  # not here, or not whole
             self._places.popleft()
-            if at >= 0 and self._text.startswith(name, at):  # else the text leaves it out
-                parts += [self._plain(at, is_followed=True), MARKS[name]]
+            if found == name:
+                parts += [self._plain(at, is_followed=True), MARKS.get(name, name)]
                 self._take(len(name))
+            else:  # the text leaves the token out
+                self._num_taken += len(name)
         end = self._places[0][0] - self._num_taken if self._places else len(self._text)
         parts.append(self._plain(end, is_followed=end < len(self._text)))
         return "".join(parts)
