@@ -248,8 +248,11 @@ def test_the_log_names_a_field_once(live: Live, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, logger="rorqual.serve"):
         for name in ("once_only", "once_only", "x\nforged line"):
             assert web.post(live.url + PATHS[CHAT], json=body_of(CHAT) | {name: 1}).is_success
+        for _ in range(2):
+            web.post(live.url + PATHS[CHAT], json=body_of(CHAT) | {"reasoning": {"enabled": False}})
     lines = [record.getMessage() for record in caplog.records if "without effect" in record.msg]
-    assert lines == ["requests have fields without effect: once_only"]
+    start = "requests have fields without effect: "
+    assert lines == [start + "once_only", start + "reasoning"]
 
 
 @pytest.mark.parametrize(

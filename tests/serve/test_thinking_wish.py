@@ -92,6 +92,8 @@ def test_the_switch_is_set(
         ({"reasoning_effort": "great"}, "reasoning_effort"),
         ({"reasoning": {"effort": 5}}, "reasoning.effort"),
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"thinking": "no"}}, "chat_template_kwargs.thinking"),
+        ({"chat_template_kwargs": {"enable_thinking": 0}}, "chat_template_kwargs.enable_thinking"),
     ],
 )
 def test_what_is_no_wish(live: Live, fields: dict[str, Any], param: str) -> None:

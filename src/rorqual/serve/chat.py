@@ -62,6 +62,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         vocab_size=tokenizer.vocab_size,
         grammar=chat_grammar(enforceable_body(body), tokenizer, is_thinking=begins_thinking),
     )
+    service.log_ignored(body.notes)
     has_tools = chat_tools(body) is not None
     is_single = has_tools and body.parallel_tool_calls is False
     if is_single and (call_end_id := tokenizer.special_ids.get(TOOL_CALL_END)) is not None:

@@ -65,7 +65,7 @@ IGNORED = (
         "vLLM",
         "request_id session_id priority spaces_between_special_tokens truncation_side "
         "length_penalty media_io_kwargs mm_processor_kwargs return_mm_kwargs stream_interval "
-        "routed_experts_prompt_start return_token_offsets",
+        "routed_experts_prompt_start return_token_offsets guided_decoding_backend",
     ),
     *_without_effect(
         "SGLang",
@@ -175,6 +175,9 @@ REFUSED = (
     *_refused("SGLang", "separate_reasoning", False, True, places=CHAT),
     *_refused("SGLang, llama.cpp", "json_schema", "{}", {}, note="use response_format"),
     *_refused("llama.cpp", "grammar", "root ::= 'a'", "", note="use response_format"),
+    *_refused("llama.cpp", "n_predict", 16, -1, note="use max_tokens"),
+    *_refused("llama.cpp", "thinking_forced_open", True, False, places=CHAT),
+    *_refused("vLLM", "guided_whitespace_pattern", " ?", note="use response_format"),
     *_refused("llama.cpp", "n_cmpl", 2, 1, note="use n"),
     *_refused("llama.cpp", "n_indent", 2, 0),
     *_refused("llama.cpp", "n_probs", 2, 0, note="use logprobs"),

@@ -20,6 +20,7 @@ from rorqual.serve.errors import (
     unknown_error,
 )
 from rorqual.serve.metrics import Metrics
+from rorqual.serve.notes import Notes
 from rorqual.serve.schemas_common import Body
 from rorqual.serve.settings import ServedModel, ServerSettings
 
@@ -57,7 +58,11 @@ class Service:
         self.check_model(body.model)
         if self.settings.has_strict_fields and body.notes.unknown:
             raise unknown_error(body.notes.unknown)
-        new = set(body.notes.ignored) - self._named_fields
+        self.log_ignored(body.notes)
+
+    def log_ignored(self, notes: Notes) -> None:
+        """Names the fields without effect that no request has had before."""
+        new = set(notes.ignored) - self._named_fields
         if new and len(self._named_fields) < MAX_NAMED_FIELDS:
             self._named_fields |= new
             log.info("requests have fields without effect: %s", ", ".join(sorted(new)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rorqual.serve.errors import ApiError
 from rorqual.serve.notes import Notes
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.tokenizer import Tokenizer
@@ -26,11 +27,14 @@ class ThinkingWish:
 
 
 def thinking_wish(body: ChatRequest) -> ThinkingWish | None:
-    """What the request says; None if nothing."""
+    """What the request says; None if nothing. ApiError 422 for what is neither true nor false."""
     for name in THINKING_SWITCHES:
         value = (body.chat_template_kwargs or {}).get(name)
         if value is not None:
-            return ThinkingWish(bool(value), f"chat_template_kwargs.{name}")
+            place = f"chat_template_kwargs.{name}"
+            if not isinstance(value, bool):
+                raise ApiError(422, f"{place} is no boolean", code="invalid_value", param=place)
+            return ThinkingWish(value, place)
     if body.thinking is not None:
         is_on = body.thinking if isinstance(body.thinking, bool) else body.thinking.is_on
         return ThinkingWish(is_on, "thinking")
