@@ -191,7 +191,7 @@ def test_limits_of_files(batch_live: Live, batch_client: OpenAI) -> None:
     assert send(b"x" * (LIMIT_BYTES + 1)).json()["error"]["code"] == "file_too_large"
     assert send(b"x" * 200_000).status_code == 413
     assert send(b"x", purpose="fine-tune").json()["error"]["param"] == "purpose"
-    assert send(b"x", expires_after="1").json()["error"]["code"] == "unknown_field"
+    assert send(b"x", expires_after="1").json()["error"]["param"] == "expires_after"
     anchored = {"expires_after[anchor]": "created_at"}
     for seconds in ("3599", "2592001", "x", "-1", "1e4", ""):
         refused = send(b"x", **anchored, **{"expires_after[seconds]": seconds})

@@ -204,3 +204,21 @@ def test_a_batch_goes_on_after_a_drain(tokenizer: Tokenizer, tmp_path: Path) -> 
         assert output_id is not None
         assert list(records(client, output_id)) == [str(number) for number in range(20)]
     assert engine.num_done == 20 - num_first
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_unknown_fields_are_named_or_refused(tokenizer: Tokenizer, is_strict: bool) -> None:
+    settings = ServerSettings(has_strict_fields=is_strict)
+    with running(create_app(FakeEngine(tokenizer), make_model(tokenizer), settings)) as live:
+        client = OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0)
+        body = {"input_file_id": send(client).id, "endpoint": CHAT, "colour": "blue"}
+        made = web.post(live.url + "/v1/batches", json=body)
+        files, data = {"file": ("a", b"x")}, {"purpose": "batch", "colour": "blue"}
+        sent = web.post(live.url + "/v1/files", files=files, data=data)
+    for reply in (made, sent):
+        if is_strict:
+            assert reply.status_code == 422
+            assert reply.json()["error"]["param"] == "colour"
+        else:
+            assert reply.status_code == 200
+            assert reply.headers["x-rorqual-ignored-fields"] == "colour"

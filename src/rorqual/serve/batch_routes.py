@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
+from starlette.responses import Response
 
 from rorqual.serve.batches import Batches
 from rorqual.serve.errors import ApiError, validation_error
@@ -21,11 +22,13 @@ from rorqual.serve.schemas_batches import (
     FileList,
     FileReply,
 )
+from rorqual.serve.schemas_common import Body
+from rorqual.serve.service import Service
 from rorqual.serve.store import FileStore, NewFile, Page
 
 CHUNK_BYTES = 1 << 20
 EXPIRY = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
-UPLOAD_FIELDS = {"file", "purpose", *EXPIRY}
+UPLOAD_FIELDS = {"file", "purpose", "expires_after", *EXPIRY}
 After = Annotated[str | None, Query(max_length=64)]
 Order = Annotated[Literal["asc", "desc"], Query()]
 
@@ -35,14 +38,15 @@ def batch_router() -> APIRouter:
 
     @router.post("/v1/files", response_model=FileReply)
     async def upload(
-        request: Request, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
+        request: Request,
+        response: Response,
+        file: Annotated[UploadFile, File()],
+        purpose: Annotated[str, Form()],
     ) -> Any:
         """Keeps a file; `purpose` is `batch` (a JSONL file of requests), `user_data` or `evals`."""
         form = await request.form()
-        unknown = sorted(set(form) - UPLOAD_FIELDS)
-        if unknown:
-            text = f"unknown or unsupported field {unknown[0][:80]!r}"
-            raise ApiError(422, text, code="unknown_field", param=unknown[0][:80])
+        rest = Body.model_validate(dict.fromkeys(sorted(set(form) - UPLOAD_FIELDS)))
+        _take_notes(request, response, rest)
         known = next((each for each in UPLOADED if each == purpose), None)
         if known is None:
             text = f"purpose: only {', '.join(UPLOADED)} are supported"
@@ -83,8 +87,9 @@ def batch_router() -> APIRouter:
         return FileDeleted(id=file_id)
 
     @router.post("/v1/batches", response_model=BatchReply)
-    async def create_batch(request: Request, body: BatchRequest) -> Any:
+    async def create_batch(request: Request, response: Response, body: BatchRequest) -> Any:
         """Answers every line of a file; see the batch's status for its output file."""
+        _take_notes(request, response, body)
         return await _batches(request).create(body, _owner(request))
 
     @router.get("/v1/batches", response_model=BatchList)
@@ -110,8 +115,18 @@ def batch_router() -> APIRouter:
     return router
 
 
+def _take_notes(request: Request, response: Response, body: Body) -> None:
+    """Names the fields without effect, or refuses them."""
+    service: Service = request.app.state.service
+    service.check_body(body)
+    response.headers.update(body.notes.headers())
+
+
 def _expiry(form: Mapping[str, Any]) -> int | None:
     """Seconds of `expires_after`, which OpenAI's clients send as two fields of the form."""
+    if "expires_after" in form:
+        message = f"expires_after: send it as {' and '.join(EXPIRY)}"
+        raise ApiError(422, message, code="invalid_value", param="expires_after")
     given: dict[str, Any] = {name: form[key] for key, name in EXPIRY.items() if key in form}
     if not given:
         return None

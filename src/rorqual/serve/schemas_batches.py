@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from rorqual.serve.schemas_common import Strict
+from rorqual.serve.schemas_common import Body, Strict
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
@@ -52,7 +52,7 @@ class FileDeleted(BaseModel):
     deleted: bool = True
 
 
-class BatchRequest(Strict):
+class BatchRequest(Body):
     input_file_id: str
     endpoint: Endpoint
     completion_window: Literal["24h"] = Field(
