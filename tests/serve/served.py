@@ -21,6 +21,7 @@ LONG = {
     },
 }
 BAD = {"type": "function", "function": {"name": "weather", "arguments": "{city: Oslo}"}}
+SHELL = {"type": "function", "function": {"name": "shell", "arguments": '{"input": "ls -l"}'}}
 SCRIPT = {
     "call two": render_tool_calls([WEATHER, TIME]),
     "say and call": "Let me look." + render_tool_calls([WEATHER]),
@@ -31,6 +32,7 @@ SCRIPT = {
     "long call": render_tool_calls([LONG]),
     "bad call": render_tool_calls([BAD]),
     "list call": render_tool_calls([BAD | {"function": {"name": "weather", "arguments": "[1]"}}]),
+    "custom call": render_tool_calls([SHELL]),
     "whole json": '{"depth": 11}',
 }
 

@@ -37,7 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
 def held(tokenizer: Tokenizer, after: int, **settings: Any) -> Iterator[tuple[Live, FakeEngine]]:
     """A server whose answers stop after so many pieces, until they are let go on."""
     engine = FakeEngine(tokenizer, SCRIPT, hold_after=after)
-    wanted = ServerSettings(keep_alive_seconds=0.02, **settings)
+    wanted = ServerSettings(**{"keep_alive_seconds": 0.02} | settings)
     with running(create_app(engine, make_model(tokenizer), wanted)) as live:
         yield live, engine
 
@@ -96,21 +96,25 @@ def test_a_stream_that_fails_says_so_in_its_own_way(
 @pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
 def test_a_whole_reply_that_fails(tokenizer: Tokenizer, path: str) -> None:
     """With its own status, or after signs of life in the body."""
-    with held(tokenizer, 0) as (live, engine):
-        with web.stream("POST", live.url + path, json=BODIES[path]) as response:
-            parts = response.iter_text()
-            assert next(parts).strip() == ""
-            let_fail(live, engine)
-            late = json.loads("".join(parts))
+    with (
+        held(tokenizer, 0) as (live, engine),
+        web.stream("POST", live.url + path, json=BODIES[path]) as response,
+    ):
+        parts = response.iter_text()
+        assert next(parts).strip() == ""
+        let_fail(live, engine)
+        late = json.loads("".join(parts))
+    with held(tokenizer, 10**6, keep_alive_seconds=HANG_SECONDS) as (live, engine):
+        engine.problem = RuntimeError("the device is gone")
         early = web.post(live.url + path, json=BODIES[path])
         assert early.status_code == 500
-        if path == MESSAGES:
-            assert (late["type"], late["error"]["type"]) == ("error", "api_error")
-            assert early.json()["error"]["type"] == "api_error"
-            assert early.headers["request-id"] == early.json()["request_id"]
-        else:
-            assert (late["status"], late["error"]["code"]) == ("failed", "server_error")
-            assert early.json()["error"]["code"] == "internal_error"
+    if path == MESSAGES:
+        assert (late["type"], late["error"]["type"]) == ("error", "api_error")
+        assert early.json()["error"]["type"] == "api_error"
+        assert early.headers["request-id"] == early.json()["request_id"]
+    else:
+        assert (late["status"], late["error"]["code"]) == ("failed", "server_error")
+        assert early.json()["error"]["code"] == "internal_error"
 
 
 @pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
@@ -129,15 +133,15 @@ def test_the_store_may_be_full(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
     with held(tokenizer, 10**6) as (live, _):
 
         async def put(response: Any) -> None:
-            raise StorageError("the disk is full")
+            raise StorageError(507, "the disk is full", code="storage_failed")
 
         monkeypatch.setattr(live.app.state.store.responses, "put", put)
         url = live.url + RESPONSES
         whole = web.post(url, json={"input": "hello"})
-        assert (whole.status_code, whole.json()["error"]["code"]) == (500, "storage_failed")
+        assert (whole.status_code, whole.json()["error"]["code"]) == (507, "storage_failed")
         events = events_of(web.post(url, json={"input": "hello", "stream": True}).text)
         assert events[-1][0] == "response.failed"
-        assert "`store: false`" in events[-1][1]["response"]["error"]["message"]
+        assert events[-1][1]["response"]["error"]["message"] == "the disk is full"
         assert web.post(url, json={"input": "hello", "store": False}).status_code == 200
 
 

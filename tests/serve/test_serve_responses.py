@@ -174,6 +174,51 @@ def test_calls_are_items(client: OpenAI) -> None:
     assert one.parallel_tool_calls is False
 
 
+def test_custom_tools_take_text(client: OpenAI, engine: FakeEngine) -> None:
+    """Streamed or not, and on the way back. Oracle: the chat route's own custom tools."""
+    shell: Any = {"type": "custom", "name": "shell", "description": "Runs it."}
+    response = ask(client, "custom call", tools=[shell, TOOLS[0]])
+    (call,) = response.output
+    assert (call.type, call.name, call.input) == ("custom_tool_call", "shell", "ls -l")
+    with client.responses.stream(model="sei", input="custom call", tools=[shell]) as stream:
+        events = list(stream)
+    deltas = [e.delta for e in events if e.type == "response.custom_tool_call_input.delta"]
+    assert "".join(deltas) == "ls -l"
+    assert plain(events[-1].response)["output"] == plain(response)["output"]  # type: ignore[union-attr]
+    output = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "a b"}
+    ask(client, [output], previous_response_id=response.id, tools=[shell])
+    custom = {"name": "shell", "input": "ls -l"}
+    chat: list[Any] = [
+        {"role": "user", "content": "custom call"},
+        {"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "custom": custom}]},
+        {"role": "tool", "tool_call_id": "a", "content": "a b"},
+    ]
+    tool: Any = {"type": "custom", "custom": {"name": "shell", "description": "Runs it."}}
+    client.chat.completions.create(model="sei", messages=chat, tools=[tool])
+    assert engine.requests[-2].prompt_ids == engine.requests[-1].prompt_ids
+    form = {"type": "grammar", "syntax": "regex", "definition": "[a-z]+"}
+    ask(
+        client,
+        "x",
+        tools=[shell | {"format": form}],
+        tool_choice={"type": "custom", "name": "shell"},
+    )
+    grammar = engine.requests[-1].params.grammar
+    assert grammar is not None
+    assert "[a-z]+" in grammar.text
+
+
+def test_only_the_allowed_tools(client: OpenAI, engine: FakeEngine) -> None:
+    named: Any = [{"type": "function", "name": "time"}]
+    choice: Any = {"type": "allowed_tools", "mode": "required", "tools": named}
+    response = ask(client, "x", tools=TOOLS, tool_choice=choice)
+    grammar = engine.requests[-1].params.grammar
+    assert grammar is not None
+    assert "weather" not in grammar.text
+    assert response.tool_choice.type == "allowed_tools"
+    assert [tool.name for tool in response.tools] == ["weather", "time"]
+
+
 def test_an_answer_that_is_cut_is_incomplete(client: OpenAI, tokenizer: Tokenizer) -> None:
     for question, max_tokens, kind in (
         ("count up", 3, "message"),

@@ -75,11 +75,10 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
-            headers = [*message["headers"], (b"request-id", self._request_id.encode())]
-            message = {**message, "headers": headers}
             if message["status"] >= 400:
                 self._held = message
                 return
+            message = {**message, "headers": [*message["headers"], self._header()]}
         elif self._held is not None:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
@@ -91,9 +90,12 @@ class _Exchange:
         body = _body(status, text, code, self._request_id).encode()
         kept = [pair for pair in headers if pair[0] not in (b"content-length", b"content-type")]
         length = (b"content-length", str(len(body)).encode())
-        kept += [(b"content-type", b"application/json"), length]
+        kept += [(b"content-type", b"application/json"), length, self._header()]
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
         await self._send({"type": "http.response.body", "body": body})
+
+    def _header(self) -> tuple[bytes, bytes]:
+        return b"request-id", self._request_id.encode()
 
     async def _rewrite(self, held: Message) -> None:
         error = json.loads(self._body)["error"]

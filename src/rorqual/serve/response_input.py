@@ -14,6 +14,8 @@ from rorqual.serve.errors import ApiError
 from rorqual.serve.responses_assembler import item_id
 from rorqual.serve.schemas_responses import (
     AnyItem,
+    CustomCallItem,
+    CustomOutputItem,
     FunctionCallItem,
     FunctionOutputItem,
     Input,
@@ -102,8 +104,12 @@ def _add(builder: ChatBuilder, item: Any, place: str) -> None:
         function = {"name": item.name, "arguments": item.arguments}
         call = {"id": item.call_id, "type": "function", "function": function}
         builder.add_call(call, place)
+    elif isinstance(item, CustomCallItem):
+        custom = {"name": item.name, "input": item.input}
+        builder.add_call({"id": item.call_id, "type": "custom", "custom": custom}, place)
     else:
-        assert isinstance(item, FunctionOutputItem), "references have been looked up"
+        is_output = isinstance(item, FunctionOutputItem | CustomOutputItem)
+        assert is_output, "references have been looked up"
         builder.add_output(item.call_id, _text(item.output), place)
 
 

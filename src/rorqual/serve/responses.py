@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from rorqual.log import logger
 from rorqual.serve.chat import ChatJob, chat_prompt, prepare_chat
 from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
@@ -14,17 +13,16 @@ from rorqual.serve.response_input import Record, add_items, earlier_items, given
 from rorqual.serve.responses_assembler import ResponsesAssembler
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_responses import (
+    AllowedToolsChoice,
     InputRequest,
     ItemList,
     JsonSchemaText,
-    NamedFunctionChoice,
+    NamedToolChoice,
     ResponseRequest,
+    ResponseTool,
 )
 from rorqual.serve.service import Service
-from rorqual.serve.store import StorageError, ordered_id
-from rorqual.serve.store.responses import ResponseStore, StoredResponse
-
-log = logger("serve")
+from rorqual.serve.store import ResponseStore, StoredResponse, ordered_id
 
 NAMES = {
     "messages": "input",
@@ -60,12 +58,19 @@ async def answer_response(
         service.model.tokenizer,
         is_stream=bool(body.stream),
         has_logprobs=body.has_logprobs,
+        custom_names=chat.custom_names,
     )
 
     async def keep() -> None:
         if body.store is not False:
             record = Record(assembler.response(), items)
-            await _keep(store, owner, record, body.previous_response_id)
+            row = StoredResponse(
+                id=response_id,
+                owner=owner,
+                body=record.text(),
+                previous_id=body.previous_response_id,
+            )
+            await store.put(row)
 
     return AnswerResponse(
         service,
@@ -75,18 +80,6 @@ async def answer_response(
         wire=Wire(frame=named_event, end=b"", fail=assembler.failed, before_end=keep),
         notes=body.notes,
     )
-
-
-async def _keep(store: ResponseStore, owner: str, record: Record, previous_id: str | None) -> None:
-    row = StoredResponse(
-        id=record.response["id"], owner=owner, body=record.text(), previous_id=previous_id
-    )
-    try:
-        await store.put(row)
-    except StorageError as problem:
-        log.error("a response could not be stored", exc_info=problem)
-        message = "the response could not be stored; send `store: false` to do without"
-        raise ApiError(500, message, code="storage_failed") from None
 
 
 async def count_input(
@@ -193,14 +186,15 @@ async def _with_room(service: Service, builder: ChatBuilder, fields: dict[str, A
 def _fields(body: InputRequest) -> dict[str, Any]:
     fields: dict[str, Any] = {"model": body.model, "parallel_tool_calls": body.parallel_tool_calls}
     if body.tools:
-        names = ("name", "description", "parameters", "strict")
-        tools = [tool.model_dump(include=set(names)) for tool in body.tools]
-        fields["tools"] = [{"type": "function", "function": tool} for tool in tools]
-    if isinstance(body.tool_choice, NamedFunctionChoice):
-        function = {"name": body.tool_choice.name}
-        fields["tool_choice"] = {"type": "function", "function": function}
+        fields["tools"] = [_tool(tool) for tool in body.tools]
+    choice = body.tool_choice
+    if isinstance(choice, NamedToolChoice):
+        fields["tool_choice"] = _named(choice)
+    elif isinstance(choice, AllowedToolsChoice):
+        allowed = {"mode": choice.mode, "tools": [_named(tool) for tool in choice.tools]}
+        fields["tool_choice"] = {"type": "allowed_tools", "allowed_tools": allowed}
     else:
-        fields["tool_choice"] = body.tool_choice
+        fields["tool_choice"] = choice
     wanted = body.text.format if body.text is not None else None
     if isinstance(wanted, JsonSchemaText):
         named = {"name": wanted.name, "schema": wanted.json_schema, "strict": wanted.strict}
@@ -215,6 +209,22 @@ def _fields(body: InputRequest) -> dict[str, Any]:
     return fields
 
 
+def _tool(tool: ResponseTool) -> dict[str, Any]:
+    if tool.type == "function":
+        names = {"name", "description", "parameters", "strict"}
+        return {"type": "function", "function": tool.model_dump(include=names)}
+    kind = tool.format or {"type": "text"}
+    if kind.get("type") == "grammar":
+        inner = {name: value for name, value in kind.items() if name != "type"}
+        kind = {"type": "grammar", "grammar": inner}
+    custom = {"name": tool.name, "description": tool.description, "format": kind}
+    return {"type": "custom", "custom": custom}
+
+
+def _named(choice: NamedToolChoice) -> dict[str, Any]:
+    return {"type": choice.type, choice.type: {"name": choice.name}}
+
+
 def _base(
     service: Service, body: ResponseRequest, response_id: str, job: ChatJob
 ) -> dict[str, Any]:
@@ -222,8 +232,7 @@ def _base(
     params = job.requests[0].params
     text = body.text.model_dump(exclude_none=True, by_alias=True) if body.text else {}
     choice = body.tool_choice
-    named = choice.model_dump() if isinstance(choice, NamedFunctionChoice) else choice
-    fields = {"type", "name", "description", "parameters", "strict"}
+    shown = choice if choice is None or isinstance(choice, str) else choice.model_dump()
     reasoning = body.reasoning
     return {
         "id": response_id,
@@ -252,11 +261,16 @@ def _base(
         "store": body.store is not False,
         "temperature": params.temperature,
         "text": {"format": {"type": "text"}} | text,
-        "tool_choice": named or ("auto" if body.tools else "none"),
-        "tools": [tool.model_dump(include=fields) for tool in body.tools or []],
+        "tool_choice": shown or ("auto" if body.tools else "none"),
+        "tools": [_shown_tool(tool) for tool in body.tools or []],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
     }
+
+
+def _shown_tool(tool: ResponseTool) -> dict[str, Any]:
+    own = {"parameters", "strict"} if tool.type == "function" else {"format"}
+    return tool.model_dump(include={"type", "name", "description", *own})

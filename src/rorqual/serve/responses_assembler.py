@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from rorqual.engine import Piece
@@ -24,6 +24,7 @@ from rorqual.serve.parse_stream import (
     ToolCallStart,
 )
 from rorqual.serve.tokens_text import chat_logprob
+from rorqual.serve.tool_shapes import input_of
 from rorqual.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -32,7 +33,12 @@ PARTS: dict[str, Json] = {
     "reasoning": {"type": "reasoning_text", "text": ""},
 }
 TEXT_EVENTS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
-ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+ID_PREFIXES = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+}
 FAILURES = {429: "rate_limit_exceeded"}
 
 
@@ -53,9 +59,11 @@ class ResponsesAssembler:
         *,
         is_stream: bool,
         has_logprobs: bool,
+        custom_names: Collection[str] = (),
     ) -> None:
         self._base, self._reader, self._tokenizer = base, reader, tokenizer
         self._is_stream, self._has_logprobs = is_stream, has_logprobs
+        self._custom_names = custom_names
         self._items: list[Json] = []
         self._is_open = False
         self._sequence = self._completed_at = 0
@@ -118,14 +126,19 @@ class ResponsesAssembler:
             yield from self._open_text("reasoning")
             yield from self._add_text(event.text)
         elif isinstance(event, ToolCallStart):
-            call = {"call_id": event.id, "name": event.name, "arguments": ""}
-            yield from self._open("function_call", call)
+            is_custom = event.name in self._custom_names
+            kind = "custom_tool_call" if is_custom else "function_call"
+            call = {"call_id": event.id, "name": event.name}
+            yield from self._open(kind, call | {"input" if is_custom else "arguments": ""})
         elif isinstance(event, ToolCallArguments):
+            if self._is_open_as("custom_tool_call"):  # its text is known when all has come
+                self._items[-1]["input"] += event.text
+                return
             self._items[-1]["arguments"] += event.text
             yield self._part_event("response.function_call_arguments.delta", delta=event.text)
         elif isinstance(event, ToolCallEnd):
             yield from self._close("completed")
-        elif self._is_open_as("function_call"):
+        elif self._is_open_as("function_call") or self._is_open_as("custom_tool_call"):
             yield from self._close("incomplete")
         else:  # a call that was cut before its name is text
             assert isinstance(event, ToolCallCut), f"unknown event {event}"
@@ -170,6 +183,10 @@ class ResponsesAssembler:
         if item["type"] == "function_call":
             done = {"arguments": item["arguments"], "name": item["name"]}
             yield self._part_event("response.function_call_arguments.done", **done)
+        elif item["type"] == "custom_tool_call":
+            text = item["input"] = input_of(item["input"])
+            yield self._part_event("response.custom_tool_call_input.delta", delta=text)
+            yield self._part_event("response.custom_tool_call_input.done", input=text)
         else:
             part = item["content"][0]
             fields = {"content_index": 0, "text": part["text"]}

@@ -31,6 +31,7 @@ TAGS = frozenset(
     # of /v1/messages and /v1/responses
     "text-blocks several-blocks text-block thinking-block redacted_thinking-block tool_use-block "
     "tool_result-block several-items message-item function_call-item function_call_output-item "
+    "custom_tool_call-item custom_tool_call_output-item "
     "reasoning-item item_reference-item text-part refusal-part text-format json_object-format "
     "json_schema-format regex-format choice-format grammar-format".split()
 )

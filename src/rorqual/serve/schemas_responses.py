@@ -90,6 +90,22 @@ class FunctionOutputItem(Item):
     caller: Any = UNUSED
 
 
+class CustomCallItem(Item):
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: Any = UNUSED
+    caller: Any = UNUSED
+
+
+class CustomOutputItem(Item):
+    type: Literal["custom_tool_call_output"]
+    call_id: str
+    output: Parts
+    caller: Any = UNUSED
+
+
 class ReasoningText(Strict):
     type: Literal["reasoning_text"]
     text: str
@@ -115,7 +131,10 @@ def _item_kind(value: Any) -> str:
     return str(kind)
 
 
-ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+ITEMS = (
+    "message function_call function_call_output custom_tool_call custom_tool_call_output reasoning "
+    "item_reference"
+).split()
 
 
 def _known_item(value: Any) -> Any:
@@ -128,6 +147,8 @@ AnyItem = Annotated[
     Annotated[MessageItem, Tag("message-item")]
     | Annotated[FunctionCallItem, Tag("function_call-item")]
     | Annotated[FunctionOutputItem, Tag("function_call_output-item")]
+    | Annotated[CustomCallItem, Tag("custom_tool_call-item")]
+    | Annotated[CustomOutputItem, Tag("custom_tool_call_output-item")]
     | Annotated[ReasoningItem, Tag("reasoning-item")]
     | Annotated[ItemReference, Tag("item_reference-item")],
     Discriminator(lambda value: f"{_item_kind(value)}-item"),
@@ -141,40 +162,54 @@ Input = Annotated[
 
 
 class ResponseTool(Strict):
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = Field(
         default=None, description="Arguments must follow `parameters`; left out: they need not."
     )
+    format: JsonObject | None = Field(default=None, description="Of a custom tool's input.")
     allowed_callers: Any = UNUSED
     defer_loading: Any = UNUSED
     output_schema: Any = UNUSED
 
 
 def _own_tool(value: Any) -> Any:
-    if (kind := _kind_of(value)) != "function":
+    if (kind := _kind_of(value)) not in ("function", "custom"):
         raise ValueError(f"tools of type {str(kind)[:40]!r} are not supported: {NOT_RUN}")
     return value
 
 
-class NamedFunctionChoice(Strict):
-    type: Literal["function"]
+class NamedToolChoice(Strict):
+    type: Literal["function", "custom"]
     name: str
 
 
+class AllowedToolsChoice(Strict):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[Annotated[NamedToolChoice, BeforeValidator(_own_tool)]]
+
+
+def _choice_tag(value: Any) -> str:
+    if isinstance(value, str):
+        return "tool-mode"
+    return "allowed-tools" if _kind_of(value) == "allowed_tools" else "named-tool"
+
+
 def _own_choice(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") != "function":
-        kind = str(value.get("type"))[:40]
-        raise ValueError(f"tool_choice of type {kind!r} is not supported: {NOT_RUN}")
+    kind = _kind_of(value)
+    if isinstance(value, dict) and kind not in ("function", "custom", "allowed_tools"):
+        raise ValueError(f"tool_choice of type {str(kind)[:40]!r} is not supported: {NOT_RUN}")
     return value
 
 
 ResponseToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("tool-mode")]
-    | Annotated[NamedFunctionChoice, Tag("named-tool")],
-    Discriminator(lambda value: "tool-mode" if isinstance(value, str) else "named-tool"),
+    | Annotated[NamedToolChoice, Tag("named-tool")]
+    | Annotated[AllowedToolsChoice, Tag("allowed-tools")],
+    Discriminator(_choice_tag),
     BeforeValidator(_own_choice),
 ]
 
