@@ -56,7 +56,7 @@ BAD: list[dict[str, Any]] = [
     {"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]},
     {"messages": [HELLO, CALLS, {"role": "tool", "content": "x", "tool_call_id": "c"}]},
     {"messages": [PREFIX, HELLO]},
-    {"messages": [HELLO], "tools": [{"type": "function", "function": {"name": "a b"}}]},
+    {"messages": [HELLO], "tools": [{"type": "function", "function": {"strict": True}}]},
     {"messages": [HELLO], "tools": [TOOLS[0], TOOLS[0]]},
     {"messages": [HELLO], "tool_choice": "required"},
     {"messages": [HELLO], "temperature": 3},
