@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test test-all test-stress llama-cpp gpu-check check lint types install install-dev clean
+.PHONY: chat test test-all test-stress llama-cpp clients gpu-check check lint types install install-dev clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -36,7 +36,7 @@ test: $(VENV)/.installed-dev  ## lint, types and the fast tests (about ten minut
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL) --durations 25 --durations-min 4
 
-test-all: $(VENV)/.installed-all llama-cpp  ## everything, the slow oracles too
+test-all: $(VENV)/.installed-all llama-cpp clients  ## everything, the slow oracles too
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -rs
@@ -66,6 +66,25 @@ llama-cpp:  ## build it once: about nine minutes of a processor (none if RORQUAL
 	then touch $(LLAMA)/.installed; \
 	else rm -rf $(LLAMA); echo "llama.cpp was not built, so the tests that need it are skipped; $(LLAMA).log ends:"; \
 		tail -n 5 $(LLAMA).log; fi
+
+# The programs that people ask a server with. Each tree is pinned, and lives outside of .venv, since
+# some ask for old versions of what others need new.
+CLIENTS := tests/serve/clients
+
+clients: build/clients/.installed build/clients-llama-index/.installed build/clients-node/.installed  ## litellm, langchain ... for the slow tests
+
+build/%/.installed: $(CLIENTS)/%.txt
+	@rm -rf build/$*; mkdir -p build; echo "installing the packages of $< in build/$*"
+	@if $(PYTHON) -m venv build/$* >build/$*.log 2>&1 && \
+		build/$*/bin/python -m pip --disable-pip-version-check install --quiet -r $< >>build/$*.log 2>&1; \
+	then touch $@; else echo "they were not installed, so their tests are skipped; build/$*.log ends:"; tail -n 3 build/$*.log; fi
+
+build/clients-node/.installed: $(CLIENTS)/package.json
+	@if ! command -v npm >/dev/null; then echo "npm is not installed: the tests of clients for Node are skipped"; exit 0; fi; \
+	rm -rf build/clients-node; mkdir -p build/clients-node; cp $< build/clients-node; \
+	if npm install --silent --no-audit --no-fund --prefix build/clients-node >build/clients-node.log 2>&1; \
+	then touch $@; else echo "npm failed, so the tests of clients for Node are skipped; build/clients-node.log ends:"; \
+		tail -n 3 build/clients-node.log; fi
 
 # On a machine with a GPU: no network and no .venv, but PYTHON as it is, and the wheels in WHEELS.
 gpu-check:  ## PART=infer or PART=train, at most four minutes each: docs/gpu.md

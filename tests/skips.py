@@ -34,7 +34,15 @@ LACKS = (
     Lack("no browser found", "sudo apt-get install chromium"),
     Lack("playwright", "pip install -e '.[dev]'"),
     Lack(r"no C\+\+ compiler", "sudo apt-get install g++"),
-    Lack("the anthropic client", "pip install -e '.[dev]'"),
+    Lack(
+        "clients are not installed",
+        "make clients",
+        may_lack="600 MB of other people's programs for the slow tests",
+    ),
+    Lack(
+        "no node found", "sudo apt-get install nodejs npm", may_lack="clients for Node, slow tests"
+    ),
+    Lack("the (anthropic client|client .* is not installed)", "pip install -e '.[dev]'"),
     Lack("llguidance|jsonschema_rs", "pip install -e '.[dev]'"),
     Lack("tiny model (has not been|is not) shipped", "a whole checkout: src/rorqual/tiny"),
     Lack(
