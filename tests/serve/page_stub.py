@@ -50,7 +50,10 @@ class Stub:
     piece_characters: int = 7
     piece_seconds: float = 0.002
     requests: list[dict[str, Any]] = field(default_factory=list)
-    num_cancelled: int = 0
+    cancelled: list[str] = field(default_factory=list)
+    """Questions whose answer the page broke off. A stream tells the list that was there when it
+    began, since it may notice only in the next test that its page has gone.
+    """
     has_room: threading.Event = field(default_factory=threading.Event)
     """The question `wait in the queue` waits for it."""
     has_thought: threading.Event = field(default_factory=_set_event)
@@ -65,7 +68,7 @@ class Stub:
     def reset(self) -> None:
         self.models, self.api_key, self.answers = ["tiny"], None, {}
         self.piece_characters, self.piece_seconds = 7, 0.002
-        self.requests, self.num_cancelled, self.num_failures = [], 0, 0
+        self.requests, self.cancelled, self.num_failures = [], [], 0
         self.has_room.set()  # nobody waits any more
         self.has_thought.set()
         self.has_room = threading.Event()
@@ -150,12 +153,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
+        cancelled = self.stub.cancelled
         try:
             for text in self._play(question, body):
                 self.wfile.write(text.encode())
                 self.wfile.flush()
         except (BrokenPipeError, ConnectionResetError):
-            self.stub.num_cancelled += 1
+            cancelled.append(question)
         self.close_connection = True
 
     def _play(self, question: str, body: dict[str, Any]) -> Iterator[str]:

@@ -60,7 +60,7 @@ def test_stop_keeps_the_text_and_ends_the_request(chat: Chat, stage: Stage, way:
     text = chat.answer()
     assert "word5" in text
     assert chat.see(".note").inner_text() == "Stopped."
-    wait_until(lambda: stage.stub.num_cancelled == 1)
+    wait_until(lambda: stage.stub.cancelled == [LONG])
     chat.page.wait_for_timeout(300)
     assert chat.answer() == text
     assert chat.page.locator(".notice").count() == 0
