@@ -16,7 +16,7 @@ from live import Live, running
 from raw import Wire, talk
 from served import make_model
 
-from patience import wait_until
+from patience import HANG_SECONDS, wait_until
 from rorqual.serve.app import create_app
 from rorqual.serve.server import SPARE_FILES, connections_within_limits
 from rorqual.serve.settings import ServerSettings
@@ -237,3 +237,39 @@ def test_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _connections(scene: Scene) -> list[Any]:
     return list(scene.live.server.server_state.connections)
+
+
+def test_who_is_connected_at_the_end_is_still_answered(tokenizer: Tokenizer) -> None:
+    settings = ServerSettings(last_call_seconds=HANG_SECONDS)
+    with running(create_app(FakeEngine(tokenizer), make_model(tokenizer), settings)) as live:
+        silent = Wire(live.url)
+        wait_until(lambda: len(live.server.server_state.connections) == 1)
+        live.loop.call_soon_threadsafe(live.server.begin_drain)
+        wait_until(lambda: live.server.servers and not live.server.servers[0].is_serving())
+        assert silent.send(post()).hear().finals == [503]
+        wait_until(lambda: live.has_ended)
+
+
+def test_who_never_asks_does_not_hold_up_the_end(tokenizer: Tokenizer) -> None:
+    settings = ServerSettings(last_call_seconds=1000)
+    with running(create_app(FakeEngine(tokenizer), make_model(tokenizer), settings)) as live:
+        silent = Wire(live.url)
+        wait_until(lambda: len(live.server.server_state.connections) == 1)
+        live.loop.call_soon_threadsafe(live.server.begin_drain)
+        wait_until(lambda: live.server.servers and not live.server.servers[0].is_serving())
+        live.advance(1000)
+        assert silent.hear().data == b""
+        wait_until(lambda: live.has_ended)
+
+
+def test_a_running_answer_of_a_drain_closes_its_connection(scene: Scene) -> None:
+    """A client that keeps its connection would ask a server that has gone."""
+    scene.hold()
+    wire = scene.wire().send(post())
+    wait_until(lambda: scene.engine.num_open == 1)
+    scene.live.loop.call_soon_threadsafe(scene.live.server.begin_drain)
+    wait_until(lambda: scene.live.server.is_draining)
+    scene.let_go()
+    heard = wire.hear()
+    assert heard.finals == [200]
+    assert b"connection: close" in heard.data.lower()

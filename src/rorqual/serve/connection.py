@@ -52,6 +52,11 @@ class Connection(H11Protocol):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it waits for its first request."""
+        return self.cycle is None and not self._is_lingering and not self.transport.is_closing()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = _ClosesInSteps(transport, self)  # type: ignore[assignment]

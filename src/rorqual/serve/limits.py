@@ -6,7 +6,7 @@ Also the gate that closes while the server drains: running requests finish, new 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,7 @@ class LimitGuard:
             await self._app(scope, receive, send)
             return
         service = self._service
-        exchange = _Exchange(receive, send, service.metrics.note_response)
+        exchange = _Exchange(receive, send, service)
         problem = self._refusal(scope) if scope["method"] == "POST" else None
         if problem is not None:
             await problem.response()(scope, receive, exchange.send)
@@ -63,8 +63,8 @@ class _Exchange:
     A body that is too long or too slow is answered here at once, whatever the route makes of it.
     """
 
-    def __init__(self, receive: Receive, send: Send, on_status: Callable[[int], None]) -> None:
-        self._receive, self._send, self._on_status = receive, send, on_status
+    def __init__(self, receive: Receive, send: Send, service: Service) -> None:
+        self._receive, self._send, self._service = receive, send, service
         self._is_refused = self._has_begun = self._has_body = False
         self._num_bytes, self._max_bytes = 0, 0
         self._deadline = 0.0
@@ -102,7 +102,9 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self._has_begun = True
-            self._on_status(message["status"])
+            self._service.metrics.note_response(message["status"])
+            if self._service.is_draining:  # else its next request may meet a closed door
+                message = {**message, "headers": _closing(message.get("headers", []))}
         await self._send(message)
 
     def _too_long(self) -> ApiError:
@@ -119,3 +121,9 @@ class _Exchange:
             await self.send({"type": "http.response.body", "body": bytes(response.body)})
         self._is_refused = True
         return {"type": "http.disconnect"}
+
+
+def _closing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Response headers that also tell the client to use another connection next time."""
+    kept = [(name, value) for name, value in headers if name.lower() != b"connection"]
+    return [*kept, (b"connection", b"close")]

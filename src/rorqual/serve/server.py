@@ -1,8 +1,8 @@
 """uvicorn around the application, with an orderly end.
 
 The first SIGTERM or SIGINT drains: the socket stays open, so that new requests get a 503 they can
-read, running ones finish (at most `drain_timeout_seconds`), and the process ends with 0. A second
-signal ends it at once.
+read, running ones finish (at most `drain_timeout_seconds`), and the process ends with 0; who is
+connected by then has `last_call_seconds` to ask and be refused. A second signal ends it at once.
 
 If the engine fails for good, health checks and requests are told so for `failed_seconds`; then the
 server ends, and `failure` says why, for whoever started it to start it anew.
@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -28,6 +29,9 @@ from rorqual.serve.settings import ServerSettings
 
 EXIT_AT_ONCE = 1
 EXIT_FAILED = 1
+ACCEPT_TURNS = 4
+"""Of the loop, until a connection that the system holds for us is one of ours."""
+POLL_SECONDS = 0.02
 SPARE_FILES = 128
 """Open files beside the clients' connections: weights, uploads, the loop's own."""
 BACKLOG = 2048
@@ -157,7 +161,20 @@ class Server(uvicorn.Server):
         self._on_notice(
             f"Finishing {num_running} requests; no new ones are taken. Ctrl-C again ends at once."
         )
-        if not await drain(self._app):
+        if await drain(self._app):
+            await self._hear_newcomers()
+        else:
             self._on_notice("Some requests did not finish in time and were cancelled.")
             self.config.timeout_graceful_shutdown = 0
         self.should_exit = True
+
+    async def _hear_newcomers(self) -> None:
+        """Whoever is connected and has not asked yet is heard and told, instead of hung up on."""
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._app.state.service.settings.last_call_seconds):
+                while any(getattr(each, "is_new", False) for each in self.server_state.connections):
+                    await asyncio.sleep(POLL_SECONDS)

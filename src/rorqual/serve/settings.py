@@ -42,6 +42,8 @@ class ServerSettings:
     stall_seconds: float = Field(default=60.0, gt=0)
     """How long a client may leave what was sent unread before its answer is given up."""
     drain_timeout_seconds: float = Field(default=60.0, ge=0)
+    last_call_seconds: float = Field(default=1.0, ge=0)
+    """At the end of a drain: how long who is connected and has not asked yet may still ask."""
     failed_seconds: float = Field(default=5.0, ge=0)
     """How long a server whose engine has failed still says so before it ends."""
     retry_after_seconds: int = Field(default=2, ge=0)
