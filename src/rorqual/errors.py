@@ -83,6 +83,10 @@ class EngineOverloaded(RorqualError):  # noqa: N818  it says what is, and the fa
     """The engine has as many requests as it may take, or takes none any more."""
 
 
+class AnswerClosed(EngineOverloaded):
+    """The engine was closed before the answer was complete."""
+
+
 class EngineFailed(RorqualError):  # noqa: N818  it says what is, as EngineOverloaded does
     """The engine cannot go on: its thread ended, or step after step fails."""
 

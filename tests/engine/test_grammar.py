@@ -126,7 +126,7 @@ def test_rollback_leads_back_exactly(
     kind: GrammarKind, tokenizer: Tokenizer, compiler: GrammarCompiler
 ) -> None:
     grammar, guess = Grammar(kind, GRAMMARS[kind]), random.Random(0)
-    matcher = compiler.compile(grammar)
+    matcher = compiler.compile(grammar).matcher()
     ids: list[int] = []
     for _ in range(60):
         possible = matcher.allowed().nonzero().flatten().tolist()
@@ -138,7 +138,7 @@ def test_rollback_leads_back_exactly(
         else:
             ids.append(guess.choice(possible))
             matcher.put(ids[-1])
-        fresh = compiler.compile(grammar)
+        fresh = compiler.compile(grammar).matcher()
         assert fresh.num_possible(ids) == len(ids)
         for token_id in ids:
             fresh.put(token_id)
@@ -211,7 +211,7 @@ def test_a_grammar_may_ask_for_special_tokens_by_name(
     tokenizer: Tokenizer, compiler: GrammarCompiler
 ) -> None:
     text = f'start: {TOOL_CALL_BEGIN} "f" {TOOL_SEP} %json {{"type": "object", "properties": {{}}}}'
-    matcher = compiler.compile(Grammar("grammar", text))
+    matcher = compiler.compile(Grammar("grammar", text)).matcher()
     ids = [tokenizer.special_ids[TOOL_CALL_BEGIN], *tokenizer.encode("f")]
     ids += [tokenizer.special_ids[TOOL_SEP], *tokenizer.encode("{}")]
     assert matcher.num_possible(ids) == len(ids)
@@ -231,6 +231,13 @@ MALFORMED: list[tuple[GrammarKind, str, str]] = [
     ("json_schema", json.dumps({"allOf": [{"$ref": "#"}] * 600}), "600 times"),
     ("json_schema", json.dumps({"patternProperties": {f"{i}": {} for i in range(40)}}), "40"),
     ("json_schema", '{"type": "integer", "multipleOf": 1000003}', "1000003"),
+    (
+        "json_schema",
+        json.dumps(
+            {"items": {"properties": {f"p{i}": {} for i in range(410)}, "required": ["p1"]}}
+        ),
+        "409 properties of an object that may be left out",
+    ),
     ("regex", "a(", "unclosed group"),
     ("regex", "(?=a)b", "look-ahead"),
     ("regex", "(" * 100 + ")" * 100, "100 brackets"),

@@ -68,7 +68,9 @@ class Answer:
     ) -> None:
         params = request.params
         self.request = request
-        self.state = SamplingState(params, request.prompt_ids, tokenizer, grammars)
+        self.state = SamplingState(
+            params, request.prompt_ids, tokenizer, grammars, request.compiled
+        )
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None

@@ -22,9 +22,11 @@ from typing import Any
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.engine import Engine
+from rorqual.engine.grammar import CompiledGrammar, Grammar
+from rorqual.engine.grammar_trial import GrammarTrial
 from rorqual.engine.request import Piece, Request
 from rorqual.engine.stats import EngineStats
-from rorqual.errors import EngineFailed, EngineOverloaded
+from rorqual.errors import AnswerClosed, EngineFailed, EngineOverloaded
 from rorqual.log import logger
 
 POLL_SECONDS = 0.02
@@ -93,6 +95,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine, *, max_queue: int = 256) -> None:
         self._engine = engine
         self._max_open = engine.max_batch + max_queue
+        engine.grammars.trial = GrammarTrial(engine.tokenizer)
         self._numbers = count()
         self._open: dict[int, _Open] = {}
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
@@ -123,12 +126,15 @@ class AsyncEngine:
         return True
 
     async def close(self) -> None:
-        """Stops; answers that are not done end with EngineOverloaded."""
+        """Stops; answers that are not done end with AnswerClosed."""
         self._is_taking = False
         if self._thread is not None:
             self._commands.put(None)
             await asyncio.to_thread(self._thread.join)
-        problem = EngineOverloaded("the engine was closed before the answer was complete")
+        trial, self._engine.grammars.trial = self._engine.grammars.trial, None
+        if trial is not None:
+            await asyncio.to_thread(trial.close)
+        problem = AnswerClosed("the engine was closed before the answer was complete")
         self._deliver([(number, problem) for number in list(self._open)])
 
     def submit(self, request: Request) -> AnswerStream:
@@ -151,6 +157,17 @@ class AsyncEngine:
         """Ends an answer that is not done. Any thread may call it."""
         if self._open.pop(number, None) is not None:
             self._commands.put((number, None))
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """A grammar for `Request.compiled`, tried out by another process before this one takes it:
+        it may take seconds, so it is not for the loop's thread. UsageError for one that cannot be
+        used or is too large.
+        """
+        return self._engine.grammars.compile(grammar)
+
+    def known_grammar(self, grammar: Grammar) -> CompiledGrammar | None:
+        """At once: one that was compiled, or None. UsageError as `compile` had it."""
+        return self._engine.grammars.known(grammar)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

@@ -113,7 +113,7 @@ class Engine:
         )
         self._speculator = Speculator(self._runner, self._cache, tokenizer.vocab_size)
         self._draft_policy = draft_policy or PayingDrafts(speculate)
-        self._grammars = GrammarCompiler(tokenizer)
+        self.grammars = GrammarCompiler(tokenizer)
         self._sequences: dict[Answer, TokenSequence] = {}
         self._arrivals = count()
         self._block_tokens = block_tokens
@@ -136,7 +136,7 @@ class Engine:
     def add(self, request: Request) -> Answer:
         """Queues a request; UsageError if there can be no answer."""
         self.check_prompt(request.prompt_ids)
-        answer = Answer(request, self.tokenizer, self.max_positions, self._grammars)
+        answer = Answer(request, self.tokenizer, self.max_positions, self.grammars)
         sequence = TokenSequence(answer, next(self._arrivals), self._block_tokens)
         self._sequences[answer] = sequence
         self._scheduler.add(sequence)
@@ -147,7 +147,7 @@ class Engine:
         """Does beforehand what the first requests would have to wait for: what grammars need of the
         vocabulary, and kernels for few rows. Any thread may call it.
         """
-        self._grammars.warm_up()
+        self.grammars.warm_up()
         self._runner.warm_up()
 
     def cancel(self, answer: Answer) -> None:

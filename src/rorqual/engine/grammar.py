@@ -13,11 +13,13 @@ Special tokens are never text: no string or `.` of a grammar matches one. A gram
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rorqual.engine.grammar_trial import GrammarTrial, TrialExpiredError
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
 
@@ -44,7 +47,13 @@ MAX_PATTERNS = 32
 """Patterns of properties in a schema: each is compared with each (100 took a second)."""
 MAX_MULTIPLE = 100_000
 """Of `multipleOf`, whose automaton has a state for each remainder."""
+MAX_OPTIONAL = 400
+"""Properties of one object that may be left out: after each any later one may follow, and of what
+may follow the library takes 2,000 items, four for each.
+"""
 MAX_CACHED = 32
+MAX_CACHED_CHARS = 4 * MAX_TEXT_CHARS
+"""Of all texts in the cache: what a grammar takes grows with its text."""
 MAX_REASON_CHARS = 500
 LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,  # 1 to 2 kB each, so that a grammar takes 40 MB at most
@@ -84,40 +93,75 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """Makes matchers for one tokenizer; keeps the last `max_entries` compiled grammars.
+    """Makes matchers for one tokenizer; keeps the last `max_entries` grammars, and of those that
+    cannot be used what is wrong with them.
 
-    Threads may share it. It costs nothing until the first grammar comes, or `warm_up`.
+    Threads may share it: one that wants a grammar which another is compiling waits for it. It costs
+    nothing until the first grammar comes, or `warm_up`. A `trial` is for grammars of strangers.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_entries: int = MAX_CACHED) -> None:
-        self._tokenizer, self._max_entries = tokenizer, max_entries
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_entries: int = MAX_CACHED,
+        trial: GrammarTrial | None = None,
+    ) -> None:
+        self._tokenizer, self._max_entries, self.trial = tokenizer, max_entries, trial
         self._lock = threading.Lock()
         self._ll_tokenizer: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
 
-    def compile(self, grammar: Grammar) -> GrammarMatcher:
-        """A matcher at the grammar's beginning; UsageError saying what is wrong with the text."""
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """UsageError saying what is wrong with the text."""
         with self._lock:
-            first = self._compiled.get(grammar)
-            if first is None:
-                first = self._compile(grammar)
-                self._compiled[grammar] = first
-                if len(self._compiled) > self._max_entries:
-                    self._compiled.popitem(last=False)
+            entry = self._compiled.get(grammar)
+            is_new = entry is None
+            if entry is None:
+                entry = self._compiled[grammar] = Future()
+                self._forget_oldest()
             self._compiled.move_to_end(grammar)
-            return GrammarMatcher(first.deep_copy(), self._tokenizer)
+        if is_new:
+            self._fill(entry, grammar)
+        return _result(entry)
+
+    def known(self, grammar: Grammar) -> CompiledGrammar | None:
+        """As `compile`, but None for one that is not in the cache."""
+        with self._lock:
+            entry = self._compiled.get(grammar)
+        return None if entry is None or not entry.done() else _result(entry)
+
+    def _fill(self, entry: Future[CompiledGrammar], grammar: Grammar) -> None:
+        try:
+            entry.set_result(CompiledGrammar(self._compile(grammar), self._tokenizer))
+        except BaseException as problem:  # noqa: BLE001  whoever waits must not wait for ever
+            is_usage = isinstance(problem, UsageError)
+            is_lasting = is_usage and not isinstance(problem, TrialExpiredError)
+            with self._lock:
+                if not is_lasting and self._compiled.get(grammar) is entry:
+                    del self._compiled[grammar]
+            entry.set_exception(problem)
+
+    def _forget_oldest(self) -> None:
+        num_chars = sum(len(grammar.text) for grammar in self._compiled)
+        while len(self._compiled) > 1 and (
+            len(self._compiled) > self._max_entries or num_chars > MAX_CACHED_CHARS
+        ):
+            oldest, _ = self._compiled.popitem(last=False)
+            num_chars -= len(oldest.text)
 
     def warm_up(self) -> None:
         """Builds what the first grammar would have to wait for; nothing without the library."""
-        with self._lock, suppress(UsageError):
+        with suppress(UsageError):
             self._tokens()
 
     def _tokens(self) -> llguidance.LLTokenizer:
         """The library's trie of all tokens; UsageError without the library."""
-        if self._ll_tokenizer is None:
-            library = _library()
-            self._ll_tokenizer = library.LLTokenizer(_Vocabulary(self._tokenizer))
-        return self._ll_tokenizer
+        library = _library()
+        with self._lock:
+            if self._ll_tokenizer is None:
+                self._ll_tokenizer = library.LLTokenizer(_Vocabulary(self._tokenizer))
+            return self._ll_tokenizer
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         llguidance, tokens = _library(), self._tokens()
@@ -127,6 +171,8 @@ class GrammarCompiler:
             text = _library_text(grammar, llguidance.LLMatcher)
         except ValueError as problem:
             raise _malformed(grammar, str(problem)) from None
+        if self.trial is not None and (fault := self.trial.run(text, LIMITS)) is not None:
+            raise _malformed(grammar, fault)
         matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise _malformed(grammar, matcher.get_error())
@@ -134,6 +180,26 @@ class GrammarCompiler:
         if not any(probe.compute_bitmask()) or probe.is_error():
             raise _malformed(grammar, f"it matches no text. {probe.get_error()}")
         return matcher
+
+
+class CompiledGrammar:
+    """A grammar that is ready for answers. Threads may share it."""
+
+    def __init__(self, first: llguidance.LLMatcher, tokenizer: Tokenizer) -> None:
+        self._first, self._tokenizer = first, tokenizer
+        self._lock = threading.Lock()
+
+    def matcher(self) -> GrammarMatcher:
+        """One at the grammar's beginning."""
+        with self._lock:
+            return GrammarMatcher(self._first.deep_copy(), self._tokenizer)
+
+
+def _result(entry: Future[CompiledGrammar]) -> CompiledGrammar:
+    try:
+        return entry.result()
+    except UsageError as problem:  # each who asks gets an error of its own
+        raise copy.copy(problem).with_traceback(None) from None
 
 
 class GrammarMatcher:
@@ -269,6 +335,7 @@ def _check_schema(schema: Any) -> None:
     while values:
         value = values.pop()
         if isinstance(value, dict):
+            _check_optional(value)
             num_references += "$ref" in value
             patterns = value.get("patternProperties")
             num_patterns += len(patterns) if isinstance(patterns, dict) else 0
@@ -280,6 +347,14 @@ def _check_schema(schema: Any) -> None:
             values += value
     _check_at_most("times $ref", num_references, MAX_RULES)
     _check_at_most("patternProperties", num_patterns, MAX_PATTERNS)
+
+
+def _check_optional(schema: dict[str, Any]) -> None:
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict) and len(properties) > MAX_OPTIONAL:
+        names = {n for n in required if isinstance(n, str)} if isinstance(required, list) else set()
+        num_optional = len(properties.keys() - names)
+        _check_at_most("properties of an object that may be left out", num_optional, MAX_OPTIONAL)
 
 
 def _check_at_most(what: str, number: float, most: int) -> None:

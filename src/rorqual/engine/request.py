@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal
 
+from rorqual.engine.grammar import CompiledGrammar
 from rorqual.engine.logprobs import TokenLogprob
 from rorqual.engine.params import SamplingParams, check_params
 from rorqual.errors import UsageError
@@ -18,13 +19,14 @@ FinishReason = Literal["stop", "length"]
 @dataclass(frozen=True)
 class Request:
     """Token ids to continue, and how. Owners share the engine alike; what is in the background
-    gives way to all that is not.
+    gives way to all that is not. `compiled` is the params' grammar, if it was compiled beforehand.
     """
 
     prompt_ids: Sequence[int]
     params: SamplingParams
     owner: str = ""
     is_background: bool = False
+    compiled: CompiledGrammar | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_params(self.params)

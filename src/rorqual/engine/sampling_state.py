@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rorqual.engine.grammar import GrammarCompiler, GrammarMatcher
+from rorqual.engine.grammar import CompiledGrammar, GrammarCompiler, GrammarMatcher
 from rorqual.engine.params import BAN, SamplingParams
 from rorqual.engine.sampler import random_source
 from rorqual.errors import UsageError
@@ -40,6 +40,7 @@ class SamplingState:
         prompt_ids: Sequence[int],
         tokenizer: Tokenizer,
         grammars: GrammarCompiler | None = None,
+        compiled: CompiledGrammar | None = None,
     ) -> None:
         self.params = params
         self.vocab_size = tokenizer.vocab_size
@@ -58,8 +59,10 @@ class SamplingState:
         self._is_thinking = False
         self._matcher: GrammarMatcher | None = None
         if params.grammar is not None:
-            assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
-            self._matcher = grammars.compile(params.grammar)
+            if compiled is None:
+                assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
+                compiled = grammars.compile(params.grammar)
+            self._matcher = compiled.matcher()
             is_aware = params.grammar.kind == "grammar" and THINK_END in params.grammar.text
             self._is_thinking = not is_aware and is_thinking(prompt_ids, tokenizer)
 
