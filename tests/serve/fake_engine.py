@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from typing import cast
 
 from rorqual.engine import (
+    CompiledGrammar,
     EngineFailed,
     EngineOverloaded,
     EngineStats,
+    Grammar,
     Piece,
     Request,
     TokenLogprob,
@@ -87,6 +90,13 @@ class FakeEngine:
         self.num_open += 1
         self.requests.append(request)
         return self._answer(request)
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Whether it is well formed is the real engine's affair."""
+        return cast(CompiledGrammar, grammar)
+
+    def known_grammar(self, grammar: Grammar) -> CompiledGrammar | None:
+        return None
 
     def stats(self) -> EngineStats:
         return EngineStats(

@@ -63,7 +63,7 @@ def test_times_are_those_of_tokens() -> None:
     metrics = Metrics(lambda: EMPTY)
     for seconds, num_tokens, is_first in ((0.3, 2, True), (0.8, 4, False), (-1.0, 1, False)):
         metrics.note_piece(seconds, num_tokens, is_first)
-    metrics.note_end(None)
+    metrics.note_end("cancelled")
     metrics.note_end("length")
     got = samples(metrics.text().decode())
     for name, count, total in (("time_to_first_token", 1, 0.3), ("inter_token", 5, 0.8)):

@@ -6,23 +6,33 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from served import make_model
 from test_serve_metrics import EMPTY, samples
 
-from rorqual.engine import EngineFailed, EngineOverloaded, Piece, Request, SamplingParams, Usage
+from rorqual.engine import (
+    AnswerClosed,
+    EngineFailed,
+    EngineOverloaded,
+    Piece,
+    Request,
+    SamplingParams,
+    Usage,
+)
 from rorqual.errors import RorqualError, UsageError
 from rorqual.serve.answers import Answers
 from rorqual.serve.errors import ApiError
-from rorqual.serve.metrics import Metrics
+from rorqual.serve.metrics import EndReason, Metrics
 from rorqual.serve.prompts import chat_messages, chat_tools, check_ids, fim_prompt
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.server import address_of, is_loopback, open_socket
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
+
+REASONS = get_args(EndReason)
 
 # Prompts
 
@@ -82,10 +92,10 @@ def test_outputs_stand_behind_their_own_calls() -> None:
     ("last", "content"),
     [
         ({"content": "It", "prefix": True}, "It"),
-        ({"content": "It", "prefix": True, "reasoning_content": "Hm"}, "<think>Hm</think>It"),
-        ({"content": "", "prefix": True, "reasoning_content": "Hm"}, "<think>Hm"),
-        ({"prefix": True, "reasoning_content": "Hm"}, "<think>Hm"),
-        ({"content": "It", "prefix": True, "reasoning_content": ""}, "<think></think>It"),
+        ({"content": "It", "prefix": True, "reasoning_content": "Hm"}, "It"),
+        ({"content": "", "prefix": True, "reasoning_content": "Hm"}, ""),
+        ({"prefix": True, "reasoning_content": "Hm"}, ""),
+        ({"content": "It", "prefix": True, "reasoning_content": ""}, "It"),
         ({"prefix": True}, ""),
         ({"content": "It", "prefix": False, "reasoning_content": "Hm"}, "It"),
         ({"content": "It", "reasoning_content": "Hm"}, "It"),
@@ -95,7 +105,7 @@ def test_what_an_answer_is_continued_from(last: dict[str, Any], content: str) ->
     rendered = chat_messages(chat(USER, {"role": "assistant", **last}))[-1]
     assert rendered["content"] == content
     assert rendered.get("prefix", False) == bool(last.get("prefix"))
-    # Before other messages it is an earlier turn, whose reasoning is left out.
+    assert rendered.get("reasoning_content") == last.get("reasoning_content")  # the template's
     early = chat_messages(chat({"role": "assistant", **last}, USER))[0]
     assert early["content"] in (last.get("content"), last.get("content") or "")
 
@@ -231,16 +241,18 @@ async def all_of(streams: Streams, metrics: Metrics) -> tuple[dict[int, str], Ex
 @pytest.mark.parametrize(
     ("answers", "texts", "problem", "ends"),
     [
-        ([[going("a"), ended("b")], [ended("c")]], {0: "ab", 1: "c"}, None, (2, 0)),
-        ([[going("a"), ValueError()]], {0: "a"}, ValueError, (0, 1)),
+        ([[going("a"), ended("b")], [ended("c")]], {0: "ab", 1: "c"}, None, {"stop": 2}),
+        ([[going("a"), ValueError()]], {0: "a"}, ValueError, {"failed": 1}),
+        ([[EngineOverloaded("full")]], {}, EngineOverloaded, {"refused": 1}),
+        ([[AnswerClosed("closed")]], {}, AnswerClosed, {"closed": 1}),
         # The engine was closed under it: what has no end is not complete.
-        ([[going("a")]], {0: "a"}, EngineOverloaded, (0, 1)),
-        ([[]], {}, EngineOverloaded, (0, 1)),
-        ([], {}, None, (0, 0)),
+        ([[going("a")]], {0: "a"}, AnswerClosed, {"closed": 1}),
+        ([[]], {}, AnswerClosed, {"closed": 1}),
+        ([], {}, None, {}),
     ],
 )
 def test_answers_are_merged_and_told_of_their_ends(
-    answers: Any, texts: dict[int, str], problem: type[Exception] | None, ends: tuple[int, int]
+    answers: Any, texts: dict[int, str], problem: type[Exception] | None, ends: dict[str, int]
 ) -> None:
     metrics, streams = Metrics(lambda: EMPTY), Streams(*answers)
     got, raised = asyncio.run(all_of(streams, metrics))
@@ -248,8 +260,8 @@ def test_answers_are_merged_and_told_of_their_ends(
     assert (None if raised is None else type(raised)) is problem
     assert streams.num_closed == len(answers)
     counts = samples(metrics.text().decode())
-    told = [counts[f"rorqual_answers_total reason={reason}"] for reason in ("stop", "cancelled")]
-    assert tuple(told) == ends
+    told = {reason: counts[f"rorqual_answers_total reason={reason}"] for reason in REASONS}
+    assert {reason: count for reason, count in told.items() if count} == ends
     num_first = counts["rorqual_time_to_first_token_seconds_count"]
     assert num_first == len(texts)
 
@@ -276,6 +288,35 @@ def test_whoever_leaves_closes_what_runs_and_a_wait_has_an_end() -> None:
         assert streams.num_closed == 2
         counts = samples(metrics.text().decode())
         assert counts["rorqual_answers_total reason=cancelled"] == 2
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (ValueError(), "failed"),
+        (EngineOverloaded("full"), "refused"),
+        (AnswerClosed("x"), "closed"),
+    ],
+)
+def test_those_that_end_with_one_that_failed_are_no_cancellations(
+    problem: Exception, reason: str
+) -> None:
+    class Endless(Streams):
+        async def submit(self, request: Request) -> AsyncIterator[Piece]:
+            if request.prompt_ids[0]:
+                raise problem
+            yield going("a")
+            await asyncio.Event().wait()
+
+    async def test() -> None:
+        metrics = Metrics(lambda: EMPTY)
+        _, raised = await all_of(Endless([], []), metrics)
+        assert raised is problem
+        counts = samples(metrics.text().decode())
+        assert counts[f"rorqual_answers_total reason={reason}"] == 2
+        assert counts["rorqual_answers_total reason=cancelled"] == 0
 
     asyncio.run(test())
 

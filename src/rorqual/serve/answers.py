@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Protocol
 
-from rorqual.engine import EngineFailed, EngineOverloaded, EngineStats, Piece, Request
-from rorqual.serve.metrics import Metrics
+from rorqual.engine import (
+    AnswerClosed,
+    CompiledGrammar,
+    EngineFailed,
+    EngineStats,
+    Grammar,
+    Piece,
+    Request,
+)
+from rorqual.errors import RorqualError
+from rorqual.serve.metrics import EndReason, Metrics
 
 Event = tuple[int, Piece]
 
@@ -41,6 +50,14 @@ class EngineFace(Protocol):
 
     def submit(self, request: Request) -> PieceStream: ...
 
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """May take seconds: not for the loop's thread."""
+        ...
+
+    def known_grammar(self, grammar: Grammar) -> CompiledGrammar | None:
+        """One that was compiled before, at once."""
+        ...
+
     def stats(self) -> EngineStats: ...
 
     @property
@@ -49,11 +66,25 @@ class EngineFace(Protocol):
         ...
 
 
-class Answers:
-    """`async with Answers(...) as answers`, then `answers.next` until it returns an empty list."""
+class ClientGoneError(Exception):
+    """The client left, or reads nothing any more."""
 
-    def __init__(self, engine: EngineFace, requests: Sequence[Request], metrics: Metrics) -> None:
+
+class Answers:
+    """`async with Answers(...) as answers`, then `answers.next` until it returns an empty list.
+
+    `end_reason` says how answers end that are cancelled from outside.
+    """
+
+    def __init__(
+        self,
+        engine: EngineFace,
+        requests: Sequence[Request],
+        metrics: Metrics,
+        end_reason: Callable[[], EndReason] = lambda: "cancelled",
+    ) -> None:
         self._engine, self._requests, self._metrics = engine, requests, metrics
+        self._end_reason = end_reason
         self._queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._num_open = len(requests)
@@ -72,6 +103,10 @@ class Answers:
         problem: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        fault = self._problem or problem
+        if isinstance(fault, Exception) and not isinstance(fault, ClientGoneError):
+            reason = _reason_of(fault)  # one failed: the others go with it
+            self._end_reason = lambda: reason
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -108,7 +143,8 @@ class Answers:
 
     async def _pump(self, index: int, request: Request) -> None:
         since = time.perf_counter()
-        is_first, finish_reason = True, None
+        is_first = True
+        finish_reason: EndReason | None = None
         try:
             async with aclosing(self._engine.submit(request)) as pieces:
                 async for piece in pieces:
@@ -116,11 +152,25 @@ class Answers:
                     self._metrics.note_piece(now - since, len(piece.token_ids), is_first)
                     since, is_first, finish_reason = now, False, piece.finish_reason
                     self._queue.put_nowait((index, piece))
+            if finish_reason is None:
+                text = "the server is shutting down; the answer is not complete"
+                raise AnswerClosed(text)
+        except asyncio.CancelledError:
+            finish_reason = finish_reason or self._end_reason()
+            raise
+        except Exception as problem:
+            finish_reason = _reason_of(problem)
+            raise
         finally:
-            self._metrics.note_end(finish_reason)
-        if finish_reason is None:  # the engine was closed under it
-            raise EngineOverloaded("the server is shutting down; the answer is not complete")
+            self._metrics.note_end(finish_reason or "failed")
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             self._queue.put_nowait(task.exception())  # None: it ended well
+
+
+def _reason_of(problem: BaseException) -> EndReason:
+    if isinstance(problem, AnswerClosed):
+        return "closed"
+    is_refusal = isinstance(problem, RorqualError) and not isinstance(problem, EngineFailed)
+    return "refused" if is_refusal else "failed"

@@ -65,6 +65,7 @@ def create_app(
             service.is_draining = True
             await app.state.batches.close()
             await engine.close()
+            service.close()
             await asyncio.to_thread(store.close)
 
     app = FastAPI(

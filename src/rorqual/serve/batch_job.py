@@ -23,6 +23,7 @@ from rorqual.serve.errors import (
     overloaded,
     validation_error,
 )
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.schemas_batches import BatchError, BatchErrors, BatchLine, BatchReply
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import SamplingFields
@@ -41,7 +42,7 @@ them: then it may be the batch that ends them.
 FULL_QUEUE_SECONDS = 0.25
 STORAGE_SECONDS = 5.0
 
-Work = Callable[[Service, Any], Awaitable[str]]
+Work = Callable[[Service, Any, Caller], Awaitable[str]]
 ROUTES: Mapping[str, tuple[type[SamplingFields], Work]] = {
     "/v1/chat/completions": (ChatRequest, collect_chat),
     "/v1/completions": (CompletionRequest, collect_completion),
@@ -241,9 +242,10 @@ class Job:
 
     async def _patiently(self, work: Work, body: BaseModel) -> str:
         """Tries again while there is no room for it; ApiError 503 once the batch is to end."""
+        caller = Caller(is_background=True, owner=self.row.owner or "batches")
         while not self._is_ending():
             try:
-                return await work(self._service, body)
+                return await work(self._service, body, caller)
             except Exception as problem:
                 error = self._service.api_error(problem)
                 if error is None or error.code == ENGINE_FAILED or error.status not in (429, 503):

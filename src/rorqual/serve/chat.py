@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from rorqual.engine import Request
 from rorqual.serve.answer_reader import AnswerReader
 from rorqual.serve.chat_assembler import ChatAssembler, ReplyHead
+from rorqual.serve.fair_pool import Caller
+from rorqual.serve.lengths import num_certain_chars, num_chars
 from rorqual.serve.prompts import chat_messages, chat_tools
 from rorqual.serve.reply import AnswerResponse, collect
 from rorqual.serve.sampling import choices, sampling_params
 from rorqual.serve.schema_keywords import enforceable_body
 from rorqual.serve.schemas_chat import ChatRequest
-from rorqual.serve.service import Service, new_id
+from rorqual.serve.service import NOBODY, Service, new_id
 from rorqual.serve.thinking_wish import thinking_switch
 from rorqual.serve.tool_grammar import chat_grammar
 from rorqual.tokenizer.special import TOOL_CALL_END
@@ -28,15 +30,21 @@ class ChatJob:
     readers: list[AnswerReader]
 
 
-async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
+async def chat_prompt(service: Service, body: ChatRequest, caller: Caller = NOBODY) -> list[int]:
     """The prompt of a conversation. ApiError if it cannot be written or does not fit."""
-    prompt_ids = await written_prompt(service, body)
+    service.check_body(body)
+    service.check_length(num_certain_chars(chat_messages(body)), "messages")
+    prompt_ids = await written_prompt(service, body, caller)
     service.check_prompt(prompt_ids, "messages")
     return prompt_ids
 
 
 async def written_prompt(
-    service: Service, body: ChatRequest, *, add_generation_prompt: bool = True
+    service: Service,
+    body: ChatRequest,
+    caller: Caller = NOBODY,
+    *,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """As `chat_prompt`, of any length: to be counted."""
     service.check_body(body)
@@ -46,12 +54,14 @@ async def written_prompt(
     return await service.aside(
         lambda: tokenizer.encode_chat(messages, tools, add_generation_prompt, thinking),
         "messages",
+        caller,
+        num_chars([messages, tools]),
     )
 
 
-async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
+async def prepare_chat(service: Service, body: ChatRequest, caller: Caller = NOBODY) -> ChatJob:
     """ApiError for whatever is wrong with the request."""
-    prompt_ids = await chat_prompt(service, body)
+    prompt_ids = await chat_prompt(service, body, caller)
     tokenizer = service.model.tokenizer
     begins_thinking = is_thinking(prompt_ids, tokenizer)
     params = sampling_params(
@@ -67,7 +77,11 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
     is_single = has_tools and body.parallel_tool_calls is False
     if is_single and (call_end_id := tokenizer.special_ids.get(TOOL_CALL_END)) is not None:
         params = replace(params, stop_token_ids=(*params.stop_token_ids, call_end_id))
-    requests = [Request(prompt_ids, each) for each in choices(params, body.n or 1)]
+    compiled = await service.compile(params.grammar, caller, _grammar_field(body))
+    requests = [
+        Request(prompt_ids, each, caller.owner, caller.is_background, compiled)
+        for each in choices(params, body.n or 1)
+    ]
     readers = [
         AnswerReader(
             tokenizer,
@@ -81,18 +95,20 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
     return ChatJob(requests, readers)
 
 
-async def answer_chat(service: Service, body: ChatRequest) -> AnswerResponse:
+async def answer_chat(
+    service: Service, body: ChatRequest, caller: Caller = NOBODY
+) -> AnswerResponse:
     """The response of the route, streamed or not."""
-    job = await prepare_chat(service, body)
+    job = await prepare_chat(service, body, caller)
     assembler = _assembler(service, body, job)
     return AnswerResponse(
         service, job.requests, assembler, is_stream=bool(body.stream), notes=body.notes
     )
 
 
-async def collect_chat(service: Service, body: ChatRequest) -> str:
+async def collect_chat(service: Service, body: ChatRequest, caller: Caller = NOBODY) -> str:
     """The reply's JSON, for batches."""
-    job = await prepare_chat(service, body)
+    job = await prepare_chat(service, body, caller)
     return await collect(service, job.requests, _assembler(service, body, job))
 
 
@@ -111,3 +127,9 @@ def _assembler(service: Service, body: ChatRequest, job: ChatJob) -> ChatAssembl
         has_logprobs=bool(body.logprobs),
         custom_names=body.custom_names,
     )
+
+
+def _grammar_field(body: ChatRequest) -> str:
+    """The field that is at fault if the grammar is."""
+    has_format = body.response_format is not None and body.response_format.type != "text"
+    return "response_format" if has_format else "tools"

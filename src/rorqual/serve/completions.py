@@ -10,6 +10,7 @@ from typing import Any
 
 from rorqual.engine import Piece, Request, TokenLogprob, Usage
 from rorqual.serve.chat_assembler import ReplyHead
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.prompts import check_ids, fim_prompt
 from rorqual.serve.reply import AnswerResponse, collect
 from rorqual.serve.sampling import choices, sampling_params
@@ -19,7 +20,7 @@ from rorqual.serve.schemas_completions import (
     CompletionReply,
     CompletionRequest,
 )
-from rorqual.serve.service import Service, new_id
+from rorqual.serve.service import NOBODY, Service, new_id
 from rorqual.serve.tokens_text import CompletionTokens, join
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
@@ -143,12 +144,18 @@ def _echoed(choice: _Choice, piece: Piece) -> list[CompletionLogprobs]:
 
 
 async def prepare_completion(
-    service: Service, body: CompletionRequest
+    service: Service, body: CompletionRequest, caller: Caller = NOBODY
 ) -> tuple[list[Request], CompletionAssembler]:
     """ApiError for whatever is wrong with the request."""
     service.check_body(body)
     tokenizer = service.model.tokenizer
-    prompts = await service.aside(lambda: _prompts(body, tokenizer), "prompt")
+    texts = [text for text in _raw_prompts(body) if isinstance(text, str)]
+    for text in texts:
+        service.check_length(len(text), "prompt")
+    service.check_length(len(body.suffix or ""), "suffix")
+    prompts = await service.aside(
+        lambda: _prompts(body, tokenizer), "prompt", caller, sum(map(len, texts))
+    )
     for prompt in prompts:
         service.check_prompt(prompt.ids, "prompt")
     params = sampling_params(
@@ -166,28 +173,40 @@ async def prepare_completion(
         has_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     each = choices(params, body.n or 1)
-    requests = [Request(prompt.ids, param) for prompt in prompts for param in each]
+    requests = [
+        Request(prompt.ids, param, caller.owner, caller.is_background)
+        for prompt in prompts
+        for param in each
+    ]
     return requests, CompletionAssembler(head, tokenizer, prompts, body)
 
 
-async def answer_completion(service: Service, body: CompletionRequest) -> AnswerResponse:
+async def answer_completion(
+    service: Service, body: CompletionRequest, caller: Caller = NOBODY
+) -> AnswerResponse:
     """The response of the route, streamed or not."""
-    requests, assembler = await prepare_completion(service, body)
+    requests, assembler = await prepare_completion(service, body, caller)
     return AnswerResponse(
         service, requests, assembler, is_stream=bool(body.stream), notes=body.notes
     )
 
 
-async def collect_completion(service: Service, body: CompletionRequest) -> str:
+async def collect_completion(
+    service: Service, body: CompletionRequest, caller: Caller = NOBODY
+) -> str:
     """The reply's JSON, for batches."""
-    requests, assembler = await prepare_completion(service, body)
+    requests, assembler = await prepare_completion(service, body, caller)
     return await collect(service, requests, assembler)
 
 
 def _prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
+    return [_prompt(each, body, tokenizer) for each in _raw_prompts(body)]
+
+
+def _raw_prompts(body: CompletionRequest) -> list[Any]:
     raw: Any = body.prompt
     is_one = isinstance(raw, str) or isinstance(raw[0], int)
-    return [_prompt(each, body, tokenizer) for each in ([raw] if is_one else raw)]
+    return [raw] if is_one else raw
 
 
 def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer) -> Prompt:

@@ -6,6 +6,7 @@ Every series exists from the first scrape on, at zero; no ratio is ever NaN or n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +16,10 @@ from rorqual.engine import EngineStats
 
 TTFT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-FINISH_REASONS = ("stop", "length", "cancelled")
+EndReason = Literal["stop", "length", "cancelled", "refused", "failed", "closed"]
+"""cancelled: nobody wants it any more (the client left or reads nothing, a batch was cancelled).
+refused: it never began. failed: the engine's fault, or the time limit. closed: the server's end.
+"""
 STATUSES = (
     "200",
     "400",
@@ -68,7 +72,7 @@ class Metrics:
             "Requests that have not got their whole response.",
             registry=self.registry,
         )
-        for reason in FINISH_REASONS:
+        for reason in get_args(EndReason):
             self._answers.labels(reason)
         for status in STATUSES:
             self._responses.labels(status)
@@ -81,8 +85,8 @@ class Metrics:
         for _ in range(num_tokens):
             self._inter_token.observe(max(seconds, 0.0) / num_tokens)
 
-    def note_end(self, finish_reason: str | None) -> None:
-        self._answers.labels(finish_reason or "cancelled").inc()
+    def note_end(self, reason: EndReason) -> None:
+        self._answers.labels(reason).inc()
 
     def note_response(self, status: int) -> None:
         self._responses.labels(str(status)).inc()

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from rorqual.engine import Piece, Request
 from rorqual.log import logger
+from rorqual.serve.answers import ClientGoneError
 from rorqual.serve.errors import INTERNAL, ApiError
 from rorqual.serve.notes import Notes
 from rorqual.serve.service import Service
@@ -44,10 +45,6 @@ class Assembler(Protocol):
     def whole(self) -> str:
         """The unstreamed reply."""
         ...
-
-
-class ClientGoneError(Exception):
-    """The client left, or reads nothing any more."""
 
 
 def event(text: str) -> bytes:
@@ -115,8 +112,8 @@ class AnswerResponse(Response):
     async def _write(self, send: Send) -> None:
         limit = self._service.settings.request_timeout_seconds
         try:
-            async with asyncio.timeout(limit):
-                await self._run(send)
+            async with asyncio.timeout(limit) as clock:
+                await self._run(send, clock)
         except TimeoutError:
             # The client must not simply try again what takes too long.
             headers = {"x-should-retry": "false"}
@@ -140,9 +137,9 @@ class AnswerResponse(Response):
         has_grammar = any(request.params.grammar is not None for request in self._requests)
         return "response_format" if has_grammar else None
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, send: Send, clock: asyncio.Timeout) -> None:
         tick = self._service.settings.keep_alive_seconds
-        async with self._service.answers(self._requests) as answers:
+        async with self._service.answers(self._requests, clock) as answers:
             while (events := await answers.next(tick)) != []:
                 if events is None:
                     await self._send(send, self._wire.keep_alive if self._is_stream else b"\n")

@@ -6,7 +6,9 @@ under `/beta` (its base for FIM and prefixes) are aliases.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from rorqual.serve.chat import answer_chat, written_prompt
 from rorqual.serve.completions import answer_completion
 from rorqual.serve.errors import ApiError, engine_failed
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.prompts import check_ids, tokenized_chat
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import ErrorBody
@@ -30,6 +33,7 @@ from rorqual.serve.schemas_completions import (
 )
 from rorqual.serve.schemas_replies import ChatReply
 from rorqual.serve.service import Service
+from rorqual.serve.settings import ServedModel
 from rorqual.serve.tokens_text import token_text
 from rorqual.tokenizer import Tokenizer
 
@@ -83,6 +87,15 @@ def service_of(request: Request) -> Service:
     return service
 
 
+def caller_of(request: Request) -> Caller:
+    """The key's owner; without keys the address at the other end of the connection, which no header
+    can change.
+    """
+    owner: str = request.state.owner
+    host = request.client.host if request.client else ""
+    return Caller(owner=owner or f"address {host}")
+
+
 def api_router() -> APIRouter:
     """Answers, models and tokens."""
     router = APIRouter(responses=ERRORS)
@@ -90,12 +103,12 @@ def api_router() -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatReply, responses=EVENTS)
     async def chat(request: Request, body: ChatRequest) -> Response:
         """The next message of a conversation."""
-        return await answer_chat(service_of(request), body)
+        return await answer_chat(service_of(request), body, caller_of(request))
 
     @router.post("/v1/completions", response_model=CompletionReply, responses=EVENTS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continues text or token ids; with `suffix` fills in the middle."""
-        return await answer_completion(service_of(request), body)
+        return await answer_completion(service_of(request), body, caller_of(request))
 
     @router.get("/v1/models", response_model=ModelList)
     async def list_models(request: Request) -> Any:
@@ -109,25 +122,21 @@ def api_router() -> APIRouter:
         return next(card for card in _cards(service) if card.id == model_id)
 
     @router.post("/tokenize", response_model=TokenizeReply, response_model_exclude_none=True)
-    async def tokenize(request: Request, response: Response, body: TokenizeRequest) -> Any:
+    async def tokenize(request: Request, body: TokenizeRequest) -> Any:
         """Ids of a text, or of a conversation as the chat route reads it."""
         service = service_of(request)
-        tokenizer = service.model.tokenizer
-        chat = tokenized_chat(body)
+        caller, chat = caller_of(request), tokenized_chat(body)
         if chat is not None:
             wants_prompt = body.add_generation_prompt is not False
-            ids = await written_prompt(service, chat, add_generation_prompt=wants_prompt)
+            ids = await written_prompt(service, chat, caller, add_generation_prompt=wants_prompt)
         else:
             service.check_body(body)
-            ids = await service.aside(lambda: _tokenize(body, tokenizer), "prompt")
-        response.headers.update((chat or body).notes.headers())
-        texts = [token_text(token_id, tokenizer) for token_id in ids]
-        return TokenizeReply(
-            count=len(ids),
-            max_model_len=service.model.max_positions,
-            tokens=ids,
-            token_strs=texts if body.return_token_strs else None,
-        )
+            tokenize = partial(_tokenize, body, service.model.tokenizer)
+            ids = await service.aside(tokenize, "prompt", caller, len(body.prompt or ""))
+        write = partial(_tokenized, ids, service.model, bool(body.return_token_strs))
+        content = await service.aside(write, "prompt", caller, len(ids))
+        headers = (chat or body).notes.headers()
+        return Response(content, 200, headers, "application/json")
 
     @router.post("/detokenize", response_model=DetokenizeReply)
     async def detokenize(request: Request, response: Response, body: DetokenizeRequest) -> Any:
@@ -141,7 +150,8 @@ def api_router() -> APIRouter:
             check_ids(body.tokens, tokenizer)
             return tokenizer.decode(body.tokens)
 
-        return DetokenizeReply(prompt=await service.aside(decode, "tokens"))
+        text = await service.aside(decode, "tokens", caller_of(request), len(body.tokens))
+        return DetokenizeReply(prompt=text)
 
     aliases = {"include_in_schema": False}
 
@@ -215,6 +225,17 @@ def _cards(service: Service) -> list[ModelCard]:
         )
         for name in model.names
     ]
+
+
+def _tokenized(ids: list[int], model: ServedModel, has_texts: bool) -> str:
+    """The reply's JSON, a bit at a time: whoever writes a million ids at once holds all others."""
+    lists = {"tokens": (json.dumps(token_id) for token_id in ids)}
+    if has_texts:
+        texts = (token_text(token_id, model.tokenizer) for token_id in ids)
+        lists["token_strs"] = (json.dumps(text) for text in texts)
+    fields = [f'"count":{len(ids)}', f'"max_model_len":{model.max_positions}']
+    fields += [f'"{name}":[{",".join(items)}]' for name, items in lists.items()]
+    return "{" + ",".join(fields) + "}"
 
 
 def _tokenize(body: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
+from functools import cached_property, partial
 from typing import TypeVar
 
-from rorqual.engine import EngineFailed, EngineOverloaded, Request, check_prompt
+from rorqual.engine import (
+    CompiledGrammar,
+    EngineFailed,
+    EngineOverloaded,
+    Grammar,
+    Request,
+    check_prompt,
+)
 from rorqual.errors import RorqualError
 from rorqual.log import logger
 from rorqual.serve.answers import Answers, EngineFace
@@ -19,7 +27,8 @@ from rorqual.serve.errors import (
     queue_full,
     unknown_error,
 )
-from rorqual.serve.metrics import Metrics
+from rorqual.serve.fair_pool import Caller, FairPool
+from rorqual.serve.metrics import EndReason, Metrics
 from rorqual.serve.notes import Notes
 from rorqual.serve.schemas_common import Body
 from rorqual.serve.settings import ServedModel, ServerSettings
@@ -27,6 +36,9 @@ from rorqual.serve.settings import ServedModel, ServerSettings
 log = logger("serve")
 T = TypeVar("T")
 POLL_SECONDS = 0.05
+LONG_CHARS = 64 * 1024
+"""Of a text: longer ones have a thread of their own, so that short ones need not wait for them."""
+NOBODY = Caller()
 MAX_NAMED_FIELDS = 1000
 """Fields without effect that the log names, each once."""
 
@@ -41,6 +53,9 @@ class Service:
         self.is_draining = False
         self.num_in_flight = 0
         self._named_fields: set[str] = set()
+        self._texts = FairPool("texts", num_threads=2, max_waiting=256)
+        self._long_texts = FairPool("long-texts", num_threads=1, max_waiting=64)
+        self._grammars = FairPool("grammars", num_threads=2, max_waiting=64)
 
     def note_in_flight(self, change: int) -> None:
         """Counts requests that have begun and those that have their whole response."""
@@ -76,12 +91,58 @@ class Service:
             code = "context_length_exceeded" if is_long else "invalid_prompt"
             raise ApiError(400, describe(problem), code=code, param=param) from None
 
-    async def aside(self, work: Callable[[], T], param: str) -> T:
+    def check_length(self, num_chars: int, param: str) -> None:
+        """400 for a text that cannot fit, however it is tokenised. What may be left out of the
+        prompt, such as white space, is not to be counted.
+        """
+        least = -(-num_chars // self._longest_token)
+        if least >= self.model.max_positions:
+            message = (
+                f"the prompt does not fit the model's context (found {num_chars} characters, which "
+                f"are at least {least} tokens; expected at most {self.model.max_positions - 1})"
+            )
+            raise ApiError(400, message, code="context_length_exceeded", param=param)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes, and so characters, that a token holds at most."""
+        return max(map(len, self.model.tokenizer.token_bytes))
+
+    async def aside(
+        self, work: Callable[[], T], param: str, caller: Caller = NOBODY, num_chars: int = 0
+    ) -> T:
         """Runs tokenising and the like off the event loop; its RorqualError becomes a 400."""
+        pool = self._texts if num_chars <= LONG_CHARS else self._long_texts
+        return await self._in_pool(pool, work, param, caller, "invalid_prompt")
+
+    async def compile(
+        self, grammar: Grammar | None, caller: Caller, param: str
+    ) -> CompiledGrammar | None:
+        """What the engine needs of a grammar; 400 for one that cannot be used or is too large."""
+        if grammar is None:
+            return None
         try:
-            return await asyncio.to_thread(work)
+            known = self.engine.known_grammar(grammar)
         except RorqualError as problem:
-            raise ApiError.of(problem, param, code="invalid_prompt") from None
+            raise ApiError.of(problem, param, code="invalid_grammar") from None
+        if known is not None:
+            return known
+        work = partial(self.engine.compile, grammar)
+        return await self._in_pool(self._grammars, work, param, caller, "invalid_grammar")
+
+    async def _in_pool(
+        self, pool: FairPool, work: Callable[[], T], param: str, caller: Caller, code: str
+    ) -> T:
+        try:
+            return await pool.run(caller, work)
+        except EngineOverloaded:
+            raise queue_full(self.settings.retry_after_seconds) from None
+        except RorqualError as problem:
+            raise ApiError.of(problem, param, code=code) from None
+
+    def close(self) -> None:
+        for pool in (self._texts, self._long_texts, self._grammars):
+            pool.close()
 
     async def drain(self, batches: Coroutine[object, object, None]) -> bool:
         """Waits until the engine, the batches and the responses have finished; False: too late."""
@@ -95,8 +156,15 @@ class Service:
         except TimeoutError:
             return False
 
-    def answers(self, requests: Sequence[Request]) -> Answers:
-        return Answers(self.engine, requests, self.metrics)
+    def answers(self, requests: Sequence[Request], clock: asyncio.Timeout | None = None) -> Answers:
+        """`clock` is the time limit around them, if there is one."""
+
+        def end_reason() -> EndReason:
+            if clock is not None and clock.expired():
+                return "failed"
+            return "closed" if self.is_draining else "cancelled"
+
+        return Answers(self.engine, requests, self.metrics, end_reason)
 
     def api_error(self, problem: BaseException) -> ApiError | None:
         """What a client is told of an error that came out of the engine; None for a bug."""
