@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from starlette.datastructures import Headers
 
 from rorqual.errors import UsageError
 from rorqual.serve.auth import AuthGuard, Keys, check_hosts, read_keys
+from rorqual.serve.bodies import check_values
+from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MULTIPART_BYTES, LimitGuard, _Exchange
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServerSettings
@@ -249,10 +252,12 @@ def test_a_length_that_is_none_is_left_to_the_bytes(service: Service, length: st
     [
         ({"is_draining": True}, "POST", 503),
         ({"is_started": False}, "POST", 503),
-        ({"num_in_flight": 1}, "POST", 200),
-        ({"num_in_flight": 2}, "POST", 503),
+        ({"in_flight": Counter({"address ": 1})}, "POST", 200),
+        ({"in_flight": Counter({"address ": 2})}, "POST", 429),
+        ({"in_flight": Counter({"other": 1})}, "POST", 200),
+        ({"in_flight": Counter({"other": 2})}, "POST", 429),
         ({"is_draining": True}, "GET", 200),
-        ({"num_in_flight": 2}, "GET", 200),
+        ({"in_flight": Counter({"address ": 2})}, "GET", 200),
     ],
 )
 def test_when_a_request_is_taken(
@@ -262,10 +267,11 @@ def test_when_a_request_is_taken(
         setattr(service, name, value)
     ends = limited(service, scope(method=method))
     assert ends.status == status
-    assert service.num_in_flight == state.get("num_in_flight", 0)
-    if status == 503:
+    assert service.in_flight == state.get("in_flight", Counter())
+    if status in (429, 503):
         assert ends.header("retry-after") == "7"
-        assert ends.code == "overloaded"
+        assert ends.header("connection") == "close"
+        assert ends.code == ("overloaded" if status == 503 else "queue_full")
     page = service.metrics.text().decode()
     assert f'rorqual_http_responses_total{{status="{status}"}} 1.0' in page
 
@@ -331,3 +337,31 @@ def test_an_answer_that_has_begun_is_not_answered_again() -> None:
         assert [message["type"] for message in ends.sent] == ["http.response.start"]
 
     asyncio.run(test())
+
+
+def test_no_client_has_all_requests_in_flight(tokenizer: Tokenizer) -> None:
+    settings = ServerSettings(max_concurrent_requests=8)
+    service = Service(FakeEngine(tokenizer), make_model(tokenizer), settings)
+    service.is_started = True
+    statuses = []
+    for owner, num_taken in (("a", 6), ("b", 1), ("c", 1), ("d", 0)):
+        asked = scope(method="POST") | {"state": {"owner": owner}}
+        while (status := limited(service, asked).status) == 200:
+            service.note_in_flight(1, owner)
+        assert service.in_flight[owner] == num_taken
+        statuses.append(status)
+    assert statuses == [429] * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "num"),
+    [
+        (b'{"a": [1, 2, 3], "b": "x"}', 5),
+        (b'{"a": ",,,::\\"::,", "b,:\\\\": 1}', 3),
+        (b'["never ends, no, no', 2),
+    ],
+)
+def test_values_are_counted_outside_of_texts(content: bytes, num: int) -> None:
+    check_values(content, num)
+    with pytest.raises(ApiError, match=f"has {num} values"):
+        check_values(content, num - 1)

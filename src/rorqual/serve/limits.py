@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rorqual.serve.errors import ApiError, overloaded
+from rorqual.engine import FREE_PLACES_FACTOR
+from rorqual.serve.bodies import LARGE_BYTES
+from rorqual.serve.errors import ApiError, overloaded, queue_full
 from rorqual.serve.service import Service
 
 FILES_PATH = "/v1/files"
@@ -39,22 +41,39 @@ class LimitGuard:
         is_upload = scope["path"].rstrip("/") == FILES_PATH
         limit = settings.max_file_bytes + MULTIPART_BYTES if is_upload else settings.max_body_bytes
         exchange.limit_body(Headers(scope=scope), limit, settings.body_timeout_seconds)
-        is_counted = scope["method"] == "POST"
-        service.note_in_flight(+is_counted)
+        if scope["method"] != "POST":
+            await self._app(scope, exchange.receive, exchange.send)
+            return
+        owner = owner_of(scope)
+        service.note_in_flight(+1, owner)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         finally:
-            service.note_in_flight(-is_counted)
+            service.note_in_flight(-1, owner)
+            if exchange.num_bytes > LARGE_BYTES:
+                service.memory.note_large()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         service = self._service
         if service.is_draining or not service.is_started:
             state = "shutting down" if service.is_draining else "starting"
             return overloaded(f"the server is {state}", service.settings.retry_after_seconds)
-        if service.num_in_flight >= service.settings.max_concurrent_requests:
-            message = f"{service.num_in_flight} requests are being served; try again later"
-            return overloaded(message, service.settings.retry_after_seconds)
+        num_own = service.in_flight[owner_of(scope)]
+        num_free = service.settings.max_concurrent_requests - service.num_in_flight
+        if num_own >= FREE_PLACES_FACTOR * num_free:
+            error = queue_full(service.settings.retry_after_seconds)
+            error.headers["connection"] = "close"  # its body is not read
+            return error
         return None
+
+
+def owner_of(scope: Scope) -> str:
+    """The key's owner; without keys the address at the other end of the connection, which no header
+    can change.
+    """
+    owner: str = scope.get("state", {}).get("owner", "")
+    host = scope["client"][0] if scope.get("client") else ""
+    return owner or f"address {host}"
 
 
 class _Exchange:
@@ -66,7 +85,7 @@ class _Exchange:
     def __init__(self, receive: Receive, send: Send, service: Service) -> None:
         self._receive, self._send, self._service = receive, send, service
         self._is_refused = self._has_begun = self._has_body = False
-        self._num_bytes, self._max_bytes = 0, 0
+        self.num_bytes, self._max_bytes = 0, 0
         self._deadline = 0.0
         self._seconds = 0.0
 
@@ -75,14 +94,14 @@ class _Exchange:
         self._deadline = asyncio.get_running_loop().time() + seconds
         length = headers.get("content-length", "0")
         if length.isdecimal() and len(length) < 19 and int(length) > max_bytes:
-            self._num_bytes = int(length)  # refused at the first read, before any of it is taken
+            self.num_bytes = int(length)  # refused at the first read, before any of it is taken
 
     async def receive(self) -> Message:
         if self._is_refused:
             return {"type": "http.disconnect"}
         if self._has_body:  # nothing but the client's leaving is left to come
             return await self._receive()
-        if self._num_bytes > self._max_bytes:
+        if self.num_bytes > self._max_bytes:
             return await self._refuse(self._too_long())
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -91,9 +110,9 @@ class _Exchange:
             text = f"the body took longer than {self._seconds:g} s"
             return await self._refuse(ApiError(408, text, code="slow_body"))
         if message["type"] == "http.request":
-            self._num_bytes += len(message.get("body", b""))
+            self.num_bytes += len(message.get("body", b""))
             self._has_body = not message.get("more_body", False)
-            if self._num_bytes > self._max_bytes:
+            if self.num_bytes > self._max_bytes:
                 return await self._refuse(self._too_long())
         return message
 

@@ -16,10 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.chat import answer_chat, written_prompt
 from rorqual.serve.completions import answer_completion
 from rorqual.serve.errors import ApiError, engine_failed
 from rorqual.serve.fair_pool import Caller
+from rorqual.serve.limits import owner_of
 from rorqual.serve.prompts import check_ids, tokenized_chat
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import ErrorBody
@@ -88,17 +90,12 @@ def service_of(request: Request) -> Service:
 
 
 def caller_of(request: Request) -> Caller:
-    """The key's owner; without keys the address at the other end of the connection, which no header
-    can change.
-    """
-    owner: str = request.state.owner
-    host = request.client.host if request.client else ""
-    return Caller(owner=owner or f"address {host}")
+    return Caller(owner=owner_of(request.scope))
 
 
 def api_router() -> APIRouter:
     """Answers, models and tokens."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=BodyRoute)
 
     @router.post("/v1/chat/completions", response_model=ChatReply, responses=EVENTS)
     async def chat(request: Request, body: ChatRequest) -> Response:

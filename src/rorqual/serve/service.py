@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from functools import cached_property, partial
 from typing import TypeVar
@@ -19,6 +20,7 @@ from rorqual.engine import (
 from rorqual.errors import RorqualError
 from rorqual.log import logger
 from rorqual.serve.answers import Answers, EngineFace
+from rorqual.serve.bodies import MemoryKeeper
 from rorqual.serve.errors import (
     ApiError,
     describe,
@@ -51,15 +53,22 @@ class Service:
         self.metrics = Metrics(engine.stats)
         self.is_started = False
         self.is_draining = False
-        self.num_in_flight = 0
+        self.in_flight: Counter[str] = Counter()  # by owner
         self._named_fields: set[str] = set()
+        self.memory = MemoryKeeper()
         self._texts = FairPool("texts", num_threads=2, max_waiting=256)
         self._long_texts = FairPool("long-texts", num_threads=1, max_waiting=64)
         self._grammars = FairPool("grammars", num_threads=2, max_waiting=64)
 
-    def note_in_flight(self, change: int) -> None:
+    @property
+    def num_in_flight(self) -> int:
+        return self.in_flight.total()
+
+    def note_in_flight(self, change: int, owner: str = "") -> None:
         """Counts requests that have begun and those that have their whole response."""
-        self.num_in_flight += change
+        self.in_flight[owner] += change
+        if not self.in_flight[owner]:
+            del self.in_flight[owner]
         self.metrics.note_in_flight(self.num_in_flight)
 
     def check_model(self, name: str | None) -> None:
