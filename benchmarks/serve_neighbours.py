@@ -76,7 +76,7 @@ def server() -> Iterator[Served]:
         keys.write_text("\n".join(KEYS.values()))
         command = [sys.executable, "-m", "rorqual", "serve", "--model", str(folder), "--port", "0"]
         command += ["--api-key-file", str(keys), "--state-dir", str(Path(temporary) / "state")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 yield Served(_url(process), process)
             finally:
@@ -84,10 +84,10 @@ def server() -> Iterator[Served]:
 
 
 def _url(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None, "a pipe"
-    for line in process.stdout:
+    assert process.stderr is not None, "a pipe"
+    for line in process.stderr:
         if found := re.search(r"at (http://\S+)", line):
-            threading.Thread(target=process.stdout.read, daemon=True).start()
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             url = found[1]
             while True:
                 try:

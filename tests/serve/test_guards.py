@@ -340,11 +340,11 @@ def test_an_answer_that_has_begun_is_not_answered_again() -> None:
 
 
 def test_no_client_has_all_requests_in_flight(tokenizer: Tokenizer) -> None:
-    settings = ServerSettings(max_concurrent_requests=8)
+    settings = ServerSettings(max_concurrent_requests=16)
     service = Service(FakeEngine(tokenizer), make_model(tokenizer), settings)
     service.is_started = True
     statuses = []
-    for owner, num_taken in (("a", 6), ("b", 1), ("c", 1), ("d", 0)):
+    for owner, num_taken in (("a", 12), ("b", 3), ("c", 1), ("d", 0)):
         asked = scope(method="POST") | {"state": {"owner": owner}}
         while (status := limited(service, asked).status) == 200:
             service.note_in_flight(1, owner)
