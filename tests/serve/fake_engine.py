@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import cast
 
 from rorqual.engine import (
+    AnswerClosed,
     CompiledGrammar,
     EngineFailed,
     EngineOverloaded,
@@ -73,6 +74,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.is_closed = True
+        self.gate.set()
 
     async def drain(self, timeout_seconds: float) -> bool:
         self.is_draining = True
@@ -139,6 +141,8 @@ class FakeEngine:
             await self.gate.wait()
             self.num_pieces += 1
             await asyncio.sleep(self.step_seconds)
+            if self.is_closed:
+                raise AnswerClosed("the engine was closed before the answer was complete")
             if self.problem is not None:
                 raise self.problem
             chunk = ids[start : start + self.step_tokens]

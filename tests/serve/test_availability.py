@@ -282,3 +282,28 @@ def test_full_pools_are_429(tokenizer: Tokenizer) -> None:
         service.close()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_answer_that_a_drain_cannot_wait_for_ends_with_503(
+    tokenizer: Tokenizer, is_stream: bool
+) -> None:
+    engine = FakeEngine(tokenizer, hold_after=2 if is_stream else 0)
+    with serving(engine, drain_timeout_seconds=0.05, keep_alive_seconds=HANG_SECONDS) as live:
+        body = {"messages": HELLO, "stream": is_stream}
+        url = live.url + "/v1/chat/completions"
+        waiting = Asking(lambda: web.post(url, json=body))
+        wait_until(lambda: engine.is_held)
+        live.loop.call_soon_threadsafe(live.server.begin_drain)
+        reply = waiting.end()
+        if is_stream:
+            assert reply.status_code == 200
+            last = reply.text.strip().rpartition("data: ")[2]
+            assert json.loads(last)["error"]["code"] == "overloaded"
+        else:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "overloaded")
+            assert int(reply.headers["retry-after"]) > 0
+        counts = live.app.state.service.metrics.text().decode()
+        assert 'answers_total{reason="closed"} 1.0' in counts
+        assert 'answers_total{reason="cancelled"} 0.0' in counts
+        wait_until(lambda: live.has_ended)

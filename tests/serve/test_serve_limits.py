@@ -359,5 +359,6 @@ def test_a_drain_that_takes_too_long_cancels(tokenizer: Tokenizer) -> None:
         live.advance(LATE)
         wait_until(lambda: live.has_ended)
         assert engine.num_cancelled == 1
-        assert answer.exception() is not None or answer.result().status_code >= 500
+        # With status 503, or behind a sign of life.
+        assert answer.result().json()["error"]["code"] == "overloaded"
         assert any("did not finish" in notice for notice in live.notices)

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ from rorqual.serve.settings import ServedModel, ServerSettings
 log = logger("serve")
 T = TypeVar("T")
 POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 2.0
+"""For the 503 of those whose answers a drain could not wait for."""
 LONG_CHARS = 64 * 1024
 """Of a text: longer ones have a thread of their own, so that short ones need not wait for them."""
 NOBODY = Caller()
@@ -161,9 +164,16 @@ class Service:
                 await batches
                 while self.num_in_flight:  # also those that are on their way to the engine
                     await asyncio.sleep(POLL_SECONDS)
-                return await self.engine.drain(limit)
+                if await self.engine.drain(limit):
+                    return True
         except TimeoutError:
-            return False
+            pass
+        await self.engine.close()  # those whose answers are not complete are told so
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                while self.num_in_flight:
+                    await asyncio.sleep(POLL_SECONDS)
+        return False
 
     def answers(self, requests: Sequence[Request], clock: asyncio.Timeout | None = None) -> Answers:
         """`clock` is the time limit around them, if there is one."""
