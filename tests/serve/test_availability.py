@@ -249,7 +249,13 @@ def test_who_asks_travels_with_the_request(tokenizer: Tokenizer) -> None:
     with serving(engine, api_keys=KEYS) as live:
         for key in (*KEYS, KEYS[0]):
             client_of(live, key).completions.create(model="sei", prompt="a", n=2)
+        headers = {"authorization": f"Bearer {KEYS[1]}"}
+        body: Any = {"model": "sei", "messages": HELLO, "max_tokens": 5}
+        web.post(live.url + "/v1/messages", json=body, headers=headers)
+        web.post(live.url + "/v1/responses", json={"input": "hello"}, headers=headers)
     owners = [request.owner for request in engine.requests]
+    assert owners[6:] == owners[2:4]
+    del owners[6:]
     assert owners[:2] == owners[4:]
     assert owners[0] != owners[2]
     engine = FakeEngine(tokenizer)

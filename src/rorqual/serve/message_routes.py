@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.messages import answer_message, count_tokens
 from rorqual.serve.messages_errors import PREFIXES
-from rorqual.serve.routes import EVENTS, service_of
+from rorqual.serve.routes import EVENTS, caller_of, service_of
 from rorqual.serve.schemas_messages import (
     CountReply,
     CountRequest,
@@ -25,7 +26,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def message_router() -> APIRouter:
-    router = APIRouter(tags=["messages"], responses=ERRORS)
+    router = APIRouter(tags=["messages"], responses=ERRORS, route_class=BodyRoute)
     for prefix in PREFIXES:
         is_described = prefix == ""
 
@@ -37,7 +38,7 @@ def message_router() -> APIRouter:
         )
         async def messages(request: Request, body: MessagesRequest) -> Response:
             """Anthropic's API: the next message of a conversation."""
-            return await answer_message(service_of(request), body)
+            return await answer_message(service_of(request), body, caller_of(request))
 
         @router.post(
             prefix + "/v1/messages/count_tokens",
@@ -46,7 +47,7 @@ def message_router() -> APIRouter:
         )
         async def count(request: Request, response: Response, body: CountRequest) -> Any:
             """How many tokens the prompt of such a message has."""
-            num_tokens = await count_tokens(service_of(request), body)
+            num_tokens = await count_tokens(service_of(request), body, caller_of(request))
             response.headers.update(body.notes.headers())
             return CountReply(input_tokens=num_tokens)
 

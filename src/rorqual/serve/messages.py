@@ -8,6 +8,7 @@ from typing import Any
 from rorqual.serve.chat import chat_prompt, prepare_chat
 from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.messages_assembler import MessageHead, MessagesAssembler
 from rorqual.serve.messages_errors import error_texts
 from rorqual.serve.reply import AnswerResponse, Wire, named_event
@@ -25,7 +26,7 @@ from rorqual.serve.schemas_messages import (
     ToolUseBlock,
     UserTurn,
 )
-from rorqual.serve.service import Service, new_id
+from rorqual.serve.service import NOBODY, Service, new_id
 from rorqual.tokenizer.tool_calls import to_json
 
 PING = named_event('{"type": "ping"}')
@@ -40,12 +41,14 @@ NAMES = {
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-async def answer_message(service: Service, body: MessagesRequest) -> AnswerResponse:
+async def answer_message(
+    service: Service, body: MessagesRequest, caller: Caller = NOBODY
+) -> AnswerResponse:
     """The response of the route, streamed or not."""
     service.check_body(body)
     chat, names = _chat_of(body)
     with told_as(names):
-        job = await prepare_chat(service, chat)
+        job = await prepare_chat(service, chat, caller)
     hand_on_notes(chat, body, names)
     head = MessageHead(
         id=new_id("msg_"),
@@ -60,12 +63,12 @@ async def answer_message(service: Service, body: MessagesRequest) -> AnswerRespo
     return AnswerResponse(service, job.requests, assembler, is_stream=bool(body.stream), wire=wire)
 
 
-async def count_tokens(service: Service, body: CountRequest) -> int:
+async def count_tokens(service: Service, body: CountRequest, caller: Caller = NOBODY) -> int:
     """How long the prompt is."""
     service.check_body(body)
     chat, names = _chat_of(body)
     with told_as(names):
-        prompt_ids = await chat_prompt(service, chat)
+        prompt_ids = await chat_prompt(service, chat, caller)
     hand_on_notes(chat, body, names)
     return len(prompt_ids)
 

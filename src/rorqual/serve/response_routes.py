@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.errors import ApiError
 from rorqual.serve.responses import (
     answer_response,
@@ -14,7 +15,7 @@ from rorqual.serve.responses import (
     input_items,
     stored_response,
 )
-from rorqual.serve.routes import EVENTS, service_of
+from rorqual.serve.routes import EVENTS, caller_of, service_of
 from rorqual.serve.schemas_responses import (
     InputRequest,
     InputTokens,
@@ -27,7 +28,7 @@ from rorqual.serve.store.responses import ResponseStore
 
 
 def response_router() -> APIRouter:
-    router = APIRouter(tags=["responses"])
+    router = APIRouter(tags=["responses"], route_class=BodyRoute)
     for prefix in ("/v1", ""):
         _add_routes(router, prefix + "/responses", is_described=bool(prefix))
     return router
@@ -39,13 +40,15 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
     @router.post(path, response_model=ResponseReply, responses=EVENTS, **shown)
     async def create(request: Request, body: ResponseRequest) -> Response:
         """OpenAI's newer API: items in, items out, and conversations that the server keeps."""
-        return await answer_response(service_of(request), _store(request), _owner(request), body)
+        return await answer_response(
+            service_of(request), _store(request), _owner(request), body, caller_of(request)
+        )
 
     @router.post(path + "/input_tokens", response_model=InputTokens, **shown)
     async def count(request: Request, response: Response, body: InputRequest) -> Any:
         """How many tokens the prompt of such a request has."""
         service, store = service_of(request), _store(request)
-        num_tokens = await count_input(service, store, _owner(request), body)
+        num_tokens = await count_input(service, store, _owner(request), body, caller_of(request))
         response.headers.update(body.notes.headers())
         return InputTokens(input_tokens=num_tokens)
 

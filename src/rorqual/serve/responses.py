@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rorqual.serve.chat import ChatJob, chat_prompt, prepare_chat
 from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.reply import AnswerResponse, Wire, named_event
 from rorqual.serve.response_input import Record, add_items, earlier_items, given_items
 from rorqual.serve.responses_assembler import ResponsesAssembler
@@ -21,7 +22,7 @@ from rorqual.serve.schemas_responses import (
     ResponseRequest,
     ResponseTool,
 )
-from rorqual.serve.service import Service
+from rorqual.serve.service import NOBODY, Service
 from rorqual.serve.store import ResponseStore, StoredResponse, ordered_id
 
 NAMES = {
@@ -42,7 +43,11 @@ SAME = (
 
 
 async def answer_response(
-    service: Service, store: ResponseStore, owner: str, body: ResponseRequest
+    service: Service,
+    store: ResponseStore,
+    owner: str,
+    body: ResponseRequest,
+    caller: Caller = NOBODY,
 ) -> AnswerResponse:
     """The response of the route, streamed or not."""
     service.check_body(body)
@@ -50,7 +55,7 @@ async def answer_response(
     items = await given_items(body.input, response_id, store, owner)
     chat, names = await _chat_of(service, store, owner, body, items)
     with told_as(names):
-        job = await prepare_chat(service, chat)
+        job = await prepare_chat(service, chat, caller)
     hand_on_notes(chat, body, names)
     assembler = ResponsesAssembler(
         _base(service, body, response_id, job),
@@ -83,14 +88,18 @@ async def answer_response(
 
 
 async def count_input(
-    service: Service, store: ResponseStore, owner: str, body: InputRequest
+    service: Service,
+    store: ResponseStore,
+    owner: str,
+    body: InputRequest,
+    caller: Caller = NOBODY,
 ) -> int:
     """How long the prompt of such a request is."""
     service.check_body(body)
     items = await given_items(body.input, ordered_id("resp_"), store, owner)
     chat, names = await _chat_of(service, store, owner, body, items)
     with told_as(names):
-        prompt_ids = await chat_prompt(service, chat)
+        prompt_ids = await chat_prompt(service, chat, caller)
     hand_on_notes(chat, body, names)
     return len(prompt_ids)
 
