@@ -287,14 +287,14 @@ def test_a_route_that_fails_is_in_flight_no_more(service: Service) -> None:
         assert service.num_in_flight == 0
 
 
-def test_a_bodys_time_runs_from_its_beginning() -> None:
+def test_a_bodys_time_runs_from_its_beginning(service: Service) -> None:
     """A client that sends a byte now and then does not get new time with each."""
     ends = Ends([b"a", b"b", b"c"])
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
         clock = loop.time
-        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange = _Exchange(ends.receive, ends.send, service)
         exchange.limit_body(Headers(), 100, seconds=30)
         assert (await exchange.receive())["body"] == b"a"
         loop.time = lambda: clock() + 29  # type: ignore[method-assign]
@@ -308,14 +308,14 @@ def test_a_bodys_time_runs_from_its_beginning() -> None:
     asyncio.run(test())
 
 
-def test_a_whole_body_has_no_deadline_any_more() -> None:
+def test_a_whole_body_has_no_deadline_any_more(service: Service) -> None:
     """While an answer runs only the client's leaving is waited for, however long."""
     ends = Ends([b"a"])
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
         clock = loop.time
-        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange = _Exchange(ends.receive, ends.send, service)
         exchange.limit_body(Headers(), 100, seconds=30)
         assert (await exchange.receive())["body"] == b"a"
         loop.time = lambda: clock() + 31  # type: ignore[method-assign]
@@ -325,11 +325,11 @@ def test_a_whole_body_has_no_deadline_any_more() -> None:
     asyncio.run(test())
 
 
-def test_an_answer_that_has_begun_is_not_answered_again() -> None:
+def test_an_answer_that_has_begun_is_not_answered_again(service: Service) -> None:
     ends = Ends([b"a", b"b" * 9])
 
     async def test() -> None:
-        exchange = _Exchange(ends.receive, ends.send, lambda status: None)
+        exchange = _Exchange(ends.receive, ends.send, service)
         exchange.limit_body(Headers(), 5, seconds=30)
         await exchange.receive()
         await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
