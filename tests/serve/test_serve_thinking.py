@@ -113,8 +113,8 @@ def test_a_prefix_of_reasoning_is_gone_on_with(
     body: Any = {"messages": [*messages, turn], "max_tokens": 9, **FORMS["choice"]}
     inside = answer_of(live, is_stream=is_stream, logit_bias=banned, **body)
     assert inside[0]
-    assert inside[1] == ""
-    assert inside[3] == 9
+    assert inside[1] in CHOICES  # just as many tokens are left as it takes, banned or not
+    assert 0 < inside[3] < 9
     ended = {str(tokenizer.special_ids[THINK_END]): 100}
     reasoning, content, _, num_reasoning = answer_of(
         live, is_stream=is_stream, logit_bias=ended, **body

@@ -48,7 +48,7 @@ def accepts(tokenizer: Tokenizer, text: str, *, is_thinking: bool = False, **fie
     )
     grammar = chat_grammar(body, tokenizer, is_thinking=is_thinking)
     assert grammar is not None
-    matcher = GrammarCompiler(tokenizer).compile(grammar)
+    matcher = GrammarCompiler(tokenizer).compile(grammar).matcher()
     ids = tokenizer.encode(text, allow_special=True)
     if matcher.num_possible(ids) != len(ids):
         return False
@@ -62,7 +62,7 @@ def accepts(tokenizer: Tokenizer, text: str, *, is_thinking: bool = False, **fie
     [
         (OSLO, True),
         (BOTH, True),
-        ("<think>\nHm.\n</think>" + OSLO, True),
+        ("<think>\nHm.\n</think>" + OSLO, False),  # only where the prompt began it
         (WRONG, False),
         (UNKNOWN, False),
         ("Let me look." + OSLO, False),
@@ -104,9 +104,12 @@ def test_a_schema_beside_tools(tokenizer: Tokenizer, text: str, is_good: bool) -
 
 
 def test_a_prompt_that_ended_in_thought(tokenizer: Tokenizer) -> None:
-    fields: Any = {"tool_choice": "required", "is_thinking": True}
-    assert accepts(tokenizer, "Hm.</think>" + OSLO, **fields)
-    assert not accepts(tokenizer, OSLO, **fields)
+    """The engine begins with the grammar behind the `</think>`."""
+    for fields in ({"tool_choice": "required"}, {"tools": tools(strict=True)}):
+        assert accepts(tokenizer, OSLO, is_thinking=True, **fields)
+        assert not accepts(tokenizer, "Hm.</think>" + OSLO, is_thinking=True, **fields)
+        thought = "<think>Hm.</think>" + OSLO
+        assert not accepts(tokenizer, thought, is_thinking=True, **fields)
 
 
 def test_a_regex_beside_tools_is_refused(tokenizer: Tokenizer) -> None:
@@ -188,5 +191,7 @@ def test_reasoning_comes_first_only_where_there_are_tokens_for_it(
 ) -> None:
     ids = {name: i for name, i in tokenizer.special_ids.items() if name != missing}
     known: Any = SimpleNamespace(special_ids=ids)
-    text = grammar_of(known, tools=tools(), tool_choice="required").text
+    text = grammar_of(known, tools=tools(strict=True)).text
     assert text.startswith("start: (<think>" if has_think else "start: body")
+    # A call that must come is not put off.
+    assert grammar_of(known, tools=tools(), tool_choice="required").text.startswith("start: body")

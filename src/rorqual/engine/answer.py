@@ -68,8 +68,14 @@ class Answer:
     ) -> None:
         params = request.params
         self.request = request
+        self._max_tokens = min(params.max_tokens, max_positions - len(request.prompt_ids))
         self.state = SamplingState(
-            params, request.prompt_ids, tokenizer, grammars, request.compiled
+            params,
+            request.prompt_ids,
+            tokenizer,
+            grammars,
+            request.compiled,
+            max_tokens=self._max_tokens,
         )
         self.token_ids: list[int] = []
         self.text = ""
@@ -81,7 +87,6 @@ class Answer:
         self.prompt_logprobs: list[TokenLogprob | None] | None = [None] if is_asked else None
         self._drafted: list[int] = []
         self._accepted: list[int] = []
-        self._max_tokens = min(params.max_tokens, max_positions - len(request.prompt_ids))
         self._decoder = tokenizer.stream()
         self._hidden_ids = tokenizer.hidden_ids
         self._filter = StopFilter(params.stop)

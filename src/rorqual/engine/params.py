@@ -21,12 +21,21 @@ NUMBERS = (
     "frequency_penalty",
     "presence_penalty",
 )
-WHOLE_NUMBERS = ("top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
+WHOLE_NUMBERS = (
+    "top_k",
+    "seed",
+    "max_tokens",
+    "min_tokens",
+    "max_thinking_tokens",
+    "logprobs",
+    "prompt_logprobs",
+)
 OPTIONAL = (
     "top_p",
     "top_k",
     "min_p",
     "seed",
+    "max_thinking_tokens",
     "logprobs",
     "prompt_logprobs",
     "logit_bias",
@@ -53,7 +62,8 @@ class SamplingParams:
     end-of-sentence id (unless `ignore_eos`), at one of `stop_token_ids`, after `max_tokens`, and
     where the context is full. Its first `min_tokens` tokens are no end, unless a grammar leaves
     nothing else, and no stop string begins in them. `skip_special_tokens` leaves the names of
-    tokens that begin, end and fill texts out of the answer's.
+    tokens that begin, end and fill texts out of the answer's. With a grammar its shortest end comes
+    in time, if there is one. After `max_thinking_tokens` tokens of reasoning comes `</think>`.
     """
 
     temperature: float = 0.3  # the model's advised temperature (DeepSeek-V3 README)
@@ -69,6 +79,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int = DEFAULT_MAX_TOKENS
     min_tokens: int = 0
+    max_thinking_tokens: int | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = False
     logprobs: int | None = None
@@ -91,6 +102,9 @@ class SamplingParams:
         _check("max_tokens", self.max_tokens, "1 or more", self.max_tokens >= 1)
         is_short = 0 <= self.min_tokens <= self.max_tokens
         _check("min_tokens", self.min_tokens, f"0 to max_tokens, {self.max_tokens}", is_short)
+        if self.max_thinking_tokens is not None:
+            number = self.max_thinking_tokens
+            _check("max_thinking_tokens", number, "0 or more", number >= 0)
         _check("stop", self.stop, "strings that are not empty", all(self.stop))
         for name in ("logprobs", "prompt_logprobs"):
             number = getattr(self, name)
@@ -152,6 +166,7 @@ class SamplingParams:
         """Whether the logits alone, at some temperature, are the distribution."""
         is_changed = self.grammar is not None or self.has_penalties or bool(self.logit_bias)
         is_changed = is_changed or self.min_tokens > 0
+        is_changed = is_changed or self.max_thinking_tokens is not None
         return not is_changed and (self.temperature == 0 or not self.has_filters)
 
     @property

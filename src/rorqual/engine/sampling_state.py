@@ -15,12 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rorqual.engine.closing import Closing
 from rorqual.engine.grammar import CompiledGrammar, GrammarCompiler, GrammarMatcher
 from rorqual.engine.params import BAN, SamplingParams
 from rorqual.engine.sampler import random_source
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_END
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
 from rorqual.tokenizer.thinking import is_thinking
 
 UNIFORMS_AT_ONCE = 32
@@ -41,10 +42,12 @@ class SamplingState:
         tokenizer: Tokenizer,
         grammars: GrammarCompiler | None = None,
         compiled: CompiledGrammar | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> None:
         self.params = params
         self.vocab_size = tokenizer.vocab_size
-        self._eos_id = tokenizer.eos_id
+        self._eos_id, self._special_ids = tokenizer.eos_id, [*tokenizer.special_ids.values()]
         self.end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.end_ids |= {tokenizer.eos_id}
@@ -55,16 +58,23 @@ class SamplingState:
         self._uniforms: deque[float] = deque()
         self._begin_penalties(prompt_ids)
         self._begin_bias()
-        self._think_end_id = tokenizer.special_ids.get(THINK_END)
-        self._is_thinking = False
+        self._think_ids = tuple(tokenizer.special_ids.get(n) for n in (THINK_BEGIN, THINK_END))
+        self._is_thinking = self._waits = False
+        self._num_thinking = 0
         self._matcher: GrammarMatcher | None = None
+        self._closing: Closing | None = None
+        if params.grammar is not None or params.max_thinking_tokens is not None:
+            self._is_thinking = is_thinking(prompt_ids, tokenizer)
         if params.grammar is not None:
             if compiled is None:
                 assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
                 compiled = grammars.compile(params.grammar)
             self._matcher = compiled.matcher()
             is_aware = params.grammar.kind == "grammar" and THINK_END in params.grammar.text
-            self._is_thinking = not is_aware and is_thinking(prompt_ids, tokenizer)
+            self._waits = self._is_thinking and not is_aware
+            max_tokens = params.max_tokens if max_tokens is None else max_tokens
+            names = compiled.names
+            self._closing = Closing(self._matcher, tokenizer, self.end_ids, max_tokens, names)
 
     @property
     def is_cut_short(self) -> bool:
@@ -81,8 +91,8 @@ class SamplingState:
     def adjust(self, logits_V: Tensor) -> Tensor:
         """The logits that temperature and filters work on; what may not come next has -inf."""
         params = self.params
-        if self._matcher is not None:
-            logits_V = logits_V.masked_fill(~self._allowed(self._matcher), -torch.inf)
+        if self._matcher is not None or params.max_thinking_tokens is not None:
+            logits_V = logits_V.masked_fill(~self._allowed(), -torch.inf)
         if params.repetition_penalty != 1:
             factor = params.repetition_penalty
             penalised_V = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
@@ -110,12 +120,28 @@ class SamplingState:
             self._is_seen_V[token_id] = True
         if self.params.frequency_penalty or self.params.presence_penalty:
             self._counts_V[token_id] += 1
-        if self._matcher is None or token_id in self.end_ids:
+        begin_id, end_id = self._think_ids
+        was_thinking, self._is_thinking = (
+            self._is_thinking,
+            token_id != end_id if self._is_thinking else token_id == begin_id,
+        )
+        self._num_thinking += was_thinking and self._is_thinking
+        if self._matcher is None or self._closing is None or token_id in self.end_ids:
             return
-        if self._is_thinking:
-            self._is_thinking = token_id != self._think_end_id
+        if self._waits:
+            self._waits = self._is_thinking
+            self._closing.count()
         else:
             self._matcher.put(token_id)
+            self._closing.put(token_id)
+
+    def admits(self, token_id: int) -> bool:
+        """Whether the grammar can still come to its end in time after this token; else the next
+        `adjust` leaves it out.
+        """
+        if self._closing is None or self._waits or self.is_cut_short:
+            return True
+        return self._closing.admits(token_id)
 
     def prune(self, draft_ids: Sequence[int]) -> list[int]:
         """The first of these drafts, as many as the grammar allows: running more would be vain."""
@@ -123,10 +149,11 @@ class SamplingState:
         if self._matcher is None:
             return drafts
         start = 0
-        if self._is_thinking:
-            if self._think_end_id not in drafts:
+        if self._waits:
+            _, end_id = self._think_ids
+            if end_id not in drafts:
                 return drafts
-            start = drafts.index(self._think_end_id) + 1
+            start = drafts.index(end_id) + 1
         ends = [index for index in range(start, len(drafts)) if drafts[index] in self.end_ids]
         end = min(ends, default=len(drafts))
         num_possible = self._matcher.num_possible(drafts[start:end])
@@ -134,14 +161,38 @@ class SamplingState:
         is_all = start + num_possible == end
         return drafts[: end + 1] if is_all else drafts[: start + num_possible]
 
-    def _allowed(self, matcher: GrammarMatcher) -> Tensor:
-        if self._is_thinking:
+    def _allowed(self) -> Tensor:
+        allowed_V = self._allowed_by_grammar()
+        end_id = self._think_ids[1]
+        if self._is_thinking and end_id is not None and self._must_end_thinking():
+            # A grammar that speaks of reasoning itself may want the rest of a character first.
+            return self._only(end_id) if allowed_V[end_id] else allowed_V
+        return allowed_V
+
+    def _must_end_thinking(self) -> bool:
+        limit = self.params.max_thinking_tokens
+        is_over = limit is not None and self._num_thinking >= limit
+        return is_over or (self._waits and self._closing is not None and self._closing.must_begin())
+
+    def _allowed_by_grammar(self) -> Tensor:
+        matcher, closing = self._matcher, self._closing
+        if matcher is None or closing is None or self._waits:
             allowed_V = torch.ones(self.vocab_size, dtype=torch.bool)
-            allowed_V[self._eos_id] = False  # the answer to the grammar is still to come
+            if matcher is not None:  # the answer to the grammar is still to come
+                allowed_V[self._special_ids] = False
+                allowed_V[self._think_ids[1]] = True
             return allowed_V
         allowed_V = matcher.allowed()
+        if matcher.failure is None and (only_id := closing.only()) is not None:
+            return self._only(only_id)
+        allowed_V[closing.refused] = False
         if allowed_V[self._eos_id]:
             allowed_V[list(self.end_ids)] = True
+        return allowed_V
+
+    def _only(self, token_id: int) -> Tensor:
+        allowed_V = torch.zeros(self.vocab_size, dtype=torch.bool)
+        allowed_V[token_id] = True
         return allowed_V
 
     def _begin_penalties(self, prompt_ids: Sequence[int]) -> None:

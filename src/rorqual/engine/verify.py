@@ -23,6 +23,9 @@ from rorqual.engine.sampler import check_finite, draw, pick_rows
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.ops.device import tensor_on
 
+REDRAW = 32.0
+"""A random number of 53 bits is good for eight draws more, each of 2^-5 at the coarsest."""
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -90,9 +93,12 @@ def _walk(
     for offset in range(1 + len(draft_ids)):
         token_id = plain_N[offset]
         if token_id is None:
-            logits_V = state.adjust(logits_NV[offset])
             uniform = state.uniform() if state.params.temperature > 0 else 0.0
-            token_id = draw(logits_V, state.params, uniform)
+            token_id = draw(state.adjust(logits_NV[offset]), state.params, uniform)
+            while not state.admits(token_id):
+                # Its later digits are as random, and say nothing of the token that was refused.
+                uniform = uniform * REDRAW % 1.0
+                token_id = draw(state.adjust(logits_NV[offset]), state.params, uniform)
         token_ids.append(token_id)
         state.commit(token_id)
         is_draft = offset < len(draft_ids) and token_id == draft_ids[offset]

@@ -17,9 +17,12 @@ from rorqual.serve.schema_keywords import enforceable_body
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import NOBODY, Service, new_id
 from rorqual.serve.thinking_wish import thinking_switch
-from rorqual.serve.tool_grammar import chat_grammar
+from rorqual.serve.tool_grammar import chat_grammar, is_call_forced
 from rorqual.tokenizer.special import TOOL_CALL_END
 from rorqual.tokenizer.thinking import is_thinking
+
+THINKING_SHARE = 4
+"""Of its tokens an answer that must be a call reasons with a quarter at most, so that it comes."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ async def prepare_chat(service: Service, body: ChatRequest, caller: Caller = NOB
         grammar=chat_grammar(enforceable_body(body), tokenizer, is_thinking=begins_thinking),
     )
     service.log_ignored(body.notes)
+    if begins_thinking and is_call_forced(body):
+        num_left = min(params.max_tokens, service.model.max_positions - len(prompt_ids))
+        params = replace(params, max_thinking_tokens=num_left // THINKING_SHARE)
     has_tools = chat_tools(body) is not None
     is_single = has_tools and body.parallel_tool_calls is False
     if is_single and (call_end_id := tokenizer.special_ids.get(TOOL_CALL_END)) is not None:

@@ -212,6 +212,7 @@ class TextFormat(Strict):
 
 class JsonObjectFormat(Strict):
     type: Literal["json_object"]
+    whitespace: bool | None = Field(default=None, description="Extension: JSON may be laid out.")
 
 
 class NamedSchema(Strict):
@@ -224,6 +225,7 @@ class NamedSchema(Strict):
 class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
     json_schema: NamedSchema
+    whitespace: bool | None = Field(default=None, description="Extension: JSON may be laid out.")
 
 
 class RegexFormat(Strict):

@@ -3,7 +3,8 @@
 `tool_choice: required` or a named tool makes the answer one or more calls whose arguments follow
 the tools' schemas. A tool with `strict: true` binds calls in free answers too: text, then
 perhaps calls. Special tokens stand in a grammar by name and never count as text, so a call can only
-begin with its token. Reasoning may come first if the tokenizer has `<think>`.
+begin with its token. Reasoning that the prompt began ends before the grammar begins; in an answer
+that need not be a call the model may begin it by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rorqual.engine import Grammar
-from rorqual.engine.grammar import JSON_OPTIONS
+from rorqual.engine.grammar import JSON_OPTIONS, WIDE_OPTIONS
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas_chat import (
     ChatRequest,
@@ -44,7 +45,7 @@ ANY_OBJECT = {"type": "object"}
 def chat_grammar(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) -> Grammar | None:
     """What the answer must look like, if anything; ApiError 422 for what cannot be enforced."""
     tools = [tool.function for tool in body.tools or []] if body.tool_choice != "none" else []
-    is_forced = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    is_forced = is_call_forced(body)
     if isinstance(body.tool_choice, NamedTool):
         name = body.tool_choice.function.name
         tools = [tool for tool in tools if tool.name == name]
@@ -63,10 +64,17 @@ def chat_grammar(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) 
         answer = "TEXT? calls?"
     else:
         answer = "calls | answer"
-        lines.append(f"answer: {_json_rule(_answer_schema(body))}")
+        has_whitespace = bool(getattr(body.response_format, "whitespace", None))
+        options = WIDE_OPTIONS if has_whitespace else JSON_OPTIONS
+        lines.append(f"answer: {_json_rule(_answer_schema(body), options)}")
     lines.append(f"body: {answer}")
     lines.append(r"TEXT: /(.|\n)+/")
-    return Grammar("grammar", "\n".join([_start(tokenizer, is_thinking), *lines]))
+    may_think = not is_thinking and not is_forced
+    return Grammar("grammar", "\n".join([_start(tokenizer, may_think), *lines]))
+
+
+def is_call_forced(body: ChatRequest) -> bool:
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
 def _format_grammar(body: ChatRequest) -> Grammar | None:
@@ -74,9 +82,10 @@ def _format_grammar(body: ChatRequest) -> Grammar | None:
     if wanted is None or isinstance(wanted, TextFormat):
         return None
     if isinstance(wanted, JsonObjectFormat):
-        return Grammar("json_object")
+        return Grammar("json_object", has_whitespace=bool(wanted.whitespace))
     if isinstance(wanted, JsonSchemaFormat):
-        return Grammar("json_schema", json.dumps(_answer_schema(body)))
+        text = json.dumps(_answer_schema(body))
+        return Grammar("json_schema", text, has_whitespace=bool(wanted.whitespace))
     if isinstance(wanted, RegexFormat):
         return Grammar("regex", wanted.regex)
     if isinstance(wanted, ChoiceFormat):
@@ -99,11 +108,10 @@ def _has_strict(tools: Sequence[FunctionSchema]) -> bool:
     return any(tool.strict for tool in tools)
 
 
-def _start(tokenizer: Tokenizer, is_thinking: bool) -> str:
+def _start(tokenizer: Tokenizer, may_think: bool) -> str:
     has_think = {THINK_BEGIN, THINK_END} <= set(tokenizer.special_ids)
-    if is_thinking:
-        return f"start: TEXT? {THINK_END} body"
-    return f"start: ({THINK_BEGIN} TEXT? {THINK_END})? body" if has_think else "start: body"
+    is_free = may_think and has_think
+    return f"start: ({THINK_BEGIN} TEXT? {THINK_END})? body" if is_free else "start: body"
 
 
 def _calls(tools: Sequence[FunctionSchema], *, is_single: bool) -> list[str]:
@@ -124,5 +132,5 @@ def _calls(tools: Sequence[FunctionSchema], *, is_single: bool) -> list[str]:
     return lines
 
 
-def _json_rule(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": JSON_OPTIONS})
+def _json_rule(schema: dict[str, Any], options: dict[str, Any] = JSON_OPTIONS) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": options})

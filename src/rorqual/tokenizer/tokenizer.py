@@ -53,6 +53,13 @@ class Tokenizer:
         """The number of ids, special ones included; they are 0 .. vocab_size - 1."""
         return len(self.token_bytes)
 
+    @functools.cached_property
+    def byte_ids(self) -> dict[int, int]:
+        """Of each byte the id of the token that is nothing else."""
+        special = set(self.special_ids.values())
+        singles = ((i, text) for i, text in enumerate(self.token_bytes) if len(text) == 1)
+        return {text[0]: token_id for token_id, text in singles if token_id not in special}
+
     @property
     def bos_id(self) -> int:
         return self.special_ids[self.bos_token]
