@@ -14,6 +14,7 @@ from stored import Clock
 
 from rorqual.serve import batch_job
 from rorqual.serve.batches import Batches
+from rorqual.serve.fair_pool import Caller
 from rorqual.serve.schemas_batches import BatchReply, BatchRequest
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.service import Service
@@ -100,7 +101,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
     """Makes a function answer the lines of all servers."""
 
     def use(answer: Answer) -> None:
-        async def work(service: Service, body: Any) -> str:
+        async def work(service: Service, body: Any, caller: Caller) -> str:
             return await answer(body.messages[0].content)
 
         monkeypatch.setitem(batch_job.ROUTES, CHAT, (ChatRequest, work))  # type: ignore[arg-type]
