@@ -244,8 +244,9 @@ def test_hostile_names_in_a_real_request(live: Live) -> None:
     assert "x-evil" not in response.headers
 
 
-def test_the_log_names_a_field_once(live: Live, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="rorqual.serve"):
+def test_the_log_names_a_field_once(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(FakeEngine(tokenizer), make_model(tokenizer))
+    with caplog.at_level(logging.INFO, logger="rorqual.serve"), running(app) as live:
         for name in ("once_only", "once_only", "x\nforged line"):
             assert web.post(live.url + PATHS[CHAT], json=body_of(CHAT) | {name: 1}).is_success
         for _ in range(2):

@@ -208,7 +208,7 @@ def test_unknown_models_and_routes_are_404(live: Live) -> None:
         response = post(live, body, path)
         assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
         assert error_of(response)["param"] == "model"
-    for path in ("/v1/models/gpt-4", "/v1/embeddings", "/page/../app.py", "/page/%2e%2e/app.py"):
+    for path in ("/v1/models/gpt-4", "/v1/images", "/page/../app.py", "/page/%2e%2e/app.py"):
         assert error_of(web.get(live.url + path))["type"] == "not_found_error"
     assert web.get(live.url + "/v1/completions").status_code == 405
 
