@@ -196,7 +196,7 @@ class Talk:
         self.prompts: list[str] = []
         self.tokenizer = SimpleNamespace(
             encode_chat=lambda messages: "".join(m["content"] for m in messages),
-            encode=lambda text, bos: "^" * bos + text,
+            encode_raw=lambda text, reads_special: "^" + text,
         )
 
     def check_prompt(self, prompt: str) -> None:
