@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from rorqual.serve.batches import Batches
 from rorqual.serve.errors import ApiError, validation_error
+from rorqual.serve.routes import key_owner_of
 from rorqual.serve.schemas_batches import (
     UPLOADED,
     BatchList,
@@ -53,7 +54,7 @@ def batch_router() -> APIRouter:
             raise ApiError(422, text, code="invalid_value", param="purpose")
         new = NewFile(
             name=file.filename or "upload.jsonl",
-            owner=_owner(request),
+            owner=key_owner_of(request),
             purpose=known,
             seconds=_expiry(form),
         )
@@ -68,29 +69,29 @@ def batch_router() -> APIRouter:
         purpose: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Any:
         page = Page(limit, after, order)
-        data, has_more = await _files(request).page(_owner(request), page, purpose)
+        data, has_more = await _files(request).page(key_owner_of(request), page, purpose)
         first, last = _ends(data)
         return FileList(data=data, has_more=has_more, first_id=first, last_id=last)
 
     @router.get("/v1/files/{file_id}", response_model=FileReply)
     async def get_file(request: Request, file_id: str) -> Any:
-        return await _files(request).get(file_id, _owner(request))
+        return await _files(request).get(file_id, key_owner_of(request))
 
     @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
     async def get_content(request: Request, file_id: str) -> Any:
-        path = await _files(request).path_of(file_id, _owner(request))
+        path = await _files(request).path_of(file_id, key_owner_of(request))
         return FileResponse(path, media_type="application/jsonl")
 
     @router.delete("/v1/files/{file_id}", response_model=FileDeleted)
     async def delete_file(request: Request, file_id: str) -> Any:
-        await _files(request).delete(file_id, _owner(request))
+        await _files(request).delete(file_id, key_owner_of(request))
         return FileDeleted(id=file_id)
 
     @router.post("/v1/batches", response_model=BatchReply)
     async def create_batch(request: Request, response: Response, body: BatchRequest) -> Any:
         """Answers every line of a file; see the batch's status for its output file."""
         _take_notes(request, response, body)
-        return await _batches(request).create(body, _owner(request))
+        return await _batches(request).create(body, key_owner_of(request))
 
     @router.get("/v1/batches", response_model=BatchList)
     async def list_batches(
@@ -100,17 +101,17 @@ def batch_router() -> APIRouter:
         order: Order = "desc",
     ) -> Any:
         page = Page(limit, after, order)
-        data, has_more = await _batches(request).page(_owner(request), page)
+        data, has_more = await _batches(request).page(key_owner_of(request), page)
         first, last = _ends(data)
         return BatchList(data=data, has_more=has_more, first_id=first, last_id=last)
 
     @router.get("/v1/batches/{batch_id}", response_model=BatchReply)
     async def get_batch(request: Request, batch_id: str) -> Any:
-        return await _batches(request).get(batch_id, _owner(request))
+        return await _batches(request).get(batch_id, key_owner_of(request))
 
     @router.post("/v1/batches/{batch_id}/cancel", response_model=BatchReply)
     async def cancel_batch(request: Request, batch_id: str) -> Any:
-        return await _batches(request).cancel(batch_id, _owner(request))
+        return await _batches(request).cancel(batch_id, key_owner_of(request))
 
     return router
 
@@ -156,8 +157,3 @@ def _files(request: Request) -> FileStore:
 def _batches(request: Request) -> Batches:
     batches: Batches = request.app.state.batches
     return batches
-
-
-def _owner(request: Request) -> str:
-    owner: str = request.state.owner
-    return owner

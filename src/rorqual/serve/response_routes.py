@@ -15,7 +15,7 @@ from rorqual.serve.responses import (
     input_items,
     stored_response,
 )
-from rorqual.serve.routes import EVENTS, caller_of, service_of
+from rorqual.serve.routes import EVENTS, caller_of, key_owner_of, service_of
 from rorqual.serve.schemas_responses import (
     InputRequest,
     InputTokens,
@@ -41,14 +41,16 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
     async def create(request: Request, body: ResponseRequest) -> Response:
         """OpenAI's newer API: items in, items out, and conversations that the server keeps."""
         return await answer_response(
-            service_of(request), _store(request), _owner(request), body, caller_of(request)
+            service_of(request), _store(request), key_owner_of(request), body, caller_of(request)
         )
 
     @router.post(path + "/input_tokens", response_model=InputTokens, **shown)
     async def count(request: Request, response: Response, body: InputRequest) -> Any:
         """How many tokens the prompt of such a request has."""
         service, store = service_of(request), _store(request)
-        num_tokens = await count_input(service, store, _owner(request), body, caller_of(request))
+        num_tokens = await count_input(
+            service, store, key_owner_of(request), body, caller_of(request)
+        )
         response.headers.update(body.notes.headers())
         return InputTokens(input_tokens=num_tokens)
 
@@ -58,12 +60,14 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
         if stream:
             message = "a stored response is not streamed again; leave out stream"
             raise ApiError(422, message, code="unsupported", param="stream")
-        return JSONResponse(await stored_response(_store(request), _owner(request), response_id))
+        return JSONResponse(
+            await stored_response(_store(request), key_owner_of(request), response_id)
+        )
 
     @router.delete(path + "/{response_id}", response_model=ResponseDeleted, **shown)
     async def delete(request: Request, response_id: str) -> Any:
         """Those that follow it stay, but cannot be gone on with."""
-        await _store(request).delete(response_id, _owner(request))
+        await _store(request).delete(response_id, key_owner_of(request))
         return ResponseDeleted(id=response_id)
 
     @router.get(path + "/{response_id}/input_items", response_model=ItemList, **shown)
@@ -76,15 +80,15 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
     ) -> Any:
         """What the response's own request gave, without what came before it."""
         return await input_items(
-            _store(request), _owner(request), response_id, limit=limit, after=after, order=order
+            _store(request),
+            key_owner_of(request),
+            response_id,
+            limit=limit,
+            after=after,
+            order=order,
         )
 
 
 def _store(request: Request) -> ResponseStore:
     store: ResponseStore = request.app.state.store.responses
     return store
-
-
-def _owner(request: Request) -> str:
-    owner: str = request.state.owner
-    return owner

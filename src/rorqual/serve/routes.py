@@ -93,6 +93,12 @@ def caller_of(request: Request) -> Caller:
     return Caller(owner=owner_of(request.scope))
 
 
+def key_owner_of(request: Request) -> str:
+    """Whose files, batches and responses the request may see: the key's; "" where none is asked."""
+    owner: str = request.state.owner
+    return owner
+
+
 def api_router() -> APIRouter:
     """Answers, models and tokens."""
     router = APIRouter(responses=ERRORS, route_class=BodyRoute)

@@ -46,6 +46,8 @@ MAX_INT64 = 2**63 - 1
 MAX_JSON_DEPTH = 64
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
+UNUSED = Field(default=None, description="Accepted, without effect.")
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 
 from rorqual.serve.schemas_common import (
     MAX_INT64,
+    UNUSED,
     Body,
     JsonObject,
     Strict,
@@ -16,7 +17,6 @@ from rorqual.serve.schemas_common import (
 
 MAX_MESSAGES = 10_000
 NOT_BLOCKS = "only text, thinking, tool_use and tool_result are supported"
-UNUSED = Field(default=None, description="Accepted, without effect.")
 
 
 class Block(Strict):

@@ -13,10 +13,9 @@ from rorqual.serve.schemas_chat import (
     RegexFormat,
     TextFormat,
 )
-from rorqual.serve.schemas_common import Body, JsonObject, StreamOptions, Strict, mismatch
+from rorqual.serve.schemas_common import UNUSED, Body, JsonObject, StreamOptions, Strict, mismatch
 
 MAX_ITEMS = 10_000
-UNUSED = Field(default=None, description="Accepted, without effect.")
 LOGPROBS = "message.output_text.logprobs"
 NOT_RUN = "this server runs no tools itself, only functions of the client's"
 
