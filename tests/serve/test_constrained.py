@@ -195,8 +195,8 @@ def test_json_is_compact_unless_asked_otherwise(
         }
         contents = {flag: answer["message"]["content"] for flag, answer in texts.items()}
         assert contents[None] == contents[False]
-        assert not re.search(r"[\n\t]|  ", re.sub(r'"(?:[^"\\]|\\.)*"', "", contents[None]))
-        assert re.search(r"[\n\t]|  ", re.sub(r'"(?:[^"\\]|\\.)*"', "", contents[True]))
+        assert not re.search(r"\s", re.sub(r'"(?:[^"\\]|\\.)*"', "", contents[None]))
+        assert re.search(r"\s", re.sub(r'"(?:[^"\\]|\\.)*"', "", contents[True]))
 
 
 def test_what_fits_in_no_way_ends_by_its_length(server: tuple[Live, bool]) -> None:
@@ -213,7 +213,7 @@ def test_stop_texts_and_a_least_number_of_tokens_keep_their_meaning(
     live, _ = server
     form = wanted(thing({"a": {"const": "x"}, "b": TEXT}))
     (cut,) = ask(live, response_format=form, stop='"b"')
-    assert cut["message"]["content"].endswith(",") or cut["message"]["content"].endswith(" ")
+    assert cut["message"]["content"].endswith(",")
     assert cut["finish_reason"] == "stop"
     (whole,) = ask(live, response_format=form, min_tokens=MAX_TOKENS)
     json.loads(whole["message"]["content"])
@@ -244,5 +244,4 @@ def test_the_bundled_model_answers_twenty_of_twenty(tmp_path: Path) -> None:
                 named = wrapped if call["function"]["name"] == "note" else SCHEMAS[1]
                 texts.append(call["function"]["arguments"])
                 assert validators.is_valid(named, read(texts[-1]))
-    print(f"white space: {max(map(share_of_space, texts)):.3f} at most")
-    assert sum(map(share_of_space, texts)) / len(texts) <= 0.1
+    assert max(map(share_of_space, texts)) <= 0.1

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rorqual.engine import Grammar
-from rorqual.engine.grammar import JSON_OPTIONS, WIDE_OPTIONS
+from rorqual.engine.grammar import CALL_OPTIONS, JSON_OPTIONS, WIDE_OPTIONS
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas_chat import (
     ChatRequest,
@@ -126,11 +126,11 @@ def _calls(tools: Sequence[FunctionSchema], *, is_single: bool) -> list[str]:
     ]
     for index, tool in enumerate(tools):
         head = json.dumps(f"{tool.name}\n```json\n")
-        rule = _json_rule(tool.parameters or ANY_OBJECT)
+        rule = _json_rule(tool.parameters or ANY_OBJECT, CALL_OPTIONS)
         lines.append(f'call_{index}: {head} arguments_{index} "\\n```"')
         lines.append(f"arguments_{index}: {rule}")
     return lines
 
 
-def _json_rule(schema: dict[str, Any], options: dict[str, Any] = JSON_OPTIONS) -> str:
+def _json_rule(schema: dict[str, Any], options: dict[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": options})
