@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
+from live import running
 from served import make_model
 from starlette.datastructures import Headers
 
 from rorqual.errors import UsageError
+from rorqual.serve.app import create_app
 from rorqual.serve.auth import AuthGuard, Keys, check_hosts, read_keys
-from rorqual.serve.bodies import check_values
+from rorqual.serve.bodies import BYTES_A_SECOND, VALUES_A_SECOND, Pacer, check_values
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MULTIPART_BYTES, LimitGuard, _Exchange
 from rorqual.serve.service import Service
@@ -365,3 +368,47 @@ def test_values_are_counted_outside_of_texts(content: bytes, num: int) -> None:
     check_values(content, num)
     with pytest.raises(ApiError, match=f"has {num} values"):
         check_values(content, num - 1)
+
+
+def test_a_clients_large_bodies_follow_each_other_at_a_distance() -> None:
+    pacer = Pacer()
+    text, values = b"x" * int(BYTES_A_SECOND), b"," * int(VALUES_A_SECOND)
+    own = VALUES_A_SECOND / BYTES_A_SECOND  # the values are bytes too
+    assert pacer.wait_seconds("a", text, 10.0) == 0
+    assert pacer.wait_seconds("b", values, 10.25) == 0, "others need not wait"
+    assert pacer.wait_seconds("a", text, 10.25) == pytest.approx(0.75)
+    assert pacer.wait_seconds("a", b"", 10.5) == pytest.approx(1.5)
+    assert pacer.wait_seconds("b", b"", 11.0) == pytest.approx(0.25 + own)
+    assert pacer.wait_seconds("a", text, 12.5) == 0, "what is over counts no more"
+    assert pacer.wait_seconds("a", b"", 12.5) == 1
+
+
+def test_a_body_waits_for_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, slept = [], []
+
+    def wait(self: Pacer, owner: str, content: bytes, now: float) -> float:
+        asked.append((owner, content))
+        return 12.0
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(Pacer, "wait_seconds", wait)
+    monkeypatch.setattr(asyncio, "sleep", note)
+    asyncio.run(Pacer().turn("a", b"{ "))
+    assert (asked, slept) == ([("a", b"{ ")], [12.0])
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "responses", "messages"])
+def test_every_body_takes_its_turn(
+    route: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def turn(self: Pacer, owner: str, content: bytes) -> None:
+        asked.append((owner, content))
+
+    monkeypatch.setattr(Pacer, "turn", turn)
+    with running(create_app(FakeEngine(tokenizer), make_model(tokenizer))) as live:
+        httpx.post(f"{live.url}/v1/{route}", content=b"{ ")
+    assert asked == [("address 127.0.0.1", b"{ ")]

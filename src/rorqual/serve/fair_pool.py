@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from starlette.types import Scope
+
 from rorqual.engine import FREE_PLACES_FACTOR, EngineOverloaded
 
 T = TypeVar("T")
@@ -27,6 +29,15 @@ class Caller:
 
     is_background: bool = False
     owner: str = ""
+
+
+def owner_of(scope: Scope) -> str:
+    """The key's owner; without keys the address at the other end of the connection, which no header
+    can change.
+    """
+    owner: str = scope.get("state", {}).get("owner", "")
+    host = scope["client"][0] if scope.get("client") else ""
+    return owner or f"address {host}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rorqual.engine import FREE_PLACES_FACTOR
 from rorqual.serve.bodies import LARGE_BYTES
 from rorqual.serve.errors import ApiError, overloaded, queue_full
+from rorqual.serve.fair_pool import owner_of
 from rorqual.serve.service import Service
 
 FILES_PATH = "/v1/files"
@@ -65,15 +66,6 @@ class LimitGuard:
             error.headers["connection"] = "close"  # its body is not read
             return error
         return None
-
-
-def owner_of(scope: Scope) -> str:
-    """The key's owner; without keys the address at the other end of the connection, which no header
-    can change.
-    """
-    owner: str = scope.get("state", {}).get("owner", "")
-    host = scope["client"][0] if scope.get("client") else ""
-    return owner or f"address {host}"
 
 
 class _Exchange:

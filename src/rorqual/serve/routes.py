@@ -20,8 +20,7 @@ from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.chat import answer_chat, written_prompt
 from rorqual.serve.completions import answer_completion
 from rorqual.serve.errors import ApiError, engine_failed
-from rorqual.serve.fair_pool import Caller
-from rorqual.serve.limits import owner_of
+from rorqual.serve.fair_pool import Caller, owner_of
 from rorqual.serve.prompts import check_ids, tokenized_chat
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import ErrorBody

@@ -21,7 +21,7 @@ from rorqual.engine import (
 from rorqual.errors import RorqualError
 from rorqual.log import logger
 from rorqual.serve.answers import Answers, EngineFace
-from rorqual.serve.bodies import MemoryKeeper
+from rorqual.serve.bodies import MemoryKeeper, Pacer
 from rorqual.serve.errors import (
     ApiError,
     describe,
@@ -58,7 +58,7 @@ class Service:
         self.is_draining = False
         self.in_flight: Counter[str] = Counter()  # by owner
         self._named_fields: set[str] = set()
-        self.memory = MemoryKeeper()
+        self.memory, self.pacer = MemoryKeeper(), Pacer()
         self._texts = FairPool("texts", num_threads=2, max_waiting=256)
         self._long_texts = FairPool("long-texts", num_threads=1, max_waiting=64)
         self._grammars = FairPool("grammars", num_threads=2, max_waiting=64)
