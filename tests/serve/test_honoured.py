@@ -10,8 +10,8 @@ import web
 from fake_engine import DEFAULT, FakeEngine
 from live import Live
 
-from rorqual.serve.completions import NAMES_SPECIAL
 from rorqual.serve.notes import NOTES_HEADER
+from rorqual.serve.prompts import NAMES_SPECIAL
 from rorqual.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.concurrency

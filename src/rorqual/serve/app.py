@@ -11,11 +11,11 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from rorqual.serve import errors
 from rorqual.serve.answers import EngineFace
 from rorqual.serve.auth import AuthGuard
 from rorqual.serve.batch_routes import batch_router
 from rorqual.serve.batches import Batches
+from rorqual.serve.error_handlers import install_handlers
 from rorqual.serve.limits import LimitGuard
 from rorqual.serve.message_routes import message_router
 from rorqual.serve.messages_errors import MessagesErrors
@@ -80,7 +80,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    errors.install(app)
+    install_handlers(app)
     app.include_router(api_router())
     app.include_router(message_router())
     app.include_router(response_router(), responses=ERRORS)

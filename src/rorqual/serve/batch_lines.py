@@ -11,9 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rorqual.serve.errors import validation_error
-from rorqual.serve.reply import LINE_ENDS
+from rorqual.serve.reply_text import LINE_ENDS, new_id
 from rorqual.serve.schemas_batches import BatchError, BatchLine
-from rorqual.serve.service import new_id
 
 MAX_LINES = 50_000
 MAX_SHOWN_FAULTS = 20

@@ -12,6 +12,7 @@ from rorqual.serve.fair_pool import Caller
 from rorqual.serve.messages_assembler import MessageHead, MessagesAssembler
 from rorqual.serve.messages_errors import error_texts
 from rorqual.serve.reply import AnswerResponse, Wire, named_event
+from rorqual.serve.reply_text import new_id
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_messages import (
     AssistantTurn,
@@ -26,7 +27,7 @@ from rorqual.serve.schemas_messages import (
     ToolUseBlock,
     UserTurn,
 )
-from rorqual.serve.service import NOBODY, Service, new_id
+from rorqual.serve.service import NOBODY, Service
 from rorqual.tokenizer.tool_calls import to_json
 
 PING = named_event('{"type": "ping"}')

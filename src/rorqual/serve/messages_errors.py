@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve.errors import ENGINE_FAILED, INTERNAL, ApiError
-from rorqual.serve.service import new_id
+from rorqual.serve.reply_text import new_id
 
 PREFIXES = ("", "/anthropic")
 """Of `/v1/messages`; DeepSeek's base address for Anthropic's clients ends in the second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,8 +19,20 @@ from rorqual.serve.schemas_chat import (
     ToolCall,
     ToolMessage,
 )
-from rorqual.serve.schemas_completions import TokenizeRequest
+from rorqual.serve.schemas_completions import CompletionRequest, TokenizeRequest
 from rorqual.tokenizer import Tokenizer
+
+NAMES_SPECIAL = "the prompt has names of special tokens as plain text; parse_special reads them"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: what the engine gets, and what `echo` shows of it."""
+
+    ids: list[int]
+    text: str
+    num_hidden: int
+    """Ids at the beginning that the client did not send: the begin-of-sentence token."""
 
 
 def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
@@ -50,6 +63,18 @@ def tokenized_chat(body: TokenizeRequest) -> ChatRequest | None:
         raise validation_error(problem.errors(), list(ChatRequest.model_fields)) from None
 
 
+def completion_prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
+    """TokenizerError, or ApiError 400, for what cannot be a prompt."""
+    return [_prompt(each, body, tokenizer) for each in raw_prompts(body)]
+
+
+def raw_prompts(body: CompletionRequest) -> list[Any]:
+    """Texts, or lists of ids."""
+    raw: Any = body.prompt
+    is_one = isinstance(raw, str) or isinstance(raw[0], int)
+    return [raw] if is_one else raw
+
+
 def fim_prompt(prefix: Sequence[int], suffix: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """`<fim_begin>prefix<fim_hole>suffix<fim_end>` after BOS: the answer is the middle."""
     begin, hole, end = tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id
@@ -65,6 +90,25 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
         raise TokenizerError(
             "no such token id", found=wrong[0], expected=f"0 to {tokenizer.vocab_size - 1}"
         )
+
+
+def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer) -> Prompt:
+    if not isinstance(raw, str):
+        check_ids(raw, tokenizer)
+        ids, text = raw, tokenizer.decode(raw) if body.echo else ""
+    else:
+        reads_special = bool(body.parse_special)
+        ids = tokenizer.encode_raw(raw, bos=False, reads_special=reads_special)
+        # What a keyboard's bars were read as is shown as it was read.
+        text = tokenizer.decode(ids) if reads_special else raw
+        if not reads_special and tokenizer.names_special(raw):
+            body.notes.say(NAMES_SPECIAL)
+    if body.suffix is not None:
+        return Prompt(fim_prompt(ids, tokenizer.encode(body.suffix), tokenizer), text, 0)
+    has_bos = ids[:1] == [tokenizer.bos_id] or body.add_special_tokens is False
+    if isinstance(raw, str) and not has_bos:
+        return Prompt([tokenizer.bos_id, *ids], text, 1)
+    return Prompt(ids, text, 0)
 
 
 def _order_outputs(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

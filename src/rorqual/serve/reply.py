@@ -22,13 +22,13 @@ from rorqual.log import logger
 from rorqual.serve.answers import ClientGoneError
 from rorqual.serve.errors import INTERNAL, ApiError
 from rorqual.serve.notes import Notes
+from rorqual.serve.reply_text import LINE_ENDS
 from rorqual.serve.service import Service
 
 log = logger("serve")
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
-LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 class Assembler(Protocol):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeVar
 
 from rorqual.engine import (
@@ -16,7 +15,6 @@ from rorqual.engine import (
     EngineOverloaded,
     Grammar,
     Request,
-    check_prompt,
 )
 from rorqual.errors import RorqualError
 from rorqual.log import logger
@@ -93,32 +91,6 @@ class Service:
         if new and len(self._named_fields) < MAX_NAMED_FIELDS:
             self._named_fields |= new
             log.info("requests have fields without effect: %s", ", ".join(sorted(new)))
-
-    def check_prompt(self, prompt_ids: Sequence[int], param: str) -> None:
-        """400 for a prompt that cannot be answered."""
-        try:
-            check_prompt(prompt_ids, self.model.tokenizer.vocab_size, self.model.max_positions)
-        except RorqualError as problem:
-            is_long = len(prompt_ids) >= self.model.max_positions
-            code = "context_length_exceeded" if is_long else "invalid_prompt"
-            raise ApiError(400, describe(problem), code=code, param=param) from None
-
-    def check_length(self, num_chars: int, param: str) -> None:
-        """400 for a text that cannot fit, however it is tokenised. What may be left out of the
-        prompt, such as white space, is not to be counted.
-        """
-        least = -(-num_chars // self._longest_token)
-        if least >= self.model.max_positions:
-            message = (
-                f"the prompt does not fit the model's context (found {num_chars} characters, which "
-                f"are at least {least} tokens; expected at most {self.model.max_positions - 1})"
-            )
-            raise ApiError(400, message, code="context_length_exceeded", param=param)
-
-    @cached_property
-    def _longest_token(self) -> int:
-        """Bytes, and so characters, that a token holds at most."""
-        return max(map(len, self.model.tokenizer.token_bytes))
 
     async def aside(
         self, work: Callable[[], T], param: str, caller: Caller = NOBODY, num_chars: int = 0
@@ -198,7 +170,3 @@ class Service:
         if isinstance(problem, RorqualError):
             return ApiError(400, describe(problem), code="invalid_request")
         return None
-
-
-def new_id(prefix: str) -> str:
-    return prefix + secrets.token_hex(12)

@@ -1,15 +1,19 @@
-"""What the operator chooses: limits, keys, origins, where files lie."""
+"""What the operator chooses: limits, keys, origins, where files lie; and what model is served."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field
 
 from rorqual.config import settings
-from rorqual.engine import SamplingParams
+from rorqual.engine import SamplingParams, check_prompt
+from rorqual.errors import RorqualError
+from rorqual.serve.errors import ApiError, describe
 from rorqual.tokenizer import Tokenizer
 
 MIB = 2**20
@@ -76,3 +80,29 @@ class ServedModel:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.aliases)
+
+    def check_prompt(self, prompt_ids: Sequence[int], param: str) -> None:
+        """ApiError 400 for a prompt that cannot be answered."""
+        try:
+            check_prompt(prompt_ids, self.tokenizer.vocab_size, self.max_positions)
+        except RorqualError as problem:
+            is_long = len(prompt_ids) >= self.max_positions
+            code = "context_length_exceeded" if is_long else "invalid_prompt"
+            raise ApiError(400, describe(problem), code=code, param=param) from None
+
+    def check_length(self, num_chars: int, param: str) -> None:
+        """ApiError 400 for a text that cannot fit, however it is tokenised. What may be left out of
+        the prompt, such as white space, is not to be counted.
+        """
+        least = -(-num_chars // self._longest_token)
+        if least >= self.max_positions:
+            message = (
+                f"the prompt does not fit the model's context (found {num_chars} characters, which "
+                f"are at least {least} tokens; expected at most {self.max_positions - 1})"
+            )
+            raise ApiError(400, message, code="context_length_exceeded", param=param)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes, and so characters, that a token holds at most."""
+        return max(map(len, self.tokenizer.token_bytes))

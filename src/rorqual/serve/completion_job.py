@@ -1,0 +1,48 @@
+"""A completion made ready for the engine, as `chat_job.py` does it with a chat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rorqual.engine import SamplingParams
+from rorqual.serve.chat_assembler import ReplyHead
+from rorqual.serve.completions_assembler import CompletionAssembler
+from rorqual.serve.prompts import Prompt, raw_prompts
+from rorqual.serve.reply_text import new_id
+from rorqual.serve.sampling import sampling_params
+from rorqual.serve.schemas_completions import CompletionRequest
+from rorqual.serve.settings import ServedModel
+
+
+def check_lengths(body: CompletionRequest, model: ServedModel) -> int:
+    """The number of characters to tokenise; ApiError 400 for a text that cannot fit."""
+    texts = [text for text in raw_prompts(body) if isinstance(text, str)]
+    for text in texts:
+        model.check_length(len(text), "prompt")
+    model.check_length(len(body.suffix or ""), "suffix")
+    return sum(map(len, texts))
+
+
+def completion_params(body: CompletionRequest, model: ServedModel) -> SamplingParams:
+    """ApiError 422 for a combination without meaning."""
+    return sampling_params(
+        body,
+        model.defaults,
+        max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
+        logprobs=body.logprobs,
+        vocab_size=model.tokenizer.vocab_size,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+
+
+def completion_assembler(
+    body: CompletionRequest, model: ServedModel, prompts: Sequence[Prompt]
+) -> CompletionAssembler:
+    head = ReplyHead(
+        id=new_id("cmpl-"),
+        created=int(time.time()),
+        model=model.name,
+        has_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    return CompletionAssembler(head, model.tokenizer, prompts, body)
