@@ -21,7 +21,8 @@ from rorqual.cli.chat import (
     opening,
     set_threads,
 )
-from rorqual.cli.generate import Batch, Reader, check_input_file, check_sources
+from rorqual.cli.generate import Batch, check_input_file, check_sources
+from rorqual.cli.request_lines import Reader
 
 SEED = 0
 BATCH_SIZE = 8
@@ -74,6 +75,7 @@ def demo_generate(
     with loading(ckpt_path):
         from rorqual.engine import Conversation, Engine, ModelFolder, SamplingParams
         from rorqual.ops.device import resolve_device
+        from rorqual.serve.settings import ServedModel
 
         place = resolve_device(device)
         folder = ModelFolder.find(ckpt_path, shards_config=config)
@@ -85,14 +87,20 @@ def demo_generate(
             stop_token_ids=folder.sampling().stop_token_ids,
         )
         set_threads(threads)
-        reader = Reader(folder.load_tokenizer(), is_chat=True, system=None, is_plain=True)
+        served = ServedModel(
+            name=folder.name,
+            tokenizer=folder.load_tokenizer(),
+            max_positions=folder.max_positions(),
+            defaults=params,
+        )
+        reader = Reader(served, is_chat=True, is_plain=True)
         num_lines = 0
         if input_file is not None:
-            num_lines = reader.check(input_file, folder.max_positions())
+            num_lines = reader.check(input_file)
         loaded = folder.load_model(dtype, place)
-        engine = Engine(loaded, reader.tokenizer, max_batch=BATCH_SIZE)
+        engine = Engine(loaded, served.tokenizer, max_batch=BATCH_SIZE)
     if input_file is None:
         converse(Conversation(engine, params), opening(folder))
         return
-    for answer in Batch(engine, reader, params, input_file, num_lines).answers():
-        print(f"Prompt: {answer['prompt']}\nCompletion: {answer['text']}\n", flush=True)
+    for answer in Batch(engine, reader, input_file, num_lines).answers():
+        print(f"Prompt: {answer.item['prompt']}\nCompletion: {answer.texts[0]}\n", flush=True)

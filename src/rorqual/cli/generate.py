@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,17 +30,12 @@ from rorqual.cli.chat import (
     opening,
     set_threads,
 )
-from rorqual.errors import RorqualError, UsageError
-from rorqual.files import NOT_JSON
+from rorqual.cli.request_lines import Answer, Line, Reader
+from rorqual.errors import UsageError
 from rorqual.log import console
 
 if TYPE_CHECKING:
-    from rorqual.engine import Engine, Output, SamplingParams
-    from rorqual.tokenizer import Tokenizer
-
-LINE_KEYS = ("prompt", "messages", "tools", "id")
-NAMES_SPECIAL = "A prompt has names of special tokens, which are text: --special reads them."
-EXPECTED_LINE = '{"prompt": "..."} or {"messages": [...]}, optionally with "tools" and "id"'
+    from rorqual.engine import Engine, Output, Request
 
 
 def generate(
@@ -90,10 +85,13 @@ def generate(
 ) -> None:
     """Continue prompts: one, a file of any length, or one after the other.
 
-    A line of a .jsonl file is {"prompt": "..."} or {"messages": [...]}, with "tools" and "id" if
-    you like. Every line is checked before anything is generated. While a file is being answered,
-    the answers lie in G.jsonl.partial, which no later run removes; G.jsonl appears when all are
-    there and replaces an older one.
+    A line of a .jsonl file is {"prompt": "..."} or {"messages": [...]} with whatever else a request
+    to the server may have (tools, temperature, response_format, n, ...), or a line of a batch
+    ({"custom_id", "method", "url", "body"}). An answer is its line with "text", "finish_reason",
+    "usage" and what else the model said; of a batch's line it is the batch's record. Every line is
+    checked before anything is generated. While a file is being answered, the answers lie in
+    G.jsonl.partial, which no later run removes; G.jsonl appears when all are there and replaces an
+    older one.
 
     \b
     Examples:
@@ -114,6 +112,7 @@ def generate(
         with loading(model):
             from rorqual.engine import Conversation, Engine, ModelFolder
             from rorqual.ops.device import resolve_device
+            from rorqual.serve.settings import ServedModel
 
             place = resolve_device(device)
             folder = ModelFolder.find(model, tokenizer)
@@ -129,19 +128,25 @@ def generate(
             )
             set_threads(threads)
             is_chat = folder.is_chat() if chat is None else chat
-            reader = Reader(folder.load_tokenizer(), is_chat, system, reads_special=special)
+            served = ServedModel(
+                name=folder.name,
+                tokenizer=folder.load_tokenizer(),
+                max_positions=folder.max_positions(),
+                defaults=params,
+            )
+            reader = Reader(served, is_chat, system, reads_special=special)
             num_lines = 0
             if input_file is not None:  # before the weights: a fault in the last line shows at once
-                num_lines = reader.check(input_file, folder.max_positions())
+                num_lines = reader.check(input_file)
             loaded = folder.load_model(dtype, place)
-            engine = Engine(loaded, reader.tokenizer, max_batch=batch_size)
+            engine = Engine(loaded, served.tokenizer, max_batch=batch_size)
         if interactive:
             talk = Conversation(engine, params, system, is_raw=not is_chat, reads_special=special)
             converse(talk, opening(folder))
         elif prompt is not None:
-            _answer_one(engine, reader.prompt_ids({"prompt": prompt}), params, as_json)
+            _answer_one(engine, reader.one(prompt), as_json)
         elif input_file is not None:
-            batch = Batch(engine, reader, params, input_file, num_lines)
+            batch = Batch(engine, reader, input_file, num_lines)
             batch.write(target) if target else batch.show(as_json)
 
 
@@ -204,162 +209,56 @@ def _check_files(input_file: Path, output_file: Path | None) -> None:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """From lines of a prompt file to token ids. `is_plain`: each is a prompt, whatever the name."""
-
-    tokenizer: Tokenizer
-    is_chat: bool
-    system: str | None
-    is_plain: bool = False
-    reads_special: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.reads_special and self.is_chat:
-            raise UsageError("--special reads raw prompts only", fix="add --raw")
-        if self.system is not None and not self.is_chat:
-            raise UsageError("a raw prompt has no system text", fix="leave out --system or --raw")
-
-    def check(self, path: Path, max_positions: int) -> int:
-        """The number of lines; the first that cannot be answered raises, with its place."""
-        from rorqual.engine import check_prompt
-
-        num_lines = 0
-        for place, item in self.items(path):
-            try:
-                check_prompt(self.prompt_ids(item), self.tokenizer.vocab_size, max_positions)
-            except RorqualError as problem:
-                raise UsageError(f"cannot be answered: {problem}", where=place) from None
-            num_lines += 1
-        if num_lines == 0:
-            raise UsageError("has no prompts", where=path)
-        return num_lines
-
-    def items(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, object) of each line that is not blank; UsageError for one of a wrong shape."""
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                place = f"{path}, line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as problem:
-                    raise UsageError(f"is not UTF-8: {problem}", where=place) from None
-                if not text.strip():
-                    continue
-                if self.is_plain:
-                    yield place, {"prompt": text.strip()}
-                else:
-                    is_json = path.suffix == ".jsonl"
-                    yield place, self._item(text, place) if is_json else {"prompt": text}
-
-    def prompt_ids(self, item: dict[str, Any]) -> list[int]:
-        if not self.is_chat:
-            self._note_special(item["prompt"])
-            return self.tokenizer.encode_raw(item["prompt"], reads_special=self.reads_special)
-        messages = item.get("messages")
-        if messages is None:
-            messages = [{"role": "user", "content": item["prompt"]}]
-        if self.system is not None:
-            messages = [{"role": "system", "content": self.system}, *messages]
-        return self.tokenizer.encode_chat(messages, item.get("tools"))
-
-    def _note_special(self, text: str) -> None:
-        """Says once that names of special tokens are read as text."""
-        if self.reads_special or self.notes or not self.tokenizer.names_special(text):
-            return
-        self.notes.append(NAMES_SPECIAL)
-        console().print(NAMES_SPECIAL, markup=False, highlight=False, soft_wrap=True)
-
-    def _item(self, text: str, place: str) -> dict[str, Any]:
-        try:
-            item = json.loads(text)
-        except NOT_JSON as problem:
-            raise UsageError(
-                f"is not valid JSON: {problem}", where=place, expected=EXPECTED_LINE
-            ) from None
-        if not isinstance(item, dict) or ("prompt" in item) == ("messages" in item):
-            raise UsageError(
-                "is not one prompt", where=place, found=text[:80], expected=EXPECTED_LINE
-            )
-        unknown = sorted(set(item) - set(LINE_KEYS))
-        if unknown:
-            raise UsageError(
-                f"unknown keys {', '.join(unknown)}", where=place, expected=EXPECTED_LINE
-            )
-        if not isinstance(item.get("prompt", ""), str):
-            raise UsageError("'prompt' is not a string", where=place)
-        if not isinstance(item.get("messages", []), list):
-            raise UsageError("'messages' is not a list", where=place)
-        if not self.is_chat and "messages" in item:
-            raise UsageError("has messages, which --raw cannot take", where=place, fix="use --chat")
-        return item
-
-
-@dataclass(frozen=True)
 class Batch:
-    """A checked prompt file on its way through the engine."""
+    """A checked file of requests on its way through the engine."""
 
     engine: Engine
     reader: Reader
-    params: SamplingParams
     input_file: Path
     num_lines: int
 
     def show(self, as_json: bool) -> None:
         """Answers to standard output, in the order of the lines."""
         for answer in self.answers():
-            print(_json(answer) if as_json else answer["text"], flush=True)
+            for text in [answer.json_line] if as_json else answer.texts:
+                print(text, flush=True)
 
     def write(self, target: AnswerFile) -> None:
-        target.write((_json(answer) for answer in self.answers()), self.num_lines)
+        target.write((answer.json_line for answer in self.answers()), self.num_lines)
 
-    def answers(self) -> Iterator[dict[str, Any]]:
+    def answers(self) -> Iterator[Answer]:
         """The file is read again as rows come free, so its length costs no memory."""
         from rich.progress import track
 
-        from rorqual.engine import seeded
-
-        items = (item for _, item in self.reader.items(self.input_file))
-        prompts = (self.reader.prompt_ids(item) for item in items)
-        outputs = self.engine.generate_each(seeded(prompts, self.params))
-        lines = self.reader.items(self.input_file)
-        bar = track(
-            zip(lines, outputs, strict=True),
+        yield from track(
+            self._answers(),
             "generating",
             total=self.num_lines,
             console=console(),
             disable=not console().is_terminal,
         )
-        for (_, item), output in bar:
-            yield item | _fields(output)
+
+    def _answers(self) -> Iterator[Answer]:
+        begun: deque[Line] = deque()
+        outputs: list[Output] = []
+        for output in self.engine.generate_each(self._requests(begun)):
+            outputs.append(output)
+            if len(outputs) == len(begun[0].job.requests):
+                yield begun.popleft().answer(outputs)
+                outputs = []
+
+    def _requests(self, begun: deque[Line]) -> Iterator[Request]:
+        """Those of all lines; `begun` gets each line with its first."""
+        for line in self.reader.lines(self.input_file):
+            begun.append(line)
+            yield from line.job.requests
 
 
-def _answer_one(
-    engine: Engine, prompt_ids: list[int], params: SamplingParams, as_json: bool
-) -> None:
+def _answer_one(engine: Engine, line: Line, as_json: bool) -> None:
     """Streams the text, or prints the whole as JSON."""
-    stream = engine.stream(prompt_ids, params)
+    [request] = line.job.requests
+    stream = engine.stream(request.prompt_ids, request.params)
     for piece in stream:
         if not as_json:
             print(piece, end="", flush=True)
-    print(_json(_fields(stream.output)) if as_json else "", flush=True)
-
-
-def _fields(output: Output) -> dict[str, Any]:
-    return {
-        "text": output.text,
-        "finish_reason": output.finish_reason,
-        "usage": {
-            "prompt_tokens": output.num_prompt_tokens,
-            "completion_tokens": len(output.token_ids),
-        },
-    }
-
-
-def _json(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, as in an "id", is no text: escaped again
-        text = json.dumps(value)
-    return text
+    print(line.answer([stream.output]).json_line if as_json else "", flush=True)
