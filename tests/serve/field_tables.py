@@ -54,18 +54,18 @@ def written() -> dict[str, str]:
 
 
 def _merged(fate: str) -> list[tuple[FieldRow, str]]:
-    """One row of each name in a route or in both, and where."""
-    places: dict[tuple[str, str, bool], list[str]] = {}
-    first: dict[tuple[str, str, bool], FieldRow] = {}
+    """One row of what is said of a name in a route or in both alike, and where."""
+    groups: dict[tuple[object, ...], list[FieldRow]] = {}
     for row in ROWS:
         if row.fate == fate:
-            key = (row.name, row.servers, row.place in ROUTES)
-            first.setdefault(key, row)
-            places.setdefault(key, []).append(row.place)
+            is_route = row.place in ROUTES
+            key = (row.name, row.servers, is_route, row.values, row.note, str(row.off))
+            groups.setdefault(key, []).append(row)
     found = []
-    for key, row in first.items():
-        where = WHERE.get(tuple(places[key])) or ", ".join(f"`{p}`" for p in places[key])
-        found.append((row, where))
+    for rows in groups.values():
+        places = [row.place for row in rows]
+        where = WHERE.get(tuple(places)) or ", ".join(f"`{place}`" for place in places)
+        found.append((rows[0], where))
     return found
 
 

@@ -27,6 +27,7 @@ from rorqual.serve.field_row import (
     FUNCTIONS,
     MESSAGES,
     PARTS,
+    STRUCTURED,
     TOOLS,
     FieldRow,
 )
@@ -66,6 +67,7 @@ def body_of(place: str) -> dict[str, Any]:
             {"role": "user", "content": "hello"},
         ],
         "tools": [{"type": "function", "function": {"name": "f"}}],
+        **({"structured_outputs": {"json_object": True}} if place == STRUCTURED else {}),
     }
 
 
@@ -79,6 +81,7 @@ def part_of(body: dict[str, Any], place: str) -> dict[str, Any]:
         CALLS: lambda: body["messages"][0]["tool_calls"][0],
         TOOLS: lambda: body["tools"][0],
         FUNCTIONS: lambda: body["tools"][0]["function"],
+        STRUCTURED: lambda: body["structured_outputs"],
     }[place]()
     return part
 
@@ -91,6 +94,7 @@ PARAMS = {
     CALLS: "messages[0].tool_calls[0].",
     TOOLS: "tools[0].",
     FUNCTIONS: "tools[0].function.",
+    STRUCTURED: "structured_outputs.",
 }
 
 

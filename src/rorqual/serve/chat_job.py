@@ -109,7 +109,7 @@ def chat_assembler(
 def grammar_field(body: ChatRequest) -> str:
     """The field that is at fault if the grammar is."""
     has_format = body.response_format is not None and body.response_format.type != "text"
-    return "response_format" if has_format else "tools"
+    return body.written("response_format") if has_format else "tools"
 
 
 def _is_single(body: ChatRequest) -> bool:

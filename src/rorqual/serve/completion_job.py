@@ -11,8 +11,10 @@ from rorqual.serve.completions_assembler import CompletionAssembler
 from rorqual.serve.prompts import Prompt, raw_prompts
 from rorqual.serve.reply_text import new_id
 from rorqual.serve.sampling import sampling_params
+from rorqual.serve.schema_keywords import enforceable_form
 from rorqual.serve.schemas_completions import CompletionRequest
 from rorqual.serve.settings import ServedModel
+from rorqual.serve.tool_grammar import form_grammar
 
 
 def check_lengths(body: CompletionRequest, model: ServedModel) -> int:
@@ -33,6 +35,7 @@ def completion_params(body: CompletionRequest, model: ServedModel) -> SamplingPa
         logprobs=body.logprobs,
         vocab_size=model.tokenizer.vocab_size,
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=form_grammar(enforceable_form(body)),
     )
 
 

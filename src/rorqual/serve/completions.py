@@ -25,9 +25,12 @@ async def prepare_completion(
     )
     for prompt in prompts:
         model.check_prompt(prompt.ids, "prompt")
-    each = choices(completion_params(body, model), body.n or 1)
+    params = completion_params(body, model)
+    service.log_ignored(body.notes)
+    compiled = await service.compile(params.grammar, caller, body.written("response_format"))
+    each = choices(params, body.n or 1)
     requests = [
-        Request(prompt.ids, param, caller.owner, caller.is_background)
+        Request(prompt.ids, param, caller.owner, caller.is_background, compiled)
         for prompt in prompts
         for param in each
     ]

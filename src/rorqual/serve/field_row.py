@@ -11,6 +11,7 @@ Fate = Literal["honoured", "ignored", "noted", "refused"]
 CHAT, COMPLETIONS = "chat", "completions"
 MESSAGES, PARTS, CALLS, TOOLS = "messages[]", "messages[].content[]", "tool_calls[]", "tools[]"
 FUNCTIONS = "tools[].function"
+STRUCTURED = "structured_outputs"
 ROUTES = (CHAT, COMPLETIONS)
 
 
@@ -41,3 +42,22 @@ class FieldRow:
 def rows(places: str | tuple[str, ...], **values: Any) -> Iterator[FieldRow]:
     for place in (places,) if isinstance(places, str) else places:
         yield FieldRow(place=place, **values)
+
+
+def honoured(
+    places: str | tuple[str, ...],
+    servers: str,
+    name: str,
+    example: Any,
+    values: str = "",
+    note: str = "",
+) -> Iterator[FieldRow]:
+    yield from rows(
+        places,
+        name=name,
+        servers=servers,
+        fate="honoured",
+        example=example,
+        values=values,
+        note=note,
+    )

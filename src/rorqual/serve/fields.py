@@ -23,11 +23,13 @@ from rorqual.serve.field_row import (
     MESSAGES,
     PARTS,
     ROUTES,
+    STRUCTURED,
     TOOLS,
     Fate,
     FieldRow,
     rows,
 )
+from rorqual.serve.fields_forms import FORMS
 from rorqual.serve.fields_honoured import HONOURED
 
 
@@ -75,7 +77,7 @@ IGNORED = (
     ),
     *_without_effect(
         "llama.cpp",
-        "cache_prompt id_slot n_keep n_cache_reuse min_keep repeat_last_n dynatemp_exponent "
+        "cache_prompt id_slot n_keep n_cache_reuse min_keep dynatemp_exponent "
         "dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold "
         "mirostat_tau mirostat_eta sse_ping_interval",
     ),
@@ -96,6 +98,7 @@ IGNORED = (
     *_without_effect("OpenAI", "prompt_cache_breakpoint annotations logprobs", places=PARTS),
     *_without_effect("vLLM, SGLang", "defer_loading", places=(TOOLS, FUNCTIONS)),
     *_without_effect("OpenAI", "index", places=CALLS),
+    *_without_effect("vLLM", "disable_any_whitespace", places=STRUCTURED),
     *_without_effect("LiteLLM", "provider_specific_fields cache_control", places=CALLS),
 )
 NOTED = (
@@ -114,7 +117,7 @@ NOTED = (
     ),
     *_without_effect(
         "llama.cpp",
-        "return_tokens timings_per_token return_progress response_fields",
+        "return_tokens timings_per_token return_progress response_fields repeat_last_n",
         is_noted=True,
     ),
     *_without_effect("LiteLLM", "guardrails", is_noted=True),
@@ -132,14 +135,6 @@ REFUSED = (
     *_refused("OpenAI", "messages", [], note="use prompt", places=COMPLETIONS),
     *_refused("OpenAI", "tools", [{}], [], note="use the chat route", places=COMPLETIONS),
     *_refused("OpenAI", "tool_choice", "required", "none", "auto", places=COMPLETIONS),
-    *_refused(
-        "vLLM, SGLang",
-        "response_format",
-        {"type": "json_object"},
-        {"type": "text"},
-        note="use the chat route",
-        places=COMPLETIONS,
-    ),
     *_refused("vLLM", "use_beam_search", True, False),
     *_refused("vLLM", "include_stop_str_in_output", True, False),
     *_refused("vLLM", "truncate_prompt_tokens", 10),
@@ -150,39 +145,30 @@ REFUSED = (
     *_refused("vLLM", "bad_words", ["x"], [], note="use logit_bias"),
     *_refused("vLLM", "include_reasoning", False, True),
     *_refused("vLLM", "repetition_detection", {"max_pattern_size": 3}),
-    *_refused("vLLM", "structured_outputs", {"regex": "a"}, {}, note="use response_format"),
-    *_refused("vLLM", "guided_json", {"type": "object"}, note="use response_format"),
-    *_refused("vLLM", "guided_regex", "a", note="use response_format"),
-    *_refused("vLLM", "guided_choice", ["a"], note="use response_format"),
-    *_refused("vLLM", "guided_grammar", "root ::= 'a'", note="use response_format"),
     *_refused("OpenAI", "best_of", 4, 1, note="every answer is returned", places=COMPLETIONS),
     *_refused("vLLM", "prompt_embeds", "eA==", places=COMPLETIONS),
     *_refused("vLLM", "documents", [{"text": "x"}], [], places=CHAT),
     *_refused("vLLM", "chat_template", "{{ messages }}", places=CHAT),
     *_refused("vLLM", "add_special_tokens", True, False, places=CHAT),
-    *_refused("vLLM", "add_generation_prompt", False, True, places=CHAT),
     *_refused(
-        "vLLM, SGLang", "continue_final_message", True, False, note="use prefix", places=CHAT
+        "vLLM",
+        "add_generation_prompt",
+        False,
+        True,
+        note="continue_final_message",
+        places=CHAT,
     ),
     *_refused("SGLang", "no_stop_trim", True, False),
     *_refused("SGLang", "stop_regex", "a", []),
-    *_refused("SGLang", "regex", "a", note="use response_format"),
-    *_refused("SGLang", "ebnf", "root ::= 'a'", note="use response_format"),
     *_refused("SGLang", "lora_path", "x"),
     *_refused("SGLang", "custom_params", {"a": 1}, {}),
     *_refused("SGLang", "custom_logit_processor", "x"),
     *_refused("SGLang", "input_ids", [1], note="use /v1/completions", places=CHAT),
     *_refused("SGLang", "separate_reasoning", False, True, places=CHAT),
-    *_refused("SGLang, llama.cpp", "json_schema", "{}", {}, note="use response_format"),
-    *_refused("llama.cpp", "grammar", "root ::= 'a'", "", note="use response_format"),
-    *_refused("llama.cpp", "n_predict", 16, -1, note="use max_tokens"),
     *_refused("llama.cpp", "thinking_forced_open", True, False, places=CHAT),
-    *_refused("vLLM", "guided_whitespace_pattern", " ?", note="use response_format"),
-    *_refused("llama.cpp", "n_cmpl", 2, 1, note="use n"),
+    *_refused("vLLM", "guided_whitespace_pattern", " ?", note="use whitespace"),
     *_refused("llama.cpp", "n_indent", 2, 0),
-    *_refused("llama.cpp", "n_probs", 2, 0, note="use logprobs"),
     *_refused("llama.cpp", "post_sampling_probs", True, False),
-    *_refused("llama.cpp", "repeat_penalty", 1.1, 1, note="use repetition_penalty"),
     *_refused("llama.cpp", "typical_p", 0.9, 1),
     *_refused("llama.cpp", "top_n_sigma", 1.5, -1, 0),
     *_refused("llama.cpp", "dynatemp_range", 0.5, 0),
@@ -199,8 +185,18 @@ REFUSED = (
     *_refused("LiteLLM", "roles", {"user": {}}, {}),
     *_refused("OpenAI", "audio", {"id": "x"}, note="answers are text", places=MESSAGES),
     *_refused("OpenAI", "function_call", {"name": "f"}, note="use tool_calls", places=MESSAGES),
+    *_refused("vLLM", "structural_tag", "{}", note="use tools", places=STRUCTURED),
+    *_refused("vLLM", "whitespace_pattern", " ?", places=STRUCTURED),
+    *_refused(
+        "vLLM",
+        "disable_additional_properties",
+        True,
+        False,
+        note="say it in the schema",
+        places=STRUCTURED,
+    ),
 )
-ROWS: tuple[FieldRow, ...] = (*HONOURED, *IGNORED, *NOTED, *REFUSED)
+ROWS: tuple[FieldRow, ...] = (*HONOURED, *FORMS, *IGNORED, *NOTED, *REFUSED)
 
 
 def _by_place() -> Mapping[str, Mapping[str, FieldRow]]:

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from rorqual.serve.field_row import CHAT, COMPLETIONS, ROUTES, FieldRow, rows
-
-
-def _honoured(
-    places: str | tuple[str, ...],
-    servers: str,
-    name: str,
-    example: Any,
-    values: str = "",
-    note: str = "",
-) -> Iterator[FieldRow]:
-    yield from rows(
-        places,
-        name=name,
-        servers=servers,
-        fate="honoured",
-        example=example,
-        values=values,
-        note=note,
-    )
-
+from rorqual.serve.field_row import CHAT, COMPLETIONS, ROUTES, honoured
 
 HELLO = {"role": "user", "content": "hello"}
 ALL, EXTENDED = "OpenAI", "vLLM, SGLang"
 HONOURED = (
-    *_honoured(ROUTES, ALL, "model", "nobody", "the served name or an alias", "else 404"),
-    *_honoured(
+    *honoured(ROUTES, ALL, "model", "nobody", "the served name or an alias", "else 404"),
+    *honoured(
         ROUTES,
         ALL,
         "max_tokens",
@@ -40,7 +17,7 @@ HONOURED = (
         "default: 4096 or what the context leaves, if less; an answer that fills the context ends "
         "with `length`",
     ),
-    *_honoured(
+    *honoured(
         ROUTES,
         ALL,
         "temperature",
@@ -49,11 +26,11 @@ HONOURED = (
         "**never remapped**: 0.3 is 0.3 (OpenAI's range; the terminal and Python take up to 100). "
         "Left out: the model's own advice, else 0.3",
     ),
-    *_honoured(ROUTES, ALL, "top_p", 0.5, "above 0, to 1"),
-    *_honoured(ROUTES, ALL, "frequency_penalty", 1, "-2..2", "over the answer's tokens"),
-    *_honoured(ROUTES, ALL, "presence_penalty", 1, "-2..2", "over the answer's tokens"),
-    *_honoured(ROUTES, ALL, "logit_bias", {"5": 1}, "token id -> -100..100", "-100 bans"),
-    *_honoured(
+    *honoured(ROUTES, ALL, "top_p", 0.5, "above 0, to 1"),
+    *honoured(ROUTES, ALL, "frequency_penalty", 1, "-2..2", "over the answer's tokens"),
+    *honoured(ROUTES, ALL, "presence_penalty", 1, "-2..2", "over the answer's tokens"),
+    *honoured(ROUTES, ALL, "logit_bias", {"5": 1}, "token id -> -100..100", "-100 bans"),
+    *honoured(
         ROUTES,
         ALL,
         "seed",
@@ -63,7 +40,7 @@ HONOURED = (
         "without drafts and in any company, in every dtype, with one and the same number of "
         "threads; without it up to rounding",
     ),
-    *_honoured(
+    *honoured(
         ROUTES,
         ALL,
         "stop",
@@ -71,9 +48,9 @@ HONOURED = (
         "a text or up to 16 of up to 1024 characters",
         "not part of the answer",
     ),
-    *_honoured(ROUTES, ALL, "n", 2, "1..128", "prompts x n at most 128"),
-    *_honoured(ROUTES, ALL, "stream", True),
-    *_honoured(
+    *honoured(ROUTES, ALL, "n", 2, "1..128", "prompts x n at most 128"),
+    *honoured(ROUTES, ALL, "stream", True),
+    *honoured(
         ROUTES,
         ALL,
         "stream_options.include_usage",
@@ -81,11 +58,11 @@ HONOURED = (
         "",
         "usage comes in a last chunk without choices",
     ),
-    *_honoured(ROUTES, EXTENDED, "top_k", 5, "1..; 0 and -1 switch it off"),
-    *_honoured(ROUTES, EXTENDED, "min_p", 0.1, "0..1"),
-    *_honoured(ROUTES, EXTENDED, "repetition_penalty", 1.2, "above 0"),
-    *_honoured(ROUTES, EXTENDED, "stop_token_ids", [5], "", "they end the answer too"),
-    *_honoured(
+    *honoured(ROUTES, EXTENDED, "top_k", 5, "1..; 0 and -1 switch it off"),
+    *honoured(ROUTES, EXTENDED, "min_p", 0.1, "0..1"),
+    *honoured(ROUTES, EXTENDED, "repetition_penalty", 1.2, "above 0"),
+    *honoured(ROUTES, EXTENDED, "stop_token_ids", [5], "", "they end the answer too"),
+    *honoured(
         ROUTES,
         "vLLM, SGLang, llama.cpp",
         "ignore_eos",
@@ -93,7 +70,7 @@ HONOURED = (
         "",
         "the end-of-sentence token does not end the answer; not with a grammar",
     ),
-    *_honoured(
+    *honoured(
         ROUTES,
         EXTENDED,
         "min_tokens",
@@ -102,7 +79,7 @@ HONOURED = (
         "that many tokens come before any end, unless a grammar leaves nothing but the end; a "
         "stop string that begins in them is text",
     ),
-    *_honoured(
+    *honoured(
         ROUTES,
         EXTENDED,
         "skip_special_tokens",
@@ -110,7 +87,7 @@ HONOURED = (
         "",
         "`false` shows the names of tokens that begin, end and fill texts",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         ALL,
         "messages",
@@ -120,7 +97,7 @@ HONOURED = (
         "follow each other directly; other parts are refused. `name` is accepted: the prompt "
         "format has no place for it. An assistant's `refusal` is its text if `content` is null",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         "DeepSeek",
         "messages[-1].prefix",
@@ -129,7 +106,7 @@ HONOURED = (
         "the answer continues it, and holds only what is new. With `reasoning_content` it "
         "continues inside `<think>`",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         "DeepSeek",
         "messages[].reasoning_content",
@@ -143,8 +120,8 @@ HONOURED = (
         "the model's chat template says which turns' reasoning it shows; V3's, R1's and V3.1's "
         "show none (see below)",
     ),
-    *_honoured(CHAT, ALL, "max_completion_tokens", 2, "", "the same as `max_tokens`"),
-    *_honoured(
+    *honoured(CHAT, ALL, "max_completion_tokens", 2, "", "the same as `max_tokens`"),
+    *honoured(
         CHAT,
         ALL,
         "tools",
@@ -155,7 +132,7 @@ HONOURED = (
         "argument `input`; a `format` of syntax `regex` is enforced. Other characters of a name "
         "than letters, digits, `_.-` are `_` in the prompt",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         ALL,
         "tool_choice",
@@ -164,20 +141,10 @@ HONOURED = (
         "`required` and a name are enforced by a grammar, arguments included. Of `allowed_tools` "
         "the model is shown no others",
     ),
-    *_honoured(
+    *honoured(
         CHAT, ALL, "parallel_tool_calls", False, "", "`false`: the answer ends after its first call"
     ),
-    *_honoured(
-        CHAT,
-        ALL,
-        "response_format",
-        {"type": "json_object"},
-        "`text`, `json_object`, `json_schema`",
-        '**extensions**: `{"type": "regex", "regex": ...}`, `{"type": "choice", "choices": '
-        '[...]}`, `{"type": "grammar", "grammar": ...}` (llguidance\'s Lark dialect). With tools '
-        "the answer is calls or the JSON",
-    ),
-    *_honoured(
+    *honoured(
         CHAT,
         "DeepSeek",
         "thinking",
@@ -186,7 +153,7 @@ HONOURED = (
         "whether to reason first, where the chat template has a switch for it (V3.1's has); "
         "elsewhere accepted and named in the reply",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         EXTENDED,
         "chat_template_kwargs",
@@ -195,11 +162,11 @@ HONOURED = (
         "its `thinking` or "
         "`enable_thinking`, before `thinking`; other members are named in the reply",
     ),
-    *_honoured(CHAT, "SGLang", "reasoning", {"enabled": True}, "", "as `thinking`"),
-    *_honoured(
+    *honoured(CHAT, "SGLang", "reasoning", {"enabled": True}, "", "as `thinking`"),
+    *honoured(
         CHAT, ALL, "reasoning_effort", "high", "", "as `thinking`: `none` and `minimal` are off"
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         ALL,
         "logprobs",
@@ -207,7 +174,7 @@ HONOURED = (
         "",
         "of the model's own distribution, before temperature and filters",
     ),
-    *_honoured(
+    *honoured(
         CHAT,
         ALL,
         "top_logprobs",
@@ -215,7 +182,7 @@ HONOURED = (
         "up to 20",
         "with `logprobs`; 0 without it asks for nothing",
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS,
         ALL,
         "prompt",
@@ -224,7 +191,7 @@ HONOURED = (
         "a text gets a begin-of-sentence token and its special tokens' names are plain text; ids "
         "are taken as they are",
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS,
         "llama.cpp",
         "parse_special",
@@ -234,10 +201,10 @@ HONOURED = (
         "or as a keyboard does (`<|User|>`); without it the header `x-rorqual-notes` tells of a "
         "prompt that has some. `/tokenize` has it too",
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS, "vLLM", "add_special_tokens", False, "", "`false`: no begin-of-sentence token"
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS,
         "OpenAI, DeepSeek",
         "suffix",
@@ -245,7 +212,7 @@ HONOURED = (
         "text",
         "`<fim_begin>prompt<fim_hole>suffix<fim_end>`; not with `echo`",
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS,
         ALL,
         "echo",
@@ -254,7 +221,7 @@ HONOURED = (
         "the prompt before the answer; with `logprobs` its tokens too (not the begin-of-sentence "
         "that was added)",
     ),
-    *_honoured(
+    *honoured(
         COMPLETIONS,
         ALL,
         "logprobs",

@@ -77,8 +77,13 @@ def offline_job(
     prompts = completion_prompts(body, model.tokenizer)
     for prompt in prompts:
         model.check_prompt(prompt.ids, "prompt")
-    each = choices(completion_params(body, model), body.n or 1)
-    requests = [Request(prompt.ids, params) for prompt in prompts for params in each]
+    params = completion_params(body, model)
+    compiled = None if params.grammar is None else grammars.compile(params.grammar)
+    requests = [
+        Request(prompt.ids, each, compiled=compiled)
+        for prompt in prompts
+        for each in choices(params, body.n or 1)
+    ]
     return OfflineJob(body, requests, completion_assembler(body, model, prompts))
 
 

@@ -57,6 +57,8 @@ def tokenized_chat(body: TokenizeRequest) -> ChatRequest | None:
         return None
     own = set(TokenizeRequest.model_fields) - set(ChatRequest.model_fields)
     fields = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in own}
+    if not fields.get("continue_final_message"):
+        fields.pop("add_generation_prompt", None)  # without an answer the prompt may end anywhere
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as problem:

@@ -58,7 +58,7 @@ def sampling_params(
         return replace(defaults, **values)
     except RorqualError as problem:
         message, name = str(problem).replace("\n", "; "), problem.what.partition(" ")[0]
-        param = name if name in SamplingFields.model_fields else None
+        param = body.written(name) if name in SamplingFields.model_fields else None
         raise ApiError(422, message, code="invalid_value", param=param) from None
 
 

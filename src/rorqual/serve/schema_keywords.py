@@ -12,7 +12,8 @@ from typing import Any
 
 from rorqual.serve.errors import ApiError
 from rorqual.serve.notes import Notes
-from rorqual.serve.schemas_chat import ChatRequest, JsonSchemaFormat, NamedTool, TextFormat
+from rorqual.serve.schemas_chat import ChatRequest, NamedTool
+from rorqual.serve.schemas_forms import FormFields, JsonSchemaFormat, ResponseFormat, TextFormat
 
 UNENFORCED = frozenset(
     "uniqueItems not if then else contains minContains maxContains propertyNames dependentRequired "
@@ -93,18 +94,22 @@ def enforceable(
     return found
 
 
+def enforceable_form(body: FormFields) -> ResponseFormat | None:
+    """The answer's form, whose schema has only what a grammar can enforce."""
+    wanted = body.response_format
+    if not isinstance(wanted, JsonSchemaFormat) or wanted.json_schema.json_schema is None:
+        return wanted
+    inner = wanted.json_schema
+    schema = enforceable(
+        inner.json_schema, body.schema_place, body.notes, is_strict=bool(inner.strict)
+    )
+    inner = inner.model_copy(update={"json_schema": schema})
+    return wanted.model_copy(update={"json_schema": inner})
+
+
 def enforceable_body(body: ChatRequest) -> ChatRequest:
     """A copy for grammars, whose schemas have only what these can enforce."""
-    changes: dict[str, Any] = {}
-    wanted = body.response_format
-    if isinstance(wanted, JsonSchemaFormat) and wanted.json_schema.json_schema is not None:
-        inner = wanted.json_schema
-        place = "response_format.json_schema.schema"
-        schema = enforceable(
-            wanted.json_schema.json_schema, place, body.notes, is_strict=bool(inner.strict)
-        )
-        inner = inner.model_copy(update={"json_schema": schema})
-        changes["response_format"] = wanted.model_copy(update={"json_schema": inner})
+    changes: dict[str, Any] = {"response_format": enforceable_form(body)}
     if body.tools and _has_bound_calls(body):
         tools = []
         for index, tool in enumerate(body.tools):
@@ -116,7 +121,7 @@ def enforceable_body(body: ChatRequest) -> ChatRequest:
                 function = function.model_copy(update={"parameters": schema})
             tools.append(tool.model_copy(update={"function": function}))
         changes["tools"] = tools
-    return body.model_copy(update=changes) if changes else body
+    return body.model_copy(update=changes)
 
 
 def _has_bound_calls(body: ChatRequest) -> bool:

@@ -19,10 +19,10 @@ from rorqual.serve.schemas_common import (
     MAX_INT64,
     MAX_TOP_LOGPROBS,
     JsonObject,
-    SamplingFields,
     Strict,
     mismatch,
 )
+from rorqual.serve.schemas_forms import FormFields
 from rorqual.serve.tool_shapes import (
     MAX_NAME_CHARACTERS,
     custom_as_function,
@@ -206,55 +206,6 @@ ToolChoice = Annotated[
 ]
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Strict):
-    type: Literal["json_object"]
-    whitespace: bool | None = Field(default=None, description="Extension: JSON may be laid out.")
-
-
-class NamedSchema(Strict):
-    name: str | None = None
-    description: str | None = Field(default=None, description="Accepted, without effect.")
-    json_schema: JsonObject | None = Field(default=None, alias="schema")
-    strict: bool | None = Field(default=None, description="The schema is always enforced.")
-
-
-class JsonSchemaFormat(Strict):
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-    whitespace: bool | None = Field(default=None, description="Extension: JSON may be laid out.")
-
-
-class RegexFormat(Strict):
-    """Extension: the whole answer matches a regular expression."""
-
-    type: Literal["regex"]
-    regex: str = Field(min_length=1, max_length=10_000)
-
-
-class ChoiceFormat(Strict):
-    """Extension: the answer is one of these texts."""
-
-    type: Literal["choice"]
-    choices: list[str] = Field(min_length=1, max_length=1000)
-
-
-class GrammarFormat(Strict):
-    """Extension: a context-free grammar in Lark's notation."""
-
-    type: Literal["grammar"]
-    grammar: str = Field(min_length=1, max_length=100_000)
-
-
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat | GrammarFormat,
-    Discriminator("type"),
-]
-
-
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -285,7 +236,7 @@ Thinking = Annotated[
 ]
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(FormFields):
     PLACE: ClassVar[str] = CHAT
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -299,7 +250,6 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = Field(
         default=None, description="`false`: the answer ends after its first call."
     )
-    response_format: ResponseFormat | None = None
     thinking: Thinking | None = Field(
         default=None, description="Reasoning first, where the chat template has a switch for it."
     )
@@ -312,6 +262,12 @@ class ChatRequest(SamplingFields):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    continue_final_message: bool | None = Field(
+        default=None, description="As `prefix` of the last message."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="`false` only with continue_final_message."
+    )
     _names: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("tools")
@@ -335,14 +291,30 @@ class ChatRequest(SamplingFields):
                 raise mismatch("tool_choice", f"tool_choice names {name!r}, which is no tool")
         elif self.tool_choice == "required" and not names:
             raise mismatch("tool_choice", "tool_choice needs tools")
+        if self.n_probs:
+            self.read_as("n_probs", "logprobs", True)
+            self.read_as("n_probs", "top_logprobs", self.n_probs)
         if self.top_logprobs and not self.logprobs:
             raise mismatch("top_logprobs", "top_logprobs needs logprobs: true")
-        both = (self.max_tokens, self.max_completion_tokens)
-        if None not in both and both[0] != both[1]:
-            message = "max_tokens and max_completion_tokens differ: give one of them"
-            raise mismatch("max_completion_tokens", message)
+        self.read_as("max_completion_tokens", "max_tokens", self.max_completion_tokens)
+        self._continue_last()
         self._write_names_safely()
         return self
+
+    def _continue_last(self) -> None:
+        if not self.continue_final_message:
+            if self.add_generation_prompt is False:
+                message = "add_generation_prompt: false needs continue_final_message: true"
+                raise mismatch("add_generation_prompt", message, "unsupported")
+            return
+        if self.add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt are both true: give one"
+            raise mismatch("continue_final_message", message)
+        last = self.messages[-1]
+        if not isinstance(last, AssistantMessage) or last.tool_calls:
+            message = "continue_final_message needs a last message of the assistant's without calls"
+            raise mismatch("continue_final_message", message)
+        last.prefix = True
 
     def _keep_allowed(self, allowed: AllowedTools) -> None:
         """The model is shown no other tools, so that `tool_choice` is a mode again."""

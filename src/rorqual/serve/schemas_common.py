@@ -43,6 +43,7 @@ MAX_STOPS = 16
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_INT64 = 2**63 - 1
+SYNONYMS = {"n_predict": "max_tokens", "n_cmpl": "n", "repeat_penalty": "repetition_penalty"}
 MAX_JSON_DEPTH = 64
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
@@ -196,10 +197,53 @@ class SamplingFields(Body):
         description="Extension: `false` shows the names of tokens that begin, end and fill texts.",
     )
 
-    @field_validator("max_tokens", "max_completion_tokens", mode="before", check_fields=False)
+    n_predict: int | None = Field(
+        default=None, ge=1, le=MAX_INT64, description="llama.cpp's name of max_tokens."
+    )
+    n_cmpl: int | None = Field(
+        default=None, ge=1, le=MAX_CHOICES, description="llama.cpp's name of n."
+    )
+    repeat_penalty: float | None = Field(
+        default=None, gt=0, le=100, description="llama.cpp's name of repetition_penalty."
+    )
+    n_probs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="llama.cpp's way to ask for logprobs and their alternatives; 0 asks for none.",
+    )
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator(
+        "max_tokens", "max_completion_tokens", "n_predict", mode="before", check_fields=False
+    )
     @classmethod
     def _minus_one_is_the_default(cls, value: Any) -> Any:
         return None if value == -1 else value
+
+    @model_validator(mode="after")
+    def _read_synonyms(self) -> SamplingFields:
+        for name, meant in SYNONYMS.items():
+            self.read_as(name, meant, getattr(self, name))
+        return self
+
+    def read_as(self, name: str, meant: str, value: Any) -> None:
+        """The field `name` asks for what `meant` does, unless `value` is None."""
+        other = getattr(self, meant)
+        if value is None or value == other:
+            return
+        if other is not None:
+            message = f"{self.written(meant)} and {name} differ: give one of them"
+            raise mismatch(name, message)
+        setattr(self, meant, value)
+        self.note_written(meant, name)
+
+    def note_written(self, meant: str, name: str) -> None:
+        self._written[meant] = name
+
+    def written(self, name: str) -> str:
+        """What the client calls a field."""
+        return self._written.get(name, name)
 
     @field_validator("stop")
     @classmethod

@@ -13,11 +13,11 @@ from rorqual.serve.schemas_common import (
     MAX_TOP_LOGPROBS,
     Body,
     JsonObject,
-    SamplingFields,
     TokenId,
     UsageBody,
     mismatch,
 )
+from rorqual.serve.schemas_forms import FormFields
 
 
 def _prompt_tag(value: Any) -> str:
@@ -43,7 +43,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(FormFields):
     PLACE: ClassVar[str] = COMPLETIONS
 
     prompt: Prompt = Field(
@@ -67,7 +67,9 @@ class CompletionRequest(SamplingFields):
         description="Longest answer; 0 only scores the prompt. Default: 4096 or what the "
         "context leaves, if that is less.",
     )
-
+    n_predict: int | None = Field(
+        default=None, ge=0, le=MAX_INT64, description="llama.cpp's name of max_tokens."
+    )
     parse_special: bool | None = Field(
         default=None,
         description="Extension: names of special tokens in the prompt, `<|User|>` and the like, "
@@ -80,6 +82,7 @@ class CompletionRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
+        self.read_as("n_probs", "logprobs", self.n_probs or None)
         if self.echo and self.suffix is not None:
             raise mismatch("suffix", "echo and suffix do not go together")
         if self.best_of not in (None, 1, self.n):
@@ -89,7 +92,7 @@ class CompletionRequest(SamplingFields):
         num_answers = (len(self.prompt) if is_batch else 1) * (self.n or 1)
         if num_answers > MAX_CHOICES:
             message = f"{num_answers} answers (prompts x n); at most {MAX_CHOICES}"
-            raise mismatch("n", message)
+            raise mismatch(self.written("n"), message)
         return self
 
 

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from rorqual.serve.schemas_chat import (
+from rorqual.serve.schemas_common import UNUSED, Body, JsonObject, StreamOptions, Strict, mismatch
+from rorqual.serve.schemas_forms import (
     ChoiceFormat,
     GrammarFormat,
     JsonObjectFormat,
     RegexFormat,
     TextFormat,
 )
-from rorqual.serve.schemas_common import UNUSED, Body, JsonObject, StreamOptions, Strict, mismatch
 
 MAX_ITEMS = 10_000
 LOGPROBS = "message.output_text.logprobs"

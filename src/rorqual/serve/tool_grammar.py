@@ -16,15 +16,14 @@ from typing import Any
 from rorqual.engine import Grammar
 from rorqual.engine.grammar import CALL_OPTIONS, JSON_OPTIONS, WIDE_OPTIONS
 from rorqual.serve.errors import ApiError
-from rorqual.serve.schemas_chat import (
-    ChatRequest,
+from rorqual.serve.schemas_chat import ChatRequest, FunctionSchema, NamedTool
+from rorqual.serve.schemas_forms import (
     ChoiceFormat,
-    FunctionSchema,
     GrammarFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
-    NamedTool,
     RegexFormat,
+    ResponseFormat,
     TextFormat,
 )
 from rorqual.tokenizer import Tokenizer
@@ -49,7 +48,7 @@ def chat_grammar(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) 
     if isinstance(body.tool_choice, NamedTool):
         name = body.tool_choice.function.name
         tools = [tool for tool in tools if tool.name == name]
-    format_grammar = _format_grammar(body)
+    format_grammar = form_grammar(body.response_format)
     has_calls = is_forced or (bool(tools) and (format_grammar is not None or _has_strict(tools)))
     if not has_calls:
         return format_grammar
@@ -77,14 +76,15 @@ def is_call_forced(body: ChatRequest) -> bool:
     return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
-def _format_grammar(body: ChatRequest) -> Grammar | None:
-    wanted = body.response_format
+def form_grammar(wanted: ResponseFormat | None) -> Grammar | None:
+    """What an answer of text must look like."""
     if wanted is None or isinstance(wanted, TextFormat):
         return None
     if isinstance(wanted, JsonObjectFormat):
         return Grammar("json_object", has_whitespace=bool(wanted.whitespace))
     if isinstance(wanted, JsonSchemaFormat):
-        text = json.dumps(_answer_schema(body))
+        schema = wanted.json_schema.json_schema
+        text = json.dumps(ANY_OBJECT if schema is None else schema)
         return Grammar("json_schema", text, has_whitespace=bool(wanted.whitespace))
     if isinstance(wanted, RegexFormat):
         return Grammar("regex", wanted.regex)
@@ -99,8 +99,9 @@ def _answer_schema(body: ChatRequest) -> dict[str, Any]:
         schema = wanted.json_schema.json_schema
         return ANY_OBJECT if schema is None else schema
     if isinstance(wanted, RegexFormat | ChoiceFormat | GrammarFormat):
-        message = f"response_format {wanted.type!r} does not go together with tools"
-        raise ApiError(422, message, code="unsupported", param="response_format")
+        place = body.written("response_format")
+        message = f"{place}: a form of type {wanted.type!r} does not go together with tools"
+        raise ApiError(422, message, code="unsupported", param=place)
     return ANY_OBJECT
 
 

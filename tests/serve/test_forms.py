@@ -1,0 +1,331 @@
+"""Other servers' names for an answer's form, its length and its continuation.
+
+Oracle: the request that reaches the engine is that of this server's own field.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+import web
+from fake_engine import FakeEngine
+from live import Live, running
+from real import make_engine, serve_engine
+
+from patience import wait_until
+from rorqual.engine import Request
+from rorqual.serve.app import create_app
+from rorqual.serve.gbnf import as_lark
+from rorqual.serve.notes import IGNORED_HEADER
+from rorqual.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.concurrency
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hello"}]},
+    TEXT: {"prompt": ["hello", "well"]},
+}
+CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}}
+GBNF = 'root ::= "a" | "b" root'
+LARK = "start: /a/ | /b/ start"
+
+
+def form(kind: str, value: Any) -> dict[str, Any]:
+    if kind == "json_schema":
+        return {"type": kind, "json_schema": {"name": "x", "schema": value}}
+    return {"type": kind} | ({"choices": value} if kind == "choice" else {kind: value})
+
+
+SCHEMA, REGEX, CHOICE = form("json_schema", CITY), form("regex", "a+"), form("choice", ["a", "b"])
+BNF, EBNF = form("grammar", as_lark(GBNF)), form("grammar", LARK)
+WAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"guided_json": CITY}, SCHEMA),
+    ({"guided_json": json.dumps(CITY)}, SCHEMA),
+    ({"guided_regex": "a+"}, REGEX),
+    ({"guided_choice": ["a", "b"]}, CHOICE),
+    ({"guided_grammar": GBNF}, BNF),
+    ({"guided_grammar": LARK}, EBNF),
+    ({"structured_outputs": {"json": CITY}}, SCHEMA),
+    ({"structured_outputs": {"json": json.dumps(CITY)}}, SCHEMA),
+    ({"structured_outputs": {"regex": "a+", "json": None}}, REGEX),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, CHOICE),
+    ({"structured_outputs": {"choices": ["a", "b"]}}, CHOICE),
+    ({"structured_outputs": {"grammar": GBNF}}, BNF),
+    ({"structured_outputs": {"json_object": True}}, {"type": "json_object"}),
+    ({"json_schema": CITY}, SCHEMA),
+    ({"json_schema": json.dumps(CITY)}, SCHEMA),
+    ({"json_schema": {}}, form("json_schema", {})),
+    ({"regex": "a+"}, REGEX),
+    ({"ebnf": GBNF}, BNF),
+    ({"grammar": GBNF}, BNF),
+    ({"response_format": {"type": "grammar", "grammar": GBNF}}, BNF),
+    ({"response_format": {"type": "json_object", "schema": CITY}}, SCHEMA),
+    ({"response_format": {"type": "json_schema", "schema": CITY}}, SCHEMA),
+    ({"response_format": {"type": "text"}, "guided_json": CITY}, SCHEMA),
+    # Twice the same is no contradiction.
+    ({"response_format": SCHEMA, "guided_json": CITY, "json_schema": CITY}, SCHEMA),
+    ({"guided_regex": "a+", "regex": "a+", "structured_outputs": {"regex": "a+"}}, REGEX),
+]
+OFF: list[dict[str, Any]] = [
+    {"structured_outputs": {}},
+    {"structured_outputs": {"json_object": False, "disable_any_whitespace": True}},
+    {"grammar": ""},
+    {"response_format": {"type": "text"}},
+    {"n_probs": 0},
+    {"n_predict": -1},
+    {"continue_final_message": False, "add_generation_prompt": True},
+]
+
+
+def post(live: Live, path: str, **fields: Any) -> httpx.Response:
+    return web.post(live.url + path, json=BODIES[path] | fields)
+
+
+def sent(live: Live, engine: FakeEngine, path: str, **fields: Any) -> list[Request]:
+    """What reaches the engine."""
+    num_before = len(engine.requests)
+    response = post(live, path, **fields)
+    assert response.status_code == 200, response.text
+    assert IGNORED_HEADER not in response.headers
+    return engine.requests[num_before:]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(("way", "own"), WAYS, ids=lambda value: "-".join(value))
+def test_every_way_to_ask_for_a_form(
+    live: Live, engine: FakeEngine, path: str, way: dict[str, Any], own: dict[str, Any]
+) -> None:
+    for more in ({}, {"n": 2, "stream": True, "max_tokens": 9}):
+        as_own = sent(live, engine, path, response_format=own, **more)
+        assert sent(live, engine, path, **way, **more) == as_own
+        grammar = as_own[0].params.grammar
+        assert grammar is not None
+        assert grammar.kind == own["type"]
+        assert all(request.compiled is not None for request in as_own)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_asks_for_nothing(live: Live, engine: FakeEngine, path: str) -> None:
+    plain = sent(live, engine, path)
+    for off in OFF:
+        if path == CHAT or "continue_final_message" not in off:
+            assert sent(live, engine, path, **off) == plain
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"guided_json": CITY, "regex": "a"}, "regex", "guided_json and regex ask"),
+        ({"response_format": REGEX, "grammar": GBNF}, "grammar", "response_format and grammar"),
+        ({"json_schema": {}, "guided_json": CITY}, "json_schema", "guided_json and json_schema"),
+        (
+            {"structured_outputs": {"json": CITY, "choice": ["a"]}},
+            "structured_outputs.choice",
+            "structured_outputs.json and structured_outputs.choice",
+        ),
+        ({"guided_json": "{city"}, "guided_json", "JSON"),
+        ({"guided_json": "[1]"}, "guided_json", "dictionary"),
+        ({"json_schema": 5}, "json_schema", "dictionary"),
+        ({"structured_outputs": {"json": "x"}}, "structured_outputs.json", "JSON"),
+        ({"guided_choice": []}, "guided_choice", "at least 1"),
+        ({"guided_choice": "a"}, "guided_choice", "list"),
+        ({"guided_regex": ""}, "guided_regex", "at least 1"),
+        ({"ebnf": "root ::= 'a'"}, "ebnf", "line 1"),
+        ({"grammar": "root ::= x"}, "grammar", "needs a rule 'x'"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", ""),
+        ({"max_tokens": 5, "n_predict": 9}, "n_predict", "max_tokens and n_predict differ"),
+        ({"n": 2, "n_cmpl": 3}, "n_cmpl", "n and n_cmpl differ"),
+        (
+            {"repetition_penalty": 1, "repeat_penalty": 1.5},
+            "repeat_penalty",
+            "repetition_penalty and repeat_penalty",
+        ),
+        ({"n_predict": -2}, "n_predict", "greater"),
+        ({"n_cmpl": 129}, "n_cmpl", "128"),
+        ({"n_probs": 21}, "n_probs", "20"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "greater"),
+        ({"repeat_penalty": 0.001}, "repeat_penalty", "0.01"),
+        ({"ignore_eos": True, "regex": "a"}, "ignore_eos", "grammar"),
+    ],
+)
+def test_what_cannot_be_is_told_by_the_clients_names(
+    live: Live, path: str, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = post(live, path, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, param), error
+    assert words in error["message"]
+
+
+def test_faults_that_one_route_has(live: Live) -> None:
+    for path, fields, param, words in (
+        (CHAT, {"n_predict": 0}, "n_predict", "greater"),
+        (CHAT, {"n_predict": 5, "max_completion_tokens": 6}, "max_completion_tokens", "n_predict"),
+        (CHAT, {"logprobs": False, "n_probs": 2}, "n_probs", "logprobs and n_probs"),
+        (CHAT, {"logprobs": True, "top_logprobs": 1, "n_probs": 2}, "n_probs", "top_logprobs"),
+        (TEXT, {"logprobs": 1, "n_probs": 2}, "n_probs", "logprobs and n_probs differ"),
+        (TEXT, {"n_cmpl": 100}, "n_cmpl", "200 answers"),
+        (CHAT, {"continue_final_message": True}, "continue_final_message", "assistant"),
+        (CHAT, {"add_generation_prompt": False}, "add_generation_prompt", "continue_final"),
+    ):
+        response = post(live, path, **fields)  # type: ignore[arg-type]
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (422, param), (fields, error)
+        assert words in error["message"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": CITY}}]
+
+
+def test_forms_beside_tools(live: Live, engine: FakeEngine) -> None:
+    own = sent(live, engine, CHAT, tools=TOOLS, response_format=SCHEMA)
+    assert sent(live, engine, CHAT, tools=TOOLS, guided_json=CITY) == own
+    error = post(live, CHAT, tools=TOOLS, guided_regex="a").json()["error"]
+    assert error["param"] == "guided_regex"
+    assert "tools" in error["message"]
+    own = sent(live, engine, CHAT, tools=TOOLS, tool_choice="none", response_format=REGEX)
+    assert sent(live, engine, CHAT, tools=TOOLS, tool_choice="none", regex="a+") == own
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_no_grammar_can_hold_is_named_where_the_client_has_it(live: Live, path: str) -> None:
+    schema = CITY | {"minContains": 2}
+    for field in ("guided_json", "json_schema"):
+        response = post(live, path, **{field: schema})
+        assert response.headers[IGNORED_HEADER] == f"{field}.minContains"
+    response = post(live, path, structured_outputs={"json": schema})
+    assert response.headers[IGNORED_HEADER] == "structured_outputs.json.minContains"
+    strict = form("json_schema", schema)
+    strict["json_schema"]["strict"] = True
+    error = post(live, path, response_format=strict).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize(
+    ("path", "own", "other"),
+    [
+        (CHAT, {"max_tokens": 3}, {"n_predict": 3}),
+        (TEXT, {"max_tokens": 0}, {"n_predict": 0}),
+        (TEXT, {"max_tokens": 3}, {"n_predict": 3, "max_tokens": -1}),
+        (CHAT, {"n": 3}, {"n_cmpl": 3}),
+        (TEXT, {"n": 3, "seed": 4}, {"n_cmpl": 3, "seed": 4}),
+        (CHAT, {"repetition_penalty": 1.5}, {"repeat_penalty": 1.5}),
+        (TEXT, {"repetition_penalty": 1}, {"repeat_penalty": 1, "repetition_penalty": 1}),
+        (CHAT, {"logprobs": True, "top_logprobs": 2}, {"n_probs": 2}),
+        (CHAT, {"logprobs": True, "top_logprobs": 2}, {"n_probs": 2, "logprobs": True}),
+        (TEXT, {"logprobs": 2}, {"n_probs": 2}),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_llama_cpps_names(
+    live: Live,
+    engine: FakeEngine,
+    path: str,
+    own: dict[str, Any],
+    other: dict[str, Any],
+    is_stream: bool,
+) -> None:
+    as_own = sent(live, engine, path, stream=is_stream, **own)
+    assert sent(live, engine, path, stream=is_stream, **other) == as_own
+    if not is_stream:
+        replies = [post(live, path, **fields).json()["choices"] for fields in (own, other)]
+        assert replies[0] == replies[1]
+
+
+SAID = {"role": "assistant", "content": "The whale", "reasoning_content": None}
+
+
+@pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}, {"guided_regex": "a"}])
+@pytest.mark.parametrize("thought", [None, "Hm"])
+def test_the_last_message_is_continued(
+    live: Live, engine: FakeEngine, more: dict[str, Any], thought: str | None
+) -> None:
+    last = SAID | {"reasoning_content": thought}
+    messages = [*BODIES[CHAT]["messages"], last]
+    fields = {name: value for name, value in more.items() if name != "add_generation_prompt"}
+    prefix = [*BODIES[CHAT]["messages"], last | {"prefix": True}]
+    own = sent(live, engine, CHAT, messages=prefix, **fields)
+    asked = more | {"continue_final_message": True}
+    assert sent(live, engine, CHAT, messages=messages, **asked) == own
+    tokens = web.post(live.url + "/tokenize", json={"messages": messages, **asked}).json()
+    assert tokens["tokens"] == list(own[0].prompt_ids)
+
+
+def test_what_cannot_be_continued_is_refused(live: Live) -> None:
+    user, calls = BODIES[CHAT]["messages"][0], {"name": "f", "arguments": "{}"}
+    called = {"role": "assistant", "tool_calls": [{"id": "a", "function": calls}]}
+    for messages in ([user], [SAID, user], [user, called]):
+        response = post(live, CHAT, messages=messages, continue_final_message=True)
+        assert response.json()["error"]["param"] == "continue_final_message"
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    for path in (CHAT, "/tokenize"):
+        response = web.post(live.url + path, json={"messages": [user, SAID], **both})
+        assert response.status_code == 422
+        message = response.json()["error"]["message"]
+        assert "continue_final_message" in message
+        assert "add_generation_prompt" in message
+
+
+def test_a_batchs_lines_have_these_fields_too(live: Live, engine: FakeEngine) -> None:
+    fields = {"guided_json": CITY, "n_predict": 3, "n_cmpl": 2}
+    own = {"response_format": SCHEMA, "max_tokens": 3, "n": 2}
+    for path in (CHAT, TEXT):
+        num_before = len(engine.requests)
+        lines = [
+            {"custom_id": name, "method": "POST", "url": path, "body": BODIES[path] | body}
+            for name, body in (("a", fields), ("b", own), ("c", {"regex": "a", "n_probs": 21}))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        data = {"purpose": "batch"}
+        file = web.post(live.url + "/v1/files", data=data, files={"file": ("in.jsonl", text)})
+        batch = {"input_file_id": file.json()["id"], "endpoint": path}
+        url = (
+            live.url + "/v1/batches/" + web.post(live.url + "/v1/batches", json=batch).json()["id"]
+        )
+        wait_until(lambda url=url: web.get(url).json()["status"] == "completed")  # type: ignore[misc]
+        params = [request.params for request in engine.requests[num_before:]]
+        assert len(params) == (4 if path == CHAT else 8)
+        assert set(params) == {params[0]}
+        errors = web.get(f"{live.url}/v1/files/{web.get(url).json()['error_file_id']}/content")
+        assert errors.json()["response"]["body"]["error"]["param"] == "n_probs"
+
+
+@pytest.fixture(scope="module")
+def real(tokenizer: Tokenizer) -> Any:
+    pytest.importorskip("llguidance")
+    with running(create_app(*serve_engine(make_engine(tokenizer)))) as live:
+        yield live
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"guided_choice": ["whale", "sea"]}, {"whale", "sea"}),
+        ({"regex": "^(whale|sea)$"}, {"whale", "sea"}),
+        ({"grammar": 'root ::= "whale" | "sea"'}, {"whale", "sea"}),
+        ({"guided_json": '{"enum": ["whale", 1]}'}, {'"whale"', "1"}),
+    ],
+)
+def test_a_real_engine_writes_the_form(
+    real: Live, path: str, fields: dict[str, Any], answers: set[str]
+) -> None:
+    fields = fields | {"temperature": 1, "n": 2, "max_tokens": 40}
+    choices = post(real, path, **fields).json()["choices"]
+    assert len(choices) == (2 if path == CHAT else 4)
+    for choice in choices:
+        assert (choice["message"]["content"] if path == CHAT else choice["text"]) in answers
+        assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_the_library_refuses_is_told_by_the_clients_name(real: Live, path: str) -> None:
+    response = post(real, path, guided_regex="a(?=b)")
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "guided_regex")
+    assert error["code"] == "invalid_grammar"

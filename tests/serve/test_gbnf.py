@@ -1,0 +1,160 @@
+"""GBNF as llguidance reads it. Oracles: what the grammars say by hand, Python's json and re."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+
+import pytest
+
+from rorqual.engine.grammar import Grammar, GrammarCompiler
+from rorqual.serve.gbnf import MAX_DEPTH, MAX_RULES, as_lark
+from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+
+pytest.importorskip("llguidance")
+
+JSON = r"""# as llama.cpp has it in grammars/json.gbnf
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+
+object ::=
+  "{" ws (
+            string ":" ws value
+    ("," ws string ":" ws value)*
+  )? "}" ws
+
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] |
+    "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) # escapes
+  )* "\"" ws
+
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [0-9]{0,15})? ws
+ws ::= | " " | "\n" [ \t]{0,20}
+"""
+SQL = """
+    root ::= select_statement
+
+    select_statement ::= "SELECT " column " from " table " where " condition
+
+    column ::= "col_1 " | "col_2 "
+    table ::= "table_1 " | "table_2 "
+    condition ::= column "= " number
+    number ::= "1 " | "2 "
+"""
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer)
+
+
+def is_taken(compiler: GrammarCompiler, gbnf: str, token_ids: list[int], eos_id: int) -> bool:
+    matcher = compiler.compile(Grammar("grammar", as_lark(gbnf))).matcher()
+    for token_id in token_ids:
+        if not matcher.allowed()[token_id]:
+            return False
+        matcher.put(token_id)
+    return bool(matcher.allowed()[eos_id])
+
+
+@pytest.mark.parametrize(
+    ("gbnf", "good", "bad"),
+    [
+        ('root ::= "a" | "b"', ["a", "b"], ["", "c", "ab"]),
+        ('root ::= name "x"\nname ::= [a-z]+', ["abx", "xx"], ["ab", "x"]),  # names have an x too
+        ('root ::= "(" root ")" | "a"*', ["((aa))", "()", ""], ["(a", ")"]),
+        ('root ::= "(" root ")" ws | ws\nws ::= " "*', ["( ) ", "(())", ""], ["(", "x"]),
+        ('root ::= name "." root | ";"\nname ::= [a-z]+', ["a.bc.;", ";"], ["a;", "a.b"]),
+        ("root ::= . .", ["a\n", "鯨b"], ["a", "abc"]),
+        (r'root ::= "\u00e9\x41\U0001F40B\t" [^\n\]-]', ["éA🐋\tz"], ["éA🐋\t-", "éA🐋\t]"]),
+        ("root ::= [-a] [a-] [a-c-]", ["--b", "aa-"], ["b--", "--d"]),
+        (r'root ::= "\"\\/\]" [/^&~] [\^]', ['"\\/]&^'], ['"\\/]a^']),
+        ('root ::= "a"{2} "b"{1,} "c"{0, 2}', ["aab", "aabbcc"], ["ab", "aaccc", "aabccc"]),
+        ('root ::= Up-case Up_case\nUp-case ::= "1"\nUp_case ::= "2"', ["12"], ["11"]),
+        ('root ::= start\nstart ::= "1"', ["1"], [""]),
+        ("root ::= ", [""], ["a"]),
+        (JSON, ['{"a": [1, 2.5e3, "x\\n", {}, [], null]}', "{}"], ['{"a"}', "[1]", '{"a": 01}']),
+        (SQL, ["SELECT col_1  from table_2  where col_2 = 1 "], ["SELECT", "SELECT col_3 "]),
+    ],
+)
+def test_what_a_grammar_takes(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, gbnf: str, good: list[str], bad: list[str]
+) -> None:
+    for text in good:
+        assert is_taken(compiler, gbnf, tokenizer.encode(text), tokenizer.eos_id), text
+    for text in bad:
+        assert not is_taken(compiler, gbnf, tokenizer.encode(text), tokenizer.eos_id), text
+
+
+def test_json_is_jsons(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    values = [None, True, -7, 0.25, "", 'a"b\\c', [], {}, [[{"a": [0]}], "鯨"], {"b": {"c": {}}}]
+    for first, second in product(values, values):
+        text = json.dumps({"x": first, "y": [second]}, ensure_ascii=False)
+        assert is_taken(compiler, JSON, tokenizer.encode(text), tokenizer.eos_id), text
+
+
+@pytest.mark.parametrize(
+    ("gbnf", "regex"),
+    [
+        ("root ::= a b\na ::= [ab]+\nb ::= [bc]+", "[ab]+[bc]+"),
+        ('root ::= (a | "ab") "c"?\na ::= "a" | "abc"', "(a|abc|ab)c?"),
+        ('root ::= a{2} "b"* a?\na ::= "a" "b"?', "(ab?){2}b*(ab?)?"),
+    ],
+)
+def test_without_recursion_it_is_exact(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, gbnf: str, regex: str
+) -> None:
+    """Also where one part could take what the next must have. Oracle: Python's re."""
+    for length in range(5):
+        for letters in product("abc", repeat=length):
+            text = "".join(letters)
+            is_good = is_taken(compiler, gbnf, tokenizer.encode(text), tokenizer.eos_id)
+            assert is_good == (re.fullmatch(regex, text) is not None), text
+
+
+def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    gbnf = f'root ::= {THINK_BEGIN} [a-z ]* {THINK_END} "yes"'
+    good = tokenizer.encode(f"{THINK_BEGIN}so it is{THINK_END}yes", allow_special=True)
+    assert is_taken(compiler, gbnf, good, tokenizer.eos_id)
+    assert not is_taken(compiler, gbnf, tokenizer.encode("yes"), tokenizer.eos_id)
+
+
+@pytest.mark.parametrize(
+    ("gbnf", "words"),
+    [
+        ("root ::= x", "line 1: 'x' needs a rule 'x'"),
+        ('a ::= "a"', "needs a rule 'root'"),
+        ('root ::= ("a"', "its end stands where a bracket must close"),
+        ('root ::= "a"\nb ::= "b', "line 2: '\"b' means nothing"),
+        ("root ::= *", "nothing before it to repeat"),
+        ('root ::= "a"**', "nothing before it to repeat"),
+        ("root ::= []", "has no characters"),
+        (r'root ::= "\q"', r"no character"),
+        (r'root ::= "\uD800"', r"no character"),
+        (r'root ::= "\UFFFFFFFF"', r"no character"),
+        ("root ::= 'a'", "means nothing here"),
+        ('root ::= "a")', "no beginning of a rule"),
+        ('root ::= "a"\nroot ::= "b"', "line 2: 'root ::= \"b\"' is there twice"),
+        ("root ::= " + "(" * (MAX_DEPTH + 1) + '"a"', f"more than {MAX_DEPTH} brackets"),
+        ("".join(f"r{n} ::= .\n" for n in range(MAX_RULES + 1)), f"more than {MAX_RULES}"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_place(gbnf: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        as_lark(gbnf)
+
+
+def test_long_chains_and_deep_brackets_are_read() -> None:
+    chain = "".join(f"r{n} ::= r{n + 1}\n" for n in range(MAX_RULES - 2))
+    assert "R0" in as_lark(f"root ::= r0\n{chain}r{MAX_RULES - 2} ::= .")
+    deep = "(" * MAX_DEPTH + '"a" root' + ")?" * MAX_DEPTH
+    assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
+
+
+def test_other_grammars_stay_as_they_are() -> None:
+    for text in ('start: "a ::= b"', "start: /a/", "", "%llguidance {}\nstart: /a/"):
+        assert as_lark(text) == text
