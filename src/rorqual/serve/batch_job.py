@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -24,10 +25,17 @@ from rorqual.serve.errors import (
     validation_error,
 )
 from rorqual.serve.fair_pool import Caller
-from rorqual.serve.schemas_batches import BatchError, BatchErrors, BatchLine, BatchReply
+from rorqual.serve.responses import collect_response
+from rorqual.serve.schemas_batches import (
+    BatchError,
+    BatchErrors,
+    BatchLine,
+    BatchReply,
+    Endpoint,
+)
 from rorqual.serve.schemas_chat import ChatRequest
-from rorqual.serve.schemas_common import SamplingFields
 from rorqual.serve.schemas_completions import CompletionRequest
+from rorqual.serve.schemas_responses import ResponseRequest
 from rorqual.serve.service import Service
 from rorqual.serve.store import BatchRow, LostError, NewFile, StorageError, Store
 
@@ -43,7 +51,8 @@ FULL_QUEUE_SECONDS = 0.25
 STORAGE_SECONDS = 5.0
 
 Work = Callable[[Service, Any, Caller], Awaitable[str]]
-ROUTES: Mapping[str, tuple[type[SamplingFields], Work]] = {
+Schema = type[ChatRequest] | type[CompletionRequest] | type[ResponseRequest]
+ROUTES: Mapping[str, tuple[Schema, Work]] = {
     "/v1/chat/completions": (ChatRequest, collect_chat),
     "/v1/completions": (CompletionRequest, collect_completion),
 }
@@ -219,7 +228,7 @@ class Job:
         """(status, JSON, names of fields without effect) of one request; status 0 if the batch
         ended before there was room for it.
         """
-        schema, work = ROUTES[line.url]
+        schema, work = self._route(line.url)
         try:
             body = schema.model_validate(line.body)
             if body.stream:
@@ -239,6 +248,13 @@ class Job:
         if error.code == ENGINE_FAILED:  # no line will be answered before a restart
             self.is_stopped = True
         return (0 if error.status == 503 else error.status), error.body(), []
+
+    def _route(self, url: Endpoint) -> tuple[Schema, Work]:
+        if url != "/v1/responses":
+            return ROUTES[url]
+        store, owner = self._store.responses, self.row.owner
+        work = partial(collect_response, store=store, owner=owner, persist=self._persist)
+        return ResponseRequest, work
 
     async def _patiently(self, work: Work, body: BaseModel) -> str:
         """Tries again while there is no room for it; ApiError 503 once the batch is to end."""

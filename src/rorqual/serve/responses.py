@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rorqual.serve.chat import ChatJob, chat_prompt, prepare_chat
 from rorqual.serve.chat_builder import ChatBuilder, hand_on_notes, told_as
 from rorqual.serve.errors import ApiError
 from rorqual.serve.fair_pool import Caller
-from rorqual.serve.reply import AnswerResponse, Wire, named_event
+from rorqual.serve.reply import AnswerResponse, Wire, collect, named_event
 from rorqual.serve.response_input import Record, add_items, earlier_items, given_items
 from rorqual.serve.responses_assembler import ResponsesAssembler
 from rorqual.serve.schemas_chat import ChatRequest
@@ -42,6 +44,15 @@ SAME = (
 """Fields that the chat route has under the same name."""
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A checked request; `keep` stores its whole response, if it is to be stored."""
+
+    job: ChatJob
+    assembler: ResponsesAssembler
+    keep: Callable[[], Awaitable[None]]
+
+
 async def answer_response(
     service: Service,
     store: ResponseStore,
@@ -50,6 +61,37 @@ async def answer_response(
     caller: Caller = NOBODY,
 ) -> AnswerResponse:
     """The response of the route, streamed or not."""
+    prepared = await _prepare(service, store, owner, body, caller)
+    fail = prepared.assembler.failed
+    return AnswerResponse(
+        service,
+        prepared.job.requests,
+        prepared.assembler,
+        is_stream=bool(body.stream),
+        wire=Wire(frame=named_event, end=b"", fail=fail, before_end=prepared.keep),
+        notes=body.notes,
+    )
+
+
+async def collect_response(
+    service: Service,
+    body: ResponseRequest,
+    caller: Caller,
+    *,
+    store: ResponseStore,
+    owner: str,
+    persist: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+) -> str:
+    """The reply's JSON, for batches; `persist` stores it as soon as the disk allows."""
+    prepared = await _prepare(service, store, owner, body, caller)
+    text = await collect(service, prepared.job.requests, prepared.assembler)
+    await persist(prepared.keep)
+    return text
+
+
+async def _prepare(
+    service: Service, store: ResponseStore, owner: str, body: ResponseRequest, caller: Caller
+) -> _Prepared:
     service.check_body(body)
     response_id = ordered_id("resp_")
     items = await given_items(body.input, response_id, store, owner)
@@ -77,14 +119,7 @@ async def answer_response(
             )
             await store.put(row)
 
-    return AnswerResponse(
-        service,
-        job.requests,
-        assembler,
-        is_stream=bool(body.stream),
-        wire=Wire(frame=named_event, end=b"", fail=assembler.failed, before_end=keep),
-        notes=body.notes,
-    )
+    return _Prepared(job, assembler, keep)
 
 
 async def count_input(
