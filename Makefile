@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test test-all test-stress llama-cpp clients gpu-check check lint types install install-dev clean
+.PHONY: chat test test-all test-stress llama-cpp clients gpu-check check same lint types install install-dev clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -101,6 +101,9 @@ check: $(VENV)/.installed-dev  ## before each commit: lint, format, types, the h
 	$(BIN)/ruff format --check src tests benchmarks recipes; \
 	$(BIN)/mypy; \
 	$(BIN)/python tests/touched.py $$(($(CHECK_SECONDS) - $$(date +%s) + start))
+
+same: $(VENV)/.installed-dev  ## does this commit compute what its parent does? ARGS="--close" where bits may differ
+	$(BIN)/python benchmarks/same.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks recipes
