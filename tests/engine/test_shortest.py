@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from rorqual.engine.grammar import Grammar, GrammarCompiler, GrammarKind
-from rorqual.engine.shortest import Letters, Place, shortest_end
+from rorqual.engine.shortest import MAX_MADE, NUM_WIDE, Effort, Letters, Place, shortest_end
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALL_BEGIN, TOOL_CALL_END
 
@@ -161,3 +162,19 @@ def test_it_gives_up_in_bounded_time(compiler: GrammarCompiler, tokenizer: Token
     assert (
         shortest_end(compiler.compile(grammar).matcher().state, Letters(tokenizer), Place()) is None
     )
+
+
+def test_an_answer_has_an_end_of_its_effort(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    """Each state of this expression leads to 26 others, and thirty answers may look at once."""
+    text = r"x([a-z]*a[a-z]{11}b|[a-z]*c[a-z]{11}d){3}"
+    matcher = compiler.compile(Grammar("regex", text)).matcher().state
+    letters, effort = Letters(tokenizer), Effort(3 * MAX_MADE)
+    left = [effort.num_left]
+    for _ in range(9):
+        assert shortest_end(matcher, letters, Place(), (), effort) is None
+        left.append(effort.num_left)
+    assert all(a - b <= MAX_MADE + NUM_WIDE for a, b in pairwise(left))
+    assert left[-1] > -NUM_WIDE
+    assert left[-1] == left[-2] <= 0

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from live import Live
 from raw import Wire, talk
 
-from rorqual.serve.framing import HEAD_BYTES, host_name
+from rorqual.serve.framing import HEAD_BYTES, HEAD_LINES, MANY_CHUNKS, host_name
 
 pytestmark = pytest.mark.concurrency
 
@@ -41,6 +41,7 @@ def chunks(size: bytes, *, end: bytes = b"\r\n") -> bytes:
     return size + b"\r\n" + BODY + end + b"0\r\n\r\n"
 
 
+BYTES = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY.ljust(MANY_CHUNKS)) + b"0\r\n\r\n"
 REFUSED = {
     # RFC 9112 §6.1, §6.3: lengths
     "a length, then chunks": (post(length(b"4") + CHUNKED, b"0\r\n\r\n"), 400),
@@ -69,6 +70,7 @@ REFUSED = {
     "a chunk without its end": (post(CHUNKED, chunks(b"f", end=b"xx")), 400),
     "a chunk that is longer": (post(CHUNKED, chunks(b"e")), 400),
     "chunks with bare LF": (post(CHUNKED, b"f\n" + BODY + b"\n0\n\n"), 400),
+    "more chunks of a byte": (post(CHUNKED, b"1\r\n \r\n" + BYTES), 400),
     "LF in an extension": (post(CHUNKED, chunks(b"f;\na")), 400),
     # §5: header fields
     "a space before the colon": (get(HOST + b"X-A : b\r\n"), 400),
@@ -107,6 +109,7 @@ REFUSED = {
     # §2.2: lengths
     "a line that is too long": (get(HOST + b"X-A: " + b"a" * HEAD_BYTES + b"\r\n"), 431),
     "too many lines": (get(HOST + b"X-A: b\r\n" * 10_000), 431),
+    "too many lines that are short": (get(HOST + b"a:\r\n" * HEAD_LINES), 431),
     "a target that is too long": (get(HOST, target=b"/" + b"a" * HEAD_BYTES), 431),
 }  # fmt: skip
 LEFT = HEAD_BYTES - (len(get(HOST + b"X-A: \r\n")) - len(SECOND))
@@ -115,6 +118,7 @@ TAKEN = {
     "18 digits": post(length(b"000000000000000015"), BODY),
     "chunks": post(CHUNKED, chunks(b"f")),
     "chunks in capitals": post(b"TRANSFER-ENCODING: Chunked\r\n", chunks(b"F")),
+    "a thousand chunks of a byte": post(CHUNKED, BYTES),
     "a chunk with an extension": post(CHUNKED, chunks(b'f;a="b;c";d')),
     "a trailer": post(CHUNKED, b"f\r\n" + BODY + b"\r\n0\r\nX-A: b\r\n\r\n"),
     "no space after the colon": get(b"Host:127.0.0.1\r\n"),
@@ -126,6 +130,7 @@ TAKEN = {
     "an empty line before": b"\r\n\r\n" + get(HOST),
     "an empty line behind a body": post(length(b"15"), BODY + b"\r\n"),
     "an upgrade": get(HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\n"),
+    "as many lines as may be": get(HOST + b"a:\r\n" * (HEAD_LINES - 3)),
     "just as long as may be": get(HOST + b"X-A: " + b"a" * LEFT + b"\r\n"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rorqual.engine.grammar import GrammarMatcher
-from rorqual.engine.shortest import QUOTE, Letters, Place, can_end_with, shortest_end
+from rorqual.engine.shortest import QUOTE, Effort, Letters, Place, can_end_with, shortest_end
 from rorqual.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Closing:
     ) -> None:
         self._matcher, self._letters, self._names = matcher, Letters(tokenizer), names
         self._eos_id, self._end_ids = tokenizer.eos_id, frozenset(end_ids)
-        self._place = Place()
+        self._place, self._effort = Place(), Effort()
         self._path: list[int] | None = None
         self._is_known = self._is_shortest = False
         self._next_look = self.num_left = max_tokens
@@ -133,7 +133,7 @@ class Closing:
         yield self._search(state, place), True
 
     def _search(self, state: LLMatcher, place: Place) -> list[int] | None:
-        return shortest_end(state, self._letters, place, self._names)
+        return shortest_end(state, self._letters, place, self._names, self._effort)
 
     def _length(self, path: Sequence[int]) -> int:
         """With the token that ends the answer."""

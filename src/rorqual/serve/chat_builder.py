@@ -18,7 +18,11 @@ from rorqual.serve.schemas_common import Body
 
 
 class ChatBuilder:
-    """Messages in their order. Parts of one assistant's turn that follow each other become one."""
+    """Messages in their order. Parts of one assistant's turn that follow each other become one.
+
+    Texts stay lists of their parts until the end: thousands of parts may make one, and a text that
+    grows part by part is copied each time.
+    """
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -26,30 +30,28 @@ class ChatBuilder:
 
     def add(self, role: str, text: str, place: str) -> None:
         """A system or user message."""
-        self._put({"role": role, "content": text}, place)
+        self._put({"role": role, "content": [text]}, place)
 
     def add_user_text(self, text: str, place: str) -> None:
         """As `add`, but several of them are one turn, as Anthropic has it."""
         last = self.messages[-1] if self.messages else {}
         if last.get("role") == "user":
-            last["content"] += "\n\n" + text
+            last["content"] += ["\n\n", text]
         else:
             self.add("user", text, place)
 
     def add_said(self, text: str, place: str) -> None:
-        turn = self._turn(place)
-        turn["content"] = (turn["content"] or "") + text
+        self._turn(place).setdefault("content", []).append(text)
 
     def add_thought(self, text: str, place: str) -> None:
-        turn = self._turn(place)
-        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+        self._turn(place).setdefault("reasoning_content", []).append(text)
 
     def add_call(self, call: dict[str, Any], place: str) -> None:
         """`call` is a tool call in the chat route's shape."""
         self._turn(place).setdefault("tool_calls", []).append(call)
 
     def add_output(self, call_id: str, text: str, place: str) -> None:
-        self._put({"role": "tool", "tool_call_id": call_id, "content": text}, place)
+        self._put({"role": "tool", "tool_call_id": call_id, "content": [text]}, place)
 
     def continue_last(self) -> None:
         """The answer goes on with the last message, if it is an assistant's without calls."""
@@ -71,11 +73,9 @@ class ChatBuilder:
 
     def request(self, fields: Mapping[str, Any]) -> ChatRequest:
         """The chat route's checked form; ValidationError as that route's."""
-        for message in self.messages:
-            if message["role"] == "assistant" and not message.get("tool_calls"):
-                message["content"] = message["content"] or ""  # a turn may be all reasoning
         given = {name: value for name, value in fields.items() if value is not None}
-        return ChatRequest.model_validate({"messages": self.messages, **given})
+        messages = [_whole(message) for message in self.messages]
+        return ChatRequest.model_validate({"messages": messages, **given})
 
     def places(self) -> dict[str, str]:
         """Where each of the chat's messages came from."""
@@ -87,8 +87,16 @@ class ChatBuilder:
 
     def _turn(self, place: str) -> dict[str, Any]:
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            self._put({"role": "assistant", "content": None}, place)
+            self._put({"role": "assistant"}, place)
         return self.messages[-1]
+
+
+def _whole(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its texts put together."""
+    texts = {name: message[name] for name in ("content", "reasoning_content") if name in message}
+    if not message.get("tool_calls"):
+        texts.setdefault("content", [])  # a turn may be all reasoning
+    return message | {name: "".join(parts) for name, parts in texts.items()}
 
 
 @contextmanager

@@ -16,11 +16,18 @@ import h11
 
 HEAD_BYTES = 64 * 1024
 """Of a request's line and headers."""
+HEAD_LINES = 256
+"""As many headers as 64 KiB hold take a fifth of a second, in which nobody is answered."""
+MANY_CHUNKS, CHUNK_BYTES = 1000, 64
+"""A body of more chunks than that must have so many bytes in each, on average: h11 takes as long
+for one byte as for many.
+"""
 HEAD_END = re.compile(rb"\n\r?\n")  # where h11 ends it
 BEGINNING = re.compile(rb"[\x21-\x7e]")
 LINE = rb"[\x21-\x7e][\t\x20-\x7e\x80-\xff]*\r\n"
 HEAD = re.compile(rb"(?:" + LINE + rb")+\r\n")
-LENGTH = re.compile(rb"content-length[ \t]*:[ \t]*(.*?)[ \t]*\r\n", re.IGNORECASE)
+EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+LENGTH = re.compile(rb"content-length[ \t]*+:(.*)\r\n", re.IGNORECASE)
 DIGITS = re.compile(rb"[0-9]{1,18}")
 HOST = re.compile(
     rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::(?P<port>[0-9]{0,5}))?"
@@ -35,6 +42,7 @@ class Framing(h11.Connection):
         super().__init__(h11.SERVER, HEAD_BYTES)
         self.problem: h11.RemoteProtocolError | None = None
         self._num_searched = 0
+        self._num_chunks = self._num_chunk_bytes = 0  # of the body that comes
 
     @property
     def has_begun(self) -> bool:
@@ -46,17 +54,32 @@ class Framing(h11.Connection):
             if self.their_state is h11.IDLE and not self._has_head():
                 return h11.NEED_DATA
             event = super().next_event()
-            return _checked(event) if isinstance(event, h11.Request) else event
+            if isinstance(event, h11.Data):
+                self._count(event)
+            return self._begun(event) if isinstance(event, h11.Request) else event
         except h11.RemoteProtocolError as problem:
             self.problem = problem
             raise
 
+    def _begun(self, request: h11.Request) -> h11.Request:
+        self._num_chunks = self._num_chunk_bytes = 0
+        return _checked(request)
+
+    def _count(self, data: h11.Data) -> None:
+        self._num_chunks += data.chunk_start
+        self._num_chunk_bytes += len(data.data)
+        least = self._num_chunks * CHUNK_BYTES
+        if self._num_chunks > MANY_CHUNKS and self._num_chunk_bytes < least:
+            raise _refused(f"more than {MANY_CHUNKS} chunks of less than {CHUNK_BYTES} bytes")
+
     def _has_head(self) -> bool:
         """Whether the next request's line and headers are here; looks at them before h11 does."""
         data = self.trailing_data[0]
-        while data.startswith(b"\r\n"):  # §2.2: some clients end a body with an empty line
-            data = data[2:]
-            self._receive_buffer.maybe_extract_at_most(2)
+        empty = EMPTY_LINES.match(data)
+        assert empty is not None, "the pattern matches every text"
+        if empty.end():  # §2.2: some clients end a body with an empty line
+            data = data[empty.end() :]
+            self._receive_buffer.maybe_extract_at_most(empty.end())
         end = HEAD_END.search(data, max(0, self._num_searched - 2))
         self._num_searched = len(data) if end is None else 0
         if (len(data) if end is None else end.end()) > HEAD_BYTES:
@@ -66,6 +89,8 @@ class Framing(h11.Connection):
                 raise _refused("this is no HTTP")
             return False
         head = data[: end.end()]
+        if head.count(b"\n") > HEAD_LINES:
+            raise _refused(f"the headers have more than {HEAD_LINES} lines", 431)
         if not HEAD.fullmatch(head):
             raise _refused("a line of the headers is malformed")
         _check_lengths(head)
@@ -82,7 +107,8 @@ def host_name(host: str) -> str | None:
 
 def _check_lengths(head: bytes) -> None:
     lines = head.split(b"\n")[1:]
-    lengths = [match[1] for line in lines if (match := LENGTH.fullmatch(line + b"\n"))]
+    found = (LENGTH.fullmatch(line + b"\n") for line in lines)
+    lengths = [match[1].strip(b" \t") for match in found if match]
     if len(lengths) > 1:
         raise _refused("more than one Content-Length")
     if lengths and not DIGITS.fullmatch(lengths[0]):

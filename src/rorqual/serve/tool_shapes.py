@@ -91,15 +91,16 @@ def safe_names(names: Iterable[str]) -> dict[str, str]:
     each = list(dict.fromkeys(names))
     writings = {name: name for name in each if re.fullmatch(r"[A-Za-z0-9_.-]+", name)}
     taken = set(writings)
+    numbers: dict[str, int] = {}  # the last of each writing: thousands of names may have the same
     for name in each:
         if name in writings:
             continue
         first = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
         first = first if first.strip("_") else "tool"
-        number, writing = 1, first
+        number, writing = numbers.get(first, 1), first
         while writing in taken:
             number += 1
             writing = f"{first}_{number}"
-        writings[name] = writing
+        writings[name], numbers[first] = writing, number
         taken.add(writing)
     return writings

@@ -38,7 +38,10 @@ def check_kept(
             for text in _texts_of(call, prompt, start):
                 if _end_of(text, prompt, start) < 0:
                     raise _lost(f"messages[{index}].tool_calls[{number}]", text)
-        starts[is_system] = end
+            # Thousands of calls would each be looked for from the beginning. No template changes
+            # a name, so its first place is not behind its own.
+            start = _end_of(call["function"]["name"], prompt, start)
+        starts[is_system] = max(start, end)
     for index, tool in enumerate(tools):
         if tool["function"]["name"] not in prompt:
             raise _lost(f"tools[{index}]", tool["function"]["name"])

@@ -1,0 +1,125 @@
+"""What a stranger sends takes time in proportion to its length, however it is written.
+
+Each of these took time that grows with the square of the length: seconds to hours at the lengths
+that the server takes, in which nobody else was answered. Oracle: the time of as many harmless
+bytes, and the text that is to come out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import pytest
+
+from rorqual.serve.bodies import check_values, num_marks
+from rorqual.serve.chat_builder import ChatBuilder
+from rorqual.serve.errors import ApiError
+from rorqual.serve.framing import EMPTY_LINES, HEAD_BYTES, Framing
+from rorqual.serve.tool_shapes import safe_names
+from rorqual.tokenizer.kept import check_kept
+
+MIB = 2**20
+FEW_SECONDS = 5.0
+"""Of processor time: each takes a tenth of one at most, and took a minute and more."""
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("beginning", [b"", b"[,,,,", b'{"a": "b", "c\\n": '])
+@pytest.mark.parametrize("end", [b"", b"\\", b'"', b',,,"'])
+def test_a_text_without_an_end_is_read_once(beginning: bytes, end: bytes) -> None:
+    content = beginning + b'"' + b'\\"' * MIB + b"," * 100 + end
+
+    def check() -> None:
+        check_values(content, num_marks(beginning) + 3)
+
+    assert seconds(check) < FEW_SECONDS
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_lines_that_are_empty_cost_no_more_than_others(size: int) -> None:
+    framing = Framing()
+    data = b"\r\n" * (MIB // (4096 // size)) + GET + b"\r\n"
+
+    def read() -> None:
+        for start in range(0, len(data), size):
+            framing.receive_data(data[start : start + size])
+            while isinstance(framing.next_event(), h11.Request):
+                framing.send(h11.InformationalResponse(status_code=100, headers=[]))
+
+    assert seconds(read) < FEW_SECONDS
+    assert framing.their_state is h11.DONE
+
+
+def test_a_length_with_spaces_in_it_is_refused_at_once() -> None:
+    room = HEAD_BYTES - len(GET) - 100
+    heads = [GET + b"Content-Length: 1" + b" " * room + b"1\r\n\r\n"] * 20
+
+    def read(head: bytes) -> None:
+        framing = Framing()
+        framing.receive_data(head)
+        with pytest.raises(h11.RemoteProtocolError, match="no number"):
+            framing.next_event()
+
+    assert seconds(lambda: [read(head) for head in heads]) < FEW_SECONDS
+
+
+def test_many_names_that_are_written_alike() -> None:
+    names = [chr(0x4E00 + number) for number in range(20_000)] + ["tool_3"]
+    found: dict[str, str] = {}
+    assert seconds(lambda: found.update(safe_names(names))) < FEW_SECONDS
+    assert len(set(found.values())) == len(names)
+    assert [found[name] for name in (*names[:3], names[-1])] == [
+        "tool", "tool_2", "tool_4", "tool_3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("add", "field", "between"),
+    [("add_user_text", "content", "\n\n"), ("add_said", "content", ""),
+     ("add_thought", "reasoning_content", "")],
+)  # fmt: skip
+def test_a_turn_of_many_parts(add: str, field: str, between: str) -> None:
+    builder = ChatBuilder()
+    parts = [f"{number:400}" for number in range(50_000)]
+    texts: list[Any] = []
+
+    def build() -> None:
+        for part in parts:
+            getattr(builder, add)(part, "input[0]")
+        builder.add("user", "?", "input[1]")
+        texts.append(getattr(builder.request({}).messages[0], field))
+
+    assert seconds(build) < FEW_SECONDS
+    assert texts == [between.join(parts)]
+
+
+def test_many_calls_are_found_in_a_long_prompt() -> None:
+    names = [f"f{number}" for number in range(20_000)]
+    calls = [{"function": {"name": name, "arguments": "{" + "x" * 90 + "}"}} for name in names]
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls]
+    prompt = "".join(call["function"]["name"] + call["function"]["arguments"] for call in calls)
+    assert seconds(lambda: check_kept(prompt, messages, [])) < FEW_SECONDS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
+def test_values_do_not_hide_in_another_encoding(encoding: str) -> None:
+    """In UTF-16 the half of another letter looks like a quote; RFC 8259 §8.1 asks for UTF-8."""
+    content = ('["\u0122"' + ",1" * 9000 + "]").encode(encoding)
+    with pytest.raises(ApiError, match="UTF-8") as caught:
+        check_values(content, 100)
+    assert caught.value.status == 400
+
+
+def test_empty_lines_are_told_from_a_request() -> None:
+    found = EMPTY_LINES.match(b"\r\n\r\n\rGET")
+    assert found is not None
+    assert found.end() == 4
