@@ -21,7 +21,7 @@ from live import Live, running
 from real import CONFIG, serve_engine
 
 from in_process import Done, run
-from rorqual.engine import Engine
+from rorqual.engine import Engine, grammar_trial
 from rorqual.model import build
 from rorqual.serve.app import create_app
 from rorqual.serve.notes import IGNORED_HEADER
@@ -258,6 +258,7 @@ def test_with_a_system_text_places_are_still_the_files(folder: Path) -> None:
     ("changes", "what"),
     [
         ({"url": "/v1/embeddings"}, "url: Input should be"),
+        ({"url": "/v1/responses", "body": {"input": "a"}}, "which only a server does"),
         ({"method": "GET"}, "method: Input should be"),
         ({"custom_id": None}, "custom_id: Input should be"),
         ({"more": 1}, "unknown field 'more'"),
@@ -294,6 +295,26 @@ def test_what_only_completions_have_needs_raw(folder: Path) -> None:
         assert done.code == 2
         assert "add --raw" in done.err
         assert generate(folder, [line | {"max_tokens": 2}], "--raw").code == 0
+
+
+def test_a_grammar_is_tried_as_the_server_tries_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the same time, and nothing is left of it."""
+    monkeypatch.setattr(grammar_trial, "MAX_SECONDS", 0)
+    endless = {"anyOf": [{"type": "integer", "multipleOf": 99991 - i} for i in range(60)]}
+    form = {"type": "json_schema", "json_schema": {"schema": endless}}
+    closed, close = [], grammar_trial.GrammarTrial.close
+
+    def noted(trial: grammar_trial.GrammarTrial) -> None:
+        closed.append(trial)
+        close(trial)
+
+    monkeypatch.setattr(grammar_trial.GrammarTrial, "close", noted)
+    done = generate(folder, [{"messages": [USER], "response_format": form}])
+    assert (done.code, done.out) == (2, "")
+    assert "line 1: cannot be answered: the grammar takes too long to compile" in done.err
+    assert len(closed) == 1
 
 
 def test_reading_requests_needs_no_web_server() -> None:

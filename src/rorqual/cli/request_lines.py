@@ -92,18 +92,23 @@ class Reader:
     def lines(self, path: Path) -> Iterator[Line]:
         """Each that is not blank; UsageError with its place for one that cannot be answered."""
         from rorqual.engine.grammar import GrammarCompiler
+        from rorqual.engine.grammar_trial import GrammarTrial
 
-        grammars = GrammarCompiler(self.model.tokenizer)
+        trial = GrammarTrial(self.model.tokenizer)
+        grammars = GrammarCompiler(self.model.tokenizer, trial=trial)
         num_requests = 0
         ids: set[bytes] = set()
-        for place, text in _texts(path):
-            if self.is_plain or path.suffix != ".jsonl":
-                item = {"prompt": text.strip() if self.is_plain else text}
-            else:
-                item = _item(text, place)
-            line = self.line(item, grammars, place, offset=num_requests, ids=ids)
-            num_requests += len(line.job.requests)
-            yield line
+        try:
+            for place, text in _texts(path):
+                if self.is_plain or path.suffix != ".jsonl":
+                    item = {"prompt": text.strip() if self.is_plain else text}
+                else:
+                    item = _item(text, place)
+                line = self.line(item, grammars, place, offset=num_requests, ids=ids)
+                num_requests += len(line.job.requests)
+                yield line
+        finally:
+            trial.close()
 
     def one(self, prompt: str) -> Line:
         """A prompt that is in no file."""
@@ -214,6 +219,7 @@ def _item(text: str, place: str) -> dict[str, Any]:
 def _batch_id(item: dict[str, Any], place: str | None, ids: set[bytes]) -> str | None:
     """A batch line's own; None for another line. `ids` are digests of those before it."""
     from rorqual.serve.batch_lines import fault_of
+    from rorqual.serve.offline import SCHEMAS
 
     if not any(name in item for name in BATCH_KEYS):
         return None
@@ -221,6 +227,13 @@ def _batch_id(item: dict[str, Any], place: str | None, ids: set[bytes]) -> str |
     fault = fault_of(raw, item.get("url", CHAT), ids, len(raw))
     if fault is not None:
         raise UsageError(f"cannot be answered: {fault.message}", where=place)
+    if item["url"] not in SCHEMAS:
+        raise UsageError(
+            f"cannot be answered: {item['url']} keeps its responses, which only a server does",
+            where=place,
+            expected=" or ".join(SCHEMAS),
+            fix="write the body as one of these has it, or send the file to `rorqual serve`",
+        )
     return str(item["custom_id"])
 
 
