@@ -5,42 +5,74 @@ writes them there.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from rorqual.serve.field_row import CHAT, COMPLETIONS, ROUTES, FieldRow
+from rorqual.serve.field_row import (
+    CHAT,
+    CLAUDE,
+    CLAUDE_PLACES,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    INPUT_TOKENS,
+    RESPONSE_PLACES,
+    RESPONSES,
+    ROUTES,
+    FieldRow,
+)
 from rorqual.serve.fields import ROWS
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
-WHERE = {(CHAT,): "chat", (COMPLETIONS,): "completions", ROUTES: "both routes"}
+WHERE = {
+    (CHAT,): "chat",
+    (COMPLETIONS,): "completions",
+    ROUTES: "both routes",
+    (RESPONSES,): "`/v1/responses`",
+    (INPUT_TOKENS,): "`/input_tokens`",
+    (RESPONSES, INPUT_TOKENS): "both",
+    (CLAUDE,): "`/v1/messages`",
+    (COUNT_TOKENS,): "`/count_tokens`",
+    (CLAUDE, COUNT_TOKENS): "both",
+}
+APIS = {"responses": (RESPONSES, RESPONSE_PLACES), "messages": (CLAUDE, CLAUDE_PLACES)}
 MARK = "<!-- {} fields: {} -->\n"
 
 
 def tables() -> dict[str, str]:
     """Markdown of each part of the table, by its name there."""
-    return {
+    others = {row.place for row in ROWS} - {*RESPONSE_PLACES, *CLAUDE_PLACES}
+    found = {
         "common": _honoured(ROUTES),
         "chat": _honoured((CHAT,)),
         "completion": _honoured((COMPLETIONS,)),
-        "other": _others(),
+        "other": _others(others),
     }
+    for name, (route, places) in APIS.items():
+        rows = [row for row in ROWS if row.fate == "honoured" and row.place == route]
+        found |= {name: _table(rows), f"other {name}": _others(places)}
+    return found
 
 
 def _honoured(places: tuple[str, ...]) -> str:
-    rows = [row for row, where in _merged("honoured") if where == WHERE[places]]
+    return _table([row for row, where in _merged("honoured", ROUTES) if where == WHERE[places]])
+
+
+def _table(rows: Sequence[FieldRow]) -> str:
     head = "| field | values | | documented by |\n|---|---|---|---|\n"
     return head + "".join(
         f"| `{row.name}` | {row.values} | {row.note} | {row.servers} |\n" for row in rows
     )
 
 
-def _others() -> str:
+def _others(places: Collection[str]) -> str:
+    ways = {fate: _merged(fate, places) for fate in ("ignored", "noted", "refused")}
     return (
         "| accepted, without effect | in | documented by |\n|---|---|---|\n"
-        + "".join(_names("ignored"))
+        + "".join(_names(ways["ignored"]))
         + "\n| accepted, without effect, named in the reply | in | documented by |\n|---|---|---|\n"
-        + "".join(_names("noted"))
+        + "".join(_names(ways["noted"]))
         + "\n| refused, except with | | in | documented by |\n|---|---|---|---|\n"
-        + "".join(map(_refused, _merged("refused")))
+        + "".join(map(_refused, ways["refused"]))
     )
 
 
@@ -53,26 +85,28 @@ def written() -> dict[str, str]:
     }
 
 
-def _merged(fate: str) -> list[tuple[FieldRow, str]]:
-    """One row of what is said of a name in a route or in both alike, and where."""
+def _merged(fate: str, within: Collection[str]) -> list[tuple[FieldRow, str]]:
+    """One row of what is said of a name in several places alike, and where."""
     groups: dict[tuple[object, ...], list[FieldRow]] = {}
     for row in ROWS:
-        if row.fate == fate:
-            is_route = row.place in ROUTES
+        if row.fate == fate and row.place in within:
+            is_route = (row.place,) in WHERE
             key = (row.name, row.servers, is_route, row.values, row.note, str(row.off))
             groups.setdefault(key, []).append(row)
     found = []
     for rows in groups.values():
-        places = [row.place for row in rows]
-        where = WHERE.get(tuple(places)) or ", ".join(f"`{place}`" for place in places)
-        found.append((rows[0], where))
+        places = tuple(row.place for row in rows)
+        named = [f"`{place.rpartition(': ')[2]}`" for place in places]
+        found.append((rows[0], WHERE.get(places) or ", ".join(named)))
     return found
 
 
-def _names(fate: str) -> list[str]:
+def _names(rows: Sequence[tuple[FieldRow, str]]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
-    for row, where in _merged(fate):
-        groups.setdefault((row.servers, where), []).append(f"`{row.name}`")
+    for row, where in rows:
+        off = f" (not {', '.join(f'`{json.dumps(value)}`' for value in row.off)})"
+        name = f"`{row.name}`" + (off if row.off else "")
+        groups.setdefault((row.servers, where), []).append(name)
     return [
         f"| {', '.join(names)} | {where} | {servers} |\n"
         for (servers, where), names in groups.items()

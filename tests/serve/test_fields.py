@@ -23,10 +23,12 @@ from rorqual.serve.app import create_app
 from rorqual.serve.field_row import (
     CALLS,
     CHAT,
+    CLAUDE_PLACES,
     COMPLETIONS,
     FUNCTIONS,
     MESSAGES,
     PARTS,
+    RESPONSE_PLACES,
     STRUCTURED,
     TOOLS,
     FieldRow,
@@ -48,9 +50,11 @@ SIMPLE: dict[str, dict[str, Any]] = {
 }
 ANYTHING: tuple[Any, ...] = (None, True, 3, 0.5, "a text", ["x"], {"a": {"b": [1]}})
 """What a field without effect may hold."""
-HONOURED = [row for row in ROWS if row.fate == "honoured"]
-REFUSED = [row for row in ROWS if row.fate == "refused"]
-UNHEARD = [row for row in ROWS if row.fate in ("ignored", "noted")]
+OWN = [row for row in ROWS if row.place not in (*RESPONSE_PLACES, *CLAUDE_PLACES)]
+"""Those of the other two APIs are in test_fields_apis.py."""
+HONOURED = [row for row in OWN if row.fate == "honoured"]
+REFUSED = [row for row in OWN if row.fate == "refused"]
+UNHEARD = [row for row in OWN if row.fate in ("ignored", "noted")]
 TYPED = ("user", "metadata", "store")
 """Fields without effect whose type is checked all the same."""
 

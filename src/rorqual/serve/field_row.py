@@ -12,7 +12,31 @@ CHAT, COMPLETIONS = "chat", "completions"
 MESSAGES, PARTS, CALLS, TOOLS = "messages[]", "messages[].content[]", "tool_calls[]", "tools[]"
 FUNCTIONS = "tools[].function"
 STRUCTURED = "structured_outputs"
+RESPONSES, INPUT_TOKENS = "responses", "responses/input_tokens"
+RESPONSE_ITEMS, RESPONSE_PARTS = "responses: input[]", "responses: input[].content[]"
+RESPONSE_TOOLS, RESPONSE_TEXT = "responses: tools[]", "responses: text"
+RESPONSE_REASONING = "responses: reasoning"
+CLAUDE, COUNT_TOKENS = "messages", "messages/count_tokens"
+CLAUDE_BLOCKS, CLAUDE_TOOLS = "messages: blocks", "messages: tools[]"
+CLAUDE_THINKING, CLAUDE_OUTPUT = "messages: thinking", "messages: output_config"
 ROUTES = (CHAT, COMPLETIONS)
+RESPONSE_PLACES = (
+    RESPONSES,
+    INPUT_TOKENS,
+    RESPONSE_ITEMS,
+    RESPONSE_PARTS,
+    RESPONSE_TOOLS,
+    RESPONSE_TEXT,
+    RESPONSE_REASONING,
+)
+CLAUDE_PLACES = (
+    CLAUDE,
+    COUNT_TOKENS,
+    CLAUDE_BLOCKS,
+    CLAUDE_TOOLS,
+    CLAUDE_THINKING,
+    CLAUDE_OUTPUT,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,5 +83,37 @@ def honoured(
         fate="honoured",
         example=example,
         values=values,
+        note=note,
+    )
+
+
+def without_effect(
+    servers: str,
+    names: str,
+    *off: Any,
+    places: str | tuple[str, ...] = ROUTES,
+    is_noted: bool = False,
+) -> Iterator[FieldRow]:
+    """Of what is noted, `off` are the values that ask for nothing."""
+    fate: Fate = "noted" if is_noted else "ignored"
+    for name in names.split():
+        yield from rows(places, name=name, servers=servers, fate=fate, off=off)
+
+
+def refused(
+    servers: str,
+    name: str,
+    example: Any,
+    *off: Any,
+    note: str = "",
+    places: str | tuple[str, ...] = ROUTES,
+) -> Iterator[FieldRow]:
+    yield from rows(
+        places,
+        name=name,
+        servers=servers,
+        fate="refused",
+        example=example,
+        off=off,
         note=note,
     )

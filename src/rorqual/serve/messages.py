@@ -61,7 +61,14 @@ async def answer_message(
     )
     assembler = MessagesAssembler(head, job.readers[0])
     wire = Wire(frame=named_event, keep_alive=PING, end=b"", fail=error_texts)
-    return AnswerResponse(service, job.requests, assembler, is_stream=bool(body.stream), wire=wire)
+    return AnswerResponse(
+        service,
+        job.requests,
+        assembler,
+        is_stream=bool(body.stream),
+        wire=wire,
+        notes=body.notes,
+    )
 
 
 async def count_tokens(service: Service, body: CountRequest, caller: Caller = NOBODY) -> int:

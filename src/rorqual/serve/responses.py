@@ -39,7 +39,7 @@ NAMES = {
 }
 SAME = (
     "temperature top_p top_logprobs stream top_k min_p repetition_penalty frequency_penalty "
-    "presence_penalty logit_bias seed stop"
+    "presence_penalty logit_bias seed stop stop_token_ids ignore_eos min_tokens skip_special_tokens"
 ).split()
 """Fields that the chat route has under the same name."""
 
@@ -277,7 +277,7 @@ def _base(
     text = body.text.model_dump(exclude_none=True, by_alias=True) if body.text else {}
     choice = body.tool_choice
     shown = choice if choice is None or isinstance(choice, str) else choice.model_dump()
-    reasoning = body.reasoning
+    reasoning, told = body.reasoning, body.model_extra or {}
     return {
         "id": response_id,
         "object": "response",
@@ -289,18 +289,18 @@ def _base(
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": body.max_tool_calls,
+        "max_tool_calls": told.get("max_tool_calls"),
         "metadata": body.metadata or {},
         "model": service.model.name,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "prompt_cache_key": body.prompt_cache_key,
+        "prompt_cache_key": told.get("prompt_cache_key"),
         "reasoning": {
             "effort": reasoning.effort if reasoning else None,
-            "summary": reasoning.summary if reasoning else None,
+            "summary": (reasoning.model_extra or {}).get("summary") if reasoning else None,
         },
-        "safety_identifier": body.safety_identifier,
+        "safety_identifier": told.get("safety_identifier"),
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": params.temperature,
@@ -311,7 +311,7 @@ def _base(
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
         "usage": None,
-        "user": body.user,
+        "user": told.get("user"),
     }
 
 

@@ -47,7 +47,6 @@ SYNONYMS = {"n_predict": "max_tokens", "n_cmpl": "n", "repeat_penalty": "repetit
 MAX_JSON_DEPTH = 64
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
-UNUSED = Field(default=None, description="Accepted, without effect.")
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 

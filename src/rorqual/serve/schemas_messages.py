@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from rorqual.serve.field_row import (
+    CLAUDE,
+    CLAUDE_BLOCKS,
+    CLAUDE_OUTPUT,
+    CLAUDE_THINKING,
+    CLAUDE_TOOLS,
+    COUNT_TOKENS,
+)
 from rorqual.serve.schemas_common import (
     MAX_INT64,
-    UNUSED,
     Body,
     JsonObject,
     Strict,
@@ -20,19 +27,17 @@ NOT_BLOCKS = "only text, thinking, tool_use and tool_result are supported"
 
 
 class Block(Strict):
-    cache_control: Any = UNUSED
+    PLACE: ClassVar[str] = CLAUDE_BLOCKS
 
 
 class TextBlock(Block):
     type: Literal["text"]
     text: str
-    citations: Any = UNUSED
 
 
 class ThinkingBlock(Block):
     type: Literal["thinking"]
     thinking: str
-    signature: str | None = Field(default=None, description="Not checked.")
 
 
 class RedactedThinkingBlock(Block):
@@ -45,8 +50,6 @@ class ToolUseBlock(Block):
     id: str
     name: str
     input: JsonObject
-    caller: Any = UNUSED
-    toolset_name: Any = UNUSED
 
 
 def _text_tag(value: Any) -> str:
@@ -71,8 +74,6 @@ class ToolResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Text | None = None
-    is_error: Any = UNUSED
-    toolset_name: Any = UNUSED
 
 
 def _block_tag(value: Any) -> str:
@@ -128,16 +129,13 @@ Turn = Annotated[SystemTurn | UserTurn | AssistantTurn, Discriminator("role")]
 
 
 class MessagesTool(Strict):
+    PLACE: ClassVar[str] = CLAUDE_TOOLS
+
     type: str | None = None
     name: str
     description: str | None = None
     input_schema: JsonObject
     strict: bool | None = Field(default=None, description="Calls must follow `input_schema`.")
-    cache_control: Any = UNUSED
-    defer_loading: Any = UNUSED
-    allowed_callers: Any = UNUSED
-    input_examples: Any = UNUSED
-    eager_input_streaming: Any = UNUSED
 
 
 def _own_tool(value: Any) -> Any:
@@ -163,10 +161,9 @@ class MessagesToolChoice(Strict):
 
 
 class Thinking(Strict):
+    PLACE: ClassVar[str] = CLAUDE_THINKING
+
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_INT64, description="Accepted, without effect."
-    )
     display: Literal["summarized", "omitted"] | None = Field(
         default=None, description="`omitted`: blocks of thinking come without their text."
     )
@@ -178,12 +175,15 @@ class OutputFormat(Strict):
 
 
 class OutputConfig(Strict):
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    PLACE: ClassVar[str] = CLAUDE_OUTPUT
+
     format: OutputFormat | None = None
 
 
 class CountRequest(Body):
     """`POST /v1/messages/count_tokens`: what makes the prompt."""
+
+    PLACE: ClassVar[str] = COUNT_TOKENS
 
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Text | None = None
@@ -194,12 +194,6 @@ class CountRequest(Body):
     output_format: OutputFormat | None = Field(
         default=None, description="The older place of `output_config.format`."
     )
-    cache_control: Any = UNUSED
-    context_management: Any = UNUSED
-    mcp_servers: list[JsonObject] | None = Field(default=None, max_length=0)
-    speed: Any = UNUSED
-    user_profile_id: Any = UNUSED
-    workspace_id: Any = UNUSED
 
     def format_wanted(self) -> OutputFormat | None:
         config = self.output_config
@@ -209,17 +203,14 @@ class CountRequest(Body):
 class MessagesRequest(CountRequest):
     """`POST /v1/messages`."""
 
+    PLACE: ClassVar[str] = CLAUDE
+
     max_tokens: int = Field(ge=1, le=MAX_INT64)
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
-    metadata: Any = UNUSED
-    service_tier: Any = UNUSED
-    inference_geo: Any = UNUSED
-    container: None = None
-    diagnostics: Any = UNUSED
 
 
 class CountReply(BaseModel):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from rorqual.serve.schemas_common import UNUSED, Body, JsonObject, StreamOptions, Strict, mismatch
+from rorqual.serve.field_row import (
+    INPUT_TOKENS,
+    RESPONSE_ITEMS,
+    RESPONSE_PARTS,
+    RESPONSE_REASONING,
+    RESPONSE_TEXT,
+    RESPONSE_TOOLS,
+    RESPONSES,
+)
+from rorqual.serve.schemas_common import Body, JsonObject, Strict
 from rorqual.serve.schemas_forms import (
     ChoiceFormat,
     GrammarFormat,
@@ -21,11 +30,10 @@ NOT_RUN = "this server runs no tools itself, only functions of the client's"
 
 
 class InputText(Strict):
+    PLACE: ClassVar[str] = RESPONSE_PARTS
+
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: Any = UNUSED
-    logprobs: Any = UNUSED
-    prompt_cache_breakpoint: Any = UNUSED
 
 
 class InputRefusal(Strict):
@@ -60,15 +68,15 @@ Parts = Annotated[
 
 
 class Item(Strict):
+    PLACE: ClassVar[str] = RESPONSE_ITEMS
+
     id: str | None = None
-    status: Any = UNUSED
 
 
 class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts
-    phase: Any = UNUSED
 
 
 class FunctionCallItem(Item):
@@ -76,17 +84,12 @@ class FunctionCallItem(Item):
     call_id: str
     name: str
     arguments: str
-    namespace: Any = UNUSED
-    caller: Any = UNUSED
 
 
 class FunctionOutputItem(Item):
     type: Literal["function_call_output"]
     call_id: str
     output: Parts
-    name: Any = UNUSED
-    namespace: Any = UNUSED
-    caller: Any = UNUSED
 
 
 class CustomCallItem(Item):
@@ -94,15 +97,12 @@ class CustomCallItem(Item):
     call_id: str
     name: str
     input: str
-    namespace: Any = UNUSED
-    caller: Any = UNUSED
 
 
 class CustomOutputItem(Item):
     type: Literal["custom_tool_call_output"]
     call_id: str
     output: Parts
-    caller: Any = UNUSED
 
 
 class ReasoningText(Strict):
@@ -112,9 +112,7 @@ class ReasoningText(Strict):
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[JsonObject] | None = UNUSED
     content: list[ReasoningText] | None = None
-    encrypted_content: Any = UNUSED
 
 
 class ItemReference(Strict):
@@ -161,6 +159,8 @@ Input = Annotated[
 
 
 class ResponseTool(Strict):
+    PLACE: ClassVar[str] = RESPONSE_TOOLS
+
     type: Literal["function", "custom"]
     name: str
     description: str | None = None
@@ -169,9 +169,6 @@ class ResponseTool(Strict):
         default=None, description="Arguments must follow `parameters`; left out: they need not."
     )
     format: JsonObject | None = Field(default=None, description="Of a custom tool's input.")
-    allowed_callers: Any = UNUSED
-    defer_loading: Any = UNUSED
-    output_schema: Any = UNUSED
 
 
 def _own_tool(value: Any) -> Any:
@@ -233,20 +230,21 @@ AnswerFormat = Annotated[
 
 
 class TextSettings(Strict):
+    PLACE: ClassVar[str] = RESPONSE_TEXT
+
     format: AnswerFormat | None = None
-    verbosity: str | None = UNUSED
 
 
 class ReasoningSettings(Strict):
+    PLACE: ClassVar[str] = RESPONSE_REASONING
+
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: str | None = UNUSED
-    generate_summary: Any = UNUSED
-    context: Any = UNUSED
-    mode: Any = UNUSED
 
 
 class InputRequest(Body):
     """`POST /v1/responses/input_tokens`: what makes the prompt."""
+
+    PLACE: ClassVar[str] = INPUT_TOKENS
 
     input: Input | None = None
     instructions: str | None = Field(
@@ -261,35 +259,21 @@ class InputRequest(Body):
     truncation: Literal["auto", "disabled"] | None = Field(
         default=None, description="`auto`: the oldest turns make room where the context is full."
     )
-    conversation: Any = Field(default=None, description="Only null.")
-    personality: Any = UNUSED
 
 
 class ResponseRequest(InputRequest):
     """`POST /v1/responses`."""
+
+    PLACE: ClassVar[str] = RESPONSES
 
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     store: bool | None = Field(default=None, description="Default: true.")
     metadata: JsonObject | None = None
     include: list[str] | None = None
-    background: bool | None = Field(default=None, description="Only false.")
-    prompt: Any = Field(default=None, description="Only null.")
-    context_management: Any = Field(default=None, description="Only null or empty.")
-    max_tool_calls: int | None = UNUSED
-    service_tier: str | None = UNUSED
-    safety_identifier: str | None = UNUSED
-    prompt_cache_key: str | None = UNUSED
-    prompt_cache_retention: Any = UNUSED
-    prompt_cache_options: Any = UNUSED
-    background_options: Any = UNUSED
-    access_programs: Any = UNUSED
-    image: Any = UNUSED
-    user: str | None = UNUSED
     # Extensions, as the chat route has them and as it checks them.
     top_k: Any = None
     min_p: Any = None
@@ -299,24 +283,14 @@ class ResponseRequest(InputRequest):
     logit_bias: Any = None
     seed: Any = None
     stop: Any = None
+    stop_token_ids: Any = None
+    ignore_eos: Any = None
+    min_tokens: Any = None
+    skip_special_tokens: Any = None
 
     @property
     def has_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
-
-    @model_validator(mode="after")
-    def _can_be_done(self) -> ResponseRequest:
-        for name, note in (
-            ("background", "answers are streamed or waited for"),
-            ("prompt", "send input and instructions"),
-            ("conversation", "use previous_response_id"),
-            ("context_management", "use truncation"),
-        ):
-            if getattr(self, name):
-                raise mismatch(
-                    name, f"{name} is not supported with this value; {note}", "unsupported"
-                )
-        return self
 
 
 class ResponseUsage(BaseModel):
