@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from command import start
 from serving import serving
 
 from patience import HANG_SECONDS, wait_until
@@ -86,3 +87,16 @@ def test_a_server_that_tries_a_grammar_ends_and_leaves_no_process(
             assert process.wait(HANG_SECONDS) == 0
             assert b"Traceback" not in process.stderr.read()
         wait_until(lambda: not any(map(is_there, tried)))
+
+
+def test_generate_ends_too_and_leaves_no_process(model_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(BODY) + "\n", encoding="utf-8")
+    started = start("generate", "--model", model_folder, "--input-file", source, setup=FOR_EVER)
+    wait_until(lambda: helpers(started.pid))
+    tried = helpers(started.pid)
+    started.send_signal(signal.SIGINT)
+    err = started.communicate(timeout=HANG_SECONDS)[1].decode()
+    assert started.returncode == 130, err
+    assert "Traceback" not in err
+    wait_until(lambda: not any(map(is_there, tried)))
