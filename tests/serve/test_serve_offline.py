@@ -19,8 +19,10 @@ import pytest
 import web
 from live import Live, running
 from real import CONFIG, serve_engine
+from served import make_model
 
 from in_process import Done, run
+from rorqual.cli.request_lines import Reader
 from rorqual.engine import Engine, grammar_trial
 from rorqual.model import build
 from rorqual.serve.app import create_app
@@ -315,6 +317,27 @@ def test_a_grammar_is_tried_as_the_server_tries_it(
     assert (done.code, done.out) == (2, "")
     assert "line 1: cannot be answered: the grammar takes too long to compile" in done.err
     assert len(closed) == 1
+
+
+def test_no_line_goes_over_the_vocabulary_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A real one has 129,280 entries, a file any number of lines."""
+
+    class Counted(tuple[bytes, ...]):
+        num_passes = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            Counted.num_passes += 1
+            return super().__iter__()
+
+    counted = replace(tokenizer, token_bytes=Counted(tokenizer.token_bytes))
+    reader = Reader(make_model(counted), is_chat=True)
+    path = tmp_path / "in.txt"
+    passes = []
+    for num_lines in (2, 20):
+        path.write_text("Well?\n" * num_lines)
+        assert reader.check(path) == num_lines
+        passes.append(Counted.num_passes)
+    assert passes[0] == passes[1]
 
 
 def test_reading_requests_needs_no_web_server() -> None:

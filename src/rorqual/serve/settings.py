@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field
@@ -94,15 +93,10 @@ class ServedModel:
         """ApiError 400 for a text that cannot fit, however it is tokenised. What may be left out of
         the prompt, such as white space, is not to be counted.
         """
-        least = -(-num_chars // self._longest_token)
+        least = -(-num_chars // self.tokenizer.longest_token)
         if least >= self.max_positions:
             message = (
                 f"the prompt does not fit the model's context (found {num_chars} characters, which "
                 f"are at least {least} tokens; expected at most {self.max_positions - 1})"
             )
             raise ApiError(400, message, code="context_length_exceeded", param=param)
-
-    @cached_property
-    def _longest_token(self) -> int:
-        """Bytes, and so characters, that a token holds at most."""
-        return max(map(len, self.tokenizer.token_bytes))

@@ -54,6 +54,11 @@ class Tokenizer:
         return len(self.token_bytes)
 
     @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes, and so characters, that a token holds at most."""
+        return max(map(len, self.token_bytes))
+
+    @functools.cached_property
     def byte_ids(self) -> dict[int, int]:
         """Of each byte the id of the token that is nothing else."""
         special = set(self.special_ids.values())
