@@ -152,12 +152,13 @@ def tokens_of(folder: str) -> dict[str, Any]:
     tokenizer = rorqual.load_tokenizer(folder)
     prompts = [tokenizer.encode(text) for text in texts]
     found = {}
-    for name, settings in {
+    kinds: dict[str, dict[str, Any]] = {
         "plain": {},
         "drafts": {"speculate": 2},
         "invariant": {"is_batch_invariant": True},
         "small steps": {"max_step_tokens": 16},
-    }.items():
+    }
+    for name, settings in kinds.items():
         engine = rorqual.Engine(folder, dtype="float32", **settings)
         for temperature in (0.0, 1.0):
             params = rorqual.SamplingParams(
