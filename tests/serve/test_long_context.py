@@ -29,6 +29,7 @@ QUESTION = f"{STORY} How far did it swim on day 7?"
 WHOLE = {"type": "integer"}
 SCHEMA = {"type": "object", "properties": {"miles": WHOLE, "far": {"type": "boolean"}},
           "required": ["miles", "far"], "additionalProperties": False}  # fmt: skip
+FORM = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 TURNS = [{"role": "user", "content": QUESTION}]
 FORMS = ("plain", "schema", "tool")
 
@@ -56,7 +57,7 @@ def chat(live: Live, form: str, *, is_stream: bool) -> tuple[str, int]:
     function = {"name": "note", "parameters": SCHEMA}
     more: dict[str, Any] = {
         "plain": {},
-        "schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+        "schema": {"response_format": FORM},
         "tool": {"tools": [{"type": "function", "function": function}], "tool_choice": "required",
                  "parallel_tool_calls": False},
     }[form]  # fmt: skip
@@ -133,7 +134,11 @@ def test_every_route_says_the_same_of_a_long_prompt(live: Live, form: str) -> No
             assert said == expected, (route, is_stream)
 
 
-@pytest.mark.parametrize("more", [{}, {"suffix": " THE END."}, {"n": 2, "echo": True}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"suffix": " THE END."}, {"n": 2, "echo": True}, {"response_format": FORM, "n": 2}],
+    ids=["plain", "middle", "echo", "schema"],
+)
 def test_a_long_completion(live: Live, more: dict[str, Any]) -> None:
     body = {"prompt": QUESTION, "max_tokens": MAX_TOKENS, **more}
     reply = json.loads(post(live, "/v1/completions", body))
@@ -146,6 +151,8 @@ def test_a_long_completion(live: Live, more: dict[str, Any]) -> None:
     assert whole == streamed
     assert len(whole) == more.get("n", 1)
     assert all(text.startswith(QUESTION) == ("echo" in more) for text in whole.values())
+    if "response_format" in more:
+        assert all(validators.is_valid(SCHEMA, json.loads(text)) for text in whole.values())
 
 
 def test_what_is_beyond_is_refused(live: Live) -> None:

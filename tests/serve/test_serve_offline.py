@@ -37,6 +37,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SWITCH = "{%- if add_generation_prompt -%}{{ '<think>' if thinking else '</think>' }}{%- endif -%}"
 SCHEMA = {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"],
           "additionalProperties": False}  # fmt: skip
+FORM = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 CUSTOM = {"type": "custom", "custom": {"name": "my shell!"}}
 NAMED = {"type": "function", "function": {"name": "weather"}}
@@ -71,7 +72,7 @@ CHATS: dict[str, dict[str, Any]] = {
         "messages": [USER],
         "n": 2,
         "seed": 9,
-        "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+        "response_format": FORM,
     },
     "regex": {"messages": [USER], "response_format": {"type": "regex", "regex": "[0-9]{5}"}},
     "logprobs": {"messages": [USER], "logprobs": True, "top_logprobs": 2, "temperature": 0},
@@ -83,6 +84,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "fim": {"prompt": "The ", "suffix": " sea", "seed": 3},
     "echo": {"prompt": "The whale", "echo": True, "logprobs": 2, "seed": 4},
     "scored": {"prompt": "The whale", "echo": True, "logprobs": 1, "max_tokens": 0},
+    "json": {"prompt": ["The", "A"], "response_format": FORM, "max_tokens": 40, "seed": 6},
     "special": {"prompt": "<|User|>Well?", "parse_special": True, "seed": 5},
 }
 ROUNDING = 1e-4  # float32
