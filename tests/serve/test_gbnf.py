@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from contextlib import suppress
 from itertools import product
 
 import pytest
 
 from rorqual.engine.grammar import Grammar, GrammarCompiler
-from rorqual.serve.gbnf import MAX_DEPTH, MAX_RULES, as_lark
+from rorqual.serve.gbnf import MAX_CHARS, MAX_DEPTH, MAX_RULES, as_lark
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
 
@@ -141,6 +143,7 @@ def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None
         ('root ::= "a"\nroot ::= "b"', "line 2: 'root ::= \"b\"' is there twice"),
         ("root ::= " + "(" * (MAX_DEPTH + 1) + '"a"', f"more than {MAX_DEPTH} brackets"),
         ("".join(f"r{n} ::= .\n" for n in range(MAX_RULES + 1)), f"more than {MAX_RULES}"),
+        ("root ::= .".ljust(MAX_CHARS + 1), f"at most {MAX_CHARS}"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_place(gbnf: str, words: str) -> None:
@@ -153,6 +156,34 @@ def test_long_chains_and_deep_brackets_are_read() -> None:
     assert "R0" in as_lark(f"root ::= r0\n{chain}r{MAX_RULES - 2} ::= .")
     deep = "(" * MAX_DEPTH + '"a" root' + ")?" * MAX_DEPTH
     assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
+
+
+HOSTILE = {
+    "newlines": "\n" * 90_000 + "x",
+    "blanks": " " * 90_000 + "x",
+    "one-name": "a" * 90_000,
+    "names": "a " * 45_000,
+    "classes": "root ::= " + "[a-z] " * 5_000,
+    "alternatives": 'root ::= "b"' + '|"a"' * 8_000,
+    "chain": "root ::= r1\n" + "".join(f"r{n} ::= " + f"r{n + 1} " * 10 for n in range(1, 500)),
+    "brackets": "root ::= " + ("(" * MAX_DEPTH + '"a" root' + ")" * MAX_DEPTH) * 300,
+    "text": 'root ::= "' + "é" * 30_000 + '"',
+    "open-texts": "root ::= " + '["' * 15_000,
+    "gap": "root ::= a" + " \n" * 15_000 + "a",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_text_takes_long(name: str) -> None:
+    """Time grows with the length alone: twice as much takes twice as long, not four times."""
+    text = HOSTILE[name]
+    seconds = []
+    for part in (text[: len(text) // 8], text):
+        begin = time.process_time()
+        with suppress(ValueError):
+            as_lark(part)
+        seconds.append(time.process_time() - begin)
+    assert seconds[1] < max(24 * seconds[0], 0.5)
 
 
 def test_other_grammars_stay_as_they_are() -> None:

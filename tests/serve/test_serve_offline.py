@@ -76,6 +76,7 @@ CHATS: dict[str, dict[str, Any]] = {
     },
     "regex": {"messages": [USER], "response_format": {"type": "regex", "regex": "[0-9]{5}"}},
     "logprobs": {"messages": [USER], "logprobs": True, "top_logprobs": 2, "temperature": 0},
+    "guided": {"messages": [USER], "guided_choice": ["sea", "whale"], "n_cmpl": 2, "seed": 1},
 }
 TEXTS: dict[str, dict[str, Any]] = {
     "text": {"prompt": "The whale", "temperature": 0, "max_tokens": 9},
@@ -86,6 +87,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "scored": {"prompt": "The whale", "echo": True, "logprobs": 1, "max_tokens": 0},
     "json": {"prompt": ["The", "A"], "response_format": FORM, "max_tokens": 40, "seed": 6},
     "special": {"prompt": "<|User|>Well?", "parse_special": True, "seed": 5},
+    "gbnf": {"prompt": ["The ", "A "], "grammar": 'root ::= "sea" | "whale"', "seed": 6},
 }
 ROUNDING = 1e-4  # float32
 DEFAULTS: dict[str, Any] = {"max_tokens": 24, "temperature": 0.5}

@@ -42,7 +42,7 @@ FORMS = (
         "vLLM",
         "guided_grammar",
         GBNF,
-        "GBNF, or llguidance's Lark",
+        "GBNF up to 32,768 characters, or llguidance's Lark",
         f"{FORM} `grammar`. GBNF without recursion is exact; where rules recur, a run of "
         "characters takes as many as it can",
     ),

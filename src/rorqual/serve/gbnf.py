@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+MAX_CHARS = 32_768
+"""A text is read where everybody waits: 0.1 s at most."""
 MAX_RULES = 512
 MAX_DEPTH = 48
 ROOT = "root"
-IS_GBNF = re.compile(r"^\s*[A-Za-z0-9_-]+\s*::=", re.MULTILINE)
+IS_GBNF = re.compile(r"^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", re.MULTILINE)
 _TOKEN = re.compile(
     r"(?P<space>\s+|#[^\n]*)"
     r"|(?P<head>[A-Za-z0-9_-]+\s*::=)"
@@ -48,6 +50,8 @@ def as_lark(text: str) -> str:
     """GBNF in Lark's notation; another text as it is. ValueError says what is wrong, and where."""
     if IS_GBNF.search(text) is None:
         return text
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"a grammar of {len(text)} characters; at most {MAX_CHARS} are read")
     return _Writer(_Reader(text).rules()).lark()
 
 

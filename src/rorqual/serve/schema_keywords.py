@@ -97,9 +97,9 @@ def enforceable(
 def enforceable_form(body: FormFields) -> ResponseFormat | None:
     """The answer's form, whose schema has only what a grammar can enforce."""
     wanted = body.response_format
-    if not isinstance(wanted, JsonSchemaFormat) or wanted.json_schema.json_schema is None:
+    inner = wanted.json_schema if isinstance(wanted, JsonSchemaFormat) else None
+    if wanted is None or inner is None or inner.json_schema is None:
         return wanted
-    inner = wanted.json_schema
     schema = enforceable(
         inner.json_schema, body.schema_place, body.notes, is_strict=bool(inner.strict)
     )
