@@ -301,6 +301,9 @@ def test_what_only_completions_have_needs_raw(folder: Path) -> None:
         assert done.code == 2
         assert "add --raw" in done.err
         assert generate(folder, [line | {"max_tokens": 2}], "--raw").code == 0
+    off = {"suffix": None, "echo": False, "parse_special": None, "best_of": 1}
+    done = generate(folder, [{"prompt": "a", "max_tokens": 2, "add_special_tokens": True} | off])
+    assert (done.code, done.err) == (0, "")
 
 
 def test_a_grammar_is_tried_as_the_server_tries_it(

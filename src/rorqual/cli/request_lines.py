@@ -26,6 +26,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OWN_KEYS = ("id", "custom_id")
 """Of a line that is no batch's: they go into its answer."""
 BATCH_KEYS = ("url", "method", "body")
+OFF = {"echo": False, "parse_special": False, "add_special_tokens": True, "best_of": 1}
+"""What asks for nothing, of the fields that only completions have."""
 NAMES_SPECIAL = "A prompt has names of special tokens, which are text: --special reads them."
 EXPECTED_LINE = (
     '{"prompt": "..."} or {"messages": [...]} with any other field of a request, or a line of a '
@@ -167,7 +169,8 @@ class Reader:
                 expected="one text, which is a message to the model",
                 fix="add --raw for texts to be continued",
             )
-        if beyond := sorted(_completions_only() & set(fields)):
+        beyond = sorted(_completions_only() & set(fields))
+        if beyond := [name for name in beyond if fields.pop(name) not in (None, OFF.get(name))]:
             raise UsageError(
                 f"{beyond[0]!r} does not go with a prompt that is a message",
                 where=place,
