@@ -35,6 +35,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.7, "top_p": 0.7},
     {"top_k": 3, "min_p": 0.2},
     {"repetition_penalty": 1.8, "frequency_penalty": 0.9, "presence_penalty": -0.5},
+    {"allowed_token_ids": (0, 2, 3), "top_p": 0.9, "logit_bias": {3: 1.0}},
     {"top_p": 0.8, "presence_penalty": 1.5, "logit_bias": {1: -100, 2: 0.7}},
 ]
 
@@ -106,7 +107,7 @@ def p_value(counts: torch.Tensor, law: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("settings", "num_samples"),
-    zip(SETTINGS, [NUM_SAMPLES, *[NUM_QUICK_SAMPLES] * 3, NUM_SAMPLES], strict=True),
+    zip(SETTINGS, [NUM_SAMPLES, *[NUM_QUICK_SAMPLES] * 4, NUM_SAMPLES], strict=True),
 )
 def test_two_tokens_with_speculation_follow_the_joint_law(
     settings: dict[str, Any], num_samples: int
@@ -155,6 +156,11 @@ def test_penalties_and_bias_are_their_closed_forms() -> None:
     assert logits.tolist() == [2.0, -2.0, 1.0, 4.0, -1.0, 0.5]
     biased = state_of(0, logit_bias={1: 3.5, 2: -100}).adjust(logits)
     assert biased.tolist() == [2.0, 1.5, -torch.inf, 4.0, -1.0, 0.5]
+    barred = state_of(0, allowed_token_ids=(1, 3, 3), logit_bias={1: 3.5}).adjust(logits)
+    assert barred.tolist() == [-torch.inf, 1.5, -torch.inf, 4.0, -torch.inf, -torch.inf]
+    # What is banned and allowed is banned, unless nothing else is left.
+    both = state_of(0, allowed_token_ids=(1, 2), logit_bias={1: -100}).adjust(logits)
+    assert both.tolist() == [-torch.inf] * 2 + [1.0] + [-torch.inf] * 3
 
 
 def test_an_end_id_ends_the_step() -> None:
@@ -169,7 +175,7 @@ def test_an_end_id_ends_the_step() -> None:
 def test_answers_of_all_kinds_share_a_step() -> None:
     """Each gets what it gets alone; log-probabilities come where asked for."""
     kinds: list[dict[str, Any]] = [*SETTINGS, {"temperature": 0.0}, {"logprobs": 2}]
-    drafts = [[1, 2], [], [3], [0, 0, 4], [], [2, 1], [int(TABLE[FIRST_ID, :6].argmax())]]
+    drafts = [[1, 2], [], [3], [0, 0, 4], [2, 3], [], [2, 1], [int(TABLE[FIRST_ID, :6].argmax())]]
     rows = [logits_after(FIRST_ID, *draft) for draft in drafts]
     together = verify(torch.cat(rows), drafts, [state_of(3, **kind) for kind in kinds])
     for row, draft, kind, result in zip(rows, drafts, kinds, together, strict=True):
@@ -182,7 +188,11 @@ def test_answers_of_all_kinds_share_a_step() -> None:
 def test_what_cannot_be_sampled_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="not finite"):
         verify(torch.full((1, 6), float("nan")), [[]], [state_of(0)])
-    for settings in ({"logit_bias": {6: 1.0}}, {"stop_token_ids": (6,)}):
+    for settings in (
+        {"logit_bias": {6: 1.0}},
+        {"stop_token_ids": (6,)},
+        {"allowed_token_ids": (1, 6)},
+    ):
         with pytest.raises(UsageError, match="does not exist"):
             state_of(0, **settings)
 

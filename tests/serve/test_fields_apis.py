@@ -24,7 +24,6 @@ from rorqual.serve.field_row import (
     CLAUDE_BLOCKS,
     CLAUDE_OUTPUT,
     CLAUDE_PLACES,
-    CLAUDE_THINKING,
     CLAUDE_TOOLS,
     COMPLETIONS,
     COUNT_TOKENS,
@@ -84,7 +83,6 @@ PARAMS = {
     COUNT_TOKENS: "",
     CLAUDE_BLOCKS: "messages[0].content[0].",
     CLAUDE_TOOLS: "tools[0].",
-    CLAUDE_THINKING: "thinking.",
     CLAUDE_OUTPUT: "output_config.",
 }
 
@@ -105,7 +103,6 @@ def body_of(place: str) -> dict[str, Any]:
         "max_tokens": 50,
         "tools": [{"name": "f", "input_schema": {"type": "object"}}],
         "output_config": {},
-        **({"thinking": {"type": "disabled"}} if place == CLAUDE_THINKING else {}),
     }
 
 
@@ -249,9 +246,6 @@ def sdk_fields() -> Iterator[tuple[str, set[str]]]:
         ),
         CLAUDE_TOOLS: (f"{of_anthropic}tool_param ToolParam",),
         CLAUDE_OUTPUT: (f"{of_anthropic}beta.beta_output_config_param BetaOutputConfigParam",),
-        CLAUDE_THINKING: (
-            f"{of_anthropic}thinking_config_enabled_param ThinkingConfigEnabledParam",
-        ),
         CLAUDE_BLOCKS: tuple(
             f"{of_anthropic}{kind}_block_param {name}BlockParam"
             for kind, name in (
@@ -275,7 +269,6 @@ DECLARED = {
     RESPONSE_REASONING: "effort",
     CLAUDE_TOOLS: "type name description input_schema strict",
     CLAUDE_OUTPUT: "format",
-    CLAUDE_THINKING: "type display",
     CLAUDE_BLOCKS: "type text thinking id name input tool_use_id content",
 }
 """What an object has that the table tells with the object."""

@@ -237,6 +237,16 @@ def test_llama_cpps_names(
         assert replies[0] == replies[1]
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_budget_of_reasoning(live: Live, engine: FakeEngine, path: str) -> None:
+    for value, limit in ((0, 0), (7, 7), (-1, None), (None, None)):
+        for request in sent(live, engine, path, thinking_token_budget=value, n=2):
+            assert request.params.max_thinking_tokens == limit
+    for value in (-2, 1.5, "7", True):
+        error = post(live, path, thinking_token_budget=value).json()["error"]
+        assert error["param"] == "thinking_token_budget"
+
+
 SAID = {"role": "assistant", "content": "The whale", "reasoning_content": None}
 
 
@@ -321,6 +331,43 @@ def test_a_real_engine_writes_the_form(
     for choice in choices:
         assert (choice["message"]["content"] if path == CHAT else choice["text"]) in answers
         assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_real_engine_writes_the_allowed_tokens_alone(
+    real: Live, tokenizer: Tokenizer, path: str
+) -> None:
+    ids = [tokenizer.encode(letter)[0] for letter in "abc"]
+    fields = {"temperature": 1, "max_tokens": 12, "n": 2, "logprobs": True if path == CHAT else 0}
+    for end in ([], [tokenizer.eos_id]):
+        choices = post(real, path, allowed_token_ids=ids + end, **fields).json()["choices"]
+        for choice in choices:
+            text = choice["message"]["content"] if path == CHAT else choice["text"]
+            assert set(text or "") <= set("abc")
+            assert (choice["finish_reason"] == "length") or end
+    # A grammar that leaves none of them goes before.
+    choices = post(real, path, allowed_token_ids=ids, regex="z{3}").json()["choices"]
+    for choice in choices:
+        assert (choice["message"]["content"] if path == CHAT else choice["text"]) == "zzz"
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": "required"}])
+def test_reasoning_ends_at_its_budget(
+    real: Live, tokenizer: Tokenizer, more: dict[str, Any]
+) -> None:
+    """With calls that must come the smaller of the budget and their quarter counts."""
+    messages = [*BODIES[CHAT]["messages"], SAID | {"prefix": True, "content": "<think>"}]
+    silent = {str(tokenizer.special_ids["</think>"]): -100}
+    counts = []
+    for budget in (3, 60):
+        fields = {"logit_bias": silent, "max_tokens": 100, "temperature": 1, "seed": 1}
+        reply = post(
+            real, CHAT, messages=messages, thinking_token_budget=budget, **fields, **more
+        ).json()
+        counts.append(reply["usage"]["completion_tokens_details"]["reasoning_tokens"])
+    assert counts[0] <= 3 + 1  # the end of reasoning is one
+    assert counts[1] <= (25 if more else 60) + 1
+    assert counts[1] > counts[0]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

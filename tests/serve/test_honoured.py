@@ -37,6 +37,7 @@ def prompt_of(live: Live, engine: FakeEngine, path: str, **fields: Any) -> list[
     [
         ({"stop_token_ids": [5, 6]}, "stop_token_ids", (5, 6)),
         ({"stop_token_ids": []}, "stop_token_ids", ()),
+        ({"allowed_token_ids": [5, 6]}, "allowed_token_ids", (5, 6)),
         ({"ignore_eos": True}, "ignore_eos", True),
         ({"ignore_eos": False}, "ignore_eos", False),
         ({"min_tokens": 3}, "min_tokens", 3),
@@ -70,6 +71,8 @@ def test_what_reaches_the_engine(
         ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"stop_token_ids": 5}, "stop_token_ids"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [999_999]}, "allowed_token_ids"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"ignore_eos": 1}, "ignore_eos"),

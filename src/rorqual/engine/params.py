@@ -53,7 +53,8 @@ class SamplingParams:
     `grammar` leaves the tokens that may go on; `repetition_penalty` divides positive logits of
     tokens in the prompt or the answer and multiplies negative ones (CTRL, arXiv 1909.05858);
     `frequency_penalty` times the count of a token in the answer, and `presence_penalty` once, are
-    subtracted (OpenAI); `logit_bias` is added, -100 bans unless nothing else is left. Then the
+    subtracted (OpenAI); `logit_bias` is added, -100 bans unless nothing else is left; so does
+    `allowed_token_ids` all others (also the end, if it is not among them). Then the
     temperature, and the filters, each on what the one before left: the `top_k` likeliest, the
     fewest whose probabilities reach `top_p`, those with at least `min_p` times the likeliest's.
 
@@ -74,6 +75,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -106,6 +108,8 @@ class SamplingParams:
             number = self.max_thinking_tokens
             _check("max_thinking_tokens", number, "0 or more", number >= 0)
         _check("stop", self.stop, "strings that are not empty", all(self.stop))
+        is_open = self.allowed_token_ids is None or len(self.allowed_token_ids) > 0
+        _check("allowed_token_ids", self.allowed_token_ids, "at least one token id", is_open)
         for name in ("logprobs", "prompt_logprobs"):
             number = getattr(self, name)
             if number is not None:
@@ -137,6 +141,9 @@ class SamplingParams:
         _check_list("stop_token_ids", self.stop_token_ids, "a list of ids", "stop_token_ids=(2,)")
         for token_id in self.stop_token_ids:
             _check_type("stop_token_ids", token_id, "a list of ids", _is_id(token_id))
+        if (allowed := self.allowed_token_ids) is not None:
+            _check_list("allowed_token_ids", allowed, "a list of ids", "allowed_token_ids=(2,)")
+            _check_type("allowed_token_ids", allowed, "a list of ids", all(map(_is_id, allowed)))
         for token_id, bias in (self.logit_bias or {}).items():
             _check_type("logit_bias", token_id, "token ids as keys", _is_id(token_id))
             is_number = isinstance(bias, Real) and not isinstance(bias, bool)
@@ -165,7 +172,7 @@ class SamplingParams:
     def is_plain(self) -> bool:
         """Whether the logits alone, at some temperature, are the distribution."""
         is_changed = self.grammar is not None or self.has_penalties or bool(self.logit_bias)
-        is_changed = is_changed or self.min_tokens > 0
+        is_changed = is_changed or self.min_tokens > 0 or self.allowed_token_ids is not None
         is_changed = is_changed or self.max_thinking_tokens is not None
         return not is_changed and (self.temperature == 0 or not self.has_filters)
 

@@ -105,6 +105,10 @@ class SamplingState:
             left_V = logits_V.index_fill(0, self._banned_ids, -torch.inf)
             if left_V.max() > -torch.inf:  # else the grammar leaves banned tokens only
                 logits_V = left_V
+        if params.allowed_token_ids is not None:
+            left_V = logits_V.masked_fill(self._is_barred_V, -torch.inf)
+            if left_V.max() > -torch.inf:
+                logits_V = left_V
         if self._num_tokens < params.min_tokens:
             left_V = logits_V.index_fill(0, self._ends, -torch.inf)
             if left_V.max() > -torch.inf:  # else the grammar leaves the end only
@@ -213,6 +217,10 @@ class SamplingState:
         self._biases = torch.tensor(list(added.values()), dtype=torch.float32)
         banned = [token_id for token_id in bias if token_id not in added]
         self._banned_ids = torch.tensor(banned, dtype=torch.long)
+        if (allowed := self.params.allowed_token_ids) is not None:
+            self._check_ids("allowed_token_ids", allowed)
+            self._is_barred_V = torch.ones(self.vocab_size, dtype=torch.bool)
+            self._is_barred_V[list(allowed)] = False
 
     def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
         unknown = [token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size]

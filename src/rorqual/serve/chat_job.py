@@ -70,7 +70,9 @@ def chat_params(
     )
     if is_thinking and is_call_forced(body):
         num_left = min(params.max_tokens, model.max_positions - len(prompt_ids))
-        params = replace(params, max_thinking_tokens=num_left // THINKING_SHARE)
+        share, asked = num_left // THINKING_SHARE, params.max_thinking_tokens
+        share = share if asked is None else min(share, asked)
+        params = replace(params, max_thinking_tokens=share)
     call_end_id = tokenizer.special_ids.get(TOOL_CALL_END)
     if _is_single(body) and call_end_id is not None:
         params = replace(params, stop_token_ids=(*params.stop_token_ids, call_end_id))

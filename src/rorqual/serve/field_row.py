@@ -18,7 +18,7 @@ RESPONSE_TOOLS, RESPONSE_TEXT = "responses: tools[]", "responses: text"
 RESPONSE_REASONING = "responses: reasoning"
 CLAUDE, COUNT_TOKENS = "messages", "messages/count_tokens"
 CLAUDE_BLOCKS, CLAUDE_TOOLS = "messages: blocks", "messages: tools[]"
-CLAUDE_THINKING, CLAUDE_OUTPUT = "messages: thinking", "messages: output_config"
+CLAUDE_OUTPUT = "messages: output_config"
 ROUTES = (CHAT, COMPLETIONS)
 RESPONSE_PLACES = (
     RESPONSES,
@@ -34,7 +34,6 @@ CLAUDE_PLACES = (
     COUNT_TOKENS,
     CLAUDE_BLOCKS,
     CLAUDE_TOOLS,
-    CLAUDE_THINKING,
     CLAUDE_OUTPUT,
 )
 

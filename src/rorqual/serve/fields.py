@@ -77,7 +77,7 @@ NOTED = (
     *without_effect(
         "vLLM",
         "cache_salt kv_transfer_params ec_transfer_params vllm_xargs watermarking "
-        "thinking_token_budget return_token_ids return_prompt_text",
+        "return_token_ids return_prompt_text",
         is_noted=True,
     ),
     *without_effect(
@@ -88,7 +88,8 @@ NOTED = (
     ),
     *without_effect(
         "llama.cpp",
-        "return_tokens timings_per_token return_progress response_fields repeat_last_n",
+        "return_tokens timings_per_token return_progress response_fields repeat_last_n "
+        "reasoning_control",
         is_noted=True,
     ),
     *without_effect("LiteLLM", "guardrails", is_noted=True),
@@ -112,7 +113,6 @@ REFUSED = (
     *refused("vLLM", "prompt_logprobs", 1, note="echo and logprobs of /v1/completions"),
     *refused("vLLM", "logprob_token_ids", [1]),
     *refused("vLLM", "return_tokens_as_token_ids", True, False),
-    *refused("vLLM", "allowed_token_ids", [1], note="use logit_bias"),
     *refused("vLLM", "bad_words", ["x"], [], note="use logit_bias"),
     *refused("vLLM", "include_reasoning", False, True),
     *refused("vLLM", "repetition_detection", {"max_pattern_size": 3}),

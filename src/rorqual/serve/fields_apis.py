@@ -8,7 +8,6 @@ from rorqual.serve.field_row import (
     CLAUDE,
     CLAUDE_BLOCKS,
     CLAUDE_OUTPUT,
-    CLAUDE_THINKING,
     CLAUDE_TOOLS,
     COUNT_TOKENS,
     INPUT_TOKENS,
@@ -272,6 +271,14 @@ MESSAGE_FIELDS = (
         "an object whose `type` is `disabled` or another",
         "as the chat route's; `display: omitted` leaves the text out",
     ),
+    *honoured(
+        CLAUDE,
+        ANTHROPIC,
+        "thinking.budget_tokens",
+        {"thinking": {"type": "enabled", "budget_tokens": 5}},
+        "1..",
+        "after so many tokens of reasoning it ends",
+    ),
     *without_effect(
         ANTHROPIC,
         "cache_control speed user_profile_id workspace_id betas billing_policy",
@@ -297,7 +304,6 @@ MESSAGE_FIELDS = (
     *without_effect(ANTHROPIC, "is_error", False, places=CLAUDE_BLOCKS, is_noted=True),
     *without_effect(ANTHROPIC, "input_examples", [], places=CLAUDE_TOOLS, is_noted=True),
     *without_effect(ANTHROPIC, "effort task_budget", places=CLAUDE_OUTPUT, is_noted=True),
-    *without_effect(ANTHROPIC, "budget_tokens", places=CLAUDE_THINKING, is_noted=True),
     *refused(ANTHROPIC, "container", "x", note="no tools are run here", places=CLAUDE),
     *refused(
         ANTHROPIC,

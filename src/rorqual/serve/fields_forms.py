@@ -61,6 +61,23 @@ FORMS = (
         "`json_object: true`",
         "as the `guided_` fields",
     ),
+    *honoured(
+        ROUTES,
+        "vLLM",
+        "allowed_token_ids",
+        [5, 6],
+        "1 to 10,000 ids",
+        "no other tokens come, unless a grammar leaves none of these; the end neither, if it is "
+        "not among them",
+    ),
+    *honoured(
+        ROUTES,
+        "vLLM",
+        "thinking_token_budget",
+        5,
+        "0..; -1: none",
+        "after so many tokens of reasoning comes `</think>`",
+    ),
     *honoured(ROUTES, "llama.cpp", "n_predict", 2, "as `max_tokens`", "the same as `max_tokens`"),
     *honoured(ROUTES, "llama.cpp", "n_cmpl", 2, "1..128", "the same as `n`"),
     *honoured(

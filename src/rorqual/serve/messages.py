@@ -34,6 +34,7 @@ PING = named_event('{"type": "ping"}')
 NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
+    "thinking_token_budget": "thinking.budget_tokens",
     "tool_choice.function": "tool_choice.name",
     "tools.function.parameters": "tools.input_schema",
     "response_format.json_schema": "output_config.format",
@@ -170,6 +171,8 @@ def _fields(body: CountRequest) -> dict[str, Any]:
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     if body.thinking is not None:
         fields["thinking"] = body.thinking.type != "disabled"
+        if fields["thinking"]:
+            fields["thinking_token_budget"] = body.thinking.budget_tokens
     if isinstance(body, MessagesRequest):
         fields |= {
             "max_tokens": body.max_tokens,

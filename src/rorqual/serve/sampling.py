@@ -48,10 +48,15 @@ def sampling_params(
     if body.stop_token_ids:
         _check_ids("stop_token_ids", body.stop_token_ids, vocab_size)
         values["stop_token_ids"] = (*defaults.stop_token_ids, *body.stop_token_ids)
+    if body.allowed_token_ids is not None:
+        _check_ids("allowed_token_ids", body.allowed_token_ids, vocab_size)
+        values["allowed_token_ids"] = tuple(body.allowed_token_ids)
     if body.ignore_eos is not None:
         values["ignore_eos"] = body.ignore_eos
     if body.min_tokens is not None:
         values["min_tokens"] = body.min_tokens
+    if body.thinking_token_budget is not None:
+        values["max_thinking_tokens"] = body.thinking_token_budget
     values["skip_special_tokens"] = body.skip_special_tokens is not False
     values |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "grammar": grammar}
     try:

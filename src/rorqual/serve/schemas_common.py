@@ -43,6 +43,7 @@ MAX_STOPS = 16
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_INT64 = 2**63 - 1
+MAX_ALLOWED_IDS = 10_000
 SYNONYMS = {"n_predict": "max_tokens", "n_cmpl": "n", "repeat_penalty": "repetition_penalty"}
 MAX_JSON_DEPTH = 64
 
@@ -182,6 +183,12 @@ class SamplingFields(Body):
     stop_token_ids: list[TokenId] | None = Field(
         default=None, max_length=1024, description="Extension: tokens that end the answer too."
     )
+    allowed_token_ids: list[TokenId] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ALLOWED_IDS,
+        description="Extension: no other tokens come, the end neither unless it is among them.",
+    )
     ignore_eos: bool | None = Field(
         default=None, description="Extension: the end-of-sentence token does not end the answer."
     )
@@ -211,10 +218,21 @@ class SamplingFields(Body):
         le=MAX_TOP_LOGPROBS,
         description="llama.cpp's way to ask for logprobs and their alternatives; 0 asks for none.",
     )
+    thinking_token_budget: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_INT64,
+        description="Extension: after so many tokens of reasoning it ends.",
+    )
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator(
-        "max_tokens", "max_completion_tokens", "n_predict", mode="before", check_fields=False
+        "max_tokens",
+        "max_completion_tokens",
+        "n_predict",
+        "thinking_token_budget",
+        mode="before",
+        check_fields=False,
     )
     @classmethod
     def _minus_one_is_the_default(cls, value: Any) -> Any:

@@ -10,7 +10,6 @@ from rorqual.serve.field_row import (
     CLAUDE,
     CLAUDE_BLOCKS,
     CLAUDE_OUTPUT,
-    CLAUDE_THINKING,
     CLAUDE_TOOLS,
     COUNT_TOKENS,
 )
@@ -161,9 +160,8 @@ class MessagesToolChoice(Strict):
 
 
 class Thinking(Strict):
-    PLACE: ClassVar[str] = CLAUDE_THINKING
-
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: int | None = Field(default=None, ge=1, le=MAX_INT64)
     display: Literal["summarized", "omitted"] | None = Field(
         default=None, description="`omitted`: blocks of thinking come without their text."
     )
