@@ -53,6 +53,30 @@ def test_a_stop_within_a_step_cuts_all_that_came_behind_it(tokenizer: Tokenizer)
     assert [item.token_id for item in output.logprobs] == [a, a, a, b]
 
 
+def test_what_ends_an_answer_may_be_part_of_it(tokenizer: Tokenizer) -> None:
+    a, b, c, d = (tokenizer.encode(letter)[0] for letter in "abcd")
+    eos_id = tokenizer.eos_id
+
+    def text_of(ids: list[int], **settings: Any) -> tuple[str, str]:
+        """Whole, and put together from its pieces."""
+        settings = {"stop": ("bc", "cd"), "skip_special_tokens": True} | settings
+        params = SamplingParams(include_stop_str_in_output=True, **settings)
+        answer, pieces = Answer(Request([5], params), tokenizer, 100), []
+        while answer.finish_reason is None:
+            pieces.append(answer.commit(verified(ids[:1], 0), 0).text)
+            ids = ids[1:]
+        assert answer.finish_reason == "stop"
+        return answer.text, "".join(pieces)
+
+    assert text_of([a, b, c, d]) == ("abc", "abc")
+    assert text_of([a, c, d, d]) == ("acd", "acd")
+    assert text_of([a, b, d, b, eos_id]) == ("abdb", "abdb")  # a stop that never came
+    assert text_of([a, d, b], stop_token_ids=(d,)) == ("ad", "ad")
+    assert text_of([a, b, c], stop_token_ids=(b,)) == ("ab", "ab")
+    name = tokenizer.decode([eos_id])
+    assert text_of([a, eos_id], skip_special_tokens=False) == ("a" + name, "a" + name)
+
+
 def test_the_end_of_a_half_character_may_be_a_stop(tokenizer: Tokenizer) -> None:
     half = tokenizer.encode("🐳")[0]
     params = SamplingParams(max_tokens=1, stop=("\ufffd",))

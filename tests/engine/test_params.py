@@ -92,6 +92,7 @@ def test_plain_means_that_logits_and_temperature_are_all(
         {"temperature": None},
         {"max_tokens": None},
         {"ignore_eos": "no"},
+        {"include_stop_str_in_output": 1},
         {"stop": 5},
         {"stop": (5,)},
         {"stop": None},

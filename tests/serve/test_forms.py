@@ -6,6 +6,7 @@ Oracle: the request that reaches the engine is that of this server's own field.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -151,6 +152,11 @@ def test_what_asks_for_nothing(live: Live, engine: FakeEngine, path: str) -> Non
         ({"repeat_penalty": 0}, "repeat_penalty", "greater"),
         ({"repeat_penalty": 0.001}, "repeat_penalty", "0.01"),
         ({"ignore_eos": True, "regex": "a"}, "ignore_eos", "grammar"),
+        (
+            {"include_stop_str_in_output": False, "no_stop_trim": True},
+            "no_stop_trim",
+            "include_stop_str_in_output and no_stop_trim differ",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_by_the_clients_names(
@@ -235,6 +241,15 @@ def test_llama_cpps_names(
     if not is_stream:
         replies = [post(live, path, **fields).json()["choices"] for fields in (own, other)]
         assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_ends_an_answer_may_be_part_of_it(live: Live, engine: FakeEngine, path: str) -> None:
+    own = sent(live, engine, path, include_stop_str_in_output=True, stop="swims")
+    assert own[0].params.include_stop_str_in_output
+    assert sent(live, engine, path, no_stop_trim=True, stop="swims") == own
+    plain = sent(live, engine, path, stop="swims")
+    assert sent(live, engine, path, no_stop_trim=False, stop="swims") == plain
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -331,6 +346,31 @@ def test_a_real_engine_writes_the_form(
     for choice in choices:
         assert (choice["message"]["content"] if path == CHAT else choice["text"]) in answers
         assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_real_answers_stop_is_part_of_it(real: Live, path: str, is_stream: bool) -> None:
+    fields = {"regex": "[ab]{9}z[ab]{9}", "temperature": 1, "seed": 3, "stop": ["z", "q"]}
+    texts = []
+    for keeps in (False, True):
+        response = post(real, path, stream=is_stream, no_stop_trim=keeps, **fields)
+        found = re.findall(r'"(?:text|content)": ?"([abz]*)"', response.text)
+        texts.append("".join(found))
+    assert texts[1].count("z") == (1 if path == CHAT else 2)
+    assert texts[1].replace("z", "") == texts[0]
+
+
+def test_the_end_of_a_single_call_is_no_text(real: Live) -> None:
+    """Also where what ends an answer is part of it: the token that ends the call does."""
+    fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "seed": 1}
+    replies = []
+    for keeps in (False, True):
+        reply = post(real, CHAT, include_stop_str_in_output=keeps, **fields).json()["choices"][0]
+        assert reply["finish_reason"] == "tool_calls"
+        (call,) = reply["message"].pop("tool_calls")
+        replies.append((reply["message"], call["function"]))
+    assert replies[0] == replies[1]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

@@ -17,10 +17,12 @@ from rorqual.tokenizer import Tokenizer
 
 
 class StopFilter:
-    """Passes text on, but holds back what a stop string may yet begin with."""
+    """Passes text on, but holds back what a stop string may yet begin with; `keeps_stop` passes
+    that on too.
+    """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        self._stops, self._keeps_stop = stops, keeps_stop
         self._held = ""
         self.stop: str | None = None
         """The one that has come."""
@@ -35,7 +37,8 @@ class StopFilter:
         found = {stop: at for stop in self._stops if (at := self._held.find(stop)) >= 0}
         if found:
             self.stop = min(found, key=lambda stop: found[stop])
-            passed, self._held = self._held[: found[self.stop]], ""
+            num_kept = len(self.stop) if self._keeps_stop else 0
+            passed, self._held = self._held[: found[self.stop] + num_kept], ""
             return passed
         num_held = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - num_held
@@ -89,7 +92,8 @@ class Answer:
         self._accepted: list[int] = []
         self._decoder = tokenizer.stream()
         self._hidden_ids = tokenizer.hidden_ids
-        self._filter = StopFilter(params.stop)
+        keeps_stop = params.include_stop_str_in_output
+        self._filter = StopFilter(params.stop, keeps_stop=keeps_stop)
 
     @property
     def num_left(self) -> int:
@@ -139,6 +143,8 @@ class Answer:
         self.token_ids.append(token_id)
         text = ""
         if token_id in self.state.end_ids:
+            if self.request.params.include_stop_str_in_output:
+                text = self._text_of(token_id)
             self.finish_reason = "length" if self.state.is_cut_short else "stop"
         else:
             text = self._text_of(token_id)

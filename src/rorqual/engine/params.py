@@ -41,6 +41,7 @@ OPTIONAL = (
     "logit_bias",
     "grammar",
 )
+SWITCHES = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
 BAN = -100.0
 """The `logit_bias` that takes a token out."""
 
@@ -59,7 +60,8 @@ class SamplingParams:
     fewest whose probabilities reach `top_p`, those with at least `min_p` times the likeliest's.
 
     `logprobs` asks for each token's log-probability and that many alternatives, `prompt_logprobs`
-    for the prompt's. `stop` strings end the answer and are not part of it. It also ends at the
+    for the prompt's. `stop` strings end the answer and are not part of it, unless
+    `include_stop_str_in_output` asks for them and for the end's own token. It also ends at the
     end-of-sentence id (unless `ignore_eos`), at one of `stop_token_ids`, after `max_tokens`, and
     where the context is full. Its first `min_tokens` tokens are no end, unless a grammar leaves
     nothing else, and no stop string begins in them. `skip_special_tokens` leaves the names of
@@ -84,6 +86,7 @@ class SamplingParams:
     max_thinking_tokens: int | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = False
+    include_stop_str_in_output: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
@@ -126,7 +129,7 @@ class SamplingParams:
         for names, kind, what in (
             (NUMBERS, Real, "a number"),
             (WHOLE_NUMBERS, Integral, "a whole number"),
-            (("ignore_eos", "skip_special_tokens"), bool, "True or False"),
+            (SWITCHES, bool, "True or False"),
             (("logit_bias",), Mapping, "a dict of token ids and numbers"),
             (("grammar",), Grammar, "a Grammar"),
         ):

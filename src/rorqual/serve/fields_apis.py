@@ -143,6 +143,9 @@ RESPONSE_FIELDS = (
     *honoured(RESPONSES, "vLLM", "ignore_eos", True),
     *honoured(RESPONSES, "vLLM", "min_tokens", 3),
     *honoured(RESPONSES, "vLLM", "skip_special_tokens", False),
+    *honoured(RESPONSES, "vLLM", "allowed_token_ids", [5]),
+    *honoured(RESPONSES, "vLLM", "include_stop_str_in_output", True),
+    *honoured(RESPONSES, "vLLM", "thinking_token_budget", 5),
     *without_effect(
         OPENAI,
         "max_tool_calls service_tier safety_identifier prompt_cache_key prompt_cache_retention "
@@ -200,7 +203,6 @@ RESPONSE_FIELDS = (
     ),
     *refused("vLLM", "structured_outputs", {"regex": "a"}, note="use text", places=RESPONSES),
     *refused("vLLM", "previous_input_messages", [HELLO], [], note="use input", places=RESPONSES),
-    *refused("vLLM", "include_stop_str_in_output", True, False, places=RESPONSES),
 )
 MESSAGE_FIELDS = (
     *honoured(TURNS, ANTHROPIC, "model", "nobody", "the served name or an alias", "else 404"),

@@ -73,6 +73,16 @@ FORMS = (
     *honoured(
         ROUTES,
         "vLLM",
+        "include_stop_str_in_output",
+        True,
+        "",
+        "the stop string that ends the answer is part of it, and so is the token of "
+        "`stop_token_ids`",
+    ),
+    *honoured(ROUTES, "SGLang", "no_stop_trim", True, "", "as `include_stop_str_in_output`"),
+    *honoured(
+        ROUTES,
+        "vLLM",
         "thinking_token_budget",
         5,
         "0..; -1: none",

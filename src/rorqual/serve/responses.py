@@ -39,7 +39,8 @@ NAMES = {
 }
 SAME = (
     "temperature top_p top_logprobs stream top_k min_p repetition_penalty frequency_penalty "
-    "presence_penalty logit_bias seed stop stop_token_ids ignore_eos min_tokens skip_special_tokens"
+    "presence_penalty logit_bias seed stop stop_token_ids ignore_eos min_tokens "
+    "skip_special_tokens allowed_token_ids include_stop_str_in_output thinking_token_budget"
 ).split()
 """Fields that the chat route has under the same name."""
 

@@ -57,6 +57,7 @@ def sampling_params(
         values["min_tokens"] = body.min_tokens
     if body.thinking_token_budget is not None:
         values["max_thinking_tokens"] = body.thinking_token_budget
+    values["include_stop_str_in_output"] = bool(body.include_stop_str_in_output)
     values["skip_special_tokens"] = body.skip_special_tokens is not False
     values |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "grammar": grammar}
     try:

@@ -44,7 +44,12 @@ MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_INT64 = 2**63 - 1
 MAX_ALLOWED_IDS = 10_000
-SYNONYMS = {"n_predict": "max_tokens", "n_cmpl": "n", "repeat_penalty": "repetition_penalty"}
+SYNONYMS = {
+    "n_predict": "max_tokens",
+    "n_cmpl": "n",
+    "repeat_penalty": "repetition_penalty",
+    "no_stop_trim": "include_stop_str_in_output",
+}
 MAX_JSON_DEPTH = 64
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT64)]
@@ -203,6 +208,12 @@ class SamplingFields(Body):
         description="Extension: `false` shows the names of tokens that begin, end and fill texts.",
     )
 
+    include_stop_str_in_output: bool | None = Field(
+        default=None, description="Extension: what ends the answer is part of it."
+    )
+    no_stop_trim: bool | None = Field(
+        default=None, description="SGLang's name of include_stop_str_in_output."
+    )
     n_predict: int | None = Field(
         default=None, ge=1, le=MAX_INT64, description="llama.cpp's name of max_tokens."
     )

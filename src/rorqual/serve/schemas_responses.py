@@ -287,6 +287,9 @@ class ResponseRequest(InputRequest):
     ignore_eos: Any = None
     min_tokens: Any = None
     skip_special_tokens: Any = None
+    allowed_token_ids: Any = None
+    include_stop_str_in_output: Any = None
+    thinking_token_budget: Any = None
 
     @property
     def has_logprobs(self) -> bool:
