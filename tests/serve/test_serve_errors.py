@@ -172,6 +172,44 @@ def test_nan_is_no_temperature(live: Live) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "inner"),
+    [
+        ("[1, NaN]", "[1]"), ('{"b": {"c": -Infinity}}', ".b.c"), ('[[], {"b": 1e999}]', "[1].b"),
+        ("1" * 400 + ".5", ""), ('"\\ud800"', ""), ('["\\ud83d\\ude00", "\\ude00"]', "[1]"),
+        ('{"\\udfff": 1}', ".\udfff"), ('{"b": ["x\\uD83Dx"]}', ".b[0]"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/responses", '"input": "hello", "metadata": {"a": ?}'),
+        ("/v1/chat/completions", '"messages": [{"role": "user", "content": "a"}], "a": ?'),
+        ("/v1/completions", '"prompt": "hello", "metadata": {"a": ?}'),
+        ("/v1/messages/count_tokens", '"messages": [{"role": "user", "content": "a"}], "a": ?'),
+        ("/tokenize", '"prompt": "hello", "a": ?'),
+    ],
+)
+def test_what_no_reply_could_repeat_is_refused(
+    live: Live, route: str, body: str, value: str, inner: str
+) -> None:
+    """RFC 8259 has neither numbers without end nor, in UTF-8, half a surrogate pair."""
+    headers = {"content-type": "application/json"}
+    content = "{" + body.replace("?", value) + "}"
+    response = web.post(live.url + route, content=content, headers=headers)
+    error = response.json()["error"]
+    assert response.status_code == (400 if "messages/" in route else 422), error
+    place = ("metadata.a" if "metadata" in body else "a") + inner
+    assert error["message"].startswith(place + ": ")
+    assert error.get("param", place) == place
+
+
+def test_a_pair_of_surrogates_is_a_letter(live: Live) -> None:
+    content = r'{"prompt": "\ud83d\udc33\ud83D\uDC33 NaN Infinity 1e999"}'
+    headers = {"content-type": "application/json"}
+    assert web.post(live.url + "/tokenize", content=content, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({}, "prompt"),

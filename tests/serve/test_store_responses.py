@@ -90,6 +90,20 @@ def test_a_circle_ends(responses: ResponseStore) -> None:
     assert ask(lambda: responses.chain("a", "me"))[0] == 400
 
 
+def test_a_chain_has_a_length_in_bytes(
+    responses: ResponseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rorqual.serve.store import responses as module
+
+    monkeypatch.setattr(module, "MAX_CHAIN_BYTES", 20)
+    put(responses, "a", "1234567890")
+    put(responses, "b", "1234567890", previous_id="a")
+    put(responses, "c", "1", previous_id="b")
+    assert len(asyncio.run(responses.chain("b", "me"))) == 2
+    too_long = (400, "context_length_exceeded", "previous_response_id")
+    assert ask(lambda: responses.chain("c", "me")) == too_long
+
+
 def test_responses_expire(store: Store, responses: ResponseStore, clock: Clock) -> None:
     put(responses, "a")
     clock.advance(DAY - 1)

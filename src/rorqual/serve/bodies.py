@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import MAX_SHOWN_CHARACTERS, ApiError
 from rorqual.serve.fair_pool import owner_of
 
 MAX_VALUES = 100_000
@@ -31,10 +32,15 @@ TRIM_SECONDS = 1.0
 # A text without an end reaches to the body's end: looked for again at each of its quotes it took
 # hours. Possessive, so that nothing is tried twice.
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_SUSPECT = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")
+"""What may be a number without end or half a surrogate pair: it is looked for before parsing."""
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class BodyRoute(APIRoute):
-    """A route that counts what is in a body before anybody parses it."""
+    """A route that counts what is in a body before anybody parses it, and refuses values that no
+    reply could repeat.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -48,6 +54,9 @@ class BodyRoute(APIRoute):
                     return ApiError(400, "the client left within its body").response()
                 await service.pacer.turn(owner_of(request.scope), content)
                 check_values(content, max(MAX_VALUES, 2 * service.model.max_positions))
+                if _SUSPECT.search(content):
+                    with suppress(ValueError, RecursionError):  # who reads it next says why
+                        check_repeatable(await request.json())
             return await handle(request)
 
         return check_and_handle
@@ -61,6 +70,38 @@ def check_values(content: bytes, most: int) -> None:
     if num_marks(content) > most and (num := num_marks(_TEXTS.sub(b"", content))) > most:
         message = f"the body has {num} values; this server parses at most {most}"
         raise ApiError(413, message, code="too_many_values")
+
+
+def check_repeatable(body: object) -> None:
+    """ApiError 422 for numbers and texts that are none in JSON, though Python reads them so."""
+    levels: list[tuple[str, object]] = [("", body)]
+    while levels:
+        place, value = levels.pop()
+        inner: Iterable[tuple[str | int, object]]
+        inner = value.items() if isinstance(value, dict) else enumerate(_items(value))
+        for key, item in inner:
+            if isinstance(item, dict | list):
+                levels.append((_inside(place, key), item))
+            elif (fault := _fault_of(item)) or (fault := _fault_of(key)):
+                where = _inside(place, key)
+                message = f"{where[:MAX_SHOWN_CHARACTERS]}: {fault}"
+                raise ApiError(422, message, code="invalid_value", param=where)
+
+
+def _items(value: object) -> Iterable[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _inside(place: str, key: str | int) -> str:
+    return f"{place}[{key}]" if isinstance(key, int) else f"{place}.{key}".removeprefix(".")
+
+
+def _fault_of(value: object) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    if isinstance(value, str) and _HALF.search(value):
+        return "holds half of a surrogate pair, which is no text"
+    return None
 
 
 def num_marks(content: bytes) -> int:

@@ -203,7 +203,10 @@ def health_router() -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def description(request: Request) -> Response:
-        return JSONResponse(request.app.openapi())
+        state = request.app.state
+        if not hasattr(state, "description"):
+            state.description = JSONResponse(request.app.openapi()).body
+        return Response(state.description, media_type="application/json")
 
     return router
 

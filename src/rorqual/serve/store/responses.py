@@ -16,6 +16,8 @@ from rorqual.serve.settings import ServerSettings
 from rorqual.serve.store.database import Database
 
 MAX_CHAIN = 1000
+MAX_CHAIN_BYTES = 64 * 2**20
+"""They are all in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +92,20 @@ class ResponseStore:
         """The response and all before it, the first one first.
 
         ApiError 400 `previous_response_not_found` if one of them is not there, or if they are more
-        than 1,000.
+        than 1,000; `context_length_exceeded` if they are longer than `MAX_CHAIN_BYTES`.
         """
 
         def work(connection: sqlite3.Connection) -> list[StoredResponse]:
             found: list[StoredResponse] = []
+            num_bytes = 0
             next_id: str | None = response_id
             while next_id is not None:
                 response = self._find(connection, next_id, owner)
                 if response is None or len(found) >= MAX_CHAIN:
                     raise _no_previous(next_id)
+                num_bytes += len(response.body)
+                if num_bytes > MAX_CHAIN_BYTES:
+                    raise _too_long()
                 found.append(response)
                 next_id = response.previous_id
             return found[::-1]
@@ -149,3 +155,9 @@ def _no_previous(response_id: str) -> ApiError:
     text = f"there is no previous response {response_id[:100]!r}"
     param = "previous_response_id"
     return ApiError(400, text, code="previous_response_not_found", param=param)
+
+
+def _too_long() -> ApiError:
+    text = f"the stored conversation is longer than {MAX_CHAIN_BYTES:,} bytes"
+    param = "previous_response_id"
+    return ApiError(400, text, code="context_length_exceeded", param=param)
