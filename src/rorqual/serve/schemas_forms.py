@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -23,11 +22,15 @@ from rorqual.serve.gbnf import as_lark
 from rorqual.serve.schemas_common import JsonObject, SamplingFields, Strict, mismatch
 
 SCHEMA = "response_format.json_schema.schema"
+MAX_SCHEMA_CHARS = 262_144
+"""Of a schema in a text: values inside of texts are not counted before a body is parsed."""
 
 
 def _read_schema(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    if len(value) > MAX_SCHEMA_CHARS:
+        raise ValueError(f"has {len(value)} characters; at most {MAX_SCHEMA_CHARS} are read")
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
@@ -37,7 +40,6 @@ def _read_schema(value: Any) -> Any:
 Regex = Annotated[str, Field(min_length=1, max_length=10_000)]
 Choices = Annotated[list[str], Field(min_length=1, max_length=1000)]
 GrammarText = Annotated[str, Field(min_length=1, max_length=100_000)]
-AnyGrammar = Annotated[GrammarText, AfterValidator(as_lark)]
 Schema = Annotated[JsonObject, BeforeValidator(_read_schema)]
 
 
@@ -81,7 +83,7 @@ class GrammarFormat(Strict):
     """Extension: a context-free grammar in Lark's notation, or in GBNF."""
 
     type: Literal["grammar"]
-    grammar: AnyGrammar
+    grammar: GrammarText
 
 
 def _schema_beside(value: Any) -> Any:
@@ -110,7 +112,7 @@ class StructuredOutputs(Strict):
     regex: Regex | None = None
     choice: Choices | None = None
     choices: Choices | None = Field(default=None, description="As `choice`.")
-    grammar: AnyGrammar | None = None
+    grammar: GrammarText | None = None
     json_object: bool | None = None
 
 
@@ -122,11 +124,11 @@ class FormFields(SamplingFields):
     guided_json: Schema | None = None
     guided_regex: Regex | None = None
     guided_choice: Choices | None = None
-    guided_grammar: AnyGrammar | None = None
+    guided_grammar: GrammarText | None = None
     json_schema: Schema | None = Field(default=None, description="As `guided_json`.")
     regex: Regex | None = Field(default=None, description="As `guided_regex`.")
-    ebnf: AnyGrammar | None = Field(default=None, description="As `guided_grammar`.")
-    grammar: AnyGrammar | None = Field(default=None, description="As `guided_grammar`.")
+    ebnf: GrammarText | None = Field(default=None, description="As `guided_grammar`.")
+    grammar: GrammarText | None = Field(default=None, description="As `guided_grammar`.")
 
     @field_validator("grammar", mode="before")
     @classmethod
@@ -143,8 +145,10 @@ class FormFields(SamplingFields):
             if _asked(second) != _asked(form):
                 message = f"{place} and {other} ask for different forms: give one of them"
                 raise mismatch(other, message)
+        if isinstance(form, GrammarFormat):
+            form = _in_lark(form, place)
+        self.response_format = form
         if place != "response_format":
-            self.response_format = form
             self.note_written("response_format", place)
             self.note_written(SCHEMA, place)
         return self
@@ -191,6 +195,14 @@ def _form(place: str, kind: str, value: Any) -> Iterator[tuple[str, Form]]:
         yield place, GrammarFormat.model_construct(type=kind, grammar=value)
     else:
         yield place, JsonObjectFormat(type="json_object")
+
+
+def _in_lark(form: GrammarFormat, place: str) -> GrammarFormat:
+    """Once all fields are known to ask for it: it takes time that grows with the text."""
+    try:
+        return form.model_copy(update={"grammar": as_lark(form.grammar)})
+    except ValueError as problem:
+        raise mismatch(place, f"{place}: {problem}") from None
 
 
 def _asked(form: Form) -> Any:
