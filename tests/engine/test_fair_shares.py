@@ -116,6 +116,22 @@ def test_background_has_what_the_others_leave() -> None:
     assert running(desk)["b"] == 1
 
 
+@pytest.mark.parametrize("num_new", [1, 2, 3])
+def test_vacant_places_go_to_newcomers_first(num_new: int) -> None:
+    """Whoever runs goes on while there is a place for each who came; then one of theirs goes."""
+    desk = Desk(1000, max_batch=6, max_step_tokens=64)
+    for _ in range(4):
+        desk.add([1] * 4, 50, owner="hog")
+    desk.step()
+    for number in range(num_new):
+        desk.add([2] * 4, 50, owner=f"new {number}")
+    desk.step()
+    num_set_back = max(num_new - 2, 0)
+    assert running(desk)["hog"] == 4 - num_set_back
+    assert desk.scheduler.num_preemptions == num_set_back
+    assert len(desk.scheduler.running) == min(4 + num_new, 6)
+
+
 def test_a_newcomer_who_does_not_fit_sets_nobody_back() -> None:
     """Else each step would set an answer back in vain."""
     desk = Desk(10, max_batch=2, max_step_tokens=64)

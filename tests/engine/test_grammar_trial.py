@@ -128,6 +128,36 @@ def test_what_takes_too_long_is_ended(
     assert pids(trial) == []
 
 
+def test_a_clock_stops_with_its_trial(trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would end the helper later, in the middle of whatever that does then."""
+    timers: list[threading.Timer] = []
+
+    class Noted(threading.Timer):
+        def start(self) -> None:
+            timers.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Timer", Noted)
+    assert trial.run('start: "a"', LIMITS) is None
+    with pytest.raises(UsageError):
+        trial.run(DEEP, LIMITS)
+    assert [timer.finished.is_set() for timer in timers] == [True, True]
+
+
+@pytest.mark.parametrize("used", [0.0, 57.3])
+def test_each_trial_has_its_own_seconds(monkeypatch: pytest.MonkeyPatch, used: float) -> None:
+    """The system counts a process's time from its start: a helper that is kept has used some."""
+    resource = pytest.importorskip("resource")
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append(limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (9, 1000))
+    monkeypatch.setattr(grammar_helper.time, "process_time", lambda: used)
+    grammar_helper._bound_seconds(2)
+    [(soft, hard)] = limits
+    assert 2 <= soft - used <= 3
+    assert hard == 1000
+
+
 def test_tokens_that_take_long_to_choose_are_refused(
     trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:

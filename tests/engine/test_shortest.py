@@ -37,6 +37,9 @@ CASES: list[tuple[Any, str, str]] = [
     (WHALE, "", '{"alpha":"","kind":"red"}'),
     (WHALE, '{"alpha":"abc', '","kind":"red"}'),
     (WHALE, '{"alpha":"ab\\', '"","kind":"red"}'),
+    (WHALE, '{"alpha":"ab\\\\', '","kind":"red"}'),
+    (thing({'a"c': WHOLE, "ad": WHOLE, 'a"b': WHOLE}, ['a"b']), "", '{"a\\"b":0}'),
+    (thing({"a\\c": WHOLE, "ad": WHOLE, "a\\b": WHOLE}, ["a\\b"]), '{"a', '\\\\b":0}'),
     (WHALE, '{"alpha":"ab\\u00', '00","kind":"red"}'),
     (WHALE, '{"alpha":"","b', 'eta":0,"kind":"red"}'),
     (WHALE, '{"alpha":"","beta":-', '0,"kind":"red"}'),
@@ -154,6 +157,17 @@ def test_the_rest_of_a_character_comes_first(
     end = shortest_end(matcher.state, letters, place)
     assert end is not None
     assert matcher.num_possible(end) == len(end)
+
+
+@pytest.mark.parametrize("text", ["", "a", '"', "\\", '\\"', '"\\', "\\\\", '[{"\\": "}]'])
+def test_a_text_ends_where_json_says(text: str) -> None:
+    """With whatever is escaped in it, as a name and as a value."""
+    written = json.dumps(text).encode()
+    inside = Place().after(b"{" + written[:-1])
+    assert (inside.is_text, inside.is_name, inside.word) == (True, True, written[1:-1])
+    value = inside.after(b'":' + written)
+    assert (value.is_text, value.is_name, value.has_value) == (False, False, True)
+    assert value.after(b"}") == Place(word=b"}")
 
 
 def test_it_gives_up_in_bounded_time(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:

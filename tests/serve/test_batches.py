@@ -16,7 +16,7 @@ from batch_stage import ANSWER, CHAT, Answer, Stages, line_of
 from rorqual.engine import EngineFailed, EngineOverloaded
 from rorqual.serve import batch_job, batch_lines, batches
 from rorqual.serve.errors import ApiError
-from rorqual.serve.store import Page
+from rorqual.serve.store import Page, StorageError
 
 
 def test_a_worker_that_fails_ends_the_others_before_the_files_close(
@@ -202,6 +202,38 @@ def test_a_batch_without_failures_has_no_file_of_them(
         assert ([reply.id for reply in replies], has_more) == ([second, first], False)
         assert await stage.batches.page("other", Page(10)) == ([], False)
         assert (await stage.get(second)).request_counts.completed == 2
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_fails_behind_a_batchs_end_costs_no_answer(
+    stages: Stages, answering: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are in their file, and some are forgotten: it is not made a second time."""
+    monkeypatch.setattr(batch_job, "STORAGE_SECONDS", 0)
+
+    async def run() -> None:
+        stage = stages(1)
+        store = stage.store
+
+        def fail(batch_id: str) -> None:
+            first = "DELETE FROM answers WHERE line = 1"
+            if store.database.do(lambda connection: connection.execute(first)).rowcount:
+                raise StorageError(503, "the server's disk is full", code="disk_full")
+
+        async def answer(question: str) -> str:
+            return ANSWER
+
+        answering(answer)
+        batch_id = await stage.begin("one", "two")
+        monkeypatch.setattr(store, "forget", fail)
+        reply = await stage.ended(batch_id)
+        assert reply.status == "completed"
+        assert stage.said(reply.output_file_id) == ["one", "two"]
+        assert store.database.look(store.batches.forgotten) == [batch_id]
+        monkeypatch.undo()
+        store.recover()
+        assert store.database.look(store.batches.forgotten) == []
 
     asyncio.run(run())
 

@@ -229,6 +229,30 @@ def test_a_batch_that_ends_its_servers_fails(
     asyncio.run(run())
 
 
+def test_a_batch_that_gets_on_may_have_many_servers(
+    stages: Stages, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them answers a line before it ends."""
+    monkeypatch.setattr(batch_job, "MAX_STARTS", 1)
+
+    async def run() -> None:
+        stage = stages(1)
+        engine.held = {"two"}
+        batch_id = await stage.begin(*LINES)
+        for following in (["three"], ["four"], []):
+            while stage.batches._jobs and not engine.has_held.is_set():
+                await asyncio.sleep(0.001)
+            await kill(stage)
+            engine.has_held.clear()
+            engine.held = set(following)
+            stage = stages(1)
+            await stage.batches.look_after()
+        reply = await stage.ended(batch_id)
+        assert (reply.status, stage.said(reply.output_file_id)) == ("completed", LINES)
+
+    asyncio.run(run())
+
+
 def full(*_: object, **__: object) -> Any:
     problem = sqlite3.OperationalError("database or disk is full")
     problem.sqlite_errorcode = sqlite3.SQLITE_FULL

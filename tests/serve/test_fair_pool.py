@@ -146,8 +146,10 @@ def test_what_counts_of_a_conversation() -> None:
     messages = [
         {"role": "system", "content": " a b\u3000"},
         {"role": "assistant", "content": "thought</think>c\n", "tool_calls": [{"id": "x"}]},
+        {"role": "assistant", "content": "said so loudly"},
+        {"role": "assistant", "content": "a</think>b</think>cd"},
         {"role": "user", "content": None},
         {"role": "tool", "content": "</think>"},
     ]
-    assert num_certain_chars(messages) == 2 + 1 + 8
+    assert num_certain_chars(messages) == 2 + 1 + 12 + 2 + 8
     assert num_chars([{"ab": ["c", 1, None, ("d",)]}]) == 4

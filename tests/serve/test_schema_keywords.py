@@ -94,6 +94,8 @@ def test_formats(compiler: GrammarCompiler, name: str) -> None:
             {"anyOf": [TEXT, {"type": "string", "maxLength": 2}]},
             "s.oneOf",
         ),
+        ({"oneOf": [TEXT], "anyOf": [SHORT]}, {"oneOf": [TEXT], "anyOf": [SHORT]}, ""),
+        ({"anyOf": [SHORT], "oneOf": [TEXT]}, {"oneOf": [TEXT], "anyOf": [SHORT]}, ""),
         ({"enum": [{"not": 1, "format": "x"}]}, {"enum": [{"not": 1, "format": "x"}]}, ""),
         (
             {"properties": {"not": TEXT, "format": TEXT}},

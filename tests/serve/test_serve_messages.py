@@ -198,6 +198,16 @@ def test_fields_reach_the_engine_unchanged(claude: Any, engine: FakeEngine) -> N
     assert (params.temperature, params.top_k, params.stop) == (0.25, None, ())
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_fields_without_effect_are_named(live: Live, is_stream: bool) -> None:
+    tools = [TOOLS[0] | {"input_schema": CITY | {"minContains": 1}, "strict": False}]
+    body = asked("hello", tools=tools, tool_choice={"type": "any"}, stream=is_stream, colour="red")
+    reply = web.post(live.url + "/v1/messages", json=body)
+    assert reply.status_code == 200
+    names = reply.headers["x-rorqual-ignored-fields"].split(", ")
+    assert sorted(names) == ["colour", "tools.input_schema.minContains"]
+
+
 def test_the_prompt_is_the_chat_routes(
     claude: Any, client: OpenAI, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:

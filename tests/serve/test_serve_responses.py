@@ -295,6 +295,25 @@ def test_logprobs(client: OpenAI, tokenizer: Tokenizer) -> None:
     assert "".join(entry.token for entry in thought) == "It is deep."
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_token_that_ends_within_a_character_has_its_logprob(
+    client: OpenAI, tokenizer: Tokenizer, is_stream: bool
+) -> None:
+    """The answer's last: no text comes after it that would bring it along."""
+    ids = tokenizer.encode(SCRIPT["wide characters"])
+    fields: Any = {"include": ["message.output_text.logprobs"], "stream": is_stream}
+    for number in range(1, len(ids)):
+        reply = ask(client, "wide characters", max_output_tokens=number, **fields)
+        if is_stream:
+            deltas = [event for event in reply if event.type == "response.output_text.delta"]
+            entries = [entry for event in deltas for entry in event.logprobs]
+        else:
+            entries = reply.output[0].content[0].logprobs
+        assert [entry.logprob for entry in entries] == [
+            logprob_of(i, 0).logprob for i in ids[:number]
+        ]
+
+
 ITEMS: list[Any] = [
     {"role": "developer", "content": "Be kind."},
     {"role": "user", "content": [{"type": "input_text", "text": "Where"}]},
@@ -414,8 +433,24 @@ def test_a_key_sees_its_own(tokenizer: Tokenizer) -> None:
         assert ask(one, "x", previous_response_id=response.id).status == "completed"
 
 
-def test_old_turns_make_room(client: OpenAI, engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    """As few as are in the way; instructions stay, and so do turns when nothing helps."""
+def test_old_turns_make_room(
+    client: OpenAI,
+    live: Live,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As few as are in the way; instructions stay, and so do turns when nothing helps. All that is
+    tried counts as the client's own work.
+    """
+    service = live.app.state.service
+    aside, callers = service.aside, []
+
+    async def noted(work: Any, param: str, caller: Any, num_chars: int) -> Any:
+        callers.append(caller.owner)
+        return await aside(work, param, caller, num_chars)
+
+    monkeypatch.setattr(service, "aside", noted)
     turns = [{"role": "user", "content": f"turn {number} " + "x" * 400} for number in range(8)]
     fields: Any = {"instructions": "Be brief.", "max_output_tokens": 20}
     with pytest.raises(APIStatusError) as caught:
@@ -429,6 +464,8 @@ def test_old_turns_make_room(client: OpenAI, engine: FakeEngine, tokenizer: Toke
     assert len(engine.requests[-1].prompt_ids) + 20 <= 2000
     with pytest.raises(APIStatusError, match="does not fit"):
         ask(client, "x" * 3000, truncation="auto")
+    assert len(callers) > 3
+    assert set(callers) == {"address 127.0.0.1"}
 
 
 IMAGE = {"type": "input_image", "image_url": "https://x"}

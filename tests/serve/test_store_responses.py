@@ -12,6 +12,7 @@ from stored import DAY, Clock, opened
 
 from rorqual.serve.errors import ApiError
 from rorqual.serve.store import ResponseStore, Store, StoredResponse
+from rorqual.serve.store import responses as response_table
 
 
 @pytest.fixture
@@ -82,6 +83,19 @@ def test_a_chain_is_told_from_its_beginning(responses: ResponseStore) -> None:
     assert ask(lambda: responses.chain("x", "me")) == gone
     asyncio.run(responses.delete("a", "me"))
     assert ask(lambda: responses.chain("c", "me")) == gone
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_chain_has_a_limit(
+    responses: ResponseStore, monkeypatch: pytest.MonkeyPatch, excess: int
+) -> None:
+    monkeypatch.setattr(response_table, "MAX_CHAIN", 3 - excess)
+    for name, previous in (("a", None), ("b", "a"), ("c", "b")):
+        put(responses, name, previous_id=previous)
+    if excess:
+        assert ask(lambda: responses.chain("c", "me"))[0] == 400
+    else:
+        assert len(asyncio.run(responses.chain("c", "me"))) == 3
 
 
 def test_a_circle_ends(responses: ResponseStore) -> None:

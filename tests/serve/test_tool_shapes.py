@@ -175,6 +175,7 @@ def test_safe_names(names: list[str], writings: list[str]) -> None:
     ("arguments", "text"),
     [
         ('{"input": "a"}', "a"),
+        ('{"input": ""}', ""),
         ('{"input": 5}', '{"input": 5}'),
         ("{", "{"),
         ("[" * 9999, "[" * 9999),

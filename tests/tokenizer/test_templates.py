@@ -266,6 +266,11 @@ LOSING = [
         r"messages\[0\]",
     ),
     ("{% for m in messages %}{{ m.content }}{% endfor %}", ROUNDS, r"messages\[1\]\.tool_calls\[0"),
+    (  # what was said before does not stand for what is said now
+        "{% for m in messages[:2] %}{{ m.content }}{% endfor %}",
+        [said("user", "Go on."), said("assistant", "So"), said("user", "Go  on.")],
+        r"messages\[2\]",
+    ),
     (  # as a template of V3.2: arguments as an object only, and then its values alone
         "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
         "{{ c.function.name }}{{ c.function.arguments.probe }}{% endfor %}{% endfor %}",

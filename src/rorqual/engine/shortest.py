@@ -116,11 +116,10 @@ class Place:
 
     def _next(self, byte: int) -> Place:
         if self.is_text:
-            if self.is_escaped or byte == BACKSLASH:
-                return Place(self.open, True, not self.is_escaped, self.word)
-            if byte == QUOTE:
+            if byte == QUOTE and not self.is_escaped:
                 return Place(self.open, False, False, self.word + b'"')
-            return Place(self.open, True, False, (self.word + bytes([byte]))[-64:])
+            begins_escape = byte == BACKSLASH and not self.is_escaped
+            return Place(self.open, True, begins_escape, (self.word + bytes([byte]))[-64:])
         if byte == QUOTE:
             return Place(self.open, True)
         if byte in OPENERS:

@@ -205,7 +205,8 @@ class Job:
             for file_id in staged.values():
                 files.drop(file_id)
             raise
-        self._store.forget(self.id)
+        with suppress(StorageError):  # logged; the next start forgets them
+            self._store.forget(self.id)
 
     def _changing(self, changes: Mapping[str, Any]) -> Callable[[sqlite3.Connection], BatchReply]:
         return lambda connection: self._table.change(connection, self.id, self._me, **changes)

@@ -96,7 +96,7 @@ async def _prepare(
     service.check_body(body)
     response_id = ordered_id("resp_")
     items = await given_items(body.input, response_id, store, owner)
-    chat, names = await _chat_of(service, store, owner, body, items)
+    chat, names = await _chat_of(service, store, owner, body, items, caller)
     with told_as(names):
         job = await prepare_chat(service, chat, caller)
     hand_on_notes(chat, body, names)
@@ -133,7 +133,7 @@ async def count_input(
     """How long the prompt of such a request is."""
     service.check_body(body)
     items = await given_items(body.input, ordered_id("resp_"), store, owner)
-    chat, names = await _chat_of(service, store, owner, body, items)
+    chat, names = await _chat_of(service, store, owner, body, items, caller)
     with told_as(names):
         prompt_ids = await chat_prompt(service, chat, caller)
     hand_on_notes(chat, body, names)
@@ -178,6 +178,7 @@ async def _chat_of(
     owner: str,
     body: InputRequest,
     items: list[dict[str, Any]],
+    caller: Caller,
 ) -> tuple[ChatRequest, dict[str, str]]:
     """The chat's form, and the names of this API for its fields."""
     earlier = await earlier_items(body.previous_response_id, store, owner)
@@ -191,7 +192,7 @@ async def _chat_of(
     fields = _fields(body)
     if body.truncation == "auto":
         with told_as(NAMES):
-            builder = await _with_room(service, builder, fields)
+            builder = await _with_room(service, builder, fields, caller)
     names = NAMES | builder.places()
     for index in range(len(body.tools or [])):
         names[f"tools[{index}].function"] = f"tools[{index}]"
@@ -199,7 +200,9 @@ async def _chat_of(
         return builder.request(fields), names
 
 
-async def _with_room(service: Service, builder: ChatBuilder, fields: dict[str, Any]) -> ChatBuilder:
+async def _with_room(
+    service: Service, builder: ChatBuilder, fields: dict[str, Any], caller: Caller
+) -> ChatBuilder:
     """Without the oldest turns, as few as make the rest fit; if nothing does, as it is.
 
     Choice: what is asked for as the longest answer is to fit too, up to a quarter of the context.
@@ -211,7 +214,7 @@ async def _with_room(service: Service, builder: ChatBuilder, fields: dict[str, A
     async def fits(cut: int) -> bool:
         try:
             chat = builder.from_turn(cut).request(fields)
-            return len(await chat_prompt(service, chat)) + room <= num_positions
+            return len(await chat_prompt(service, chat, caller)) + room <= num_positions
         except ApiError as problem:
             if problem.code != "context_length_exceeded":
                 raise
