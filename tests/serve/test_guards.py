@@ -230,8 +230,9 @@ def test_a_body_has_its_routes_limit(
     for num_bytes, status in ((limit, 200), (limit + 1, 413)):
         body = bytes(num_bytes)
         pieces = [body] if num_pieces == 1 else [body[:5], body[5:]]
-        told = {"content_length": str(num_bytes)} if is_told else {}
-        ends = limited(service, scope(path, "POST", **told), *pieces)
+        headers = {"content_type": "multipart/form-data"}
+        headers |= {"content_length": str(num_bytes)} if is_told else {}
+        ends = limited(service, scope(path, "POST", **headers), *pieces)
         assert ends.status == status
         assert service.num_in_flight == 0
         if status == 413:
@@ -412,3 +413,26 @@ def test_every_body_takes_its_turn(
     with running(create_app(FakeEngine(tokenizer), make_model(tokenizer))) as live:
         httpx.post(f"{live.url}/v1/{route}", content=b"{ ")
     assert asked == [("address 127.0.0.1", b"{ ")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (b"multipart/form-data; boundary=x", 200),
+        (b"Multipart/Form-Data", 200),
+        (b"application/x-www-form-urlencoded", 422),
+        (b"application/json", 422),
+        (b"multipart/mixed", 422),
+        (None, 422),
+    ],
+)
+def test_only_forms_of_parts_are_read_as_uploads(
+    tokenizer: Tokenizer, kind: bytes | None, status: int
+) -> None:
+    """64 MB of `&` are a form too, whose parser takes half a minute, byte by byte."""
+    service = Service(FakeEngine(tokenizer), make_model(tokenizer), ServerSettings())
+    service.is_started = True
+    headers = [] if kind is None else [(b"content-type", kind)]
+    for path in ("/v1/files", "/v1/files/"):
+        asked = scope(method="POST") | {"path": path, "headers": headers}
+        assert limited(service, asked).status == status

@@ -1,9 +1,10 @@
 """One client's connection: uvicorn's protocol over h11, and what it leaves open.
 
 Its requests are framed by `Framing`. A client that has sent all and closes its half of the
-connection still gets its answers: uvicorn counts it as gone. Headers have a limit of time, the
-connections a limit of number. A connection that must end although its client may still be sending
-is closed in two steps (RFC 9112 §9.6), else the client may lose what it was told.
+connection still gets its answers: uvicorn counts it as gone. Headers have a limit of time, as have
+clients that do not read; the connections a limit of number. A connection that must end although its
+client may still be sending is closed in two steps (RFC 9112 §9.6), else the client may lose what it
+was told.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Connection(H11Protocol):
         self._settings = settings
         self._head_timer: asyncio.TimerHandle | None = None
         self._peer_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._waits_since = self.loop.time()
         self._has_eof = self._is_lingering = False
 
@@ -68,7 +70,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._head_timer, self._peer_timer):
+        for timer in (self._head_timer, self._peer_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -90,6 +92,16 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event))
         self._watch_peer()
         return True
+
+    def pause_writing(self) -> None:
+        """More is unread than the system takes: whoever reads none of it is given up."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
 
     def on_response_complete(self) -> None:
         self._waits_since = self.loop.time()
@@ -164,6 +176,16 @@ class Connection(H11Protocol):
             self._refuse(ApiError(408, text, code="slow_headers"))
         else:
             self.transport.close()
+
+    def _watch_reader(self) -> None:
+        def look() -> None:
+            if self.transport.get_write_buffer_size() < num_unread:
+                self._watch_reader()
+            else:
+                self.transport.abort()
+
+        num_unread = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self._settings.stall_seconds, look)
 
     def _watch_peer(self) -> None:
         if self.is_idle:

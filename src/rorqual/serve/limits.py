@@ -65,6 +65,12 @@ class LimitGuard:
             error = queue_full(service.settings.retry_after_seconds)
             error.headers["connection"] = "close"  # its body is not read
             return error
+        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        if scope["path"].rstrip("/") == FILES_PATH and kind != "multipart/form-data":
+            # Another kind of form is read byte by byte: 64 MB of them take half a minute.
+            text = "file: is sent as multipart/form-data"
+            headers = {"connection": "close"}
+            return ApiError(422, text, code="invalid_value", param="file", headers=headers)
         return None
 
 

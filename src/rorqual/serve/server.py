@@ -33,7 +33,9 @@ ACCEPT_TURNS = 4
 """Of the loop, until a connection that the system holds for us is one of ours."""
 POLL_SECONDS = 0.02
 SPARE_FILES = 128
-"""Open files beside the clients' connections: weights, uploads, the loop's own."""
+"""Open files beside the clients' connections and theirs: weights, the database, the loop's own."""
+FILES_A_CONNECTION = 2
+"""Itself, and a file that is sent or received by it."""
 BACKLOG = 2048
 
 
@@ -80,12 +82,11 @@ def connections_within_limits(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    most = (
-        wanted + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + SPARE_FILES)
-    )
+    need = FILES_A_CONNECTION * wanted + SPARE_FILES
+    most = need if hard == resource.RLIM_INFINITY else min(hard, need)
     if most > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return max(1, min(wanted, max(soft, most) - SPARE_FILES))
+    return max(1, min(wanted, (max(soft, most) - SPARE_FILES) // FILES_A_CONNECTION))
 
 
 class Server(uvicorn.Server):
