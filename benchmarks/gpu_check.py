@@ -30,7 +30,7 @@ try:
     from rorqual.files import atomic_write, write_json
     from rorqual.model import DeepseekV3, ModelConfig, build, empty, preset
     from rorqual.ops.device import resolve_device
-    from rorqual.train.loss import coefficients, micro_batch_loss, target_counts
+    from rorqual.train.loss import TrainingModel, coefficients, target_counts
     from rorqual.train.optimizer import AdamW, OptimizerSettings
     from rorqual.train.step import Stepper, StepValues, autocast
 except ModuleNotFoundError as problem:
@@ -264,7 +264,7 @@ def _gradients(
     counts_C = target_counts(mask_BS, config.num_nextn_predict_layers)
     by = coefficients(counts_C, len(tokens_BS), STEP_VALUES.mtp_weight, STEP_VALUES.balance_alpha)
     with autocast(device.type, precision):
-        loss = micro_batch_loss(model, tokens_BS, mask_BS, by).total
+        loss = TrainingModel(model)(tokens_BS, None, mask_BS, by).total
     loss.backward()
     found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), found

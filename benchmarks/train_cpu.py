@@ -73,7 +73,7 @@ def our_loss(row: str):
     import torch
 
     from rorqual.model import build
-    from rorqual.train.loss import coefficients, micro_batch_loss, target_counts
+    from rorqual.train.loss import TrainingModel, coefficients, target_counts
     from rorqual.train.step import autocast
 
     num_depths = 1 if "mtp" in row else 0
@@ -83,9 +83,11 @@ def our_loss(row: str):
 
     precision = "bfloat16" if "bfloat16" in row else "float32"
 
+    root = TrainingModel(model)
+
     def loss(batch: torch.Tensor) -> torch.Tensor:
         with autocast("cpu", precision):
-            return micro_batch_loss(model, batch[:, : LENGTH + 1 + num_depths], mask, by).total
+            return root(batch[:, : LENGTH + 1 + num_depths], None, mask, by).total
 
     return model, torch.compile(loss) if "compiled" in row else loss
 

@@ -31,6 +31,7 @@ from rorqual.ops import cross_entropy, grouped_gemm
 from rorqual.ops.attention import attention
 from rorqual.train import step as steps
 from rorqual.train.optimizer import AdamW, OptimizerSettings
+from rorqual.train.recompute import recompute_layers
 from rorqual.train.step import Stepper, StepResult, StepValues
 
 META = torch.device("meta")
@@ -138,7 +139,8 @@ def test_a_training_step_waits_once(
 
     monkeypatch.setattr(steps, "_read", read)
     model = empty(CONFIG, device="meta").to(META).train()
-    model.use_activation_checkpointing = use_checkpointing
+    if use_checkpointing:
+        recompute_layers(model)
     optimizer = AdamW(model, OptimizerSettings(moments=moments))
     stepper = Stepper(model, optimizer, micro_batch_size=2)
     tokens_BS = torch.zeros(4, 18, dtype=torch.int64, device=META)

@@ -45,7 +45,7 @@ def test_chunks_equal_the_whole(model: DeepseekV3, chunk: int, is_scattered: boo
     ours, run = [], runner(model).run
     for start in range(0, 40, chunk):
         ours += run([Span(ids[start : start + chunk], start, blocks)])
-    theirs = model.hidden(torch.tensor([ids])).h_BTD[0]
+    theirs = model.hidden(torch.tensor([ids]))[0]
     assert relative_error(torch.cat(ours), theirs) < FLOAT32_RELATIVE
 
 
@@ -66,7 +66,7 @@ def test_a_flat_step_mixes_everything(model: DeepseekV3, prompts: list[list[int]
         for text, count, table in zip(texts, last, blocks, strict=True)
     ]
     for h_TD, text, count in zip(ours.run(ends), texts, last, strict=True):
-        theirs = model.hidden(torch.tensor([text])).h_BTD[0, -count:]
+        theirs = model.hidden(torch.tensor([text]))[0, -count:]
         assert relative_error(h_TD, theirs) < FLOAT32_RELATIVE
 
 
@@ -81,15 +81,15 @@ def test_long_sequences_attend_alone(model: DeepseekV3) -> None:
     ours.run([Span(ids[:-2], 0, table), Span(ids[:9], 0, [270, 280, 290])])
     outs = ours.run([Span(ids[-2:], len(ids) - 2, table), Span(ids[9:11], 9, [270, 280, 290])])
     for h_TD, text in zip(outs, (ids, ids[:11]), strict=True):
-        theirs = model.hidden(torch.tensor([text])).h_BTD[0, -2:]
+        theirs = model.hidden(torch.tensor([text]))[0, -2:]
         assert relative_error(h_TD, theirs) < FLOAT32_RELATIVE
 
 
 @torch.no_grad()
 def test_mtp_latents_lie_beside_the_token_they_took(model: DeepseekV3) -> None:
     ids = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(0))
-    h = model.hidden(ids[None, :-1]).h_BTD
-    theirs = model.mtp_hidden(1, h, ids[None, 1:]).h_BTD[0]
+    h = model.hidden(ids[None, :-1])
+    theirs = model.mtp_hidden(1, h, ids[None, 1:])[0]
     ours, parts, table = runner(model), [], tables(8)[0]
     for start in range(1, 30, 7):
         text = ids[start : start + 7].tolist()

@@ -26,15 +26,15 @@ def drafts_after(model: DeepseekV3, ids: list[int], count: int, vocab_size: int)
     """
     num_depths = min(count, model.config.num_nextn_predict_layers)
     drafts: list[int] = []
-    h = model.hidden(torch.tensor([ids])).h_BTD[:, :-1]
+    h = model.hidden(torch.tensor([ids]))[:, :-1]
     for depth in range(1, num_depths + 1):
         text = torch.tensor([(ids + drafts)[depth:]])
         if depth < num_depths:
-            h = model.mtp_hidden(depth, h[:, : text.shape[1]], text).h_BTD
+            h = model.mtp_hidden(depth, h[:, : text.shape[1]], text)
             drafts.append(int(model.head(h[0, -1])[:vocab_size].argmax()))
     while len(drafts) < count:
         text = torch.tensor([(ids + drafts)[num_depths:]])
-        out = model.mtp_hidden(num_depths, h, text).h_BTD
+        out = model.mtp_hidden(num_depths, h, text)
         drafts.append(int(model.head(out[0, -1])[:vocab_size].argmax()))
         h = torch.cat([h, out[:, -1:]], dim=1)
     return drafts

@@ -253,7 +253,7 @@ def test_padding_and_neighbours_change_no_document() -> None:
     before, ids, after = tokens(BASE, 1, 5), tokens(BASE, 1, 8, seed=1), tokens(BASE, 1, 3, seed=2)
     packed = torch.cat([before, ids, after, torch.zeros(1, 4, dtype=torch.int64)], 1)
     documents = torch.tensor([[1] * 5 + [2] * 8 + [3] * 3 + [0] * 4])
-    whole = model.hidden(packed, documents_BT=documents).h_BTD
-    alone = model.hidden(ids).h_BTD
+    whole = model.hidden(packed, model.model.step(packed, documents))
+    alone = model.hidden(ids)
     torch.testing.assert_close(whole[:, 5:13], alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(whole[:, 13:16], model.hidden(after).h_BTD, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole[:, 13:16], model.hidden(after), rtol=1e-4, atol=1e-5)

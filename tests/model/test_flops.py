@@ -26,8 +26,8 @@ SHAPES = CONFIGS | PRESETS
 def numel(model: DeepseekV3, *prefixes: str) -> int:
     """Parameters and stored buffers under any of the prefixes, a tied tensor once."""
     seen: dict[int, int] = {}
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name.startswith(prefixes) and not name.endswith("inv_freq"):
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name.startswith(prefixes):
             seen[id(value)] = value.numel()
     return sum(seen.values())
 
@@ -104,11 +104,12 @@ def test_mtp_and_absorbed_flops() -> None:
         if hasattr(module, "use_plain"):
             module.use_plain = True
     sequence = tokens(config, 1, num_tokens)
+    step = model.model.step(sequence, use_absorbed=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        h_BTD = model.hidden(sequence, use_absorbed=True).h_BTD
+        h_BTD = model.hidden(sequence, step)
         model.head(h_BTD)
         for depth in (1, 2):
-            h_BTD = model.mtp_hidden(depth, h_BTD, sequence, use_absorbed=True).h_BTD
+            h_BTD = model.mtp_hidden(depth, h_BTD, sequence, step)
             model.head(h_BTD)
     expected = num_tokens * forward_flops_per_token(
         config, num_tokens, use_absorbed=True, with_mtp=True

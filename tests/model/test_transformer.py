@@ -15,9 +15,11 @@ from transformers import (
     DeepseekV3ForCausalLM,
 )
 
-from rorqual.model import Context, DeepseekV3, ModelConfig, Part, build, empty, preset
+from rorqual.model import DeepseekV3, ModelConfig, Part, build, empty, preset
+from rorqual.model.block import Block
 from rorqual.model.layers import RMSNorm
 from rorqual.model.moe import MoE
+from rorqual.train.recompute import recompute_layers
 
 FLOAT32_RELATIVE = 1e-5  # the issue's bar for float32 logits
 BF16_RELATIVE = 1e-2
@@ -81,15 +83,15 @@ def test_mtp_depths_chain_as_the_report_says() -> None:
     """Depth 2 takes depth 1's normed hidden state and the embeddings one further (§2.2)."""
     model = lively(CONFIGS["two_mtp"])
     ids = tokens(model.config, 2, 12)
-    h = model.hidden(ids[:, :10]).h_BTD
-    first = model.mtp_hidden(1, h, ids[:, 1:11]).h_BTD
-    second = model.mtp_hidden(2, first, ids[:, 2:12]).h_BTD
-    module = model.model.layers[model.config.num_hidden_layers + 1]
+    h = model.hidden(ids[:, :10])
+    first = model.mtp_hidden(1, h, ids[:, 1:11])
+    second = model.mtp_hidden(2, first, ids[:, 2:12])
+    module = model.model.layers[str(model.config.num_hidden_layers + 1)]
     joined = torch.cat(
         [module.enorm(model.model.embed_tokens(ids[:, 2:12])), module.hnorm(first)], dim=-1
     )
-    step = model._step(ids[:, 2:12], None, None, False)
-    expected = module.shared_head.norm(module(module.eh_proj(joined), step)[0])
+    step = model.model.step(ids[:, 2:12])
+    expected = module.shared_head.norm(Block.forward(module, module.eh_proj(joined), step))
     torch.testing.assert_close(second, expected)
 
 
@@ -119,7 +121,7 @@ def test_cached_equals_uncached_in_both_forms(name: str, chunk: int, absorbed: b
     for start in range(0, 40, chunk):
         positions = torch.arange(start, min(start + chunk, 40))[None]
         step = ids[:, start : start + chunk]
-        parts.append(model.hidden(step, Context(positions, cache)).h_BTD)
+        parts.append(model.hidden(step, model.model.cached_step(positions, cache)))
     cached = model.head(torch.cat(parts, dim=1))
     assert relative_error(cached, model(ids)) < FLOAT32_RELATIVE
 
@@ -137,9 +139,10 @@ class TwoParts:
 def test_the_parts_of_a_flat_step_equal_each_alone() -> None:
     model = lively(CONFIGS["yarn"])
     ids = tokens(model.config, 1, 5)
-    flat = model.hidden(ids, Context(torch.tensor([[0, 1, 0, 1, 2]]), TwoParts())).h_BTD
+    step = model.model.cached_step(torch.tensor([[0, 1, 0, 1, 2]]), TwoParts())
+    flat = model.hidden(ids, step)
     for part, alone in ((flat[:, :2], ids[:, :2]), (flat[:, 2:], ids[:, 2:])):
-        assert relative_error(part, model.hidden(alone).h_BTD) < FLOAT32_RELATIVE
+        assert relative_error(part, model.hidden(alone)) < FLOAT32_RELATIVE
 
 
 @torch.no_grad()
@@ -179,13 +182,13 @@ def test_activation_checkpointing_changes_nothing() -> None:
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
-        h = model.hidden(ids[:, :-1]).h_BTD
-        mtp = model.mtp_hidden(1, h, ids[:, 1:]).h_BTD
+        h = model.hidden(ids[:, :-1])
+        mtp = model.mtp_hidden(1, h, ids[:, 1:])
         (model.head(h).logsumexp(-1).mean() + model.head(mtp).logsumexp(-1).mean()).backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.use_activation_checkpointing = True
+    recompute_layers(model)
     again = gradients()
     assert plain.keys() == again.keys()
     assert all(torch.equal(plain[name], again[name]) for name in plain)
@@ -211,11 +214,12 @@ def test_isolated_documents_equal_each_alone() -> None:
     first, second = tokens(BASE, 2, 9), tokens(BASE, 2, 14, seed=1)
     packed = torch.cat([first, second], dim=1)
     documents = torch.tensor([[3] * 9 + [4] * 14] * 2)
-    h = model.hidden(packed, documents_BT=documents).h_BTD
+    h = model.hidden(packed, model.model.step(packed, documents))
     for part, ids in ((h[:, :9], first), (h[:, 9:], second)):
-        assert relative_error(part, model.hidden(ids).h_BTD) < FLOAT32_RELATIVE
-    mtp = model.mtp_hidden(1, h[:, 9:-1], second[:, 1:], documents_BT=documents[:, 10:]).h_BTD
-    alone = model.mtp_hidden(1, h[:, 9:-1], second[:, 1:]).h_BTD
+        assert relative_error(part, model.hidden(ids)) < FLOAT32_RELATIVE
+    step = model.model.step(second[:, 1:], documents[:, 10:])
+    mtp = model.mtp_hidden(1, h[:, 9:-1], second[:, 1:], step)
+    alone = model.mtp_hidden(1, h[:, 9:-1], second[:, 1:])
     assert relative_error(mtp, alone) < FLOAT32_RELATIVE
 
 
@@ -224,7 +228,7 @@ def test_experts_follow_autocast() -> None:
     ids = tokens(BASE, 1, 8)
     with torch.autocast("cpu", torch.bfloat16):
         x = model.model.embed_tokens(ids)
-        out, _ = model.model.layers[1].mlp(x)
+        out = model.model.layers["1"].mlp(x, model.model.step(ids))
     assert x.dtype == torch.float32
     assert out.dtype == torch.bfloat16
 
@@ -232,9 +236,9 @@ def test_experts_follow_autocast() -> None:
 def test_build_is_seeded_and_follows_the_initialisation_of_the_report() -> None:
     config = BASE.with_changes(initializer_range=0.006)
     first, second, other = build(config, seed=3), build(config, seed=3), build(config, seed=4)
-    weight = first.model.layers[1].mlp.experts.gate_up_proj
-    assert torch.equal(weight, second.model.layers[1].mlp.experts.gate_up_proj)
-    assert not torch.equal(weight, other.model.layers[1].mlp.experts.gate_up_proj)
+    weight = first.model.layers["1"].mlp.experts.gate_up_proj
+    assert torch.equal(weight, second.model.layers["1"].mlp.experts.gate_up_proj)
+    assert not torch.equal(weight, other.model.layers["1"].mlp.experts.gate_up_proj)
     assert abs(float(weight.detach().std()) - 0.006) < 0.0003
     assert float(weight.detach().mean().abs()) < 0.0003
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rorqual.data import Batch
 from rorqual.model import DeepseekV3
+from rorqual.model.balance import sequence_balance_loss, sequence_loads
 from rorqual.model.mtp import documents_at
 from rorqual.train.loss import (
     LossParts,
+    TrainingModel,
+    balance_seen,
     coefficients,
-    micro_batch_loss,
-    sequence_balance_loss,
-    sequence_loads,
     target_counts,
 )
 from rorqual.train.optimizer import AdamW, OptimizerSettings
@@ -70,13 +70,13 @@ def losses_alone(
         length = document.shape[1]
         if length < 2:
             continue
-        h = model.hidden(document).h_BTD
+        h = model.hidden(document)
         for depth in range(num_depths + 1):
             num = length - depth  # positions that exist at this depth
             if num < 1:
                 break
             if depth:
-                h = model.mtp_hidden(depth, h[:, :num], document[:, depth:]).h_BTD
+                h = model.mtp_hidden(depth, h[:, :num], document[:, depth:])
             targets = document[:, depth + 1 :]
             if targets.shape[1]:
                 logits = model.head(h[:, : targets.shape[1]])
@@ -102,7 +102,8 @@ def run_packed(
 ) -> LossParts:
     counts = target_counts(mask, num_depths, documents)
     by = coefficients(counts, tokens.shape[0], MTP_WEIGHT, balance_alpha=0.0)
-    return micro_batch_loss(model, tokens, mask, by, documents)
+    parts: LossParts = TrainingModel(model)(tokens, documents, mask, by)
+    return parts
 
 
 @pytest.mark.parametrize("num_depths", [0, 1, 2])
@@ -139,15 +140,17 @@ def test_packed_equals_alone_in_hidden_states(make_model: MakeModel, layout: lis
     model = lively(make_model(num_nextn_predict_layers=2))
     tokens, _, documents, *alone = packed(layout, 2)
     with torch.no_grad():
-        h, starts = model.hidden(tokens[:, :LENGTH], documents_BT=documents[:, :LENGTH]).h_BTD, [0]
+        step = model.model.step(tokens[:, :LENGTH], documents[:, :LENGTH])
+        h, starts = model.hidden(tokens[:, :LENGTH], step), [0]
         for length in layout:
             starts.append(starts[-1] + length)
-        hs_alone = [model.hidden(document).h_BTD for document in alone]
+        hs_alone = [model.hidden(document) for document in alone]
         for depth in range(3):
             if depth:
                 positions = documents_at(depth, documents, LENGTH)
                 following = tokens[:, depth : LENGTH + depth]
-                h = model.mtp_hidden(depth, h, following, documents_BT=positions).h_BTD
+                step = model.model.step(following, positions)
+                h = model.mtp_hidden(depth, h, following, step)
             assert h.isfinite().all()
             for number, document in enumerate(alone):
                 num = min(document.shape[1] - depth, LENGTH - starts[number])
@@ -155,7 +158,7 @@ def test_packed_equals_alone_in_hidden_states(make_model: MakeModel, layout: lis
                     continue
                 if depth:
                     before = hs_alone[number][:, : document.shape[1] - depth]
-                    own = model.mtp_hidden(depth, before, document[:, depth:]).h_BTD
+                    own = model.mtp_hidden(depth, before, document[:, depth:])
                     hs_alone[number] = own
                 here = h[:, starts[number] : starts[number] + num]
                 own = hs_alone[number][:, :num]
@@ -220,8 +223,9 @@ def test_accumulation_equals_one_large_batch_of_packed_documents(
 def test_what_exists_in_no_document_has_no_load(make_model: MakeModel) -> None:
     """Closed form: K choices for each token at depth 0, one position fewer a document and depth."""
     tokens, mask, documents, *_ = packed([5, 7], 2)
-    parts = run_packed(make_model(num_nextn_predict_layers=2), tokens, mask, documents, 2)
-    assert parts.loads_LE.sum(1).tolist() == [2 * 12, 2 * (12 - 2), 2 * (12 - 4)]
+    model = make_model(num_nextn_predict_layers=2)
+    run_packed(model, tokens, mask, documents, 2).total.backward()
+    assert balance_seen(model).loads_LE.sum(1).tolist() == [2 * 12, 2 * (12 - 2), 2 * (12 - 4)]
 
 
 def test_balance_loss_is_that_of_the_positions_that_exist() -> None:
@@ -246,11 +250,16 @@ def test_one_document_a_sample_is_what_no_isolation_gives(make_model: MakeModel)
     tokens = torch.randint(0, BEGIN, (2, LENGTH + 3), generator=generator)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     by = coefficients(target_counts(mask, 2), 2, MTP_WEIGHT, balance_alpha=1e-2)
-    plain = micro_batch_loss(model, tokens, mask, by)
-    isolated = micro_batch_loss(model, tokens, mask, by, torch.ones_like(tokens))
+    root = TrainingModel(model)
+    plain, isolated = root(tokens, None, mask, by), root(tokens, torch.ones_like(tokens), mask, by)
     torch.testing.assert_close(isolated.total, plain.total, rtol=FLOAT32, atol=0)
     torch.testing.assert_close(isolated.cross_entropy_C, plain.cross_entropy_C)
-    assert torch.equal(isolated.loads_LE, plain.loads_LE)
+    seen = []
+    for parts in (plain, isolated):
+        parts.total.backward()
+        seen.append(balance_seen(model))
+    assert torch.equal(seen[0].loads_LE, seen[1].loads_LE)
+    torch.testing.assert_close(seen[0].loss, seen[1].loss, rtol=FLOAT32, atol=0)
 
 
 def test_the_isolated_step_is_one_graph(make_model: MakeModel) -> None:
@@ -261,7 +270,7 @@ def test_the_isolated_step_is_one_graph(make_model: MakeModel) -> None:
         model = make_model(num_nextn_predict_layers=2)
         stepper = Stepper(model, AdamW(model, OptimizerSettings()), micro_batch_size=1)
         if is_traced:
-            stepper.loss = torch.compile(micro_batch_loss, backend="aot_eager", fullgraph=True)
+            stepper.loss = torch.compile(TrainingModel(model), backend="aot_eager", fullgraph=True)
         results.append(dataclasses.asdict(stepper.step(tokens, mask, values, documents)))
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=FLOAT32)
     assert torch.equal(results[1]["loads_LE"], results[0]["loads_LE"])

@@ -91,7 +91,8 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 def randomise(module: nn.Module, seed: int, std: float = 0.08) -> None:
     """Weights large enough that attention and routing matter, norms near one, biases that steer."""
     generator = torch.Generator().manual_seed(seed)
-    places = dict(module.named_parameters()) | dict(module.named_buffers())
+    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    places = {n: v for n, v in named.items() if n in module.state_dict() or n.endswith("inv_freq")}
     with torch.no_grad():
         for name, value in sorted(places.items()):
             noise = torch.randn(value.shape, generator=generator)
@@ -195,11 +196,11 @@ def mtp_logits(main: Any, mtp: Any, tokens_BT: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def our_mtp_logits(model: DeepseekV3, tokens_BT: Tensor) -> list[Tensor]:
-    hidden = model.hidden(tokens_BT).h_BTD
+    hidden = model.hidden(tokens_BT)
     logits = []
     for depth in range(1, model.config.num_nextn_predict_layers + 1):
         next_tokens = tokens_BT[:, depth:]
         hidden = hidden[:, : next_tokens.shape[1]]
-        hidden = model.mtp_hidden(depth, hidden, next_tokens).h_BTD
+        hidden = model.mtp_hidden(depth, hidden, next_tokens)
         logits.append(model.head(hidden))
     return logits

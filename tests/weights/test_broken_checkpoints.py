@@ -509,7 +509,7 @@ def test_what_fp8_cannot_hold_leaves_the_old_folder(bad: float, tmp_path: Path) 
     save(model, tmp_path / "model")
     before = snapshot(tmp_path)
     with torch.no_grad():
-        model.model.layers[1].mlp.experts.down_proj[5, 3, 2] = bad
+        model.model.layers["1"].mlp.experts.down_proj[5, 3, 2] = bad
     with pytest.raises(CheckpointError, match=r"experts\.5\.down_proj") as caught:
         save(model, tmp_path / "model", dtype="fp8", replace=True)
     assert caught.value.fix

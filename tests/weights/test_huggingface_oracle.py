@@ -88,7 +88,7 @@ def test_bfloat16_both_ways(tmp_path: Path) -> None:
     theirs = oracle.make(oracle.BASE).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load(tmp_path / "theirs", dtype="bfloat16")
-    assert ours.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
+    assert ours.model.layers["1"].mlp.gate.e_score_correction_bias.dtype == torch.float32
     save(ours, tmp_path / "ours", dtype="bfloat16")
     again = oracle.read(tmp_path / "ours", torch.bfloat16)
     for name, value in theirs.state_dict().items():

@@ -80,10 +80,10 @@ class Engine:
             folder = ModelFolder.find(str(model))
             tokenizer = tokenizer or folder.load_tokenizer()
             model = folder.load_model(dtype, device)
-        elif device != "auto" and resolve_device(device) != _device_of(model):
+        elif device != "auto" and resolve_device(device) != model.device:
             raise UsageError(
                 "the model is on another device",
-                found=_device_of(model),
+                found=model.device,
                 expected=device,
                 fix="move it there first: model.to(device)",
             )
@@ -92,7 +92,8 @@ class Engine:
         check_settings(model, tokenizer, speculate, max_batch, max_step_tokens, block_tokens)
         check_cache_dtype(kv_cache_dtype)
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        config, like = model.config, model.model.embed_tokens.weight
+        config = model.config
+        like = torch.empty(0, dtype=model.dtype, device=model.device)
         max_positions = _max_positions(model, max_model_len)
         num_depths = min(speculate, config.num_nextn_predict_layers)
         size = block_bytes(config, block_tokens, kv_cache_dtype, like.dtype, num_depths)
@@ -100,7 +101,7 @@ class Engine:
         blocks = num_blocks(budget_bytes(cache_memory, wanted, like.device), size)
         self.max_positions = min(max_positions, blocks * block_tokens)
         self._cache = PagedLatentCache(
-            config, (blocks + 1, block_tokens), kv_cache_dtype, like.detach(), num_depths
+            config, (blocks + 1, block_tokens), kv_cache_dtype, like, num_depths
         )
         self._pool = BlockPool(blocks)
         limits = Limits(block_tokens, max_batch, max_step_tokens, use_prefix_cache)
@@ -123,7 +124,7 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """Where the model and the cache are."""
-        return _device_of(self.model)
+        return self.model.device
 
     @property
     def has_work(self) -> bool:
@@ -324,10 +325,6 @@ def check_settings(
             found=f"{block_tokens} tokens",
             expected=f"at least the {config.num_nextn_predict_layers} MTP modules",
         )
-
-
-def _device_of(model: DeepseekV3) -> torch.device:
-    return model.model.embed_tokens.weight.device
 
 
 def _max_positions(model: DeepseekV3, max_model_len: int | None) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rorqual.engine.paged_cache import PagedLatentCache, Reach, StepView
-from rorqual.model import Context, ModelConfig
+from rorqual.model import ModelConfig
 from rorqual.ops.device import tensor_on
 
 # Choice: beyond these a sequence gains nothing from company, and costs its neighbours padding.
@@ -38,11 +38,14 @@ class Span:
 
 @dataclass(frozen=True)
 class FlatStep:
-    """Spans in the order in which they run; `order` holds their numbers in the caller's."""
+    """Spans in the order in which they run; `order` holds their numbers in the caller's, `view` is
+    the cache as this step sees it.
+    """
 
     order: list[int]
     tokens_1M: Tensor
-    context: Context
+    positions_1M: Tensor
+    view: StepView
 
     def split(self, x_1MD: Tensor, spans: abc.Sequence[Span]) -> list[Tensor]:
         """(1, M, D) -> each span's (T, D), in the caller's order."""
@@ -81,8 +84,7 @@ def flat_step(
         reaches = [replace(reach, first_block=None) for reach in reaches]
     # One copy to the device, so that a GPU's step begins with one.
     rows_3M = tensor_on(device, [token_ids, positions, places], torch.int64)
-    context = Context(rows_3M[1:2], StepView(cache, rows_3M[2], reaches))
-    return FlatStep(order, rows_3M[:1], context)
+    return FlatStep(order, rows_3M[:1], rows_3M[1:2], StepView(cache, rows_3M[2], reaches))
 
 
 def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -> bool:

@@ -10,8 +10,7 @@ change what is computed, never what is accepted. It holds for one machine and nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from rorqual.engine.flat_step import Span
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3
-from rorqual.model.moe import Dispatched, LocalDispatcher, MoE
+from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.router import Routing
 
 # Choice: whole vectors in every elementwise operator, whatever the width; and more than `FEW_ROWS`
@@ -39,6 +38,7 @@ class InvariantRunner(Runner):
 
     def __init__(self, model: DeepseekV3, cache: PagedLatentCache, spare_block: int) -> None:
         super().__init__(model, cache)
+        self._dispatcher = TileDispatcher()
         self._dummy = Span([0], 0, [spare_block])
 
     def warm_up(self) -> None:
@@ -52,11 +52,10 @@ class InvariantRunner(Runner):
             for slot, token_id in enumerate(span.token_ids, span.start)
         ]
         rows: list[Tensor] = []
-        with _dispatching_by(self._model, TileDispatcher()):
-            for first in range(0, len(tokens), ROWS):
-                tile = tokens[first : first + ROWS]
-                padded = [*tile, *[self._dummy] * (ROWS - len(tile))]
-                rows += self._run_main(padded, is_together=False)[: len(tile)]
+        for first in range(0, len(tokens), ROWS):
+            tile = tokens[first : first + ROWS]
+            padded = [*tile, *[self._dummy] * (ROWS - len(tile))]
+            rows += self._run_main(padded, is_together=False)[: len(tile)]
         return list(torch.cat(rows).split([len(span.token_ids) for span in spans]))
 
     @torch.inference_mode()
@@ -89,17 +88,3 @@ class TileDispatcher(LocalDispatcher):
             order_N,
             tile_rows=ROWS,
         )
-
-
-@contextmanager
-def _dispatching_by(model: DeepseekV3, dispatcher: TileDispatcher) -> Iterator[None]:
-    """The model is the caller's, perhaps shared: it gets its own dispatchers back."""
-    layers = [module for module in model.modules() if isinstance(module, MoE)]
-    before = [layer.dispatcher for layer in layers]
-    for layer in layers:
-        layer.dispatcher = dispatcher
-    try:
-        yield
-    finally:
-        for layer, dispatcher_before in zip(layers, before, strict=True):
-            layer.dispatcher = dispatcher_before

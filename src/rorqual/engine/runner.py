@@ -15,8 +15,7 @@ from torch import Tensor
 from rorqual.engine.flat_step import Span, flat_step
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.model import DeepseekV3
-from rorqual.model.moe import Experts
-from rorqual.ops.grouped_gemm import warm_up
+from rorqual.model.dispatch import Dispatcher, LocalDispatcher
 
 
 class Runner:
@@ -30,6 +29,7 @@ class Runner:
     def __init__(self, model: DeepseekV3, cache: PagedLatentCache) -> None:
         self._model, self._cache = model, cache
         self._device = cache.device
+        self._dispatcher: Dispatcher = LocalDispatcher()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -37,10 +37,8 @@ class Runner:
 
         All layers have the same shapes.
         """
-        experts = next((m for m in self._model.modules() if isinstance(m, Experts)), None)
-        if experts is not None:
-            for weight in (experts.gate_up_proj, experts.down_proj):
-                warm_up(weight, self._model.config.num_experts_per_tok)
+        for layer in self._model.sparse_layers()[:1]:
+            layer.experts.warm_up(self._model.config.num_experts_per_tok)
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:
@@ -56,14 +54,16 @@ class Runner:
         """
         step = flat_step(spans, self._cache, self._model.config, self._device, depth)
         h_1MD = torch.cat([rows[i] for i in step.order])[None]
-        h_1MD = self._model.mtp_hidden(depth, h_1MD, step.tokens_1M, step.context).h_BTD
+        model_step = self._model.model.cached_step(step.positions_1M, step.view)
+        h_1MD = self._model.mtp_hidden(depth, h_1MD, step.tokens_1M, model_step)
         return step.split(h_1MD, spans)
 
     def _run_main(self, spans: Sequence[Span], *, is_together: bool = True) -> list[Tensor]:
         step = flat_step(
             spans, self._cache, self._model.config, self._device, is_together=is_together
         )
-        return step.split(self._model.hidden(step.tokens_1M, step.context).h_BTD, spans)
+        model_step = self._model.model.cached_step(step.positions_1M, step.view, self._dispatcher)
+        return step.split(self._model.hidden(step.tokens_1M, model_step), spans)
 
     @torch.inference_mode()
     def logits(self, h_ND: Tensor) -> Tensor:

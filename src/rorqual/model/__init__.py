@@ -1,18 +1,17 @@
 """The model: configuration, presets, and the transformer itself."""
 
 from rorqual.model.config import ModelConfig, YarnScaling, unknown_keys
-from rorqual.model.mla import CacheView, Part
 from rorqual.model.presets import PRESETS, named_preset, no_such_model, preset
-from rorqual.model.transformer import Context, DeepseekV3, Hidden, build, empty
+from rorqual.model.step import CacheView, Part, Step
+from rorqual.model.transformer import DeepseekV3, build, empty
 
 __all__ = [
     "PRESETS",
     "CacheView",
-    "Context",
     "DeepseekV3",
-    "Hidden",
     "ModelConfig",
     "Part",
+    "Step",
     "YarnScaling",
     "build",
     "empty",

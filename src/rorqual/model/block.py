@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import FeedForward, RMSNorm
-from rorqual.model.mla import MLA, AttentionStep
+from rorqual.model.mla import MLA
 from rorqual.model.moe import MoE
-from rorqual.model.router import Routing
+from rorqual.model.step import Step
 
 
 class Block(nn.Module):
-    """forward(x_BTD, step) -> (x_BTD, Routing or None in the dense first layers)."""
+    """forward(x_BTD, step) -> x_BTD. Sparse, but for the dense first layers."""
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
@@ -27,10 +27,9 @@ class Block(nn.Module):
         else:
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x_BTD: Tensor, step: AttentionStep) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), step)
         normed = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
-            out, routing = self.mlp(normed)
-            return x_BTD + out, routing
-        return x_BTD + self.mlp(normed), None
+            return x_BTD + self.mlp(normed, step)
+        return x_BTD + self.mlp(normed)

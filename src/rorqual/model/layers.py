@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.ops import linear as ops
+from rorqual.ops.cross_entropy import linear_cross_entropy, token_losses
 from rorqual.ops.rms_norm import rms_norm
 
 
@@ -34,6 +35,23 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight)
+
+
+class Head(Linear):
+    """h (..., D) -> float32 logits (..., V). With targets, (N, D) -> the summed cross entropy of
+    the rows marked in `is_target_N`, without ever holding all logits.
+    """
+
+    def forward(
+        self, h: Tensor, targets_N: Tensor | None = None, is_target_N: Tensor | None = None
+    ) -> Tensor:
+        if targets_N is None or is_target_N is None:
+            return ops.logits(h, self.weight)
+        return linear_cross_entropy(h, self.weight, targets_N, is_target_N)
+
+    def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Each row's cross entropy, (N,) float32, without gradients."""
+        return token_losses(h_ND, self.weight, targets_N)
 
 
 class FeedForward(nn.Module):

@@ -13,7 +13,6 @@ queries against a long cache (decode).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.rope import rotate
+from rorqual.model.step import Part, Step
 from rorqual.ops.attention import attention
 from rorqual.ops.linear import head_linear
 
@@ -29,39 +29,33 @@ from rorqual.ops.linear import head_linear
 LATENT_NORM_EPS = 1e-6
 
 
-class Part(NamedTuple):
-    """The next `num_tokens` tokens of a step, T of each of B sequences, and all they may look at.
+class LatentUp(Linear):
+    """W_uk and W_uv of all heads, in one matrix (H * (N + V), C): between the latent and heads.
 
-    `visible` (B, 1, T, S) boolean; None means that a sequence's queries are the last T of its S
-    tokens, and causal.
+    forward(c_kv (..., C)) -> keys (..., H, N) and values (..., H, V).
     """
 
-    num_tokens: int
-    latent_BSL: Tensor
-    visible: Tensor | None
-    use_absorbed: bool
+    def __init__(self, config: ModelConfig) -> None:
+        self.num_heads = config.num_attention_heads
+        self.widths = [config.qk_nope_head_dim, config.v_head_dim]
+        super().__init__(config.kv_lora_rank, self.num_heads * sum(self.widths))
 
+    def forward(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        kv = super().forward(c_kv).unflatten(-1, (self.num_heads, -1))
+        keys, values = kv.split(self.widths, dim=-1)
+        return keys, values
 
-class CacheView(Protocol):
-    """The cache of a step: it takes a layer's new latents and says what the step attends to."""
+    def absorb(self, q_nope_MHN: Tensor) -> Tensor:
+        """Queries in the latent space, (M, H, C)."""
+        return head_linear(q_nope_MHN, self._by_head()[0].transpose(1, 2))
 
-    def append(self, layer_id: int, latent_BTL: Tensor) -> Sequence[Part]:
-        """Stores the latents of the step's tokens; the parts make up the step, in its order."""
-        ...
+    def unabsorb(self, out_MHC: Tensor) -> Tensor:
+        """Sums of latents as sums of values, (M, H, V)."""
+        return head_linear(out_MHC, self._by_head()[1])
 
-
-class AttentionStep(NamedTuple):
-    """What all layers of one forward share.
-
-    Angles (B, T, R/2). With a cache, its parts say what is visible and the form; without one,
-    `visible` (B, 1, T, S) boolean, or None for causal, and `use_absorbed`.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    visible: Tensor | None
-    cache: CacheView | None
-    use_absorbed: bool
+    def _by_head(self) -> Sequence[Tensor]:
+        """W_uk (H, N, C) and W_uv (H, V, C)."""
+        return self.weight.unflatten(0, (self.num_heads, -1)).split(self.widths, dim=1)
 
 
 class MLA(nn.Module):
@@ -80,21 +74,15 @@ class MLA(nn.Module):
             self.q_b_proj = Linear(config.q_lora_rank, q_width)
         self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.latent_dim)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(
-            config.kv_lora_rank, self.num_heads * (config.qk_nope_head_dim + config.v_head_dim)
-        )
+        self.kv_b_proj = LatentUp(config)
         self.o_proj = Linear(self.num_heads * config.v_head_dim, config.hidden_size)
 
-    def forward(self, x_BTD: Tensor, step: AttentionStep) -> Tensor:
+    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
         q_nope_BTHN, q_rope_BTHR = self._queries(x_BTD, step)
         latent_BTL = self._latent(x_BTD, step)
-        if step.cache is None:
-            attend = self._absorbed if step.use_absorbed else self._expanded
-            out_BTHV = attend(q_nope_BTHN, q_rope_BTHR, latent_BTL, step.visible)
-        else:
-            parts = step.cache.append(self.layer_id, latent_BTL)
-            out_MHV = self._by_parts(q_nope_BTHN.flatten(0, 1), q_rope_BTHR.flatten(0, 1), parts)
-            out_BTHV = out_MHV.unflatten(0, x_BTD.shape[:2])
+        parts = step.cache.append(self.layer_id, latent_BTL)
+        out_MHV = self._by_parts(q_nope_BTHN.flatten(0, 1), q_rope_BTHR.flatten(0, 1), parts)
+        out_BTHV = out_MHV.unflatten(0, x_BTD.shape[:2])
         return self.o_proj(out_BTHV.flatten(2))
 
     def _by_parts(self, q_nope_MHN: Tensor, q_rope_MHR: Tensor, parts: Sequence[Part]) -> Tensor:
@@ -110,7 +98,7 @@ class MLA(nn.Module):
             outs.append(out_BTHV.flatten(0, 1))
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
-    def _queries(self, x_BTD: Tensor, step: AttentionStep) -> tuple[Tensor, Tensor]:
+    def _queries(self, x_BTD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         config = self.config
         if config.q_lora_rank is None:
             q = self.q_proj(x_BTD)
@@ -120,7 +108,7 @@ class MLA(nn.Module):
         q_nope, q_rope = q_BTHC.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         return q_nope, rotate(q_rope, step.cos[:, :, None], step.sin[:, :, None])
 
-    def _latent(self, x_BTD: Tensor, step: AttentionStep) -> Tensor:
+    def _latent(self, x_BTD: Tensor, step: Step) -> Tensor:
         """[RMSNorm(c_kv), RoPE(k_rope)] (B, T, C + R): the whole cache of a token in this layer."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
@@ -132,8 +120,7 @@ class MLA(nn.Module):
     ) -> Tensor:
         config = self.config
         c_kv_BSC, k_rope_BSR = latent.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        kv_BSHX = self.kv_b_proj(c_kv_BSC).unflatten(-1, (self.num_heads, -1))
-        k_nope, v_BSHV = kv_BSHX.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        k_nope, v_BSHV = self.kv_b_proj(c_kv_BSC)
         k_rope = k_rope_BSR[:, :, None].expand(-1, -1, self.num_heads, -1)
         q_BHTC = torch.cat([q_nope, q_rope], dim=-1).transpose(1, 2)
         k_BHSC = torch.cat([k_nope, k_rope], dim=-1).transpose(1, 2)
@@ -144,13 +131,11 @@ class MLA(nn.Module):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None
     ) -> Tensor:
         config = self.config
-        w_HXC = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
-        w_uk_HNC, w_uv_HVC = w_HXC.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
-        q_latent = head_linear(q_nope.flatten(0, 1), w_uk_HNC.transpose(1, 2))
+        q_latent = self.kv_b_proj.absorb(q_nope.flatten(0, 1))
         q_BHTL = torch.cat([q_latent.view(*q_rope.shape[:3], -1), q_rope], dim=-1).transpose(1, 2)
         k_B1SL = latent[:, None]  # one key for all heads
         out_BHTC = attention(
             q_BHTL, k_B1SL, k_B1SL[..., : config.kv_lora_rank], visible, config.softmax_scale
         )
-        out_MHV = head_linear(out_BHTC.transpose(1, 2).flatten(0, 1), w_uv_HVC)
+        out_MHV = self.kv_b_proj.unabsorb(out_BHTC.transpose(1, 2).flatten(0, 1))
         return out_MHV.view(*q_nope.shape[:3], -1)

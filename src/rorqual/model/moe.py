@@ -1,8 +1,7 @@
 """DeepSeekMoE: shared experts for all tokens, routed experts for those that chose them (§2.1.2).
 
-The way of a token: `Router` chooses, a `Dispatcher` brings rows to the experts that live here and
-back, `Experts` computes them all in two grouped GEMMs. No token is dropped. Expert
-parallelism replaces the dispatcher and touches nothing else.
+The way of a token: `Router` chooses, the step's `Dispatcher` brings rows to the experts that live
+here and back, `Experts` computes them all in two grouped GEMMs. No token is dropped.
 """
 
 # B batch, T tokens, D hidden size, E experts, K experts per token, N = T*K rows, I intermediate
@@ -10,61 +9,17 @@ parallelism replaces the dispatcher and touches nothing else.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rorqual.model.balance import Balance
 from rorqual.model.config import ModelConfig
+from rorqual.model.dispatch import Dispatched
 from rorqual.model.layers import FeedForward
-from rorqual.model.router import Router, Routing
-from rorqual.ops.grouped_gemm import grouped_gemm, grouped_gemm_plain
-
-
-class Dispatched(NamedTuple):
-    """Rows sorted by expert, and each row's gate value.
-
-    rows_ND; counts_E int64, rows of each expert; weights_N float32; order_N int64, the (token,
-    choice) pair of each row, which `combine` needs. With `tile_rows` no operator whose last bits
-    depend on its size takes more rows at a time.
-    """
-
-    rows_ND: Tensor
-    counts_E: Tensor
-    weights_N: Tensor
-    order_N: Tensor
-    tile_rows: int | None = None
-
-
-class Dispatcher(Protocol):
-    """Brings each token's hidden state to its experts, and the experts' outputs back."""
-
-    def dispatch(self, x_TD: Tensor, routing: Routing, num_experts: int) -> Dispatched: ...
-
-    def combine(self, out_ND: Tensor, routing: Routing, dispatched: Dispatched) -> Tensor: ...
-
-
-class LocalDispatcher:
-    """All experts live on this rank: a stable sort of pairs by expert, and its inverse."""
-
-    def dispatch(self, x_TD: Tensor, routing: Routing, num_experts: int) -> Dispatched:
-        num_choices = routing.experts_TK.shape[1]
-        flat_N = routing.experts_TK.flatten()
-        order_N = flat_N.argsort(stable=True)
-        counts_E = torch.zeros(num_experts, dtype=torch.int64, device=x_TD.device)
-        counts_E = counts_E.scatter_add(0, flat_N, torch.ones_like(flat_N))
-        weights_N = routing.weights_TK.flatten()[order_N]
-        return Dispatched(x_TD[order_N // num_choices], counts_E, weights_N, order_N)
-
-    def combine(self, out_ND: Tensor, routing: Routing, dispatched: Dispatched) -> Tensor:
-        num_tokens, num_choices = routing.experts_TK.shape
-        place_N = torch.empty_like(dispatched.order_N)
-        place_N = place_N.scatter(
-            0, dispatched.order_N, torch.arange(place_N.numel(), device=place_N.device)
-        )
-        place_N = place_N[: num_tokens * num_choices]
-        return out_ND[place_N].view(num_tokens, num_choices, -1).sum(dim=1)
+from rorqual.model.router import Router
+from rorqual.model.step import Step
+from rorqual.ops.grouped_gemm import grouped_gemm, grouped_gemm_plain, warm_up
 
 
 class Experts(nn.Module):
@@ -79,6 +34,11 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(num, 2 * inner, dim))
         self.down_proj = nn.Parameter(torch.empty(num, dim, inner))
         self.use_plain = False
+
+    def warm_up(self, num_choices: int) -> None:
+        """Compiles what decoding steps of few rows need, where there is such a thing."""
+        for weight in (self.gate_up_proj, self.down_proj):
+            warm_up(weight, num_choices)
 
     def forward(self, dispatched: Dispatched) -> Tensor:
         multiply = grouped_gemm_plain if self.use_plain else grouped_gemm
@@ -105,7 +65,11 @@ def _silu(gate_NI: Tensor, tile_rows: int | None) -> Tensor:
 
 
 class MoE(nn.Module):
-    """forward(x_BTD) -> (out_BTD, Routing over the B*T tokens)."""
+    """forward(x_BTD, step) -> (B, T, D).
+
+    In training, where the step has a balance term, the backward pass adds the gradient of this
+    layer's balance loss and counts it in `balance`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -117,14 +81,16 @@ class MoE(nn.Module):
             if config.n_shared_experts
             else None
         )
-        self.dispatcher: Dispatcher = LocalDispatcher()
+        self.balance = Balance(config.n_routed_experts)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
         x_TD = x_BTD.flatten(0, 1)
         routing = self.gate(x_TD)
-        dispatched = self.dispatcher.dispatch(x_TD, routing, self.num_experts)
+        dispatched = step.dispatcher.dispatch(x_TD, routing, self.num_experts)
         out_ND = self.experts(dispatched)
-        out_BTD = self.dispatcher.combine(out_ND, routing, dispatched).view_as(x_BTD)
+        out_BTD = step.dispatcher.combine(out_ND, routing, dispatched).view_as(x_BTD)
         if self.shared_experts is not None:
             out_BTD = out_BTD + self.shared_experts(x_BTD)
-        return out_BTD, routing
+        if step.balance is not None:
+            out_BTD = self.balance(out_BTD, routing, step.balance)
+        return out_BTD

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import Linear, RMSNorm
-from rorqual.model.mla import AttentionStep
-from rorqual.model.router import Routing
+from rorqual.model.step import Step
 
 
 class SharedHead(nn.Module):
@@ -36,7 +35,7 @@ class MtpModule(Block):
     """A block beside `enorm`, `hnorm`, `eh_proj` and `shared_head.norm`; lives at
     layers.{num_hidden_layers + k}.
 
-    predict(h_BTD, embedding_BTD, step) -> (h_BTD after shared_head.norm, Routing). `h` is the
+    forward(h_BTD, embedding_BTD, step) -> h_BTD after shared_head.norm. `h` is the
     hidden state after the previous depth's last norm (the main model's `model.norm` for the first),
     `embedding` that of the token one further.
     """
@@ -48,12 +47,9 @@ class MtpModule(Block):
         self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.shared_head = SharedHead(config)
 
-    def predict(
-        self, h_BTD: Tensor, embedding_BTD: Tensor, step: AttentionStep
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, h_BTD: Tensor, embedding_BTD: Tensor, step: Step) -> Tensor:  # type: ignore[override]
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(h_BTD)], dim=-1)
-        x_BTD, routing = self(self.eh_proj(joined), step)
-        return self.shared_head.norm(x_BTD), routing
+        return self.shared_head.norm(super().forward(self.eh_proj(joined), step))
 
 
 def documents_at(depth: int, documents_BS: Tensor, num_positions: int) -> Tensor:

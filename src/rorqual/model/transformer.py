@@ -1,67 +1,98 @@
 """The whole model: embedding, blocks, norm, head, and the MTP modules behind them (report §2).
 
-`hidden` is the body and `head` the rest; the trainer, the engine and parallelism wrap them from
-outside. Parameter names are the checkpoint's, with experts stacked.
+Body, MTP modules and head are modules with `forward`: the trainer, the engine and parallelism wrap
+them from outside. Parameter names are the checkpoint's, with experts stacked.
 """
 
 # B batch, T tokens, D hidden size, V vocabulary
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rorqual.errors import UsageError
+from rorqual.model.balance import BalanceTerm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
-from rorqual.model.layers import Linear, RMSNorm
-from rorqual.model.mla import AttentionStep, CacheView
+from rorqual.model.dispatch import Dispatcher, LocalDispatcher
+from rorqual.model.layers import Head, RMSNorm
+from rorqual.model.moe import MoE
 from rorqual.model.mtp import MtpModule
 from rorqual.model.rope import RotaryAngles
-from rorqual.model.router import Router, Routing
-from rorqual.ops.linear import logits
-
-
-class Hidden(NamedTuple):
-    """h_BTD after the last norm, and the routing of each sparse layer that was run."""
-
-    h_BTD: Tensor
-    routing: list[Routing]
-
-
-class Context(NamedTuple):
-    """Where a step's tokens stand: their rotary positions, and the cache, which knows what each
-    sees.
-    """
-
-    positions_BT: Tensor
-    cache: CacheView
+from rorqual.model.router import Router
+from rorqual.model.step import CacheView, Step, WholeView, isolated
 
 
 class Body(nn.Module):
-    """The parameters under `model.` in a checkpoint; the MTP modules are its last layers."""
+    """forward(tokens_BT int64, step) -> h_BTD after the last norm: the parameters under `model.` in
+    a checkpoint. The MTP modules are its last layers and run by themselves.
+
+    Layers live under their ids, so that a stage of a pipeline may hold some of them. One without
+    the embedding takes hidden states in place of tokens, one without the norm hands on such.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.num_main_layers = config.num_hidden_layers
+        self.embed_tokens: nn.Embedding | None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        blocks = [Block(config, i) for i in range(config.num_hidden_layers)]
-        modules = [
-            MtpModule(config, i)
-            for i in range(config.num_hidden_layers, config.num_layers_with_mtp)
-        ]
-        self.layers = nn.ModuleList([*blocks, *modules])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        kinds = {True: Block, False: MtpModule}
+        self.layers = nn.ModuleDict(
+            {
+                str(i): kinds[i < config.num_hidden_layers](config, i)
+                for i in range(config.num_layers_with_mtp)
+            }
+        )
+        self.norm: RMSNorm | None = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryAngles(config)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        if self.embed_tokens is not None:
+            x = self.embed_tokens(x)
+        for layer_id, layer in self.layers.items():
+            if int(layer_id) < self.num_main_layers:
+                x = layer(x, step)
+        return x if self.norm is None else self.norm(x)
+
+    def step(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        *,
+        use_absorbed: bool = False,
+        balance: Tensor | None = None,
+    ) -> Step:
+        """The step of tokens without a cache, from position 0 on.
+
+        With numbers of packed documents (0 for what belongs to none), each sees itself alone and
+        counts from 0. `balance` is the coefficient of the balance loss, in training.
+        """
+        visible: Tensor | None = None
+        exists_BT: Tensor | None = None
+        if documents_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        else:
+            positions_BT, visible = isolated(documents_BT)
+            exists_BT = documents_BT > 0
+        term = None if balance is None else BalanceTerm(balance, exists_BT)
+        cos, sin = self.rotary(positions_BT)
+        return Step(cos, sin, WholeView(visible, use_absorbed), balance=term)
+
+    def cached_step(
+        self, positions_BT: Tensor, cache: CacheView, dispatcher: Dispatcher | None = None
+    ) -> Step:
+        """The step of tokens at these rotary positions, whose past is in a cache."""
+        cos, sin = self.rotary(positions_BT)
+        return Step(cos, sin, cache, dispatcher or LocalDispatcher())
 
 
 class DeepseekV3(nn.Module):
-    """model(tokens_BT int64) -> logits_BTV float32: `head` of `hidden`; `mtp_hidden` goes further.
+    """model(tokens_BT int64) -> logits_BTV float32: `head` of the body; `mtp_hidden` goes further.
 
-    `use_activation_checkpointing` recomputes each block in the backward pass instead of keeping its
-    activations. `advice` are the tables of JSON files that lay beside the weights when it was
+    `advice` are the tables of JSON files that lay beside the weights when it was
     loaded, by name: where its answers end and how it is sampled. `weights.save` writes them again.
     """
 
@@ -69,16 +100,14 @@ class DeepseekV3(nn.Module):
         super().__init__()
         self.config = config
         self.model = Body(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-        self.use_activation_checkpointing = False
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.tie()
         self.advice: dict[str, dict[str, Any]] = {}
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) float32 logits; UsageError for tokens that are no such ids."""
         self._check_tokens(tokens_BT)
-        return self.head(self.hidden(tokens_BT).h_BTD)
+        return self.head(self.hidden(tokens_BT))
 
     def _check_tokens(self, tokens: object) -> None:
         found = type(tokens).__name__
@@ -101,66 +130,53 @@ class DeepseekV3(nn.Module):
             fix="one row of ids is a batch of one: torch.tensor([ids])",
         )
 
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        context: Context | None = None,
-        *,
-        documents_BT: Tensor | None = None,
-        use_absorbed: bool = False,
-    ) -> Hidden:
-        """The body: (B, T) int64 -> hidden states after `model.norm`.
-
-        Without a context, tokens start at position 0. With `documents_BT`, the numbers of packed
-        documents (0 for what belongs to none), each sees itself alone and counts from 0.
-        `use_absorbed` is MLA's form where no cache chooses it.
-        """
-        step = self._step(tokens_BT, context, documents_BT, use_absorbed)
-        x_BTD = self.model.embed_tokens(tokens_BT)
-        routings = []
-        for layer in self.model.layers[: self.config.num_hidden_layers]:
-            if self.use_activation_checkpointing and self.training:
-                x_BTD, routing = checkpoint(layer, x_BTD, step, use_reentrant=False)
-            else:
-                x_BTD, routing = layer(x_BTD, step)
-            if routing is not None:
-                routings.append(routing)
-        return Hidden(self.model.norm(x_BTD), routings)
+    def hidden(self, tokens_BT: Tensor, step: Step | None = None) -> Tensor:
+        """(B, T) int64 -> hidden states (B, T, D) after `model.norm`; see `Body.step`."""
+        h_BTD: Tensor = self.model(tokens_BT, step or self.model.step(tokens_BT))
+        return h_BTD
 
     def mtp_hidden(
-        self,
-        depth: int,
-        h_BTD: Tensor,
-        next_tokens_BT: Tensor,
-        context: Context | None = None,
-        *,
-        documents_BT: Tensor | None = None,
-        use_absorbed: bool = False,
-    ) -> Hidden:
+        self, depth: int, h_BTD: Tensor, next_tokens_BT: Tensor, step: Step | None = None
+    ) -> Tensor:
         """Depth `depth`, from 1: the hidden states of depth - 1 -> the next depth's.
 
         `next_tokens_BT[:, i]` is token i + depth; `head` of the result predicts token i + depth +
-        1. `documents_BT` comes from `mtp.documents_at`: positions, not next tokens, are numbered.
+        1. The step is that of position i: its documents come from `mtp.documents_at`.
         """
-        module = self.model.layers[self.config.num_hidden_layers + depth - 1]
+        module = self.model.layers[str(self.config.num_hidden_layers + depth - 1)]
         assert isinstance(module, MtpModule), (
             f"layer {depth} beyond the main model is not an MTP module"
         )
-        step = self._step(next_tokens_BT, context, documents_BT, use_absorbed)
+        assert self.model.embed_tokens is not None, "MTP needs the embedding, or a copy of it"
         embedding = self.model.embed_tokens(next_tokens_BT)
-        if self.use_activation_checkpointing and self.training:
-            h_BTD, routing = checkpoint(module.predict, h_BTD, embedding, step, use_reentrant=False)
-        else:
-            h_BTD, routing = module.predict(h_BTD, embedding, step)
-        return Hidden(h_BTD, [routing] if routing is not None else [])
+        next_BTD: Tensor = module(h_BTD, embedding, step or self.model.step(next_tokens_BT))
+        return next_BTD
 
     def head(self, h: Tensor) -> Tensor:
         """(..., D) -> float32 logits (..., V)."""
-        return logits(h, self.lm_head.weight)
+        logits: Tensor = self.lm_head(h)
+        return logits
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What hidden states are made of."""
+        return self.lm_head.weight.dtype
+
+    def tie(self) -> None:
+        """Makes the head's matrix the embedding's, where the configuration says so."""
+        if self.config.tie_word_embeddings and self.model.embed_tokens is not None:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def routers(self) -> list[Router]:
-        """The routers in the order of `Hidden.routing`: main layers first, then the MTP modules."""
-        return [module for module in self.modules() if isinstance(module, Router)]
+        return [layer.gate for layer in self.sparse_layers()]
+
+    def sparse_layers(self) -> list[MoE]:
+        """The MoE parts in the order of layers, the MTP modules' last."""
+        return [module for module in self.modules() if isinstance(module, MoE)]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """§4.2: every matrix from N(0, initializer_range), norms one, the correction bias zero."""
@@ -171,36 +187,10 @@ class DeepseekV3(nn.Module):
                 else:
                     assert name.endswith("norm.weight"), f"no rule to initialise {name}"
                     parameter.fill_(1.0)
-            for router in self.routers():
+            for layer in self.sparse_layers():
+                layer.balance.reset()
                 if self.config.has_correction_bias:
-                    router.e_score_correction_bias.zero_()
-
-    def _step(
-        self,
-        tokens_BT: Tensor,
-        context: Context | None,
-        documents_BT: Tensor | None,
-        use_absorbed: bool,
-    ) -> AttentionStep:
-        visible: Tensor | None = None
-        cache: CacheView | None = None
-        if context is not None:
-            assert documents_BT is None, "a cache holds one document a row"
-            positions_BT, cache = context
-        elif documents_BT is not None:
-            positions_BT, visible = isolated(documents_BT)
-        else:
-            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-        cos, sin = self.model.rotary(positions_BT)
-        return AttentionStep(cos, sin, visible, cache, use_absorbed)
-
-
-def isolated(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(positions_BT from each document's start, visible (B, 1, T, T): earlier and of the same)."""
-    places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    is_same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
-    visible_BTS = is_same_BTS & (places_T[:, None] >= places_T)
-    return visible_BTS.sum(-1) - 1, visible_BTS[:, None]
+                    layer.gate.e_score_correction_bias.zero_()
 
 
 def build(config: ModelConfig, *, seed: int = 0) -> DeepseekV3:
@@ -226,6 +216,7 @@ def empty(
         model.to_empty(device=device)
         model.model.rotary.reset_buffers()
         model.model.rotary.to(device)
-        if config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
+        for layer in model.sparse_layers():
+            layer.balance.reset()
+        model.tie()
     return model

@@ -33,6 +33,7 @@ from rorqual.train.metrics import MetricsLog
 from rorqual.train.optimizer import AdamW
 from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe, toml_text
+from rorqual.train.recompute import recompute_layers
 from rorqual.train.report import Report
 from rorqual.train.start import start_model
 from rorqual.train.step import Stepper, StepResult, StepValues
@@ -152,7 +153,8 @@ class _Run:
         self.saved_step = self.progress.step if resumed else None
         self.changes = resumed.changes if resumed else []
         self.model.train()
-        self.model.use_activation_checkpointing = recipe.training.activation_checkpointing
+        if recipe.training.activation_checkpointing:
+            recompute_layers(self.model)
         self.stepper = Stepper(
             self.model,
             self.optimizer,

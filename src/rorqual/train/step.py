@@ -26,8 +26,9 @@ from rorqual.train import balance
 from rorqual.train.loss import (
     Coefficients,
     LossParts,
+    TrainingModel,
+    balance_seen,
     coefficients,
-    micro_batch_loss,
     target_counts,
 )
 from rorqual.train.optimizer import AdamW
@@ -57,6 +58,15 @@ class StepResult:
     loads_LE: Tensor
 
 
+class MicroBatch(NamedTuple):
+    """What one micro-batch adds to the step's record; on the device."""
+
+    total: Tensor
+    cross_entropy_C: Tensor
+    balance: Tensor
+    loads_LE: Tensor
+
+
 class Stepper:
     """step(tokens_BS, mask_BS, values, documents_BS) moves the model once; owns the loss function's
     form. With numbers of packed documents (0 for padding) none of them sees another.
@@ -74,8 +84,9 @@ class Stepper:
         self.model, self.optimizer = model, optimizer
         self.micro_batch_size = micro_batch_size
         self.precision = precision
+        root = TrainingModel(model)
         self.loss: Callable[..., LossParts]
-        self.loss = torch.compile(micro_batch_loss) if use_compile else micro_batch_loss
+        self.loss = torch.compile(root) if use_compile else root
 
     def step(
         self,
@@ -111,11 +122,14 @@ class Stepper:
 
     def _accumulate(
         self, tokens_BS: Tensor, mask_BS: Tensor, documents_BS: Tensor | None, by: Coefficients
-    ) -> LossParts:
+    ) -> MicroBatch:
         with autocast(tokens_BS.device.type, self.precision):
-            parts = self.loss(self.model, tokens_BS, mask_BS, by, documents_BS)
+            parts = self.loss(tokens_BS, documents_BS, mask_BS, by)
         parts.total.backward()
-        return LossParts(parts.total.detach(), *parts[1:])
+        loads_LE, loss = balance_seen(self.model)
+        balance_loss = loss * by.balance
+        total = parts.total.detach() + balance_loss
+        return MicroBatch(total, parts.cross_entropy_C, balance_loss, loads_LE)
 
 
 def autocast(kind: str, precision: str) -> AbstractContextManager[object]:
@@ -124,7 +138,7 @@ def autocast(kind: str, precision: str) -> AbstractContextManager[object]:
 
 
 def _read(
-    parts: list[LossParts], loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor
+    parts: list[MicroBatch], loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor
 ) -> StepResult:
     """The step's record on the host, by one copy: float64 holds all of it exactly."""
     losses_C = torch.stack([part.cross_entropy_C for part in parts]).sum(0)

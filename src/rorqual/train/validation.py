@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model import DeepseekV3
-from rorqual.ops.cross_entropy import token_losses
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.batches import Batches
 from rorqual.train.loss import target_mask
@@ -62,7 +61,7 @@ def validate(
 
     Where the batches number their documents, packed documents do not see each other.
     """
-    device = model.lm_head.weight.device
+    device = model.device
     nats, num_tokens, num_bytes = 0.0, 0, 0
     with evaluating(model):
         for start in range(0, num_samples, batch_size):
@@ -76,9 +75,10 @@ def validate(
             lengths_BT = bytes_V[targets_BT]
             counts_BT = target_mask(batch.mask_BS, 0, num_inputs, documents_BS) & (lengths_BT > 0)
             with autocast(device.type, precision):
-                h_BTD = model.hidden(inputs_BT.to(device), documents_BT=documents_BT).h_BTD
-                losses_N = token_losses(
-                    h_BTD.flatten(0, 1), model.lm_head.weight, targets_BT.flatten().to(device)
+                inputs_BT = inputs_BT.to(device)
+                h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
+                losses_N = model.lm_head.token_losses(
+                    h_BTD.flatten(0, 1), targets_BT.flatten().to(device)
                 )
             nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
             num_tokens += int(counts_BT.sum())
