@@ -72,16 +72,33 @@ def is_there(files: FileStore, file_id: str, owner: str = "me") -> bool:
 
 
 def test_limits_are_kept_to_the_byte(files: FileStore) -> None:
-    assert status_of(lambda: add(files, bytes(11))) == (413, "file_too_large")
-    first = add(files, bytes(10))
-    assert status_of(lambda: add(files, bytes(5))) == (429, "storage_full")
-    add(files, bytes(4))
-    assert status_of(lambda: add(files, b"1")) == (429, "storage_full")
-    asyncio.run(files.delete(first, "me"))
-    add(files, bytes(5))
-    add(files, b"1")
-    assert status_of(lambda: add(files, b"1")) == (429, "storage_full")  # a fourth file
+    assert status_of(lambda: add(files, bytes(11), owner="")) == (413, "file_too_large")
+    first = add(files, bytes(10), owner="")
+    assert status_of(lambda: add(files, bytes(5), owner="")) == (429, "storage_full")
+    add(files, bytes(4), owner="")
+    assert status_of(lambda: add(files, b"1", owner="")) == (429, "storage_full")
+    asyncio.run(files.delete(first, ""))
+    add(files, bytes(5), owner="")
+    add(files, b"1", owner="")
+    assert status_of(lambda: add(files, b"1", owner="")) == (429, "storage_full")  # a fourth file
     assert num_bytes(files) == 10
+
+
+def test_no_key_takes_all_the_room(tmp_path: Path, clock: Clock) -> None:
+    """Three times what is free at most, in files and in bytes; who comes later finds some."""
+    limits = {"max_files": 16, "max_stored_bytes": 1600}
+    with opened(tmp_path, clock, **limits) as store:
+        for owner, most in (("a", 12), ("b", 3), ("c", 1)):
+            for _ in range(most):
+                add(store.files, b"1", owner=owner)
+            if owner != "c":
+                assert status_of(lambda: add(store.files, b"1", owner=owner)) == (  # noqa: B023
+                    429, "storage_full",
+                )  # fmt: skip
+    with opened(tmp_path / "b", clock, **limits) as store:
+        add(store.files, bytes(1200), owner="a")
+        assert status_of(lambda: add(store.files, b"1", owner="a")) == (429, "storage_full")
+        add(store.files, bytes(300), owner="b")
 
 
 def test_uploads_under_way_count(files: FileStore) -> None:
@@ -118,7 +135,7 @@ def test_an_upload_that_fails_leaves_nothing(files: FileStore, number: int, code
         yield bytes(4)
         raise OSError(number, "it fails")
 
-    assert status_of(lambda: add(files, broken(), 9)) == (503, code)
+    assert status_of(lambda: add(files, broken(), 9, owner="")) == (503, code)
     assert num_bytes(files) == 2
     assert [path.name for path in files.folder.iterdir()] == ids(files) == [kept]
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rorqual.engine import FREE_PLACES_FACTOR
 from rorqual.files import fsync_path
 from rorqual.log import logger
 from rorqual.serve.errors import ApiError
@@ -207,12 +208,7 @@ class FileStore:
 
         def work(connection: sqlite3.Connection) -> None:
             if num_bytes is not None:
-                num_files, total = _totals(connection)
-                is_full = total + num_bytes > self._settings.max_stored_bytes
-                if is_full or num_files >= self._settings.max_files:
-                    text = "there is no room for more files; delete some"
-                    headers = {"retry-after": "60"}
-                    raise ApiError(429, text, code="storage_full", headers=headers)
+                self._check_room(connection, num_bytes, new.owner)
             connection.execute(
                 "INSERT INTO files (id, owner, name, purpose, num_bytes, created_at, expires_at, "
                 "writer) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -230,6 +226,23 @@ class FileStore:
 
         self._database.do(work)
         return reply
+
+    def _check_room(self, connection: sqlite3.Connection, num_bytes: int, owner: str) -> None:
+        """ApiError 429. A key has three times as much as is free at most, so that none takes all;
+        without keys nobody's share is known.
+        """
+        num_files, total = _totals(connection)
+        files_left = self._settings.max_files - num_files
+        bytes_left = self._settings.max_stored_bytes - total - num_bytes
+        is_full = files_left <= 0 or bytes_left < 0
+        if owner and not is_full:
+            own_files, own_bytes = _totals(connection, "WHERE owner = ?", owner)
+            is_full = own_files >= FREE_PLACES_FACTOR * files_left
+            is_full |= own_bytes + num_bytes > FREE_PLACES_FACTOR * bytes_left
+        if is_full:
+            text = "there is no room for more files; delete some"
+            headers = {"retry-after": "60"}
+            raise ApiError(429, text, code="storage_full", headers=headers)
 
     def _write(self, file_id: str, chunks: Iterable[bytes]) -> int:
         """How many they were, when they are on the disk."""
@@ -274,9 +287,10 @@ class FileStore:
                 log.warning("%s stays for now: %s", file_id, problem)
 
 
-def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Files and bytes of all owners."""
-    row = connection.execute("SELECT COUNT(*), COALESCE(SUM(num_bytes), 0) FROM files").fetchone()
+def _totals(connection: sqlite3.Connection, where: str = "", *values: object) -> tuple[int, int]:
+    """Files and bytes, of all owners unless `where` says which."""
+    sql = f"SELECT COUNT(*), COALESCE(SUM(num_bytes), 0) FROM files {where}"
+    row = connection.execute(sql, values).fetchone()
     return int(row[0]), int(row[1])
 
 
