@@ -290,6 +290,17 @@ def test_full_pools_are_429(tokenizer: Tokenizer) -> None:
     asyncio.run(test())
 
 
+def test_a_long_context_may_be_filled_with_ids(tokenizer: Tokenizer) -> None:
+    """A body may have twice as many values as the context has positions, if that is more: then it
+    is read, and refused as too long for the context.
+    """
+    engine, model = FakeEngine(tokenizer), make_model(tokenizer, max_positions=51_000)
+    with running(create_app(engine, model)) as live:
+        for num, status in ((101_990, 400), (102_010, 413)):
+            body = {"prompt": [5] * num, "max_tokens": 1}
+            assert web.post(live.url + "/v1/completions", json=body).status_code == status
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_an_answer_that_a_drain_cannot_wait_for_ends_with_503(
     tokenizer: Tokenizer, is_stream: bool

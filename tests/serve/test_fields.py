@@ -243,6 +243,17 @@ def test_the_header_stays_small() -> None:
     assert header.endswith(", ...")
 
 
+@pytest.mark.parametrize("size", range(33, 39))
+def test_a_name_is_shown_if_the_header_still_has_room_for_it(size: int) -> None:
+    """And for the word behind it that there are more: 15 * 64 + 35 + 5 bytes are 1,000."""
+    names = [f"{'x' * 60}{number}" for number in range(10, 25)]
+    notes = Notes()
+    for name in (*names, "y" * size, "no name"):
+        notes.ignore(name)
+    shown = ["y" * size] if size <= 35 else []
+    assert notes.headers()[IGNORED_HEADER] == ", ".join([*names, *shown, "..."])
+
+
 def test_hostile_names_in_a_real_request(live: Live) -> None:
     names = ["a\r\nx-evil: 1", "\u0000", "鯨", "x" * 10_000, "__class__", "_notes", "model_fields"]
     body = {"messages": [{"role": "user", "content": "hello", "a\nb": 1}], "fine": 1}

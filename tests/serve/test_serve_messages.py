@@ -262,6 +262,13 @@ def test_the_prompt_is_the_chat_routes(
     assert engine.requests[-1].prompt_ids == engine.requests[-2].prompt_ids
 
 
+def test_a_message_without_blocks_is_an_empty_text(claude: Any, engine: FakeEngine) -> None:
+    for content in ("", []):
+        message: Any = {"role": "user", "content": content}
+        claude.messages.create(model="sei", max_tokens=9, messages=[message])
+    assert engine.requests[-1].prompt_ids == engine.requests[-2].prompt_ids
+
+
 def test_a_count_is_what_a_message_then_uses(claude: Any) -> None:
     """All of it: what came from the cache too."""
     question = asked("a question of some length about whales and counts", tools=TOOLS)
