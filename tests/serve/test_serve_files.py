@@ -162,6 +162,24 @@ def test_an_upload_whose_client_leaves_is_not_kept(files: FileStore) -> None:
     assert add(files, bytes(10))
 
 
+def test_an_upload_that_fills_the_disk_gives_its_room_back_first(
+    files: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal of its row needs room on the same disk: else that would be full for ever."""
+
+    def full(*_: object) -> None:
+        assert list(files.folder.iterdir()) == []
+        raise StorageError(503, "full", code="disk_full")
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(4)
+        monkeypatch.setattr(files, "_drop_all", full)
+        raise OSError(errno.ENOSPC, "it fails")
+
+    assert status_of(lambda: add(files, broken(), 9)) == (503, "disk_full")
+    assert list(files.folder.iterdir()) == []
+
+
 def test_what_cannot_be_dropped_now_is_dropped_later(
     files: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

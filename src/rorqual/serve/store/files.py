@@ -256,6 +256,9 @@ class FileStore:
                 os.fsync(file.fileno())
             fsync_path(self.folder)
         except OSError as problem:
+            # At once, for the row's removal needs room itself. Nobody has seen the file.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             raise StorageError.from_disk(problem, path) from None
         return written
 
