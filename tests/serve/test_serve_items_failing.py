@@ -158,3 +158,18 @@ def test_keys(tokenizer: Tokenizer) -> None:
         assert web.post(live.url + RESPONSES, json=BODIES[RESPONSES]).status_code == 401
         client = OpenAI(base_url=live.url + "/v1", api_key=KEY, timeout=HANG_SECONDS)
         assert client.responses.create(model="sei", input="hello").status == "completed"
+
+
+@pytest.mark.parametrize("step_tokens", [1, 2, 3, 5, 8, 50])
+def test_several_tokens_of_a_step_have_their_logprobs(
+    tokenizer: Tokenizer, step_tokens: int
+) -> None:
+    """Also where one piece has the end of the reasoning and the answer's beginning."""
+    engine = FakeEngine(tokenizer, SCRIPT, step_tokens=step_tokens)
+    with running(create_app(engine, make_model(tokenizer))) as live:
+        client = OpenAI(base_url=live.url + "/v1", api_key="none")
+        include: Any = ["message.output_text.logprobs"]
+        reply = client.responses.create(model="sei", input="think first", include=include)
+    part: Any = reply.output[1]
+    entries = part.content[0].logprobs
+    assert "".join(entry.token for entry in entries) == "It is deep."

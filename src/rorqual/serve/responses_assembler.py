@@ -26,6 +26,7 @@ from rorqual.serve.parse_stream import (
 from rorqual.serve.tokens_text import chat_logprob
 from rorqual.serve.tool_shapes import input_of
 from rorqual.tokenizer import Tokenizer
+from rorqual.tokenizer.special import THINK_END
 
 Json = dict[str, Any]
 PARTS: dict[str, Json] = {
@@ -69,6 +70,7 @@ class ResponsesAssembler:
         self._sequence = self._completed_at = 0
         self._logprobs: list[Json] = []
         """Of tokens whose text is still to come."""
+        self._has_thought = False
 
     def put(self, index: int, piece: Piece) -> list[str]:
         texts = [] if self._sequence else self._begin()
@@ -121,7 +123,8 @@ class ResponsesAssembler:
             yield from self._open_text("message")
             yield from self._add_text(event.text)
             return
-        self._logprobs = []
+        is_late = isinstance(event, Reasoning) and self._has_thought  # the answer's tokens are here
+        self._logprobs = self._logprobs if is_late else []
         if isinstance(event, Reasoning):
             yield from self._open_text("reasoning")
             yield from self._add_text(event.text)
@@ -201,9 +204,12 @@ class ResponsesAssembler:
     def _note_logprobs(self, piece: Piece) -> None:
         """Of what the user sees: special tokens, as that which ended the answer, are no text."""
         if self._has_logprobs:
-            special = set(self._tokenizer.special_ids.values())
-            shown = (item for item in piece.logprobs if item.token_id not in special)
-            self._logprobs += [chat_logprob(item, self._tokenizer).model_dump() for item in shown]
+            special = {number: name for name, number in self._tokenizer.special_ids.items()}
+            for item in piece.logprobs:
+                if item.token_id not in special:
+                    self._logprobs.append(chat_logprob(item, self._tokenizer).model_dump())
+                elif special[item.token_id] == THINK_END and not self._has_thought:
+                    self._logprobs, self._has_thought = [], True
 
     def _part_event(self, kind: str, **fields: Any) -> str:
         place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
