@@ -18,8 +18,10 @@ from rorqual.serve.bodies import check_values, num_marks
 from rorqual.serve.chat_builder import ChatBuilder
 from rorqual.serve.errors import ApiError
 from rorqual.serve.framing import EMPTY_LINES, HEAD_BYTES, Framing
+from rorqual.serve.parse_stream import StreamParser, ToolCallArguments
 from rorqual.serve.tool_shapes import safe_names
 from rorqual.tokenizer.kept import check_kept
+from rorqual.tokenizer.marks import CALL, CALL_OVER, CALLS, SEP
 
 MIB = 2**20
 FEW_SECONDS = 5.0
@@ -108,6 +110,22 @@ def test_many_calls_are_found_in_a_long_prompt() -> None:
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls]
     prompt = "".join(call["function"]["name"] + call["function"]["arguments"] for call in calls)
     assert seconds(lambda: check_kept(prompt, messages, [])) < FEW_SECONDS
+
+
+@pytest.mark.parametrize("ending", ["", "x", "\n```"])
+def test_a_call_with_a_long_run_of_spaces(ending: str) -> None:
+    """A custom tool's regular expression may ask for it."""
+    parser = StreamParser(has_tools=True)
+    run = " " * 100_000 + ending
+    parts: list[str] = []
+
+    def parse() -> None:
+        for text in (f"{CALLS}{CALL}function{SEP}f\n```json\n{{", run, "}\n```", CALL_OVER):
+            events = parser.put(text)
+            parts.extend(e.text for e in events if isinstance(e, ToolCallArguments))
+
+    assert seconds(parse) < FEW_SECONDS
+    assert "".join(parts) == "{" + run + "}"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])

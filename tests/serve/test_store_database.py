@@ -202,3 +202,12 @@ def test_the_default_folder(
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
     assert default_folder() == Path(expected)
+
+
+@pytest.mark.parametrize("name", ["files", "servers"])
+def test_what_stands_in_a_folders_place_shows_before_a_model_is_loaded(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UsageError, match="something of this name already"):
+        check_folder(tmp_path)

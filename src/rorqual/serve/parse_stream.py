@@ -32,8 +32,8 @@ from rorqual.tokenizer.marks import (
 from rorqual.tokenizer.tool_calls import CallHeader, num_closing, read_call_header
 
 _STRUCTURE = re.compile(f"[{STRUCTURE}]")
-# What a call may yet end with, beside its mark.
-_HELD = re.compile(rf"[\s`]*{OVER}?\Z")
+# What a call may yet end with, beside its mark; read from the end.
+_HELD = re.compile(rf"{OVER}?[\s`]*+")
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,10 @@ class StreamParser:
             yield ToolCallCut(self._num_calls, unmarked("".join([*self._call, self._text])))
             self._text, self._step = "", self._content
         else:
-            held = _HELD.search(self._text)
+            held = _HELD.match(self._text[::-1])
             assert held is not None, "the pattern matches every text"
-            text, self._text = self._text[: held.start()], held[0]
+            num_sure = len(self._text) - held.end()
+            text, self._text = self._text[:num_sure], self._text[num_sure:]
             self._call.append(text)
             if text:
                 yield ToolCallArguments(self._num_calls, unmarked(text))

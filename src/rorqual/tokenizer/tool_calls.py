@@ -67,7 +67,7 @@ _TAG = r"```[^\S\n]*\w*[^\S\n]*"
 # A fence with its line, or without the line's end; perhaps twice.
 _OPENING = re.compile(rf"\s*(?:(?:{_TAG}\n|```[^\S\n]*(?:json)?[^\S\n]*)(?:\s*(?=```))?)*", re.I)
 _OPENING_SO_FAR = re.compile(rf"{_OPENING.pattern}\s*(?:{_TAG}|`{{0,2}})", re.I)
-_CLOSING = re.compile(r"[\s`]*\Z")
+_CLOSING = re.compile(r"[\s`]*+")  # from the end: from every place it takes the square of a run
 _NAME = re.compile(r"[^\n{`]*")
 _STRUCTURE = re.compile(f"([{STRUCTURE}])")
 _NAMES = re.compile("|".join(map(re.escape, MARKS)))
@@ -189,10 +189,11 @@ def read_call_header(text: str, *, is_whole: bool) -> CallHeader | Literal["open
 
 def num_closing(arguments: str, header: CallHeader) -> int:
     """How many characters at the end of a call are its closing fence and the white space there."""
-    found = _CLOSING.search(arguments)
+    found = _CLOSING.match(arguments[::-1])
     assert found is not None, "the pattern matches every text"
-    is_exact = header.is_exact and found[0].count("```") == 1 and found[0].endswith(_FENCE_END)
-    return len(_FENCE_END) if is_exact else len(found[0])
+    closing = found[0][::-1]
+    is_exact = header.is_exact and closing.count("```") == 1 and closing.endswith(_FENCE_END)
+    return len(_FENCE_END) if is_exact else len(closing)
 
 
 def _marked(text: str) -> str:

@@ -21,6 +21,7 @@ from rorqual.files import explained
 from rorqual.locks import FileLock
 
 DATABASE = "rorqual.db"
+FOLDERS = ("files", "servers")
 FIX = "choose another --state-dir"
 
 
@@ -76,10 +77,13 @@ def inner_folder(folder: Path, name: str) -> Path:
 
 
 def check_folder(chosen: Path) -> None:
-    """Opens the folder and its database once: UsageError before a model is loaded."""
+    """Opens the folder, its database and its folders once: UsageError before a model is loaded."""
     from rorqual.serve.store.database import Database
 
-    Database(open_folder(chosen) / DATABASE).close()
+    folder = open_folder(chosen)
+    for name in FOLDERS:
+        inner_folder(folder, name)
+    Database(folder / DATABASE).close()
 
 
 class Presence:
