@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import httpx
@@ -201,6 +202,18 @@ def test_what_no_reply_could_repeat_is_refused(
     place = ("metadata.a" if "metadata" in body else "a") + inner
     assert error["message"].startswith(place + ": ")
     assert error.get("param", place) == place
+
+
+@pytest.mark.parametrize("num_digits", [1, 2, 9, 10, 99, 199, 200, 209, 210, 211, 299, 300, 308])
+@pytest.mark.parametrize("exponent", ["e{}", ".5E+{}", ".0e00{}"])
+def test_every_number_without_end_is_refused(live: Live, num_digits: int, exponent: str) -> None:
+    """With the least exponent that makes one of so many digits."""
+    number = "2" * num_digits + exponent.format(309 - num_digits)
+    assert math.isinf(float(number))
+    headers = {"content-type": "application/json"}
+    content = f'{{"prompt": "hello", "a": [-{number}]}}'
+    response = web.post(live.url + "/tokenize", content=content, headers=headers)
+    assert (response.status_code, error_of(response)["param"]) == (422, "a[0]")
 
 
 def test_a_pair_of_surrogates_is_a_letter(live: Live) -> None:

@@ -32,8 +32,10 @@ TRIM_SECONDS = 1.0
 # A text without an end reaches to the body's end: looked for again at each of its quotes it took
 # hours. Possessive, so that nothing is tried twice.
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_SUSPECT = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")
-"""What may be a number without end or half a surrogate pair: it is looked for before parsing."""
+_SUSPECT = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|(?<![0-9])[0-9]{200}|\\u[dD][89a-fA-F]")
+"""What may be a number without end or half a surrogate pair: it is looked for before parsing.
+199 digits and an exponent of two make less than 1e298, and floats end at 1.8e308.
+"""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
