@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -88,10 +89,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         unpack(parent_name, folder / "parent")
-        # The same paths in both runs, since some files name them.
+        # A copy, so that the tree may change meanwhile; and the same paths in both runs, since some
+        # files name them.
+        shutil.copytree(ROOT / "src", folder / "child" / "src")
         found = []
-        for source in (folder / "parent" / "src", ROOT / "src"):
-            found.append(outputs_of(source, folder / "outputs"))
+        for name in ("parent", "child"):
+            found.append(outputs_of(folder / name / "src", folder / "outputs"))
             (folder / "outputs").rename(folder / f"outputs-{len(found)}")
     parent, child = found
     different = differences(parent, child)

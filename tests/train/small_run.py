@@ -83,10 +83,10 @@ def small_model(**changes: Any) -> DeepseekV3:
 
 
 def _kill_at(where: str, step: int) -> None:
-    from rorqual.train import balance, checkpoint
+    from rorqual.train import checkpoint, router_bias
 
     calls = 0
-    target: Any = balance if where == "update" else checkpoint
+    target: Any = router_bias if where == "update" else checkpoint
     name = "update_bias" if where == "update" else "save_file"
     original = getattr(target, name)
 

@@ -35,7 +35,8 @@ def test_equals_torch(make_model: MakeModel, moments: str) -> None:
         lr = 1e-3 * (step + 1)
         gradients(ours, step)
         gradients(theirs, step)
-        optimizer.step(lr)
+        optimizer.set_lr(lr)
+        optimizer.step()
         for group in reference.param_groups:
             group["lr"] = lr
         reference.step()
@@ -45,7 +46,29 @@ def test_equals_torch(make_model: MakeModel, moments: str) -> None:
         expected = theirs.get_parameter(name)
         torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=tolerance)
         assert parameter.dtype == torch.float32
-        assert optimizer.exp_avg[name].dtype == getattr(torch, moments)
+        assert optimizer.state[parameter]["exp_avg"].dtype == getattr(torch, moments)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_a_state_dict_goes_on_bit_for_bit(make_model: MakeModel, moments: str) -> None:
+    """As torch's own optimisers, DCP and FSDP keep them: one goes on from another's state."""
+    options = fill(OptimizerSettings, {"moments": moments})
+    models = make_model(), make_model()
+    whole, second = (AdamW(model, options) for model in models)
+    for step in range(2):
+        gradients(models[0], step)
+        whole.set_lr(1e-3)
+        whole.step()
+    models[1].load_state_dict(models[0].state_dict())
+    second.load_state_dict(whole.state_dict())
+    assert second.param_groups[0]["lr"] == 1e-3
+    for optimizer, model in zip((whole, second), models, strict=True):
+        gradients(model, 2)
+        optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(t, second.state_tensors()[n]) for n, t in whole.state_tensors().items())
+    assert second.num_steps == 3
 
 
 def test_clip_returns_the_norm_and_scales_to_one(make_model: MakeModel) -> None:
@@ -86,7 +109,7 @@ def test_step_counters_lie_beside_the_parameters(monkeypatch: pytest.MonkeyPatch
     optimizer = AdamW(model, OptimizerSettings())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step(0.1)
+    optimizer.step()
     assert [counter.device.type for counter in counters] == ["meta", "meta"]
     assert [counter.shape for counter in counters] == [(), ()]
 

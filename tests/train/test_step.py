@@ -40,7 +40,7 @@ def batch_with_mask(num_samples: int = 8) -> tuple[Tensor, Tensor]:
     return tokens_BS, torch.rand(tokens_BS.shape, generator=generator) < 0.6
 
 
-def step(model: DeepseekV3, micro_batch_size: int, **options: bool) -> StepResult:
+def step(model: DeepseekV3, micro_batch_size: int, **options: Any) -> StepResult:
     stepper = Stepper(
         model, AdamW(model, OptimizerSettings()), micro_batch_size=micro_batch_size, **options
     )
@@ -164,7 +164,7 @@ def test_masked_targets_teach_nothing(make_model: MakeModel) -> None:
 def test_infinite_loss_moves_nothing(make_model: MakeModel) -> None:
     model = make_model()
     with torch.no_grad():
-        model.model.norm.weight[0] = float("inf")
+        model.get_parameter("model.norm.weight")[0] = float("inf")
     before = {name: p.clone() for name, p in model.state_dict().items()}
     stepper = Stepper(model, AdamW(model, OptimizerSettings()), micro_batch_size=8)
     with pytest.raises(TrainingError, match="not finite; the weights were not moved"):
@@ -183,3 +183,48 @@ def test_bfloat16_autocast_is_near_float32(make_model: MakeModel) -> None:
     assert other.loss == pytest.approx(one.loss, rel=1e-2)  # eight bits of mantissa
     assert all(p.dtype == torch.float32 for p in narrow.parameters())
     assert all(r.e_score_correction_bias.dtype == torch.float32 for r in narrow.routers())
+
+
+class TwoReplicas:
+    """This rank's numbers stand for the other's too, who has the same samples."""
+
+    num_replicas = 2
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values * 2
+
+    def norm(self, own: Tensor) -> Tensor:
+        return own * 2
+
+
+def test_a_step_asks_the_other_ranks_for_what_is_common(make_model: MakeModel) -> None:
+    """Oracle: one rank that takes all samples, both ranks' in turn."""
+    halves, whole = make_model(), make_model()
+    tokens_BS, mask_BS = batch_with_mask(4)
+    stepper = Stepper(
+        halves, AdamW(halves, OptimizerSettings()), micro_batch_size=4, ranks=TwoReplicas()
+    )
+    found = stepper.step(tokens_BS, mask_BS, values(speed=0.01))
+    twice = torch.cat([tokens_BS, tokens_BS]), torch.cat([mask_BS, mask_BS])
+    stepper = Stepper(whole, AdamW(whole, OptimizerSettings()), micro_batch_size=4)
+    expected = stepper.step(*twice, values(speed=0.01))
+    for name in ("loss", "main", "balance", "grad_norm", "num_targets"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=FLOAT32), name
+    assert found.mtp == pytest.approx(expected.mtp, rel=FLOAT32)
+    assert torch.equal(found.loads_LE, expected.loads_LE)
+    for one, other in zip(halves.routers(), whole.routers(), strict=True):
+        assert torch.equal(one.e_score_correction_bias, other.e_score_correction_bias)
+
+
+def test_what_a_failed_step_counted_is_forgotten(make_model: MakeModel) -> None:
+    model, whole = make_model(), make_model()
+    stepper = Stepper(model, AdamW(model, OptimizerSettings()), micro_batch_size=8)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    hook = model.get_parameter("model.embed_tokens.weight").register_hook(fail)
+    with pytest.raises(MemoryError):
+        stepper.step(*batch_with_mask(), values())
+    hook.remove()
+    assert torch.equal(stepper.step(*batch_with_mask(), values()).loads_LE, step(whole, 8).loads_LE)

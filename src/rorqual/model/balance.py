@@ -6,7 +6,7 @@ pipeline's stage needs to hand on nothing else, and a layer that is computed aga
 pass is counted once.
 """
 
-# B sequences, T tokens, E experts, K experts per token
+# B sequences, T tokens, D hidden size, E experts, K experts per token, X = T*K choices
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BalanceTerm(NamedTuple):
 class Balance(nn.Module):
     """forward(out_BTD, routing, term) -> out_BTD, with the balance loss in its backward pass.
 
-    What the backward passes since `reset` saw: `loads_E` int64 counts each expert's (token, choice)
+    What the training passes since `reset` saw: `loads_E` int64 counts each expert's (token, choice)
     pairs, `loss` float32 is the balance loss before its coefficient. Neither is part of a
     checkpoint.
     """
@@ -50,10 +50,12 @@ class Balance(nn.Module):
         num_experts = self.loads_E.shape[0]
         counts_BE = sequence_loads(routing.experts_TK, len(out_BTD), num_experts, exists_T)
         loss = sequence_balance_loss(routing.scores_TE, counts_BE, exists_T)
-        seen = loss.detach(), counts_BE.sum(0)
-        with_loss: Tensor = _WithLoss.apply(
-            out_BTD, loss * term.coefficient, seen, (self.loss, self.loads_E)
-        )
+        totals, seen = (self.loss, self.loads_E), (loss.detach(), counts_BE.sum(0))
+        if not out_BTD.requires_grad and not loss.requires_grad:
+            if torch.is_grad_enabled():  # a frozen layer below all that learns: no backward pass
+                _add(totals, seen)
+            return out_BTD
+        with_loss: Tensor = _WithLoss.apply(out_BTD, loss * term.coefficient, totals, seen)
         return with_loss
 
     def reset(self) -> None:
@@ -62,13 +64,13 @@ class Balance(nn.Module):
 
 
 class _WithLoss(torch.autograd.Function):
-    """The output as it is; the backward pass gives the loss a gradient of one, and adds `seen` to
-    `totals`.
+    """The output as it is. The backward pass gives the loss a gradient of one, and adds what this
+    forward saw, `seen`, to the layer's `totals`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, out_BTD: Tensor, loss: Tensor, seen: Sequence[Tensor], totals: Sequence[Tensor]
+        ctx: Any, out_BTD: Tensor, loss: Tensor, totals: Sequence[Tensor], seen: Sequence[Tensor]
     ) -> Tensor:
         ctx.save_for_backward(*seen)
         ctx.totals = totals
@@ -76,10 +78,14 @@ class _WithLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        for total, seen in zip(ctx.totals, ctx.saved_tensors, strict=True):
-            total.add_(seen)
+        _add(ctx.totals, ctx.saved_tensors)
         one = torch.ones((), dtype=torch.float32, device=grad_BTD.device)
         return grad_BTD, one, None, None
+
+
+def _add(totals: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
+    for total, value in zip(totals, seen, strict=True):
+        total.add_(value)
 
 
 def sequence_loads(

@@ -45,6 +45,7 @@ class Head(Linear):
     def forward(
         self, h: Tensor, targets_N: Tensor | None = None, is_target_N: Tensor | None = None
     ) -> Tensor:
+        assert (targets_N is None) == (is_target_N is None), "targets come with their mask"
         if targets_N is None or is_target_N is None:
             return ops.logits(h, self.weight)
         return linear_cross_entropy(h, self.weight, targets_N, is_target_N)

@@ -36,9 +36,9 @@ class LatentUp(Linear):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self.num_heads = config.num_attention_heads
-        self.widths = [config.qk_nope_head_dim, config.v_head_dim]
-        super().__init__(config.kv_lora_rank, self.num_heads * sum(self.widths))
+        widths = [config.qk_nope_head_dim, config.v_head_dim]
+        super().__init__(config.kv_lora_rank, config.num_attention_heads * sum(widths))
+        self.num_heads, self.widths = config.num_attention_heads, widths
 
     def forward(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         kv = super().forward(c_kv).unflatten(-1, (self.num_heads, -1))

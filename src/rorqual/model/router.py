@@ -33,8 +33,9 @@ class Router(nn.Module):
     forward(x_TD) -> Routing(weights_TK float32, experts_TK int64, scores_TE float32)
 
     `e_score_correction_bias` (E,), float32, steers the choice but never the weights: it is moved by
-    `train.balance.update_bias`, not by the gradient (auxiliary-loss-free balance). V2's form has
-    softmax scores, the best score of a group as the group's, and no bias (arXiv 2405.04434 §2.2.2).
+    `train.router_bias.update_bias`, not by the gradient (auxiliary-loss-free balance). V2's form
+    has softmax scores, the best score of a group as the group's, and no bias (arXiv 2405.04434
+    §2.2.2).
     """
 
     e_score_correction_bias: Tensor

@@ -114,8 +114,9 @@ class DeepseekV3(nn.Module):
         if isinstance(tokens, Tensor):
             found = f"shape {tuple(tokens.shape)}, {tokens.dtype}"
             is_row = tokens.dim() == 2 and tokens.dtype in (torch.int64, torch.int32)
+            is_row = is_row and tokens.numel() > 0
             # To look at the ids would make a GPU wait, and break a graph in the middle.
-            is_seen = tokens.is_cpu and tokens.numel() > 0 and not torch.compiler.is_compiling()
+            is_seen = tokens.is_cpu and not torch.compiler.is_compiling()
             if is_row and not is_seen:
                 return
             if is_row:

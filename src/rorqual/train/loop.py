@@ -25,7 +25,6 @@ from rorqual.files import atomic_write
 from rorqual.locks import FolderLock
 from rorqual.ops.device import resolve_device, to_device
 from rorqual.train import checkpoint as checkpoint_files
-from rorqual.train.balance import max_violation
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Progress
 from rorqual.train.interrupt import Interrupt, deterministic, threads
@@ -35,6 +34,7 @@ from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe, toml_text
 from rorqual.train.recompute import recompute_layers
 from rorqual.train.report import Report
+from rorqual.train.router_bias import max_violation
 from rorqual.train.start import start_model
 from rorqual.train.step import Stepper, StepResult, StepValues
 from rorqual.train.validation import Validation, bytes_of_ids, validate

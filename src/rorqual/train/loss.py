@@ -1,12 +1,13 @@
 """The training loss: main + lambda/D * sum_k MTP_k + alpha * sequence-wise balance (§2.1.2, §2.2).
 
-Each cross entropy is a mean over its own valid targets of the *whole batch*: a micro-batch gives
+The balance loss arises in the layers (`model/balance.py`); here are the others. Each cross
+entropy is a mean over its own valid targets of the *whole batch*: a micro-batch gives
 its sums times coefficients that are known before the first one runs, so accumulated gradients are
 those of one large batch. All sums are float32.
 """
 
-# B sequences, T inputs, S = T + 1 + depths tokens of a sample, D hidden size, E experts, L sparse
-# layers, K experts a token
+# B sequences, T inputs, S = T + 1 + depths tokens of a sample, D hidden size, C = 1 + depths,
+# L sparse layers, E experts
 
 from __future__ import annotations
 
@@ -85,6 +86,9 @@ class TrainingModel(nn.Module):
     Tokens (B, T + 1 + depths) int64, where `mask_BS` (bool) marks valid targets. With
     `documents_BS`, numbers of packed documents from 1 and 0 for padding, none of them sees another
     (§5.1), and what exists in none counts neither in the loss nor in the balance.
+
+    Call `total.backward()` itself, once and unscaled: the layers' balance losses take no part in
+    a factor. What scales a loss is in the coefficients.
     """
 
     def __init__(self, model: DeepseekV3) -> None:

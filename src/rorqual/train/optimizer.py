@@ -7,7 +7,8 @@ parameters, so those are updated here a tensor at a time in float32 and rounded 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from rorqual.config import settings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @settings
@@ -35,63 +38,67 @@ class OptimizerSettings:
         return self
 
 
-class AdamW:
-    """Holds the moments of a model's parameters; `step(lr)` moves them by their `.grad`.
+class AdamW(torch.optim.Optimizer):
+    """The moments of a model's parameters; `step()` moves these by their `.grad`.
 
     Choice: weight decay on matrices (embedding and experts included), not on norms' vectors.
     """
 
     def __init__(self, model: nn.Module, options: OptimizerSettings) -> None:
         self.options = options
-        self.parameters = dict(model.named_parameters())
-        dtype = getattr(torch, options.moments)
-        self.exp_avg = {n: torch.zeros_like(p, dtype=dtype) for n, p in self.parameters.items()}
-        self.exp_avg_sq = {n: torch.zeros_like(p, dtype=dtype) for n, p in self.parameters.items()}
         self.num_steps = 0
-
-    def zero_grad(self) -> None:
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self.named = dict(model.named_parameters())
+        groups = [
+            {"params": [p for p in self.named.values() if is_one(p)], "weight_decay": decay}
+            for is_one, decay in ((_is_matrix, options.weight_decay), (_is_vector, 0.0))
+        ]
+        super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
+        dtype = getattr(torch, options.moments)
+        for parameter in self.named.values():
+            self.state[parameter] = {
+                moment: torch.zeros_like(parameter, dtype=dtype) for moment in MOMENTS
+            }
 
     @torch.no_grad()
-    def clip(self) -> Tensor:
-        """The norm of all gradients before clipping; scales them down to `clip_norm`."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+    def clip(self, norm_of_all: Callable[[Tensor], Tensor] = lambda own: own) -> Tensor:
+        """The norm of all gradients before clipping; scales them down to `clip_norm`.
+
+        Where other ranks hold some, `norm_of_all` makes their common norm of this rank's own.
+        """
+        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+        norm = norm_of_all(torch.nn.utils.get_total_norm(gradients))
         limit = self.options.clip_norm
         if limit is not None:  # times one where the norm is less: to ask would wait for a GPU
             torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
         return norm
 
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One update; a parameter without a gradient is left as it is, decay included."""
-        self.num_steps += 1
-        for is_matrix in (True, False):
-            names = [
-                name
-                for name, p in self.parameters.items()
-                if p.grad is not None and (p.dim() > 1) == is_matrix
-            ]
-            decay = self.options.weight_decay if is_matrix else 0.0
-            if not names:
-                continue
-            if self.options.moments == "float32":
-                self._fused(names, lr, decay)
-            else:
-                for name in names:
-                    self._rounded(name, lr, decay)
+    def set_lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr
 
-    def _fused(self, names: list[str], lr: float, decay: float) -> None:
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; a parameter without a gradient is left as it is, decay included."""
+        assert closure is None, "a step's loss is known before it"
+        self.num_steps += 1
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and self.options.moments == "float32":
+                self._fused(parameters, group["lr"], group["weight_decay"])
+            elif parameters:
+                for parameter in parameters:
+                    self._rounded(parameter, group["lr"], group["weight_decay"])
+
+    def _fused(self, parameters: list[Tensor], lr: float, decay: float) -> None:
         options = self.options
         # The kernel counts from the steps before this one, each parameter on its own device.
-        device = self.parameters[names[0]].device
-        steps = torch.full((len(names),), float(self.num_steps - 1), device=device)
+        device = parameters[0].device
+        steps = torch.full((len(parameters),), float(self.num_steps - 1), device=device)
         adamw(
-            [self.parameters[name] for name in names],
-            [_gradient(self.parameters[name]) for name in names],
-            [self.exp_avg[name] for name in names],
-            [self.exp_avg_sq[name] for name in names],
+            parameters,
+            [_gradient(parameter) for parameter in parameters],
+            [self.state[parameter]["exp_avg"] for parameter in parameters],
+            [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
             [],
             list(steps.unbind()),
             foreach=False,
@@ -105,14 +112,14 @@ class AdamW:
             maximize=False,
         )
 
-    def _rounded(self, name: str, lr: float, decay: float) -> None:
-        options, parameter = self.options, self.parameters[name]
-        gradient = _gradient(parameter)
-        exp_avg = self.exp_avg[name].float().lerp_(gradient, 1 - options.beta1)
-        exp_avg_sq = self.exp_avg_sq[name].float().mul_(options.beta2)
+    def _rounded(self, parameter: Tensor, lr: float, decay: float) -> None:
+        options, gradient = self.options, _gradient(parameter)
+        kept = [self.state[parameter][moment] for moment in MOMENTS]
+        exp_avg = kept[0].float().lerp_(gradient, 1 - options.beta1)
+        exp_avg_sq = kept[1].float().mul_(options.beta2)
         exp_avg_sq.addcmul_(gradient, gradient, value=1 - options.beta2)
-        self.exp_avg[name].copy_(exp_avg)
-        self.exp_avg_sq[name].copy_(exp_avg_sq)
+        kept[0].copy_(exp_avg)
+        kept[1].copy_(exp_avg_sq)
         correction1 = 1 - options.beta1**self.num_steps
         correction2 = 1 - options.beta2**self.num_steps
         denominator = exp_avg_sq.div_(correction2).sqrt_().add_(options.eps)
@@ -121,9 +128,28 @@ class AdamW:
     def state_tensors(self) -> dict[str, Tensor]:
         """The moments by the name under which a checkpoint keeps them."""
         return {
-            **{f"exp_avg.{name}": value for name, value in self.exp_avg.items()},
-            **{f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()},
+            f"{moment}.{name}": self.state[parameter][moment]
+            for moment in MOMENTS
+            for name, parameter in self.named.items()
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "num_steps": self.num_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # takes moments to their parameter's dtype
+        dtype = getattr(torch, self.options.moments)
+        for kept in self.state.values():
+            kept.update({m: kept[m].to(dtype, copy=True) for m in MOMENTS})
+        self.num_steps = state_dict["num_steps"]
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.dim() > 1
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return not _is_matrix(parameter)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ backward pass (the report's §3.2.3 does so with some of their operators).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +11,26 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rorqual.model import DeepseekV3
+from rorqual.model.block import Block
+from rorqual.model.mtp import MtpModule
+
+
+class _Recomputed(nn.Module):
+    def forward(self, *inputs: Any) -> Any:
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(super().forward, *inputs, use_reentrant=False)
+        return super().forward(*inputs)
+
+
+class RecomputedBlock(_Recomputed, Block):
+    """A block that keeps its inputs alone."""
+
+
+class RecomputedMtpModule(_Recomputed, MtpModule):
+    """An MTP module that keeps its inputs alone."""
 
 
 def recompute_layers(model: DeepseekV3) -> None:
     """Keeps no activations inside of layers, MTP modules included, while the model trains."""
     for layer in model.model.layers.values():
-        layer.forward = partial(_forward, layer, layer.forward)
-
-
-def _forward(layer: nn.Module, inner: Any, *inputs: Any) -> Any:
-    if layer.training and torch.is_grad_enabled():
-        return checkpoint(inner, *inputs, use_reentrant=False)
-    return inner(*inputs)
+        layer.__class__ = RecomputedMtpModule if isinstance(layer, MtpModule) else RecomputedBlock

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rorqual.errors import TrainingError
 from rorqual.model import DeepseekV3
-from rorqual.train import balance
+from rorqual.train import router_bias
 from rorqual.train.loss import (
     Coefficients,
     LossParts,
@@ -32,6 +32,7 @@ from rorqual.train.loss import (
     target_counts,
 )
 from rorqual.train.optimizer import AdamW
+from rorqual.train.ranks import OneRank, Ranks
 
 
 class StepValues(NamedTuple):
@@ -80,8 +81,10 @@ class Stepper:
         micro_batch_size: int,
         precision: str = "float32",
         use_compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.ranks = ranks or OneRank()
         self.micro_batch_size = micro_batch_size
         self.precision = precision
         root = TrainingModel(model)
@@ -100,9 +103,12 @@ class Stepper:
         On the error nothing has moved: weights, moments and bias are those of the step before.
         """
         num_depths = self.model.config.num_nextn_predict_layers
-        counts_C = target_counts(mask_BS, num_depths, documents_BS)
-        by = coefficients(counts_C, tokens_BS.shape[0], values.mtp_weight, values.balance_alpha)
+        counts_C = self.ranks.sum(target_counts(mask_BS, num_depths, documents_BS))
+        num_sequences = tokens_BS.shape[0] * self.ranks.num_replicas
+        by = coefficients(counts_C, num_sequences, values.mtp_weight, values.balance_alpha)
         self.optimizer.zero_grad()
+        for layer in self.model.sparse_layers():
+            layer.balance.reset()  # a step that failed may have left something
         size = self.micro_batch_size
         parts = [
             self._accumulate(
@@ -113,12 +119,21 @@ class Stepper:
             )
             for start in range(0, tokens_BS.shape[0], size)
         ]
-        loads_LE = torch.stack([part.loads_LE for part in parts]).sum(0)
-        result = _read(parts, loads_LE, self.optimizer.clip(), counts_C)
+        loads_LE = self.ranks.sum(torch.stack([part.loads_LE for part in parts]).sum(0))
+        norm = self.optimizer.clip(self.ranks.norm)
+        result = _read(self._losses(parts), loads_LE, norm, counts_C)
         _check_finite(result)
-        self.optimizer.step(values.lr)
-        balance.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
+        self.optimizer.set_lr(values.lr)
+        self.optimizer.step()
+        router_bias.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
         return result
+
+    def _losses(self, parts: list[MicroBatch]) -> Tensor:
+        """Of the whole batch: the total, the balance loss, main model, each MTP depth."""
+        losses = [torch.stack([part.total for part in parts]).sum()[None]]
+        losses.append(torch.stack([part.balance for part in parts]).sum()[None])
+        losses.append(torch.stack([part.cross_entropy_C for part in parts]).sum(0))
+        return self.ranks.sum(torch.cat(losses))
 
     def _accumulate(
         self, tokens_BS: Tensor, mask_BS: Tensor, documents_BS: Tensor | None, by: Coefficients
@@ -137,25 +152,19 @@ def autocast(kind: str, precision: str) -> AbstractContextManager[object]:
     return torch.autocast(kind, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _read(
-    parts: list[MicroBatch], loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor
-) -> StepResult:
-    """The step's record on the host, by one copy: float64 holds all of it exactly."""
-    losses_C = torch.stack([part.cross_entropy_C for part in parts]).sum(0)
-    singles = [
-        torch.stack([part.total for part in parts]).sum(),
-        torch.stack([part.balance for part in parts]).sum(),
-        grad_norm,
-        counts_C[0],
-    ]
-    numbers = [*[single[None] for single in singles], losses_C, loads_LE.flatten()]
+def _read(losses: Tensor, loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor) -> StepResult:
+    """The step's record on the host, by one copy: float64 holds all of it exactly.
+
+    `losses`: the total, the balance loss, then the cross entropies of main model and depths.
+    """
+    numbers = [losses, grad_norm[None], counts_C[:1], loads_LE.flatten()]
     read = torch.cat([number.double() for number in numbers]).tolist()
-    (loss, balance_loss, norm, num_targets), rest = read[:4], read[4:]
-    losses, loads = rest[: len(losses_C)], rest[len(losses_C) :]
+    (loss, balance_loss, *losses_C), rest = read[: len(losses)], read[len(losses) :]
+    norm, num_targets, *loads = rest
     return StepResult(
         loss=loss,
-        main=losses[0],
-        mtp=losses[1:],
+        main=losses_C[0],
+        mtp=losses_C[1:],
         balance=balance_loss,
         grad_norm=norm,
         num_targets=int(num_targets),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rorqual.model import DeepseekV3
-from rorqual.train.balance import max_violation, update_bias
+from rorqual.train.router_bias import max_violation, update_bias
 
 MakeModel = Callable[..., DeepseekV3]
 
