@@ -32,7 +32,8 @@ try:
     from rorqual.ops.device import resolve_device
     from rorqual.train.loss import TrainingModel, coefficients, target_counts
     from rorqual.train.optimizer import AdamW, OptimizerSettings
-    from rorqual.train.step import Stepper, StepValues, autocast
+    from rorqual.train.precision import compute_in
+    from rorqual.train.step import Stepper, StepValues
 except ModuleNotFoundError as problem:
     print(
         f"gpu-check: this Python has no {problem.name}\n"
@@ -263,8 +264,8 @@ def _gradients(
     mask_BS = torch.ones_like(tokens_BS, dtype=torch.bool)
     counts_C = target_counts(mask_BS, config.num_nextn_predict_layers)
     by = coefficients(counts_C, len(tokens_BS), STEP_VALUES.mtp_weight, STEP_VALUES.balance_alpha)
-    with autocast(device.type, precision):
-        loss = TrainingModel(model)(tokens_BS, None, mask_BS, by).total
+    compute_in(model, precision)
+    loss = TrainingModel(model)(tokens_BS, None, mask_BS, by).total
     loss.backward()
     found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), found

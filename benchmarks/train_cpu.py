@@ -74,7 +74,7 @@ def our_loss(row: str):
 
     from rorqual.model import build
     from rorqual.train.loss import TrainingModel, coefficients, target_counts
-    from rorqual.train.step import autocast
+    from rorqual.train.precision import compute_in
 
     num_depths = 1 if "mtp" in row else 0
     model = build(config(num_depths)).train()
@@ -83,11 +83,11 @@ def our_loss(row: str):
 
     precision = "bfloat16" if "bfloat16" in row else "float32"
 
+    compute_in(model, precision)
     root = TrainingModel(model)
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
-        with autocast("cpu", precision):
-            return root(batch[:, : LENGTH + 1 + num_depths], None, mask, by).total
+        return root(batch[:, : LENGTH + 1 + num_depths], None, mask, by).total
 
     return model, torch.compile(loss) if "compiled" in row else loss
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -92,20 +91,6 @@ class CountReads(TorchFunctionMode):
     ) -> Any:
         self.names.update({getattr(func, "__name__", "")} & READS)
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=True)
-def _autocast_knows_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autocast has no meaning for meta tensors, and torch refuses to ask for it."""
-    autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
-
-    def autocast_of(kind: str, *args: Any, **kwargs: Any) -> Any:
-        return nullcontext() if kind == "meta" else autocast(kind, *args, **kwargs)
-
-    monkeypatch.setattr(torch, "autocast", autocast_of)
-    monkeypatch.setattr(
-        torch, "is_autocast_enabled", lambda kind: kind != "meta" and is_enabled(kind)
-    )
 
 
 def test_the_oracle_sees_waits() -> None:

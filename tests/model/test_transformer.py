@@ -19,6 +19,7 @@ from rorqual.model import DeepseekV3, ModelConfig, Part, build, empty, preset
 from rorqual.model.block import Block
 from rorqual.model.layers import RMSNorm
 from rorqual.model.moe import MoE
+from rorqual.train.precision import compute_in
 from rorqual.train.recompute import recompute_layers
 
 FLOAT32_RELATIVE = 1e-5  # the issue's bar for float32 logits
@@ -223,14 +224,26 @@ def test_isolated_documents_equal_each_alone() -> None:
     assert relative_error(mtp, alone) < FLOAT32_RELATIVE
 
 
-def test_experts_follow_autocast() -> None:
+def test_products_in_bfloat16_leave_the_stream_in_float32() -> None:
+    """Oracle: the report's list of what stays; float32."""
     model = lively(BASE)
     ids = tokens(BASE, 1, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        x = model.model.embed_tokens(ids)
-        out = model.model.layers["1"].mlp(x, model.model.step(ids))
-    assert x.dtype == torch.float32
-    assert out.dtype == torch.bfloat16
+    exact = model(ids)
+    compute_in(model, "bfloat16")
+    dtypes = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _, inputs, out, name=name: dtypes.update({name: getattr(out, "dtype", None)})
+        )
+    error = ((model(ids) - exact).norm(dim=-1) / exact.norm(dim=-1)).detach()
+    assert float(error.median()) < 2 * BF16_RELATIVE
+    assert dtypes["model.embed_tokens"] == dtypes["model.norm"] == torch.float32
+    assert dtypes["model.layers.1"] == dtypes["model.layers.1.post_attention_layernorm"]
+    assert dtypes["model.layers.1"] == torch.float32
+    for name in ("mlp", "mlp.experts", "mlp.shared_experts", "self_attn", "self_attn.o_proj"):
+        assert dtypes[f"model.layers.1.{name}"] == torch.bfloat16, name
+    compute_in(model, "float32")
+    assert torch.equal(model(ids), exact)
 
 
 def test_build_is_seeded_and_follows_the_initialisation_of_the_report() -> None:

@@ -107,8 +107,6 @@ def test_gradients_and_float32_take_torch_s_own_way() -> None:
     assert not linear.widens(weight.float())
     with torch.inference_mode(False), torch.enable_grad():
         assert not linear.widens(weight)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not linear.widens(weight)
 
 
 def test_no_compiler_is_said_aloud(

@@ -173,7 +173,7 @@ def test_infinite_loss_moves_nothing(make_model: MakeModel) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_bfloat16_autocast_is_near_float32(make_model: MakeModel) -> None:
+def test_bfloat16_products_are_near_float32(make_model: MakeModel) -> None:
     plain, narrow = make_model(), make_model()
     one = step(plain, 8)
     stepper = Stepper(

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.ops import linear as ops
 from rorqual.ops.cross_entropy import linear_cross_entropy, token_losses
 from rorqual.ops.rms_norm import rms_norm
+from rorqual.ops.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -28,13 +28,21 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """x (..., I) -> (..., O), without a bias: no projection of the architecture has one."""
+    """x (..., I) -> (..., O), without a bias: no projection of the architecture has one.
+
+    `compute_dtype` is what it multiplies in, if not in its weight's own (`train.precision`).
+    """
+
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__(num_inputs, num_outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight)
+        return ops.linear(self._cast(x), self._cast(self.weight))
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
 
 class Head(Linear):
@@ -47,12 +55,12 @@ class Head(Linear):
     ) -> Tensor:
         assert (targets_N is None) == (is_target_N is None), "targets come with their mask"
         if targets_N is None or is_target_N is None:
-            return ops.logits(h, self.weight)
-        return linear_cross_entropy(h, self.weight, targets_N, is_target_N)
+            return ops.logits(self._cast(h), self._cast(self.weight))
+        return linear_cross_entropy(self._cast(h), self._cast(self.weight), targets_N, is_target_N)
 
     def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Each row's cross entropy, (N,) float32, without gradients."""
-        return token_losses(h_ND, self.weight, targets_N)
+        return token_losses(self._cast(h_ND), self._cast(self.weight), targets_N)
 
 
 class FeedForward(nn.Module):
@@ -65,4 +73,4 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

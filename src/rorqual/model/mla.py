@@ -55,7 +55,7 @@ class LatentUp(Linear):
 
     def _by_head(self) -> Sequence[Tensor]:
         """W_uk (H, N, C) and W_uv (H, V, C)."""
-        return self.weight.unflatten(0, (self.num_heads, -1)).split(self.widths, dim=1)
+        return self._cast(self.weight).unflatten(0, (self.num_heads, -1)).split(self.widths, dim=1)
 
 
 class MLA(nn.Module):
@@ -113,7 +113,8 @@ class MLA(nn.Module):
         c_kv, k_rope = self.kv_a_proj_with_mqa(x_BTD).split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
         )
-        return torch.cat([self.kv_a_layernorm(c_kv), rotate(k_rope, step.cos, step.sin)], dim=-1)
+        normed = self.kv_a_layernorm(c_kv).to(c_kv.dtype)
+        return torch.cat([normed, rotate(k_rope, step.cos, step.sin)], dim=-1)
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None

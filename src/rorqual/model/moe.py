@@ -10,7 +10,6 @@ here and back, `Experts` computes them all in two grouped GEMMs. No token is dro
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model.balance import Balance
@@ -20,13 +19,16 @@ from rorqual.model.layers import FeedForward
 from rorqual.model.router import Router
 from rorqual.model.step import Step
 from rorqual.ops.grouped_gemm import grouped_gemm, grouped_gemm_plain, warm_up
+from rorqual.ops.swiglu import swiglu
 
 
 class Experts(nn.Module):
     """E SwiGLU experts, stacked. forward(dispatched) -> (N, D), each row times its gate value.
 
-    gate_up_proj (E, 2I, D), gate rows first; down_proj (E, D, I).
+    gate_up_proj (E, 2I, D), gate rows first; down_proj (E, D, I). `compute_dtype` as of `Linear`.
     """
+
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,25 +45,13 @@ class Experts(nn.Module):
     def forward(self, dispatched: Dispatched) -> Tensor:
         multiply = grouped_gemm_plain if self.use_plain else grouped_gemm
         rows_ND, counts_E = dispatched.rows_ND, dispatched.counts_E
-        # Custom operators do not follow autocast by themselves.
-        kind = rows_ND.device.type
-        is_autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if is_autocast else rows_ND.dtype
+        dtype = self.compute_dtype or rows_ND.dtype
         gate_up = multiply(rows_ND.to(dtype), self.gate_up_proj.to(dtype), counts_E)
         gate, up = gate_up.chunk(2, dim=-1)
         # Choice: the gate value g scales the narrow inner vector, g W h = W (g h), before the
         # product.
-        inner_NI = _silu(gate, dispatched.tile_rows) * up * dispatched.weights_N[:, None].to(dtype)
+        inner_NI = swiglu(gate, up, dispatched.tile_rows) * dispatched.weights_N[:, None].to(dtype)
         return multiply(inner_NI, self.down_proj.to(dtype), counts_E)
-
-
-def _silu(gate_NI: Tensor, tile_rows: int | None) -> Tensor:
-    """How threads share many rows decides which values are taken in whole vectors, and which one by
-    one: that changes last bits.
-    """
-    if tile_rows is None or not len(gate_NI):
-        return F.silu(gate_NI)
-    return torch.cat([F.silu(tile) for tile in gate_NI.split(tile_rows)])
 
 
 class MoE(nn.Module):

@@ -50,8 +50,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         config = self.config
-        with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = linear_float32(x_TD, self.weight)
+        logits_TE = linear_float32(x_TD, self.weight)
         if config.scoring_func == "sigmoid":
             scores_TE = logits_TE.sigmoid()
             chosen_TE = scores_TE.detach() + self.e_score_correction_bias

@@ -36,12 +36,8 @@ def linear_cross_entropy(
     """Sum of the marked rows' cross entropy, a float32 scalar; differentiable in h and weight.
 
     Args: h (N, D), weight (V, D), targets (N,) int64, is_target (N,) bool. Unmarked rows cost
-    nothing. Under autocast the products are of its dtype; softmax and sum are float32 always.
+    nothing. The products are of their dtype; softmax and sum are float32 always.
     """
-    kind = h_ND.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        h_ND, weight_VD = h_ND.to(dtype), weight_VD.to(dtype)
     total, _, _ = _loss_and_gradients(h_ND, weight_VD, targets_N, is_target_N)
     return total
 

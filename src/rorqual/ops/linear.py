@@ -40,7 +40,6 @@ def widens(weight: Tensor) -> bool:
         and weight.is_cpu
         and not _has_bfloat16()
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
 

@@ -275,7 +275,6 @@ class _Run:
             num_samples=min(wanted, data.num_held_out_samples),
             batch_size=recipe.training.micro_batch_size,
             num_inputs=length,
-            precision=recipe.training.precision,
         )
         self.metrics.write(
             "validation",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from rorqual.train.loss import (
     target_counts,
 )
 from rorqual.train.optimizer import AdamW
+from rorqual.train.precision import compute_in
 from rorqual.train.ranks import OneRank, Ranks
 
 
@@ -86,7 +86,7 @@ class Stepper:
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks or OneRank()
         self.micro_batch_size = micro_batch_size
-        self.precision = precision
+        compute_in(model, precision)
         root = TrainingModel(model)
         self.loss: Callable[..., LossParts]
         self.loss = torch.compile(root) if use_compile else root
@@ -138,18 +138,12 @@ class Stepper:
     def _accumulate(
         self, tokens_BS: Tensor, mask_BS: Tensor, documents_BS: Tensor | None, by: Coefficients
     ) -> MicroBatch:
-        with autocast(tokens_BS.device.type, self.precision):
-            parts = self.loss(tokens_BS, documents_BS, mask_BS, by)
+        parts = self.loss(tokens_BS, documents_BS, mask_BS, by)
         parts.total.backward()
         loads_LE, loss = balance_seen(self.model)
         balance_loss = loss * by.balance
         total = parts.total.detach() + balance_loss
         return MicroBatch(total, parts.cross_entropy_C, balance_loss, loads_LE)
-
-
-def autocast(kind: str, precision: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast, or nothing for float32."""
-    return torch.autocast(kind, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def _read(losses: Tensor, loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor) -> StepResult:

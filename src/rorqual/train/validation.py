@@ -20,7 +20,6 @@ from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.batches import Batches
 from rorqual.train.loss import target_mask
-from rorqual.train.step import autocast
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ def validate(
     num_samples: int,
     batch_size: int,
     num_inputs: int,
-    precision: str = "float32",
 ) -> Validation:
     """The main model's loss on samples 0 .. num_samples - 1, in the model's current weights.
 
@@ -74,12 +72,11 @@ def validate(
                 documents_BT = documents_BS[:, :num_inputs].to(device)
             lengths_BT = bytes_V[targets_BT]
             counts_BT = target_mask(batch.mask_BS, 0, num_inputs, documents_BS) & (lengths_BT > 0)
-            with autocast(device.type, precision):
-                inputs_BT = inputs_BT.to(device)
-                h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
-                losses_N = model.lm_head.token_losses(
-                    h_BTD.flatten(0, 1), targets_BT.flatten().to(device)
-                )
+            inputs_BT = inputs_BT.to(device)
+            h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
+            losses_N = model.lm_head.token_losses(
+                h_BTD.flatten(0, 1), targets_BT.flatten().to(device)
+            )
             nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
             num_tokens += int(counts_BT.sum())
             num_bytes += int(lengths_BT[counts_BT].sum())
