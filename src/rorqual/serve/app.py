@@ -22,6 +22,7 @@ from rorqual.serve.messages_errors import MessagesErrors
 from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
 from rorqual.serve.page_routes import page_router
 from rorqual.serve.paths import SlashTrimmer
+from rorqual.serve.request_ids import HEADER, RequestIds
 from rorqual.serve.response_routes import response_router
 from rorqual.serve.routes import ERRORS, api_router, health_router
 from rorqual.serve.service import Service
@@ -32,7 +33,7 @@ DESCRIPTION = (
     "OpenAI's routes with DeepSeek's fields. Unknown fields are ignored, and named in a header."
 )
 
-EXPOSED_HEADERS = ("retry-after", "x-should-retry", "x-request-id")
+EXPOSED_HEADERS = ("retry-after", "x-should-retry", HEADER, "request-id")
 """What pages of other sites may read beside the body; the SDKs look at the first two."""
 
 
@@ -103,6 +104,7 @@ def create_app(
             expose_headers=[*EXPOSED_HEADERS, IGNORED_HEADER, NOTES_HEADER],
         )
     app.add_middleware(SlashTrimmer)
+    app.add_middleware(RequestIds)
     return app
 
 

@@ -20,6 +20,8 @@ from uvicorn.server import ServerState
 
 from rorqual.serve.errors import ApiError, overloaded
 from rorqual.serve.framing import Framing
+from rorqual.serve.reply_text import new_id
+from rorqual.serve.request_ids import HEADER
 from rorqual.serve.settings import ServerSettings
 
 PEER_SECONDS = 0.25
@@ -137,7 +139,7 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True  # its body was malformed: the route gives up
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            error.headers["connection"] = "close"
+            error.headers |= {"connection": "close", HEADER: new_id("req_")}
             response = error.response()
             event = h11.Response(
                 status_code=error.status,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from rorqual.log import logger
 from rorqual.serve.errors import INTERNAL, ApiError, validation_error
+from rorqual.serve.request_ids import HEADER
 
 log = logger("serve")
 
@@ -41,7 +42,9 @@ def install_handlers(app: FastAPI) -> None:
 
     async def on_bug(request: Request, problem: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path)  # the traceback follows
-        return ApiError(500, INTERNAL, code="internal_error").response()
+        # This reply is sent from outside of all middleware.
+        headers = {HEADER: request.scope["request_id"]}
+        return ApiError(500, INTERNAL, code="internal_error", headers=headers).response()
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

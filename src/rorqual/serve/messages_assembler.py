@@ -1,9 +1,9 @@
 """An answer in Anthropic's shape: blocks of thinking, text and tool use, streamed or whole.
 
 A call's input is an object there, and its clients read what has come of it as JSON, so arguments
-that no grammar holds to JSON wait until the call has ended: what is none comes as
-`{"INVALID_JSON": "..."}`, the form in which Anthropic's clients may send it back. A call that the
-answer's end cuts off has the members that are whole.
+that no grammar holds to JSON wait until the call has ended: what is none, as that which the
+answer's end cuts off, comes as `{"INVALID_JSON": "..."}`, the form in which Anthropic's clients may
+send it back. Arguments that a grammar holds to JSON are streamed as they are, cut off or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from rorqual.serve.parse_stream import (
     Reasoning,
     ToolCallArguments,
     ToolCallCut,
-    ToolCallEnd,
     ToolCallStart,
 )
 
@@ -116,10 +115,8 @@ class MessagesAssembler:
             self._arguments.append(event.text)
             if self._head.has_bound_calls:
                 yield self._json_delta(event.text)
-        elif isinstance(event, ToolCallEnd):
-            yield from self._end_call(is_whole=True)
-        elif self._open is not None and self._open["type"] == "tool_use":
-            yield from self._end_call(is_whole=False)
+        elif self._open is not None and self._open["type"] == "tool_use":  # it ends, or is cut
+            yield from self._end_call()
         else:  # a call that was cut before its name is text
             assert isinstance(event, ToolCallCut), f"unknown event {event}"
             yield from self._take(Content(event.text))
@@ -144,14 +141,14 @@ class MessagesAssembler:
         yield _text("content_block_stop", index=len(self._blocks) - 1)
         self._open = None
 
-    def _end_call(self, *, is_whole: bool) -> Iterator[str]:
+    def _end_call(self) -> Iterator[str]:
         assert self._open is not None, "a call is open"
         arguments = "".join(self._arguments)
-        value = _object(arguments, is_whole=is_whole)
-        if value is None and is_whole:
+        value = _object(arguments)
+        if value is None and arguments:
             value = {INVALID: arguments}
             arguments = json.dumps(value, ensure_ascii=False)
-        if value is not None and not self._head.has_bound_calls:
+        if arguments and not self._head.has_bound_calls:
             yield self._json_delta(arguments)
         self._open["input"] = value or {}
         yield from self._close()
@@ -188,10 +185,10 @@ class MessagesAssembler:
         }
 
 
-def _object(text: str, *, is_whole: bool) -> dict[str, Any] | None:
-    """The JSON object that a text is, or begins if it is not whole; None if it is none."""
+def _object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text is; None if it is none."""
     try:
-        value = from_json(text, allow_inf_nan=False, allow_partial=not is_whole)
+        value = from_json(text, allow_inf_nan=False)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -1,4 +1,5 @@
-"""Errors of Anthropic's routes in Anthropic's shape, whoever raises them, and a `request-id`.
+"""Errors of Anthropic's routes in Anthropic's shape, whoever raises them, and `request-id`, that of
+`request_ids.py`.
 
 Its clients know 400 for every request that is at fault, so 422 becomes that. Other statuses stay.
 """
@@ -11,7 +12,6 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve.errors import ENGINE_FAILED, INTERNAL, ApiError
-from rorqual.serve.reply_text import new_id
 
 PREFIXES = ("", "/anthropic")
 """Of `/v1/messages`; DeepSeek's base address for Anthropic's clients ends in the second."""
@@ -53,7 +53,7 @@ class MessagesErrors:
         if scope["type"] != "http" or not scope["path"].startswith(PATHS):
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(send)
+        exchange = _Exchange(send, scope["request_id"])
         try:
             await self._app(scope, receive, exchange.send)
         except Exception:
@@ -66,8 +66,8 @@ class MessagesErrors:
 class _Exchange:
     """One response: an error's is held until its body is whole, and written anew."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self._request_id = send, new_id("req_")
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
         self._held: Message | None = None
         self._body = b""
         self.has_begun = False
