@@ -38,7 +38,20 @@ SCHEMA = {"type": "object", "properties": {"hot": {"type": "boolean"}}, "require
           "additionalProperties": False}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 USER = [{"role": "user", "content": "Is the sea warm?"}]
-KINDS = ["tiny", "gguf:Q8_0", pytest.param("gguf:Q4_K_M", marks=pytest.mark.slow)]
+WAYS = pytest.mark.parametrize(
+    ("shipped", "is_stream"),
+    [
+        ("tiny", False),
+        ("gguf:Q8_0", True),
+        pytest.param("tiny", True, marks=pytest.mark.slow),
+        pytest.param("gguf:Q8_0", False, marks=pytest.mark.slow),
+        pytest.param("gguf:Q4_K_M", False, marks=pytest.mark.slow),
+        pytest.param("gguf:Q4_K_M", True, marks=pytest.mark.slow),
+    ],
+    indirect=["shipped"],
+)
+SWITCHES = [{"thinking": True}, {"reasoning_effort": "none"},
+            pytest.param({}, marks=pytest.mark.slow)]  # fmt: skip
 CALL_TOKENS = 100
 """The shortest call takes 57 tokens of the small vocabulary."""
 
@@ -56,7 +69,7 @@ def invariant(tokenizer: Tokenizer) -> Iterator[Live]:
         yield live
 
 
-@pytest.mark.parametrize("switch", [{"thinking": True}, {"reasoning_effort": "none"}, {}], ids=str)
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
 def test_batch_lines_with_the_thinking_switch_and_constrained(
     invariant: Live, switch: dict[str, Any]
 ) -> None:
@@ -100,7 +113,7 @@ def without_ids(reply: dict[str, Any]) -> list[Any]:
     return list(reply["choices"])
 
 
-@pytest.fixture(scope="module", params=["tiny", "gguf:Q8_0", "gguf:Q4_K_M"])
+@pytest.fixture(scope="module")
 def shipped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Live]:
@@ -113,7 +126,7 @@ def shipped(
         yield live
 
 
-@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+@WAYS
 def test_the_bundled_model_makes_a_forced_call(shipped: Live, is_stream: bool) -> None:
     """In every format and on every route that has tools."""
     said = {}
@@ -145,7 +158,7 @@ def test_the_bundled_model_makes_a_forced_call(shipped: Live, is_stream: bool) -
     assert validators.is_valid(SCHEMA, json.loads(said["chat"]))
 
 
-@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+@WAYS
 def test_every_route_says_what_the_chat_route_says(shipped: Live, is_stream: bool) -> None:
     chat = {"messages": USER, "max_tokens": 16}
     [reply] = ask(shipped, CHAT, chat, False)
@@ -209,7 +222,7 @@ def named(name: str) -> Any:
     return {"type": "function", "name": name, "parameters": None, "strict": None}
 
 
-@pytest.mark.parametrize("num_drafts", [0, 2])
+@pytest.mark.parametrize("num_drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_end_of_reasoning_is_the_same_in_company(tokenizer: Tokenizer, num_drafts: int) -> None:
     """`max_thinking_tokens` with `--batch-invariant`: the same bits alone and among others."""
     engine = make_engine(

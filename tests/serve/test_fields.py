@@ -55,6 +55,11 @@ OWN = [row for row in ROWS if row.place not in (*RESPONSE_PLACES, *CLAUDE_PLACES
 HONOURED = [row for row in OWN if row.fate == "honoured"]
 REFUSED = [row for row in OWN if row.fate == "refused"]
 UNHEARD = [row for row in OWN if row.fate in ("ignored", "noted")]
+NO_DEFAULT = {
+    *("cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs", "watermarking"),
+    *("session_params", "task", "personality", "context_management", "task_budget"),
+}
+"""Noted: objects and names, which nobody sends who does not mean them."""
 TYPED = ("user", "metadata", "store")
 """Fields without effect whose type is checked all the same."""
 
@@ -121,34 +126,67 @@ def name_of(row: FieldRow) -> str:
     return f"{row.place}-{row.name}"
 
 
-@pytest.mark.parametrize("row", UNHEARD, ids=name_of)
-def test_a_field_without_effect_has_none(live: Live, engine: FakeEngine, row: FieldRow) -> None:
-    _, plain, reply = send(live, engine, row.place, {})
-    for value in ANYTHING:
-        if row.name in TYPED and value is not None:
-            continue
-        response, requests, answer = send(live, engine, row.place, {row.name: value})
+@pytest.fixture(scope="module")
+def plain(live: Live, engine: FakeEngine) -> dict[str, Any]:
+    """(what reached the engine, the reply) of each place's request without the fields."""
+    return {place: send(live, engine, place, {})[1:] for place in PARAMS}
+
+
+ONE_VALUE = [
+    pytest.param(row, (ANYTHING[number % len(ANYTHING)],), id=name_of(row))
+    for number, row in enumerate(UNHEARD)
+]
+ALL_VALUES = [
+    pytest.param(row, ANYTHING, id=f"{name_of(row)}-all", marks=pytest.mark.slow) for row in UNHEARD
+]
+
+
+@pytest.mark.parametrize(("row", "values"), [*ONE_VALUE, *ALL_VALUES])
+def test_a_field_without_effect_has_none(
+    live: Live, engine: FakeEngine, plain: dict[str, Any], row: FieldRow, values: tuple[Any, ...]
+) -> None:
+    for value in () if row.name in TYPED else (*values, *row.off):
+        response, *found = send(live, engine, row.place, {row.name: value})
         assert response.status_code == 200, (value, response.text)
-        assert (requests, answer) == (plain, reply), value
-        is_named = row.fate == "noted" and value is not None
+        assert tuple(found) == plain[row.place], value
+        is_named = row.fate == "noted" and not row.is_off(value)
         place = PARAMS[row.place].replace("[0]", "") + row.name
         assert response.headers.get(IGNORED_HEADER) == (place if is_named else None)
 
 
+@pytest.mark.parametrize("place", PARAMS)
+def test_null_asks_for_nothing(
+    live: Live, engine: FakeEngine, plain: dict[str, Any], place: str
+) -> None:
+    names = [row.name for row in (*UNHEARD, *REFUSED) if row.place == place]
+    response, *found = send(live, engine, place, dict.fromkeys(names))
+    assert response.status_code == 200, response.text
+    assert tuple(found) == plain[place]
+    assert IGNORED_HEADER not in response.headers
+
+
+def test_what_asks_for_nothing_is_not_told_as_ignored() -> None:
+    """Each field that a reply names has the value its server has without it, but for those whose
+    server has none.
+    """
+    without = {row.name for row in ROWS if row.fate == "noted" and not row.off}
+    assert without == NO_DEFAULT
+    assert not [row for row in ROWS if row.fate == "ignored" and row.off]
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=name_of)
 def test_what_would_change_the_answer_is_refused_by_name(
-    live: Live, engine: FakeEngine, row: FieldRow
+    live: Live, engine: FakeEngine, plain: dict[str, Any], row: FieldRow
 ) -> None:
     response, requests, reply = send(live, engine, row.place, {row.name: row.example})
     assert (response.status_code, requests) == (422, [])
     error = reply["error"]
     assert (error["param"], error["code"]) == (PARAMS[row.place] + row.name, "unsupported")
     assert row.note in error["message"]
-    _, plain, whole = send(live, engine, row.place, {})
-    for value in (None, *row.off):
-        response, requests, answer = send(live, engine, row.place, {row.name: value})
+    for value in row.off:
+        response, *found = send(live, engine, row.place, {row.name: value})
         assert response.status_code == 200, (value, response.text)
-        assert (requests, answer) == (plain, whole), value
+        assert tuple(found) == plain[row.place], value
         assert IGNORED_HEADER not in response.headers
 
 

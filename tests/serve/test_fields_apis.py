@@ -145,11 +145,28 @@ def ignored(response: httpx.Response) -> set[str]:
     return set(filter(None, response.headers.get(IGNORED_HEADER, "").split(", ")))
 
 
-@pytest.mark.parametrize("row", UNHEARD, ids=name_of)
-def test_a_field_without_effect_has_none(live: Live, engine: FakeEngine, row: FieldRow) -> None:
-    first, own, reply = send(live, engine, row.place, {})
+@pytest.fixture(scope="module")
+def bare(live: Live, engine: FakeEngine) -> dict[str, Any]:
+    """`send` of each place's request without the fields."""
+    return {place: send(live, engine, place, {}) for place in PARAMS}
+
+
+ONE_VALUE = [
+    pytest.param(row, (ANYTHING[number % len(ANYTHING)],), id=name_of(row))
+    for number, row in enumerate(UNHEARD)
+]
+ALL_VALUES = [
+    pytest.param(row, ANYTHING, id=f"{name_of(row)}-all", marks=pytest.mark.slow) for row in UNHEARD
+]
+
+
+@pytest.mark.parametrize(("row", "values"), [*ONE_VALUE, *ALL_VALUES])
+def test_a_field_without_effect_has_none(
+    live: Live, engine: FakeEngine, bare: dict[str, Any], row: FieldRow, values: tuple[Any, ...]
+) -> None:
+    first, own, reply = bare[row.place]
     assert first.status_code == 200, first.text
-    for value in (*ANYTHING, *row.off):
+    for value in (*values, *row.off):
         if (row.place, row.name) in TYPED and value is not None:
             continue
         response, requests, answer = send(live, engine, row.place, {row.name: value})
@@ -160,9 +177,21 @@ def test_a_field_without_effect_has_none(live: Live, engine: FakeEngine, row: Fi
         assert ignored(response) - ignored(first) == named
 
 
+@pytest.mark.parametrize("place", PARAMS)
+def test_null_asks_for_nothing(
+    live: Live, engine: FakeEngine, bare: dict[str, Any], place: str
+) -> None:
+    names = [row.name for row in (*UNHEARD, *REFUSED) if row.place == place]
+    response, *found = send(live, engine, place, dict.fromkeys(names))
+    first, *own = bare[place]
+    assert response.status_code == 200, response.text
+    assert found == own
+    assert ignored(response) == ignored(first)
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=name_of)
 def test_what_would_change_the_answer_is_refused_by_name(
-    live: Live, engine: FakeEngine, row: FieldRow
+    live: Live, engine: FakeEngine, bare: dict[str, Any], row: FieldRow
 ) -> None:
     response, requests, reply = send(live, engine, row.place, {row.name: row.example})
     is_claude = row.place in CLAUDE_PLACES
@@ -172,8 +201,8 @@ def test_what_would_change_the_answer_is_refused_by_name(
         assert (error["param"], error["code"]) == (place, "unsupported")
     assert error["message"].startswith(f"{place} is not supported")
     assert row.note in error["message"]
-    _, own, whole = send(live, engine, row.place, {})
-    for value in (None, *row.off):
+    _, own, whole = bare[row.place]
+    for value in row.off:
         response, requests, answer = send(live, engine, row.place, {row.name: value})
         assert response.status_code == 200, (value, response.text)
         assert (requests, answer) == (own, whole), value

@@ -73,26 +73,31 @@ IGNORED = (
     *without_effect("LiteLLM", "provider_specific_fields cache_control", places=CALLS),
 )
 NOTED = (
-    *without_effect("OpenAI", "verbosity", is_noted=True),
+    *without_effect("OpenAI", "verbosity", "medium", is_noted=True),
+    *without_effect("vLLM", "return_token_ids return_prompt_text", False, is_noted=True),
     *without_effect(
         "vLLM",
-        "cache_salt kv_transfer_params ec_transfer_params vllm_xargs watermarking "
-        "return_token_ids return_prompt_text",
+        "cache_salt kv_transfer_params ec_transfer_params vllm_xargs watermarking",
         is_noted=True,
     ),
     *without_effect(
         "SGLang",
         "return_hidden_states return_routed_experts return_cached_tokens_details "
-        "return_prompt_token_ids return_meta_info session_params task stream_reasoning",
+        "return_prompt_token_ids return_meta_info",
+        False,
         is_noted=True,
     ),
+    *without_effect("SGLang", "stream_reasoning", True, is_noted=True),
+    *without_effect("SGLang", "session_params task", is_noted=True),
     *without_effect(
         "llama.cpp",
-        "return_tokens timings_per_token return_progress response_fields repeat_last_n "
-        "reasoning_control",
+        "return_tokens timings_per_token return_progress reasoning_control",
+        False,
         is_noted=True,
     ),
-    *without_effect("LiteLLM", "guardrails", is_noted=True),
+    *without_effect("llama.cpp", "response_fields", [], is_noted=True),
+    *without_effect("llama.cpp", "repeat_last_n", 64, is_noted=True),
+    *without_effect("LiteLLM", "guardrails", [], is_noted=True),
 )
 REFUSED = (
     *refused("OpenAI", "modalities", ["audio"], ["text"], note="answers are text"),

@@ -163,13 +163,14 @@ RESPONSE_FIELDS = (
     ),
     *without_effect(OPENAI, "summary generate_summary context mode", places=RESPONSE_REASONING),
     *without_effect(OPENAI, "personality", places=BOTH, is_noted=True),
-    *without_effect(OPENAI, "verbosity", places=RESPONSE_TEXT, is_noted=True),
+    *without_effect(OPENAI, "verbosity", "medium", places=RESPONSE_TEXT, is_noted=True),
     *without_effect(
         "vLLM",
-        "cache_salt kv_transfer_params vllm_xargs enable_response_messages",
+        "cache_salt kv_transfer_params vllm_xargs",
         places=RESPONSES,
         is_noted=True,
     ),
+    *without_effect("vLLM", "enable_response_messages", False, places=RESPONSES, is_noted=True),
     *refused(
         OPENAI,
         "background",
@@ -305,7 +306,8 @@ MESSAGE_FIELDS = (
     *without_effect(ANTHROPIC, "context_management", places=TURNS, is_noted=True),
     *without_effect(ANTHROPIC, "is_error", False, places=CLAUDE_BLOCKS, is_noted=True),
     *without_effect(ANTHROPIC, "input_examples", [], places=CLAUDE_TOOLS, is_noted=True),
-    *without_effect(ANTHROPIC, "effort task_budget", places=CLAUDE_OUTPUT, is_noted=True),
+    *without_effect(ANTHROPIC, "effort", "high", places=CLAUDE_OUTPUT, is_noted=True),
+    *without_effect(ANTHROPIC, "task_budget", places=CLAUDE_OUTPUT, is_noted=True),
     *refused(ANTHROPIC, "container", "x", note="no tools are run here", places=CLAUDE),
     *refused(
         ANTHROPIC,
