@@ -12,6 +12,8 @@ import pytest
 from stored import opened
 
 from rorqual.serve.batch_lines import Lines, check_lines, record_of
+from rorqual.serve.errors import ApiError
+from rorqual.serve.offline import read_body
 from rorqual.serve.store import NewFile, Store
 
 CHAT = "/v1/chat/completions"
@@ -99,3 +101,43 @@ def test_a_record_is_one_line_for_every_reader(text: str) -> None:
     [line] = raw.decode().splitlines()
     said = json.loads(line)["response"]["body"]["said"]
     assert said == (value if "ud800" not in text else "half ?")
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("start", [MARK, MARK + b"\r\n", MARK + b" \n\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, start: bytes) -> None:
+    """Oracle: the same file without it."""
+    body = {"messages": [{"role": "user", "content": "\ufeffq"}]}
+    request = {"custom_id": "1", "method": "POST", "url": CHAT, "body": body}
+    path = tmp_path / "in.jsonl"
+    line = json.dumps(request, ensure_ascii=False).encode()
+    path.write_bytes(start + line)
+    assert check_lines(path, CHAT, 4000) == (1, [])
+    found = asyncio.run(Lines(path, set()).next())
+    assert found is not None
+    assert found[0] == 1 + start.count(b"\n")
+    assert found[1].model_dump() == request
+    path.write_bytes(line + b"\n" + MARK + line)
+    assert [fault.line for fault in check_lines(path, CHAT, 4000)[1]] == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "the line is not valid JSON: EOF while parsing an object at line 1 column 1"),
+        ("[1]", "the line must be a JSON object"),
+        ("7", "the line must be a JSON object"),
+    ],
+)
+def test_a_fault_speaks_of_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert [fault.message for fault in check_lines(path, CHAT, 4000)[1]] == [message]
+
+
+def test_a_body_that_is_no_object_is_told_without_a_class() -> None:
+    for route in ("/v1/chat/completions", "/v1/completions"):
+        with pytest.raises(ApiError, match="the body must be a JSON object"):
+            read_body(route, "x")

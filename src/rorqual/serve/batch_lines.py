@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator, Sequence, Set
@@ -39,8 +40,9 @@ class Lines:
             file.seek(self._offset)
             while raw := file.readline():
                 self._offset, self._number = self._offset + len(raw), self._number + 1
-                if raw.strip() and self._number not in self._answered:
-                    return self._number, BatchLine.model_validate_json(raw)
+                line = _without_mark(raw, self._number)
+                if line.strip() and self._number not in self._answered:
+                    return self._number, BatchLine.model_validate_json(line)
         return None
 
 
@@ -67,9 +69,14 @@ def check_lines(path: Path, endpoint: str, max_bytes: int) -> tuple[int, list[Ba
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line numbers from 1, without blank lines."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
+        for number, raw in enumerate(file, 1):
+            if (line := _without_mark(raw, number)).strip():
                 yield number, line
+
+
+def _without_mark(raw: bytes, number: int) -> bytes:
+    """A byte order mark, with which some editors begin a file, is no part of its first line."""
+    return raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
 
 
 def fault_of(raw: bytes, endpoint: str, seen: set[bytes], max_bytes: int) -> BatchError | None:
@@ -83,7 +90,7 @@ def fault_of(raw: bytes, endpoint: str, seen: set[bytes], max_bytes: int) -> Bat
     try:
         line = BatchLine.model_validate_json(raw)
     except ValidationError as problem:
-        error = validation_error(problem.errors(), list(BatchLine.model_fields))
+        error = validation_error(problem.errors(), list(BatchLine.model_fields), "the line")
         return BatchError(code="invalid_line", message=error.message, param=error.param)
     if line.url != endpoint:
         message = f"the url is not the batch's endpoint {endpoint}"

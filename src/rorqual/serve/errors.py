@@ -38,6 +38,8 @@ TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
+"""Faults for which pydantic has the name of a class, or of a type that is Python's."""
 ENGINE_FAILED = "engine_failed"
 INTERNAL = "the server failed on this request; its log says more"
 
@@ -110,16 +112,23 @@ def engine_failed(failure: EngineFailed) -> ApiError:
     return ApiError(503, message, code=ENGINE_FAILED, headers={"connection": "close"})
 
 
-def validation_error(faults: Sequence[Any], known_fields: Sequence[str] = ()) -> ApiError:
-    """One error for all that pydantic found: 400 if it is no JSON object, else 422 with names."""
+def validation_error(
+    faults: Sequence[Any], known_fields: Sequence[str] = (), whole: str = "the body"
+) -> ApiError:
+    """One error for all that pydantic found: 400 if it is no JSON object, else 422 with names.
+
+    `whole` is what was read.
+    """
     first = faults[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+        return ApiError(400, f"{whole} is not valid JSON: {reason}", code="invalid_json")
     if tuple(first["loc"]) == ("body",) and first["type"] != "mismatch":
         what = "is empty; it must be" if first["type"] == "missing" else "must be"
         message = f"the body {what} a JSON object, sent with content-type: application/json"
         return ApiError(400, message, code="invalid_body")
+    if not first["loc"] and first["type"] in NO_OBJECT:
+        return ApiError(400, f"{whole} must be a JSON object", code="invalid_body")
     texts = [_fault(fault, known_fields) for fault in faults[:MAX_FAULTS]]
     if len(faults) > MAX_FAULTS:
         texts.append(f"and {len(faults) - MAX_FAULTS} more")
@@ -161,6 +170,7 @@ def _fault(fault: Any, known_fields: Sequence[str]) -> str:
     if fault["type"] == "missing":
         return f"missing field {place!r}"
     message = str(fault["msg"]).removeprefix("Value error, ")
+    message = "must be a JSON object" if fault["type"] in NO_OBJECT else message
     found = fault.get("input")
     if not isinstance(found, str | int | float | bool) or fault["type"] == "value_error":
         return f"{place}: {message}"
