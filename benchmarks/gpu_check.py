@@ -265,7 +265,7 @@ def _gradients(
     counts_C = target_counts(mask_BS, config.num_nextn_predict_layers)
     by = coefficients(counts_C, len(tokens_BS), STEP_VALUES.mtp_weight, STEP_VALUES.balance_alpha)
     compute_in(model, precision)
-    loss = TrainingModel(model)(tokens_BS, None, mask_BS, by).total
+    loss = TrainingModel(model)(tokens_BS=tokens_BS, mask_BS=mask_BS, by=by).total
     loss.backward()
     found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), found

@@ -87,7 +87,8 @@ def our_loss(row: str):
     root = TrainingModel(model)
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
-        return root(batch[:, : LENGTH + 1 + num_depths], None, mask, by).total
+        tokens = batch[:, : LENGTH + 1 + num_depths]
+        return root(tokens_BS=tokens, mask_BS=mask, by=by).total
 
     return model, torch.compile(loss) if "compiled" in row else loss
 

@@ -32,7 +32,7 @@ def with_balance(model: DeepseekV3, alpha: float = ALPHA) -> Any:
     num_depths = model.config.num_nextn_predict_layers
     by = coefficients(target_counts(mask, num_depths), 4, mtp_weight=0.3, balance_alpha=alpha)
     root = TrainingModel(model)
-    return lambda: root(ids, None, mask, by).total
+    return lambda: root(tokens_BS=ids, mask_BS=mask, by=by).total
 
 
 def gradients(model: DeepseekV3) -> dict[str, torch.Tensor]:

@@ -102,7 +102,9 @@ def run_packed(
 ) -> LossParts:
     counts = target_counts(mask, num_depths, documents)
     by = coefficients(counts, tokens.shape[0], MTP_WEIGHT, balance_alpha=0.0)
-    parts: LossParts = TrainingModel(model)(tokens, documents, mask, by)
+    parts: LossParts = TrainingModel(model)(
+        tokens_BS=tokens, documents_BS=documents, mask_BS=mask, by=by
+    )
     return parts
 
 
@@ -251,7 +253,8 @@ def test_one_document_a_sample_is_what_no_isolation_gives(make_model: MakeModel)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     by = coefficients(target_counts(mask, 2), 2, MTP_WEIGHT, balance_alpha=1e-2)
     root = TrainingModel(model)
-    plain, isolated = root(tokens, None, mask, by), root(tokens, torch.ones_like(tokens), mask, by)
+    given = {"tokens_BS": tokens, "mask_BS": mask, "by": by}
+    plain, isolated = root(**given), root(documents_BS=torch.ones_like(tokens), **given)
     torch.testing.assert_close(isolated.total, plain.total, rtol=FLOAT32, atol=0)
     torch.testing.assert_close(isolated.cross_entropy_C, plain.cross_entropy_C)
     seen = []

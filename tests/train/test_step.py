@@ -53,7 +53,7 @@ def test_loss_is_the_sum_of_its_parts_written_out(make_model: MakeModel) -> None
     tokens_BS = SyntheticBatches(num_depths=2).batch(0, 4).tokens_BS
     mask_BS = torch.rand(tokens_BS.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     by = coefficients(target_counts(mask_BS, 2), 4, mtp_weight=0.3, balance_alpha=ALPHA)
-    parts = TrainingModel(model)(tokens_BS, None, mask_BS, by)
+    parts = TrainingModel(model)(tokens_BS=tokens_BS, mask_BS=mask_BS, by=by)
     parts.total.backward()
     seen = balance_seen(model)
 
@@ -153,7 +153,7 @@ def test_masked_targets_teach_nothing(make_model: MakeModel) -> None:
     tokens_BS, _ = batch_with_mask(4)
     mask_BS = torch.zeros_like(tokens_BS, dtype=torch.bool)
     by = coefficients(target_counts(mask_BS, 1), 4, mtp_weight=0.3, balance_alpha=0.0)
-    parts = TrainingModel(model)(tokens_BS, None, mask_BS, by)
+    parts = TrainingModel(model)(tokens_BS=tokens_BS, mask_BS=mask_BS, by=by)
     parts.total.backward()
     assert parts.total.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters()), (

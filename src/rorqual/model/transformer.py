@@ -30,8 +30,8 @@ class Body(nn.Module):
     """forward(tokens_BT int64, step) -> h_BTD after the last norm: the parameters under `model.` in
     a checkpoint. The MTP modules are its last layers and run by themselves.
 
-    Layers live under their ids, so that a stage of a pipeline may hold some of them. One without
-    the embedding takes hidden states in place of tokens, one without the norm hands on such.
+    Layers live under their ids, so that a stage of a pipeline may hold some of them. Given hidden
+    states in place of tokens it goes on from these; without the norm it hands on such.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -50,7 +50,8 @@ class Body(nn.Module):
         self.rotary = RotaryAngles(config)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        if self.embed_tokens is not None:
+        if not x.is_floating_point():
+            assert self.embed_tokens is not None, "a stage without the embedding takes no tokens"
             x = self.embed_tokens(x)
         for layer_id, layer in self.layers.items():
             if int(layer_id) < self.num_main_layers:
@@ -100,7 +101,7 @@ class DeepseekV3(nn.Module):
         super().__init__()
         self.config = config
         self.model = Body(config)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.lm_head: Head | None = Head(config.hidden_size, config.vocab_size)
         self.tie()
         self.advice: dict[str, dict[str, Any]] = {}
 
@@ -155,22 +156,29 @@ class DeepseekV3(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """(..., D) -> float32 logits (..., V)."""
+        assert self.lm_head is not None, "a pipeline's stage without the head has no logits"
         logits: Tensor = self.lm_head(h)
         return logits
 
+    def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Each row's cross entropy, (N,) float32, without gradients."""
+        assert self.lm_head is not None, "a pipeline's stage without the head has no losses"
+        return self.lm_head.token_losses(h_ND, targets_N)
+
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What hidden states are made of."""
-        return self.lm_head.weight.dtype
+        return next(self.parameters()).dtype
 
     def tie(self) -> None:
         """Makes the head's matrix the embedding's, where the configuration says so."""
-        if self.config.tie_word_embeddings and self.model.embed_tokens is not None:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        embedding = self.model.embed_tokens
+        if self.config.tie_word_embeddings and self.lm_head is not None and embedding is not None:
+            self.lm_head.weight = embedding.weight
 
     def routers(self) -> list[Router]:
         return [layer.gate for layer in self.sparse_layers()]

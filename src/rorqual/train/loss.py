@@ -89,6 +89,10 @@ class TrainingModel(nn.Module):
 
     Call `total.backward()` itself, once and unscaled: the layers' balance losses take no part in
     a factor. What scales a loss is in the coefficients.
+
+    This is what FSDP wraps and what a pipeline cuts: every stage is given all of these by name, and
+    by position `x_BTD` alone, the hidden states of the stage before. A stage whose model has no
+    head returns its own.
     """
 
     def __init__(self, model: DeepseekV3) -> None:
@@ -96,26 +100,39 @@ class TrainingModel(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens_BS: Tensor, documents_BS: Tensor | None, mask_BS: Tensor, by: Coefficients
-    ) -> LossParts:
-        model, num_depths = self.model, by.mean_C.numel() - 1
+        self,
+        x_BTD: Tensor | None = None,
+        *,
+        tokens_BS: Tensor,
+        documents_BS: Tensor | None = None,
+        mask_BS: Tensor,
+        by: Coefficients,
+    ) -> LossParts | Tensor:
+        num_depths = by.mean_C.numel() - 1
         num_inputs = tokens_BS.shape[1] - 1 - num_depths
-        h_BTD = tokens_BS  # the main model's, then each depth's in turn
-        sums = []
+        steps = []
         for depth in range(num_depths + 1):
-            inputs_BT = tokens_BS[:, depth : num_inputs + depth]
             documents_BT = None
             if documents_BS is not None:
                 documents_BT = documents_at(depth, documents_BS, num_inputs)
-            step = model.model.step(inputs_BT, documents_BT, balance=by.balance)
+            inputs_BT = tokens_BS[:, depth : num_inputs + depth]
+            steps.append(self.model.model.step(inputs_BT, documents_BT, balance=by.balance))
+        x = tokens_BS[:, :num_inputs] if x_BTD is None else x_BTD
+        h_BTD = self.model.hidden(x, steps[0])
+        if self.model.lm_head is None:
+            return h_BTD
+        sums = []
+        for depth, step in enumerate(steps):
             if depth:
-                h_BTD = model.mtp_hidden(depth, h_BTD, inputs_BT, step)
-            else:
-                h_BTD = model.hidden(inputs_BT, step)
+                next_BT = tokens_BS[:, depth : num_inputs + depth]
+                h_BTD = self.model.mtp_hidden(depth, h_BTD, next_BT, step)
             targets_BT = tokens_BS[:, depth + 1 : num_inputs + depth + 1]
             is_target_BT = target_mask(mask_BS, depth, num_inputs, documents_BS)
-            loss = model.lm_head(h_BTD.flatten(0, 1), targets_BT.flatten(), is_target_BT.flatten())
-            sums.append(loss)
+            sums.append(
+                self.model.lm_head(
+                    h_BTD.flatten(0, 1), targets_BT.flatten(), is_target_BT.flatten()
+                )
+            )
         cross_entropy_C = torch.stack(sums) * by.mean_C
         return LossParts((cross_entropy_C * by.weight_C).sum(), cross_entropy_C.detach())
 

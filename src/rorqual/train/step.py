@@ -138,7 +138,7 @@ class Stepper:
     def _accumulate(
         self, tokens_BS: Tensor, mask_BS: Tensor, documents_BS: Tensor | None, by: Coefficients
     ) -> MicroBatch:
-        parts = self.loss(tokens_BS, documents_BS, mask_BS, by)
+        parts = self.loss(tokens_BS=tokens_BS, documents_BS=documents_BS, mask_BS=mask_BS, by=by)
         parts.total.backward()
         loads_LE, loss = balance_seen(self.model)
         balance_loss = loss * by.balance

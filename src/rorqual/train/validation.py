@@ -74,9 +74,7 @@ def validate(
             counts_BT = target_mask(batch.mask_BS, 0, num_inputs, documents_BS) & (lengths_BT > 0)
             inputs_BT = inputs_BT.to(device)
             h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
-            losses_N = model.lm_head.token_losses(
-                h_BTD.flatten(0, 1), targets_BT.flatten().to(device)
-            )
+            losses_N = model.token_losses(h_BTD.flatten(0, 1), targets_BT.flatten().to(device))
             nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
             num_tokens += int(counts_BT.sum())
             num_bytes += int(lengths_BT[counts_BT].sum())
