@@ -144,7 +144,7 @@ def test_a_line_that_waits_for_room_does_not_begin_after_a_cancel(
         first = await stage.begin("first")
         await has_room.wait()
         second = await stage.begin("second")
-        while not stage.batches._places.lines._waiters:
+        while not stage.batches._places.lines.num_waiting:
             await asyncio.sleep(0.01)
         assert (await stage.batches.cancel(second, "me")).status == "cancelling"
         may_go_on.set()

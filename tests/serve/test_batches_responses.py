@@ -10,14 +10,14 @@ import json
 from typing import Any
 
 import pytest
-from batch_stage import Stages
+from batch_stage import Stage, Stages
 from live import Live
 from openai import OpenAI
 
 from patience import wait_until
 from rorqual.serve import batch_job
-from rorqual.serve.schemas_batches import BatchRequest
-from rorqual.serve.store import NewFile, StorageError
+from rorqual.serve.schemas_batches import BatchReply, BatchRequest
+from rorqual.serve.store import LostError, NewFile, StorageError
 
 ROUTE = "/v1/responses"
 
@@ -108,15 +108,73 @@ def test_a_full_disk_costs_no_second_answer(
             await put(response)
 
         monkeypatch.setattr(store, "put", fail_first)
-        content = line("a", {"input": "hello"}).encode()
-        new = NewFile(name="in.jsonl", owner="me")
-        file = await stage.files.add([content], len(content), new)
-        request = BatchRequest(input_file_id=file.id, endpoint=ROUTE)
-        batch_id = (await stage.batches.create(request, "me")).id
-        reply = await stage.ended(batch_id)
+        reply = await answered(stage)
         assert (reply.status, reply.request_counts.completed) == ("completed", 1)
         (record,) = stage.records(reply.output_file_id)
         assert (await store.get(record["response"]["body"]["id"], "me")).owner == "me"
         assert (len(engine.requests), num_failures) == (1, 0)  # type: ignore[attr-defined]
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("seconds", [None, 12_345.0])
+def test_the_time_limit_ends_with_the_answer(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, seconds: float | None
+) -> None:
+    """A full disk takes longer than any limit: the line is answered, not a 504."""
+    monkeypatch.setattr(batch_job, "STORAGE_SECONDS", 0)
+    clocks: list[asyncio.Timeout] = []
+    make = asyncio.timeout
+
+    def timeout(delay: float | None) -> asyncio.Timeout:
+        clock = make(delay)
+        if delay == seconds:
+            clocks.append(clock)
+        return clock
+
+    async def work() -> None:
+        stage = stages(1, request_timeout_seconds=seconds)
+        store, num_failures = stage.store.responses, 10
+        put = store.put
+
+        async def fail_first(response: Any) -> None:
+            nonlocal num_failures
+            if any(clock.when() is not None for clock in clocks):  # the limit has passed
+                clocks[-1].reschedule(asyncio.get_running_loop().time())
+            if num_failures:
+                num_failures -= 1
+                raise StorageError(503, "the server's disk is full", code="disk_full")
+            await put(response)
+
+        monkeypatch.setattr(store, "put", fail_first)
+        monkeypatch.setattr(asyncio, "timeout", timeout)
+        reply = await answered(stage)
+        assert (reply.status, reply.request_counts.completed) == ("completed", 1)
+        assert num_failures == 0
+
+    asyncio.run(work())
+
+
+def test_a_batch_that_another_server_has_is_no_fault(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        stage = stages(1)
+
+        async def lose(response: Any) -> None:
+            raise LostError
+
+        monkeypatch.setattr(stage.store.responses, "put", lose)
+        assert (await answered(stage)).status == "in_progress"
+
+    asyncio.run(work())
+    assert [record.exc_info for record in caplog.records] == [None]
+    assert "has another server" in caplog.text
+
+
+async def answered(stage: Stage) -> BatchReply:
+    """A batch of one line when nothing runs any more."""
+    content = line("a", {"input": "hello"}).encode()
+    file = await stage.files.add([content], len(content), NewFile(name="in.jsonl", owner="me"))
+    request = BatchRequest(input_file_id=file.id, endpoint=ROUTE)
+    return await stage.ended((await stage.batches.create(request, "me")).id)

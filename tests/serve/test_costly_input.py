@@ -14,10 +14,10 @@ from typing import Any
 import h11
 import pytest
 
-from rorqual.serve.bodies import check_values, num_marks
 from rorqual.serve.chat_builder import ChatBuilder
 from rorqual.serve.errors import ApiError
 from rorqual.serve.framing import EMPTY_LINES, HEAD_BYTES, Framing
+from rorqual.serve.json_values import check_values, num_marks
 from rorqual.serve.parse_stream import StreamParser, ToolCallArguments
 from rorqual.serve.tool_shapes import safe_names
 from rorqual.tokenizer.kept import check_kept

@@ -20,8 +20,9 @@ from starlette.datastructures import Headers
 from rorqual.errors import UsageError
 from rorqual.serve.app import create_app
 from rorqual.serve.auth import AuthGuard, Keys, check_hosts, read_keys
-from rorqual.serve.bodies import BYTES_A_SECOND, VALUES_A_SECOND, Pacer, check_values
+from rorqual.serve.bodies import BYTES_A_SECOND, VALUES_A_SECOND, Pacer
 from rorqual.serve.errors import ApiError
+from rorqual.serve.json_values import check_values
 from rorqual.serve.limits import MULTIPART_BYTES, LimitGuard, _Exchange
 from rorqual.serve.service import Service
 from rorqual.serve.settings import ServerSettings

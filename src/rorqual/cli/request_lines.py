@@ -227,7 +227,7 @@ def _batch_id(item: dict[str, Any], place: str | None, ids: set[bytes]) -> str |
     if not any(name in item for name in BATCH_KEYS):
         return None
     raw = json.dumps(item).encode()
-    fault = fault_of(raw, item.get("url", CHAT), ids, len(raw))
+    fault = fault_of(raw, item.get("url", CHAT), ids, len(raw), len(raw))
     if fault is not None:
         raise UsageError(f"cannot be answered: {fault.message}", where=place)
     if item["url"] not in SCHEMAS:

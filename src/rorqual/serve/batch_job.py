@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rorqual.log import logger
-from rorqual.serve.batch_lines import Lines, check_lines, record_of
+from rorqual.serve.batch_lines import FileCheck, Lines, record_of
 from rorqual.serve.chat import collect_chat
 from rorqual.serve.completions import collect_completion
 from rorqual.serve.errors import (
@@ -24,7 +24,9 @@ from rorqual.serve.errors import (
     overloaded,
     validation_error,
 )
+from rorqual.serve.fair_places import FairPlaces
 from rorqual.serve.fair_pool import Caller
+from rorqual.serve.json_values import check_repeatable, is_suspect
 from rorqual.serve.responses import collect_response
 from rorqual.serve.schemas_batches import (
     BatchError,
@@ -60,10 +62,10 @@ ROUTES: Mapping[str, tuple[Schema, Work]] = {
 
 @dataclass(frozen=True)
 class Places:
-    """How many lines are answered, and how many files checked, at once."""
+    """How many lines are answered, and how many files checked, at once: shared by owners."""
 
-    lines: asyncio.Semaphore
-    files: asyncio.Semaphore
+    lines: FairPlaces
+    files: FairPlaces
 
 
 class Job:
@@ -73,6 +75,7 @@ class Job:
         self._service, self._store, self._places = service, store, places
         self._table, self._database, self._me = store.batches, store.database, store.presence.name
         self.row, self.id = row, row.reply.id
+        self._pace = f"batches of {row.owner}"  # requests of the same key need not wait for them
         self.task: asyncio.Task[None] | None = None
         self.is_cancelled = row.reply.status == "cancelling"
         self.is_stopped = False
@@ -101,8 +104,10 @@ class Job:
             if self.row.num_starts > MAX_STARTS:
                 text = f"{MAX_STARTS} servers ended while they ran this batch"
                 raise ApiError(500, text, code="no_progress")
-            if self.row.reply.status == "validating" and (faults := await self._check()):
-                return faults, False
+            if self.row.reply.status == "validating":
+                faults = await self._check()
+                if faults is None or faults:
+                    return faults or [], False
             if not self.is_cancelled:
                 await self._run_lines()
         except (LostError, StorageError):
@@ -122,14 +127,22 @@ class Job:
         counts = row.reply.request_counts
         return [], counts.completed + counts.failed >= counts.total
 
-    async def _check(self) -> list[BatchError]:
-        """What is wrong with the file; counts the lines."""
-        reply = self.row.reply
-        path = self._store.files.path(reply.input_file_id)
-        async with self._places.files:
-            num_lines, faults = await asyncio.to_thread(
-                check_lines, path, reply.endpoint, self._service.settings.max_body_bytes
-            )
+    async def _check(self) -> list[BatchError] | None:
+        """What is wrong with the file; counts the lines. None: the batch is to end before."""
+        reply, service = self.row.reply, self._service
+        check = FileCheck(
+            self._store.files.path(reply.input_file_id),
+            reply.endpoint,
+            service.settings.max_body_bytes,
+            service.model.max_values,
+        )
+        while not check.is_done:
+            async with self._places.files.one(self.row.owner):
+                num_bytes, num_values = await asyncio.to_thread(check.go_on)
+            await service.pacer.spend(self._pace, num_bytes, num_values)
+            if self._is_ending():
+                return None
+        num_lines, faults = check.num_lines, check.faults
         counts = reply.request_counts.model_copy(update={"total": num_lines})
         changes: dict[str, Any] = {"request_counts": counts}
         if not faults:
@@ -148,11 +161,13 @@ class Job:
     async def _work(self, lines: Lines) -> None:
         """Answers lines, one after the other, until there are none or the batch is to end."""
         while True:
-            async with self._places.lines:
+            async with self._places.lines.one(self.row.owner):
                 if self._is_ending() or (found := await lines.next()) is None:
                     return
-                number, line = found
-                status, body, ignored = await self._answer(line)
+                number, raw = found
+                await self._service.pacer.turn(self._pace, raw)
+                line = BatchLine.model_validate_json(raw)
+                status, body, ignored = await self._answer(line, is_doubtful=is_suspect(raw))
                 if status == 0:
                     return
                 record = record_of(line.custom_id, status, body, ignored)
@@ -225,22 +240,27 @@ class Job:
                 raise
             await asyncio.sleep(STORAGE_SECONDS)
 
-    async def _answer(self, line: BatchLine) -> tuple[int, str, list[str]]:
+    async def _answer(self, line: BatchLine, *, is_doubtful: bool) -> tuple[int, str, list[str]]:
         """(status, JSON, names of fields without effect) of one request; status 0 if the batch
         ended before there was room for it.
         """
-        schema, work = self._route(line.url)
+        clock = asyncio.timeout(self._service.settings.request_timeout_seconds)
+        schema, work = self._route(line.url, clock)
         try:
+            if is_doubtful:
+                check_repeatable(line.body)
             body = schema.model_validate(line.body)
             if body.stream:
                 raise ApiError(422, "a batch cannot stream", code="unsupported", param="stream")
-            async with asyncio.timeout(self._service.settings.request_timeout_seconds):
+            async with clock:
                 answer = await self._patiently(work, body)
                 return 200, answer, body.notes.ignored
         except ValidationError as problem:
             error = validation_error(problem.errors(), list(schema.model_fields))
         except TimeoutError:
             error = ApiError(504, "the answer took too long", code="timeout")
+        except LostError:
+            raise
         except Exception as problem:  # one line's failure is that line's
             known = self._service.api_error(problem)
             if known is None:
@@ -250,11 +270,16 @@ class Job:
             self.is_stopped = True
         return (0 if error.status == 503 else error.status), error.body(), []
 
-    def _route(self, url: Endpoint) -> tuple[Schema, Work]:
+    def _route(self, url: Endpoint, clock: asyncio.Timeout) -> tuple[Schema, Work]:
         if url != "/v1/responses":
             return ROUTES[url]
+
+        async def persist(work: Callable[[], Awaitable[None]]) -> None:
+            clock.reschedule(None)  # the answer is there: a disk may take its time
+            await self._persist(work)
+
         store, owner = self._store.responses, self.row.owner
-        work = partial(collect_response, store=store, owner=owner, persist=self._persist)
+        work = partial(collect_response, store=store, owner=owner, persist=persist)
         return ResponseRequest, work
 
     async def _patiently(self, work: Work, body: BaseModel) -> str:

@@ -1,9 +1,9 @@
 """Offline batches: every line of an uploaded file is a request; the answers make another file.
 
-Lines are checked before any runs. A few run side by side and give way to the queue: when it is
-full they wait. Each answer is stored as it comes, and the files of the answers, in the order of
-the lines, are made at the end, so a batch goes on where it was, however its server ended. A batch
-that is cancelled or fails keeps what it has.
+Lines are checked before any runs. A few run side by side, shared alike by the keys that have
+batches, and give way to the queue: when it is full they wait. Each answer is stored as it comes,
+and the files of the answers, in the order of the lines, are made at the end, so a batch goes on
+where it was, however its server ended. A batch that is cancelled or fails keeps what it has.
 
 Servers that share a folder share the batches: each is run by one, and what a server leaves behind
 that has ended, another takes over that serves the same model.
@@ -17,6 +17,7 @@ from contextlib import suppress
 from rorqual.log import logger
 from rorqual.serve.batch_job import Job, Places
 from rorqual.serve.errors import ApiError
+from rorqual.serve.fair_places import FairPlaces
 from rorqual.serve.schemas_batches import BatchReply, BatchRequest
 from rorqual.serve.service import Service
 from rorqual.serve.store import BatchRow, Page, StorageError, Store, ordered_id
@@ -35,8 +36,8 @@ class Batches:
         self._table, self._database, self._me = store.batches, store.database, store.presence.name
         self._jobs: dict[str, Job] = {}
         self._places = Places(
-            lines=asyncio.Semaphore(service.settings.batch_concurrency),
-            files=asyncio.Semaphore(1),  # requests need threads too
+            lines=FairPlaces(service.settings.batch_concurrency),
+            files=FairPlaces(1),  # requests need threads too
         )
         self._keeper: asyncio.Task[None] | None = None
         self._waiting: set[str] = set()

@@ -23,6 +23,7 @@ from rorqual.serve.chat_job import chat_assembler, chat_params, chat_reader, cha
 from rorqual.serve.completion_job import check_lengths, completion_assembler, completion_params
 from rorqual.serve.completions_assembler import CompletionAssembler
 from rorqual.serve.errors import validation_error
+from rorqual.serve.json_values import check_repeatable
 from rorqual.serve.lengths import num_certain_chars
 from rorqual.serve.prompts import chat_messages, completion_prompts
 from rorqual.serve.sampling import choices
@@ -57,6 +58,7 @@ class OfflineJob:
 
 def read_body(route: str, fields: object) -> RequestBody:
     """ApiError as the route answers it."""
+    check_repeatable(fields)
     schema = SCHEMAS[route]
     try:
         return schema.model_validate(fields)

@@ -19,6 +19,7 @@ from pydantic import (
 
 from rorqual.serve.field_row import STRUCTURED
 from rorqual.serve.gbnf import as_lark
+from rorqual.serve.json_values import is_suspect, unrepeatable
 from rorqual.serve.schemas_common import JsonObject, SamplingFields, Strict, mismatch
 
 SCHEMA = "response_format.json_schema.schema"
@@ -32,9 +33,12 @@ def _read_schema(value: Any) -> Any:
     if len(value) > MAX_SCHEMA_CHARS:
         raise ValueError(f"has {len(value)} characters; at most {MAX_SCHEMA_CHARS} are read")
     try:
-        return json.loads(value)
+        schema = json.loads(value)
     except (ValueError, RecursionError):
         raise ValueError("is neither a schema nor a text that holds one as JSON") from None
+    if is_suspect(value.encode(errors="replace")) and (found := unrepeatable(schema)) is not None:
+        raise ValueError(": ".join(found).encode(errors="backslashreplace").decode())
+    return schema
 
 
 Regex = Annotated[str, Field(min_length=1, max_length=10_000)]

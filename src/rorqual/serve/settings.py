@@ -13,6 +13,7 @@ from rorqual.config import settings
 from rorqual.engine import SamplingParams, check_prompt
 from rorqual.errors import RorqualError
 from rorqual.serve.errors import ApiError, describe
+from rorqual.serve.json_values import MAX_VALUES
 from rorqual.tokenizer import Tokenizer
 
 MIB = 2**20
@@ -79,6 +80,11 @@ class ServedModel:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.aliases)
+
+    @property
+    def max_values(self) -> int:
+        """Of a body: room for a prompt of ids."""
+        return max(MAX_VALUES, 2 * self.max_positions)
 
     def check_prompt(self, prompt_ids: Sequence[int], param: str) -> None:
         """ApiError 400 for a prompt that cannot be answered."""
