@@ -118,7 +118,9 @@ def cut(text: str, random: Any) -> list[str]:
 
 
 def parser(**kwargs: Any) -> StreamParser:
-    return StreamParser(**{"has_tools": True, "make_id": lambda: "id"} | kwargs)
+    return StreamParser(
+        **{"has_tools": True, "shows_marks": True, "make_id": lambda: "id"} | kwargs
+    )
 
 
 @settings(max_examples=400, deadline=None)
@@ -236,6 +238,29 @@ def test_a_call_cut_off_is_told_whole(one: str) -> None:
         assert answer.content == "a\n" + unmarked(one[:size])
         has_begun = any(isinstance(e, ToolCallStart) and e.index == 1 for e in events)
         assert has_begun == any(isinstance(event, ToolCallCut) for event in events)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts, random=cuts, prefix=st.sampled_from(["", marked(TOOL_CALLS_BEGIN)]))
+def test_the_beginning_of_a_call_that_never_came_is_left_out(
+    text: str, random: Any, prefix: str
+) -> None:
+    """Oracle: the same text with it; and nothing else is left out."""
+    text = prefix + text
+    answer = collect(parse(parser(shows_marks=False), cut(text, random)))
+    shown = collect(parse(parser(), [text]))
+    assert answer.tool_calls == shown.tool_calls
+    assert shown.content.startswith(answer.content)
+    left_out = shown.content[len(answer.content) :].strip()
+    assert left_out == "" or left_out.startswith((TOOL_CALLS_BEGIN, TOOL_CALL_BEGIN))
+
+
+@pytest.mark.parametrize("one", [V3_CALL, V31_CALL])
+def test_no_mark_shows_wherever_a_call_is_cut(one: str) -> None:
+    whole = marked("a" + TOOL_CALLS_BEGIN + one)
+    for size in range(1, len(whole)):
+        events = parse(parser(shows_marks=False), [whole[:size]])
+        assert [event for event in events if isinstance(event, Content)] == [Content("a")]
 
 
 def test_without_tools_calls_are_text() -> None:

@@ -19,8 +19,8 @@ from rorqual.tokenizer.thinking import ReasoningCounter
 class AnswerReader:
     """`put` gives the events of a piece; what the answer came to stands in the attributes.
 
-    `has_tools`, `is_thinking` and `is_single` are StreamParser's. `tool_names` maps names as the
-    prompt has them to those that the client knows.
+    `has_tools`, `is_thinking`, `is_single` and `shows_marks` are StreamParser's. `tool_names` maps
+    names as the prompt has them to those that the client knows.
     """
 
     def __init__(
@@ -30,11 +30,15 @@ class AnswerReader:
         has_tools: bool,
         is_thinking: bool,
         is_single: bool = False,
+        shows_marks: bool = False,
         tool_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._tokenizer, self._is_single, self._tool_names = tokenizer, is_single, tool_names
         self._parser = StreamParser(
-            has_tools=has_tools, is_single=is_single, is_thinking=is_thinking
+            has_tools=has_tools,
+            is_single=is_single,
+            is_thinking=is_thinking,
+            shows_marks=shows_marks,
         )
         self._marked = MarkedStream(tokenizer)
         self._counter = ReasoningCounter(tokenizer, is_inside=is_thinking)

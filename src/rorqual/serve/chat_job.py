@@ -86,6 +86,7 @@ def chat_reader(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) -
         has_tools=chat_tools(body) is not None,
         is_thinking=is_thinking,
         is_single=_is_single(body),
+        shows_marks=body.skip_special_tokens is False,
         tool_names=body.tool_names,
     )
 

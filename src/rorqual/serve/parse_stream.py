@@ -4,7 +4,8 @@ The text has marks for special tokens (`tokenizer/marks.py`), so that a token's 
 only spells is text. The events do not depend on how the text is cut into pieces. Over a whole text
 they say what `tokenizer.tool_calls.read_marked_calls` says, so a reply is the same streamed or not:
 a call's arguments go out as they come, but for what may be its closing fence. What only looked like
-a call is content again, unchanged.
+a call is content again, unchanged; the beginning of one that the answer's end cuts off before its
+arguments is left out, unless special tokens are to be shown.
 
 `<think>` at the start (or before it, in the prompt) opens the reasoning, `</think>` ends it. The
 newlines around these two belong to the format and are dropped.
@@ -88,7 +89,8 @@ class StreamParser:
     """`put` takes any piece of marked text, `finish` ends it; both return what is certain.
 
     Without `has_tools` calls stay in the content. `is_thinking` says that the prompt ended inside
-    `<think>`. With `is_single` the answer ends with its first call: what follows is dropped.
+    `<think>`. With `is_single` the answer ends with its first call: what follows is dropped. With
+    `shows_marks` the beginning of a call that never came is content.
     """
 
     def __init__(
@@ -97,9 +99,11 @@ class StreamParser:
         has_tools: bool = False,
         is_single: bool = False,
         is_thinking: bool = False,
+        shows_marks: bool = False,
         make_id: Callable[[], str] = new_call_id,
     ) -> None:
         self._has_tools, self._is_single, self._make_id = has_tools, is_single, make_id
+        self._shows_marks = shows_marks
         self._text = ""  # what has come and is in no event yet
         self._is_last = False
         self._num_calls = 0
@@ -174,7 +178,7 @@ class StreamParser:
                 self._is_after_call, place = False, 0
             if mark == CALLS:
                 after = len(self._text) - len(self._text[place + 1 :].lstrip())
-                if after == len(self._text) and not self._is_last:
+                if after == len(self._text) and self._is_held_back():
                     return
                 if self._text[after : after + 1] == CALL:
                     self._in_calls, mark, place = True, CALL, after
@@ -182,7 +186,7 @@ class StreamParser:
                 header = self._read_header(place + 1)
                 if isinstance(header, CallHeader):
                     yield ToolCallStart(self._num_calls, self._make_id(), header.name)
-                if header != "none":
+                if isinstance(header, CallHeader) or (header == "open" and self._is_held_back()):
                     return
             if mark == CALLS_OVER and self._in_calls:
                 self._in_calls = False
@@ -205,7 +209,7 @@ class StreamParser:
             start += header.num_chars
             self._header, self._step = header, self._arguments
             self._call, self._text = [self._text[:start]], self._text[start:]
-        return "none" if header == "open" and self._is_last else header
+        return header
 
     def _arguments(self) -> Iterator[Event]:
         assert self._header is not None, "no call is open"
@@ -230,6 +234,14 @@ class StreamParser:
             self._call.append(text)
             if text:
                 yield ToolCallArguments(self._num_calls, unmarked(text))
+
+    def _is_held_back(self) -> bool:
+        """Whether the beginning of a call, all that is left of the text, is no content yet or, at
+        the end, ever: then it is dropped.
+        """
+        if self._is_last and not self._shows_marks:
+            self._text = ""
+        return not self._is_last or not self._shows_marks
 
     def _over(self) -> Iterator[Event]:
         self._text = ""
