@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from contextlib import suppress
 from itertools import product
+from typing import Any
 
 import pytest
 
 from rorqual.engine.grammar import Grammar, GrammarCompiler
-from rorqual.serve.gbnf import MAX_CHARS, MAX_DEPTH, MAX_RULES, as_lark
+from rorqual.errors import UsageError
+from rorqual.serve.gbnf import MAX_CHARS, MAX_DEPTH, MAX_RULES, MAX_TIMES, as_lark
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
 
@@ -55,7 +58,10 @@ def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def is_taken(compiler: GrammarCompiler, gbnf: str, token_ids: list[int], eos_id: int) -> bool:
-    matcher = compiler.compile(Grammar("grammar", as_lark(gbnf))).matcher()
+    return takes(compiler.compile(Grammar("grammar", as_lark(gbnf))).matcher(), token_ids, eos_id)
+
+
+def takes(matcher: Any, token_ids: list[int], eos_id: int) -> bool:
     for token_id in token_ids:
         if not matcher.allowed()[token_id]:
             return False
@@ -74,11 +80,19 @@ def is_taken(compiler: GrammarCompiler, gbnf: str, token_ids: list[int], eos_id:
         ("root ::= . .", ["a\n", "鯨b"], ["a", "abc"]),
         (r'root ::= "\u00e9\x41\U0001F40B\t" [^\n\]-]', ["éA🐋\tz"], ["éA🐋\t-", "éA🐋\t]"]),
         ("root ::= [-a] [a-] [a-c-]", ["--b", "aa-"], ["b--", "--d"]),
+        ("root ::= [a-c-e] [+--b] [--0]", ["b,.", "-b0", "e+-"], ["d++", "a*-", "aa-", "a-a"]),
         (r'root ::= "\"\\/\]" [/^&~] [\^]', ['"\\/]&^'], ['"\\/]a^']),
         ('root ::= "a"{2} "b"{1,} "c"{0, 2}', ["aab", "aabbcc"], ["ab", "aaccc", "aabccc"]),
         ('root ::= Up-case Up_case\nUp-case ::= "1"\nUp_case ::= "2"', ["12"], ["11"]),
         ('root ::= start\nstart ::= "1"', ["1"], [""]),
         ("root ::= ", [""], ["a"]),
+        ('root ::= ("a"+)? "b"', ["b", "aab"], ["a", ""]),
+        ('root ::= ("a"*)* "b"+?', ["", "aab", "bb"], ["ba"]),
+        ('root ::= ("a"{2})* "b"{1}{2}', ["bb", "aabb"], ["abb", "aab"]),
+        ('root ::= (("(" root ")")*)? ";"', [";", "(;)(;);"], ["(;)", "()"]),
+        ('root ::= "a"{0} "b" "c"{0,0}', ["b"], ["ab", "bc", ""]),
+        ('root ::= "b" (root "a"){0}', ["b"], ["bba"]),
+        ('root ::= ""* ()+ "a"', ["a"], [""]),
         (JSON, ['{"a": [1, 2.5e3, "x\\n", {}, [], null]}', "{}"], ['{"a"}', "[1]", '{"a": 01}']),
         (SQL, ["SELECT col_1  from table_2  where col_2 = 1 "], ["SELECT", "SELECT col_3 "]),
     ],
@@ -118,6 +132,49 @@ def test_without_recursion_it_is_exact(
             assert is_good == (re.fullmatch(regex, text) is not None), text
 
 
+LEAVES = {"x": "a", "y": "b", '"c"': "c", '("a" | "bc")': "(?:a|bc)", '""': "", '"ab"': "(?:ab)"}
+RECURSIVE = """
+x ::= "a" | "(" x ")"
+y ::= "b" | "[" y "]"
+"""
+REGULAR = """
+x ::= "a"
+y ::= "b"
+"""
+TIMES = ("*", "+", "?", "{2}", "{1,}", "{0,2}", "{1,2}", "{0}", "{0,0}", " { 2 , 3 } ")
+
+
+def random_tree(rng: random.Random, depth: int) -> tuple[str, str]:
+    """(GBNF, the same for `re`), each of which may be repeated as it is."""
+    kind = rng.choice(("leaf", "all", "any", "times", "times")) if depth else "leaf"
+    if kind == "leaf":
+        return rng.choice(list(LEAVES.items()))
+    parts = [random_tree(rng, depth - 1) for _ in range(rng.randint(1, 3))]
+    gbnf, regex = zip(*parts, strict=True)
+    if kind == "all":
+        return f"({' '.join(gbnf)})", f"(?:{''.join(regex)})"
+    if kind == "any":
+        return f"({' | '.join(gbnf)})", f"(?:{'|'.join(regex)})"
+    times = rng.choice(TIMES)
+    bare, again = f"{gbnf[0]}{times}", f"(?:(?:{regex[0]}){re.sub(' ', '', times)})"
+    return (bare, again) if rng.random() < 0.5 else (f"({bare})", again)
+
+
+@pytest.mark.parametrize("rules", [REGULAR, RECURSIVE], ids=["regular", "recursive"])
+@pytest.mark.parametrize("seed", range(40))
+def test_trees_of_chance(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, rules: str, seed: int
+) -> None:
+    """Oracle: Python's re. Names of recursive rules cross all that is around them."""
+    gbnf, regex = random_tree(random.Random(seed), 4)
+    compiled = compiler.compile(Grammar("grammar", as_lark(f"root ::= {gbnf}{rules}")))
+    for length in range(4):
+        for letters in product("abc", repeat=length):
+            text = "".join(letters)
+            is_good = takes(compiled.matcher(), tokenizer.encode(text), tokenizer.eos_id)
+            assert is_good == (re.fullmatch(regex, text) is not None), (gbnf, text)
+
+
 def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     gbnf = f'root ::= {THINK_BEGIN} [a-z ]* {THINK_END} "yes"'
     good = tokenizer.encode(f"{THINK_BEGIN}so it is{THINK_END}yes", allow_special=True)
@@ -133,8 +190,11 @@ def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None
         ('root ::= ("a"', "its end stands where a bracket must close"),
         ('root ::= "a"\nb ::= "b', "line 2: '\"b' means nothing"),
         ("root ::= *", "nothing before it to repeat"),
-        ('root ::= "a"**', "nothing before it to repeat"),
+        ('root ::= "a" | *', "nothing before it to repeat"),
+        ('root ::= "a"' + "+?*+?", "'?' is one more than 4 in a row"),
+        ('root ::= "a"\n  {3,2}', "line 2: '{3,2}' ends before it begins"),
         ("root ::= []", "has no characters"),
+        (r"root ::= [ab-\x41]", "has 'b-A', which ends before it begins"),
         (r'root ::= "\q"', r"no character"),
         (r'root ::= "\uD800"', r"no character"),
         (r'root ::= "\UFFFFFFFF"', r"no character"),
@@ -151,10 +211,29 @@ def test_what_cannot_be_read_is_told_with_its_place(gbnf: str, words: str) -> No
         as_lark(gbnf)
 
 
+@pytest.mark.parametrize(
+    ("gbnf", "words"),
+    [
+        ("root ::= <foo>", 'unknown special token: "<foo>"'),
+        ('root ::= "a"\n | <[99999999]>', "Token range end too large: 99999999"),
+        ("root ::= root", "it matches no text"),
+    ],
+)
+def test_an_error_shows_no_text_that_nobody_wrote(
+    compiler: GrammarCompiler, gbnf: str, words: str
+) -> None:
+    """The rules that are made of a client's, their names and lines."""
+    with pytest.raises(UsageError, match=re.escape(words)) as caught:
+        compiler.compile(Grammar("grammar", as_lark(gbnf)))
+    assert not re.search(r"start|R0|r0|\d\(\d|\||\^", str(caught.value).partition("; following")[0])
+
+
 def test_long_chains_and_deep_brackets_are_read() -> None:
     chain = "".join(f"r{n} ::= r{n + 1}\n" for n in range(MAX_RULES - 2))
     assert "R0" in as_lark(f"root ::= r0\n{chain}r{MAX_RULES - 2} ::= .")
-    deep = "(" * MAX_DEPTH + '"a" root' + ")?" * MAX_DEPTH
+    deep = "(" * MAX_DEPTH + '"a" root' + ' | "b")' * MAX_DEPTH
+    assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
+    deep = "(" * MAX_DEPTH + '"a" root' + (")" + "?" * MAX_TIMES + " .") * MAX_DEPTH
     assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
 
 
@@ -167,6 +246,7 @@ HOSTILE = {
     "alternatives": 'root ::= "b"' + '|"a"' * 8_000,
     "chain": "root ::= r1\n" + "".join(f"r{n} ::= " + f"r{n + 1} " * 10 for n in range(1, 500)),
     "brackets": "root ::= " + ("(" * MAX_DEPTH + '"a" root' + ")" * MAX_DEPTH) * 300,
+    "repetitions": 'root ::= "a"' + "*" * 30_000,
     "text": 'root ::= "' + "é" * 30_000 + '"',
     "open-texts": "root ::= " + '["' * 15_000,
     "gap": "root ::= a" + " \n" * 15_000 + "a",

@@ -56,6 +56,8 @@ MAX_CACHED = 32
 MAX_CACHED_CHARS = 4 * MAX_TEXT_CHARS
 """Of all texts in the cache: what a grammar takes grows with its text."""
 MAX_REASON_CHARS = 500
+TRANSLATED = "// translated"
+"""Ends a grammar whose client wrote it in another notation: errors show none of its lines."""
 LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,  # 1 to 2 kB each, so that a grammar takes 40 MB at most
     "initial_lexer_fuel": 300_000,  # the library's 1,000,000 may take seconds to run out
@@ -393,4 +395,6 @@ def _check_at_most(what: str, number: float, most: int) -> None:
 
 def _malformed(grammar: Grammar, problem: str) -> UsageError:
     reason = problem.replace("<non-verbose/>", "").strip()
+    if grammar.text.endswith(TRANSLATED):
+        reason = re.sub(r"^at \d+\(\d+\): |\n *\d+ \|.*|\n *\^(?=\n|$)", "", reason)
     return UsageError(f"the {grammar.kind} cannot be used: {reason[:MAX_REASON_CHARS]}")

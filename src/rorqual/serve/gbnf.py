@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rorqual.engine.grammar import TRANSLATED
+
 MAX_CHARS = 32_768
 """A text is read where everybody waits: 0.1 s at most."""
 MAX_RULES = 512
-MAX_DEPTH = 48
+MAX_DEPTH, MAX_TIMES = 48, 4
+"""Of brackets, and of repetitions in a row: each is a call within another."""
 ROOT = "root"
 IS_GBNF = re.compile(r"^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", re.MULTILINE)
 _TOKEN = re.compile(
@@ -24,7 +27,7 @@ _TOKEN = re.compile(
     r"|(?P<name>[A-Za-z0-9_-]+)"
     r'|(?P<text>"(?:[^"\\\n]|\\.)*")'
     r"|(?P<chars>\[(?:[^\]\\\n]|\\.)*\])"
-    r"|(?P<times>[*+?]|\{\s*\d{1,6}\s*(?:,\s*(?:\d{1,6}\s*)?)?\})"
+    r"|(?P<times>[*+?]|\{\s*[0-9]{1,6}\s*(?:,\s*(?:[0-9]{1,6}\s*)?)?\})"
     r"|(?P<token><[^<>\s]+>)"
     r"|(?P<sign>[()|.])"
 )
@@ -123,11 +126,24 @@ class _Reader:
     def _sequence(self) -> _Node:
         parts: list[_Node] = []
         while (part := self._part()) is not None:
-            if self._kind == "times":
-                part = _Node("times", re.sub(r"\s", "", self._value), (part,))
+            num_times = 0
+            while self._kind == "times":  # each repeats what those before it made, as in llama.cpp
+                num_times += 1
+                if num_times > MAX_TIMES:
+                    raise self._fault(self._place, f"is one more than {MAX_TIMES} in a row")
+                part = self._repeated(part)
                 self._at += 1
             parts.append(part)
         return parts[0] if len(parts) == 1 else _Node("all", parts=tuple(parts))
+
+    def _repeated(self, part: _Node) -> _Node:
+        sign = re.sub(r"\s", "", self._value)
+        counts = [int(count) for count in re.findall("[0-9]+", sign)]
+        if counts and counts[-1] < counts[0]:
+            raise self._fault(self._place, "ends before it begins")
+        if counts and not counts[-1] and not sign.endswith(",}"):
+            return _Node("regex")
+        return _Node("times", sign, (part,))
 
     def _part(self) -> _Node | None:
         kind, value, place = self._tokens[self._at]
@@ -157,14 +173,20 @@ class _Reader:
 
     def _class(self, text: str, place: int) -> str:
         sign = "^" if text.startswith("^") else ""
-        members = [
-            "-" if each == "-" and is_plain else _escaped(each)
-            for each, is_plain in self._characters(text.removeprefix("^"), place)
-        ]
+        characters = list(self._characters(text.removeprefix("^"), place))
+        members: list[str] = []
+        at = 0
+        while at < len(characters):
+            first = last = characters[at][0]
+            if characters[at + 1 : at + 2] == [("-", True)] and at + 2 < len(characters):
+                at += 2
+                last = characters[at][0]
+            if last < first:
+                raise self._fault(place, f"has {f'{first}-{last}'!r}, which ends before it begins")
+            at += 1
+            members.append(_escaped(first) + (f"-{_escaped(last)}" if last > first else ""))
         if not members:
             raise self._fault(place, "has no characters")
-        for end in (0, -1):  # a hyphen at either end is one
-            members[end] = _escaped("-") if members[end] == "-" else members[end]
         return f"[{sign}{''.join(members)}]"
 
     def _characters(self, text: str, place: int) -> Iterator[tuple[str, bool]]:
@@ -224,7 +246,7 @@ class _Writer:
             write = self._terminal if name in self._regular else self._rule
             lines.append(f"{self._name(name)}: {write(node)}")
         lines += [f"T{number}: {text}" for number, text in enumerate(self._runs)]
-        return "\n".join(lines)
+        return "\n".join([*lines, TRANSLATED])
 
     def _is_regular(self, node: _Node) -> bool:
         known = self._known.get(id(node))
@@ -283,7 +305,8 @@ def _leaves(node: _Node) -> Iterator[_Node]:
 
 def _joined(node: _Node, texts: Sequence[str]) -> str:
     if node.kind == "times":
-        return texts[0] + node.text
+        [repeated] = node.parts
+        return f"({texts[0]}){node.text}" if repeated.kind == "times" else texts[0] + node.text
     if not texts:
         return '""'
     return f"({(' ' if node.kind == 'all' else ' | ').join(texts)})"
