@@ -8,13 +8,22 @@ nothing behind it, which might be its body, is taken for a request.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
+import h11
 import pytest
 from fake_engine import FakeEngine
 from live import Live
 from raw import Wire, talk
 
-from rorqual.serve.framing import HEAD_BYTES, HEAD_LINES, MANY_CHUNKS, host_name
+from rorqual.serve.framing import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    HEAD_LINES,
+    MANY_CHUNKS,
+    Framing,
+    host_name,
+)
 
 pytestmark = pytest.mark.concurrency
 
@@ -200,3 +209,35 @@ def test_a_client_that_waits_is_told_to_go_on(live: Live) -> None:
 )  # fmt: skip
 def test_the_name_in_a_host(host: str, name: str | None) -> None:
     assert host_name(host) == name
+
+
+@pytest.mark.parametrize("num_bytes", [3, 64, 67, 70, 71, 1000, 1448, 65536, 10**6])
+def test_chunks_are_counted_alike_however_they_are_cut(num_bytes: int) -> None:
+    """A socket delivers what it has. Chunks of 64 bytes pass; of 63, the first of too many does
+    not.
+    """
+    size = CHUNK_BYTES
+    whole, less = (
+        (b"%x\r\n" % n + b"a" * n + b"\r\n") * (MANY_CHUNKS + 200) for n in (size, size - 1)
+    )
+    assert taken(whole, num_bytes) == (MANY_CHUNKS + 200) * size
+    assert taken(less, num_bytes) == MANY_CHUNKS * (size - 1)
+
+
+def taken(body: bytes, num_bytes: int) -> int:
+    """Bytes of the chunks before the one that is refused, if one is."""
+    framing = Framing()
+    framing.receive_data(b"POST / HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n")
+    assert isinstance(framing.next_event(), h11.Request)
+    num_taken = num_now = 0
+    for at in range(0, len(body), num_bytes):
+        framing.receive_data(body[at : at + num_bytes])
+        with suppress(h11.RemoteProtocolError):
+            while (event := framing.next_event()) is not h11.NEED_DATA:
+                assert isinstance(event, h11.Data)
+                num_now += len(event.data)
+                num_taken = num_now if event.chunk_end else num_taken
+        if framing.problem is not None:
+            assert f"more than {MANY_CHUNKS} chunks" in str(framing.problem)
+            break
+    return num_taken

@@ -66,7 +66,7 @@ class Framing(h11.Connection):
         return _checked(request)
 
     def _count(self, data: h11.Data) -> None:
-        self._num_chunks += data.chunk_start
+        self._num_chunks += data.chunk_end  # before, not all of its bytes are here
         self._num_chunk_bytes += len(data.data)
         least = self._num_chunks * CHUNK_BYTES
         if self._num_chunks > MANY_CHUNKS and self._num_chunk_bytes < least:
