@@ -42,6 +42,7 @@ def form(kind: str, value: Any) -> dict[str, Any]:
 
 
 SCHEMA, REGEX, CHOICE = form("json_schema", CITY), form("regex", "a+"), form("choice", ["a", "b"])
+WIDE, WIDE_SCHEMA = {"type": "json_object", "whitespace": True}, SCHEMA | {"whitespace": True}
 BNF, EBNF = form("grammar", as_lark(GBNF)), form("grammar", LARK)
 WAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"guided_json": CITY}, SCHEMA),
@@ -71,6 +72,9 @@ WAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"response_format": SCHEMA, "guided_json": CITY, "json_schema": CITY}, SCHEMA),
     ({"response_format": form("grammar", GBNF), "grammar": GBNF}, BNF),
     ({"guided_regex": "a+", "regex": "a+", "structured_outputs": {"regex": "a+"}}, REGEX),
+    # Nor does it matter which of them says that there may be white space.
+    ({"response_format": WIDE, "structured_outputs": {"json_object": True}}, WIDE),
+    ({"response_format": WIDE_SCHEMA, "json_schema": CITY}, WIDE_SCHEMA),
 ]
 OFF: list[dict[str, Any]] = [
     {"structured_outputs": {}},

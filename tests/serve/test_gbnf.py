@@ -189,6 +189,7 @@ def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None
         ('a ::= "a"', "needs a rule 'root'"),
         ('root ::= ("a"', "its end stands where a bracket must close"),
         ('root ::= "a"\nb ::= "b', "line 2: '\"b' means nothing"),
+        ('root ::= "a"\nb ::= x\nc ::= "c"\n', "line 2: 'x' needs a rule 'x'"),
         ("root ::= *", "nothing before it to repeat"),
         ('root ::= "a" | *', "nothing before it to repeat"),
         ('root ::= "a"' + "+?*+?", "'?' is one more than 4 in a row"),
@@ -197,6 +198,8 @@ def test_tokens_by_name(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None
         (r"root ::= [ab-\x41]", "has 'b-A', which ends before it begins"),
         (r'root ::= "\q"', r"no character"),
         (r'root ::= "\uD800"', r"no character"),
+        (r"root ::= [\uDFFF]", r"no character"),
+        (r'root ::= "\U00110000"', r"no character"),
         (r'root ::= "\UFFFFFFFF"', r"no character"),
         ("root ::= 'a'", "means nothing here"),
         ('root ::= "a")', "no beginning of a rule"),
@@ -235,6 +238,15 @@ def test_long_chains_and_deep_brackets_are_read() -> None:
     assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
     deep = "(" * MAX_DEPTH + '"a" root' + (")" + "?" * MAX_TIMES + " .") * MAX_DEPTH
     assert as_lark(f"root ::= {deep}").startswith("start: r0\n")
+
+
+def test_what_is_just_within_the_limits_is_read() -> None:
+    """Brackets beside each other are not inside of each other."""
+    beside = '("a") ' * (MAX_DEPTH + 1)
+    assert as_lark(f"root ::= {beside}").count("a") == MAX_DEPTH + 2  # "start" has one
+    assert as_lark("root ::= .".ljust(MAX_CHARS)) == as_lark("root ::= .")
+    lark = as_lark(r"root ::= [\uD7FF\uE000\U0010FFFF]")
+    assert r"/[\u{d7ff}\u{e000}\u{10ffff}]/" in lark
 
 
 HOSTILE = {

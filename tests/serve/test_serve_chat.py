@@ -15,6 +15,9 @@ from live import Live
 from openai import OpenAI
 from served import TIME, WEATHER
 
+from rorqual.serve.errors import ApiError
+from rorqual.serve.prompts import chat_messages
+from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALL_END, TOOL_CALLS_END
 from rorqual.tokenizer.tool_calls import render_tool_calls
@@ -239,6 +242,34 @@ def test_tools_and_outputs_are_shown_in_the_order_of_the_calls(
         {"role": "tool", "content": "noon"},
     ]
     assert engine.requests[-1].prompt_ids == tokenizer.encode_chat(plain, TOOLS)
+
+
+USER, SYSTEM = {"role": "user", "content": "x"}, {"role": "system", "content": "Be brief."}
+CALLING = {"role": "assistant", "tool_calls": [{"id": "a", **WEATHER}, {"id": "b", **TIME}]}
+RAIN = {"role": "tool", "tool_call_id": "a", "content": "rain"}
+NOON = {"role": "tool", "tool_call_id": "b", "content": "noon"}
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_between_outputs_changes_nothing_of_them(role: str) -> None:
+    """The prompt has no ids of calls: the first output is the first call's."""
+    system = SYSTEM | {"role": role}
+
+    def shown(*outputs: Any) -> list[str]:
+        body = ChatRequest.model_validate({"messages": [USER, CALLING, *outputs]})
+        return [message["content"] for message in chat_messages(body)[2:]]
+
+    assert shown(NOON, system, RAIN) == ["rain", "Be brief.", "noon"]
+    assert shown(system, NOON, RAIN, system) == ["Be brief.", "rain", "noon", "Be brief."]
+    assert shown(system, NOON) == ["Be brief.", "noon"]
+    assert shown(NOON, RAIN, USER, CALLING, RAIN)[:3] == ["rain", "noon", "x"]
+    for outputs, words in (
+        ((RAIN, system, RAIN), r"messages\[4\].*has its output already"),
+        ((RAIN, USER, NOON), r"messages\[4\].*no call of the assistant message before it"),
+        ((RAIN, {"role": "assistant", "content": "x"}, NOON), r"messages\[4\].*no call"),
+    ):
+        with pytest.raises(ApiError, match=words):
+            shown(*outputs)
 
 
 def text_part(text: str) -> dict[str, str]:

@@ -12,8 +12,12 @@ import web
 from fake_engine import DEFAULT, FakeEngine, logprob_of
 from live import Live
 from openai import OpenAI
-from served import CONTEXT
+from served import CONTEXT, make_model
 
+from rorqual.serve.completion_job import check_lengths
+from rorqual.serve.errors import ApiError
+from rorqual.serve.prompts import completion_prompts
+from rorqual.serve.schemas_completions import CompletionRequest
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import FIM_BEGIN, FIM_END, FIM_HOLE
 
@@ -78,6 +82,37 @@ def test_fill_in_the_middle(
     assert complete(client, "The whale", suffix="sea.").choices[0].text == DEFAULT
     text = tokenizer.decode(engine.requests[-1].prompt_ids)
     assert text == f"{tokenizer.bos_token}{FIM_BEGIN}The whale{FIM_HOLE}sea.{FIM_END}"
+
+
+def test_texts_that_cannot_fit_are_refused_before_they_are_tokenised(tokenizer: Tokenizer) -> None:
+    """However they are tokenised; the others' characters are counted, the suffix among them."""
+    model = make_model(tokenizer, max_positions=10)
+    most = "x" * (9 * tokenizer.longest_token)
+    for field in ("prompt", "suffix"):
+        body = CompletionRequest.model_validate({"prompt": ["a", "b"]} | {field: most})
+        assert check_lengths(body, model) == len(most) + 2 * (field == "suffix")
+        body = CompletionRequest.model_validate({"prompt": "a"} | {field: most + "x"})
+        with pytest.raises(ApiError) as caught:
+            check_lengths(body, model)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", field)
+    assert check_lengths(CompletionRequest(prompt=[[1, 2], [3]]), model) == 0
+
+
+def test_a_suffix_is_tokenised_once_for_all_prompts(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, seen = tokenizer.encode("sea."), []
+    encode = Tokenizer.encode
+
+    def noted(own: Tokenizer, text: str, *args: Any, **fields: Any) -> list[int]:
+        seen.append(text)
+        return encode(own, text, *args, **fields)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    body = CompletionRequest(prompt=["a", "b", "c"], suffix="sea.")
+    prompts = completion_prompts(body, tokenizer)
+    assert [prompt.ids[-1 - len(end) : -1] for prompt in prompts] == [end] * 3
+    assert seen.count("sea.") == 1
 
 
 def test_echo(client: OpenAI) -> None:

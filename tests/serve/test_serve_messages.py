@@ -217,6 +217,11 @@ def test_fields_without_effect_are_named(live: Live, is_stream: bool) -> None:
     assert reply.status_code == 200
     names = reply.headers["x-rorqual-ignored-fields"].split(", ")
     assert sorted(names) == ["colour", "tools.input_schema.minContains"]
+    form = {"type": "json_schema", "schema": CITY | {"minContains": 1}}
+    body = asked("hello", output_config={"format": form}, stream=is_stream)
+    reply = web.post(live.url + "/v1/messages", json=body)
+    assert reply.status_code == 200
+    assert reply.headers["x-rorqual-ignored-fields"] == "output_config.format.schema.minContains"
 
 
 def test_the_prompt_is_the_chat_routes(

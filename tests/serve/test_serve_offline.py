@@ -22,8 +22,8 @@ from real import CONFIG, serve_engine
 from served import make_model
 
 from in_process import Done, run
-from rorqual.cli.request_lines import Reader
-from rorqual.engine import Engine, grammar_trial
+from rorqual.cli.request_lines import Reader, _offset
+from rorqual.engine import MAX_SEED, Engine, SamplingParams, grammar_trial
 from rorqual.model import build
 from rorqual.serve.app import create_app
 from rorqual.serve.notes import IGNORED_HEADER
@@ -216,6 +216,16 @@ def test_a_seed_counts_on_from_line_to_line(folder: Path) -> None:
     assert texts[3] == texts[1] == choices[0]
     assert texts[4] == texts[2]
     assert len({texts[0], *choices, texts[2]}) == 4
+
+
+def test_the_seed_behind_the_last_is_the_first() -> None:
+    for seed, offset, counted in (
+        (MAX_SEED, 0, MAX_SEED),
+        (MAX_SEED, 1, 0),
+        (MAX_SEED - 1, 1, MAX_SEED),
+    ):
+        assert _offset(SamplingParams(seed=seed), offset).seed == counted
+    assert _offset(SamplingParams(), 3).seed is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,61 @@ def test_damage_that_shows_later_is_no_crash(tmp_path: Path) -> None:
         with pytest.raises(StorageError) as caught:
             store.database.do(fail)
     assert (caught.value.status, caught.value.code) == (500, "storage_damaged")
+
+
+FULL, BUSY = (503, "disk_full"), (503, "storage_busy")
+FAILED, DAMAGED = (503, "storage_failed"), (500, "storage_damaged")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (sqlite3.SQLITE_FULL, FULL),
+        (sqlite3.SQLITE_BUSY, BUSY),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, BUSY),
+        (sqlite3.SQLITE_BUSY_RECOVERY, BUSY),
+        (sqlite3.SQLITE_LOCKED_SHAREDCACHE, BUSY),
+        (sqlite3.SQLITE_IOERR_FSYNC, FAILED),
+        (sqlite3.SQLITE_CORRUPT_INDEX, DAMAGED),
+        (sqlite3.SQLITE_NOTADB, DAMAGED),
+        (-errno.ENOSPC, FULL),
+        (-errno.EDQUOT, FULL),
+        (-errno.EIO, FAILED),
+        (-errno.EACCES, FAILED),
+    ],
+)
+def test_what_the_disk_says_is_told(tmp_path: Path, code: int, told: tuple[int, str]) -> None:
+    """SQLite's codes say more in their upper bits; below zero it is the system's own."""
+    problem: OSError | sqlite3.OperationalError = OSError(-code, "no")
+    if code > 0:
+        problem = sqlite3.OperationalError("no")
+        problem.sqlite_errorcode = code
+    error = StorageError.from_disk(problem, tmp_path)
+    assert (error.status, error.code) == told
+    assert ("retry-after" in error.headers) == (error.status == 503)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (sqlite3.SQLITE_CORRUPT_INDEX, "is damaged"),
+        (sqlite3.SQLITE_NOTADB, "is damaged"),
+        (sqlite3.SQLITE_CANTOPEN, "cannot be opened"),
+        (sqlite3.SQLITE_BUSY_RECOVERY, "cannot be opened"),
+    ],
+)
+def test_why_a_database_does_not_open_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def fail(db: Database) -> None:
+        problem = sqlite3.OperationalError("no")
+        problem.sqlite_errorcode = code
+        raise problem
+
+    monkeypatch.setattr(Database, "_prepare", fail)
+    with pytest.raises(UsageError, match=words) as caught:
+        Database(tmp_path / "a.db")
+    assert "a.db" in str(caught.value)
 
 
 def test_work_is_done_whole_or_not_at_all(tmp_path: Path) -> None:

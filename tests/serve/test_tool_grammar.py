@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from served import make_model
 
 from rorqual.engine.grammar import GrammarCompiler
+from rorqual.serve.chat_job import chat_params
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.tool_grammar import MARKERS, chat_grammar
@@ -197,3 +199,34 @@ def test_reasoning_comes_first_only_where_there_are_tokens_for_it(
     assert text.startswith("start: (<think>" if has_think else "start: body")
     # A call that must come is not put off.
     assert grammar_of(known, tools=tools(), tool_choice="required").text.startswith("start: body")
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "fields", "limit"),
+    [
+        (10, {"max_tokens": 40}, 10),
+        (60, {"max_tokens": 41}, 10),  # 40 places are left
+        (60, {}, 10),
+        (10, {"max_tokens": 40, "thinking_token_budget": 7}, 7),
+        (10, {"max_tokens": 40, "thinking_token_budget": 11}, 10),
+        (10, {"max_tokens": 40, "thinking_token_budget": 0}, 0),
+        (10, {"max_tokens": 40, "tool_choice": "auto"}, None),
+        (10, {"max_tokens": 40, "tool_choice": "auto", "thinking_token_budget": 30}, 30),
+        (10, {"max_tokens": 40, "tool_choice": NAMED}, 10),
+    ],
+)
+def test_a_call_that_must_come_is_left_room(
+    tokenizer: Tokenizer, num_prompt: int, fields: dict[str, Any], limit: int | None
+) -> None:
+    """Of what the answer has, and what the context leaves, a quarter may be thought."""
+    model = make_model(tokenizer, max_positions=100)
+    body = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "x"}], "tools": tools()}
+        | {"tool_choice": "required"}
+        | fields
+    )
+    prompt_ids = [5] * num_prompt
+    params = chat_params(body, model, prompt_ids, is_thinking=True)
+    assert params.max_thinking_tokens == limit
+    params = chat_params(body, model, prompt_ids, is_thinking=False)
+    assert params.max_thinking_tokens == fields.get("thinking_token_budget")

@@ -22,8 +22,9 @@ def check_lengths(body: CompletionRequest, model: ServedModel) -> int:
     texts = [text for text in raw_prompts(body) if isinstance(text, str)]
     for text in texts:
         model.check_length(len(text), "prompt")
-    model.check_length(len(body.suffix or ""), "suffix")
-    return sum(map(len, texts))
+    suffix = body.suffix or ""
+    model.check_length(len(suffix), "suffix")
+    return sum(map(len, [*texts, suffix]))
 
 
 def completion_params(body: CompletionRequest, model: ServedModel) -> SamplingParams:

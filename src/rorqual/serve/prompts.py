@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rorqual.serve.schemas_chat import (
     AssistantMessage,
     ChatMessage,
     ChatRequest,
+    SystemMessage,
     TextPart,
     Tool,
     ToolCall,
@@ -67,7 +68,8 @@ def tokenized_chat(body: TokenizeRequest) -> ChatRequest | None:
 
 def completion_prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
     """TokenizerError, or ApiError 400, for what cannot be a prompt."""
-    return [_prompt(each, body, tokenizer) for each in raw_prompts(body)]
+    suffix = None if body.suffix is None else tokenizer.encode(body.suffix)
+    return [_prompt(each, suffix, body, tokenizer) for each in raw_prompts(body)]
 
 
 def raw_prompts(body: CompletionRequest) -> list[Any]:
@@ -94,7 +96,12 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
         )
 
 
-def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer) -> Prompt:
+def _prompt(
+    raw: str | list[int],
+    suffix: Sequence[int] | None,
+    body: CompletionRequest,
+    tokenizer: Tokenizer,
+) -> Prompt:
     if not isinstance(raw, str):
         check_ids(raw, tokenizer)
         ids, text = raw, tokenizer.decode(raw) if body.echo else ""
@@ -105,8 +112,8 @@ def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer)
         text = tokenizer.decode(ids) if reads_special else raw
         if not reads_special and tokenizer.names_special(raw):
             body.notes.say(NAMES_SPECIAL)
-    if body.suffix is not None:
-        return Prompt(fim_prompt(ids, tokenizer.encode(body.suffix), tokenizer), text, 0)
+    if suffix is not None:
+        return Prompt(fim_prompt(ids, suffix, tokenizer), text, 0)
     has_bos = ids[:1] == [tokenizer.bos_id] or body.add_special_tokens is False
     if isinstance(raw, str) and not has_bos:
         return Prompt([tokenizer.bos_id, *ids], text, 1)
@@ -114,31 +121,34 @@ def _prompt(raw: str | list[int], body: CompletionRequest, tokenizer: Tokenizer)
 
 
 def _order_outputs(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    ordered: list[ChatMessage] = []
+    """Outputs change places among themselves; system messages between them stay where they are."""
+    ordered = list(messages)
     calls: list[str] = []
-    outputs: list[ToolMessage] = []
+    outputs: dict[int, ToolMessage] = {}
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):
-            _check_output(message, index, calls, outputs)
-            outputs.append(message)
-            continue
-        ordered += _in_call_order(outputs, calls)
-        outputs = []
-        ordered.append(message)
-        if isinstance(message, AssistantMessage):
-            calls = [call.id for call in message.tool_calls or []]
-        elif message.role == "user":
-            calls = []
-    return ordered + _in_call_order(outputs, calls)
+            _check_output(message, index, calls, outputs.values())
+            outputs[index] = message
+        elif not isinstance(message, SystemMessage):
+            _put_in_call_order(ordered, outputs, calls)
+            outputs = {}
+            made = message.tool_calls if isinstance(message, AssistantMessage) else None
+            calls = [call.id for call in made or []]
+    _put_in_call_order(ordered, outputs, calls)
+    return ordered
 
 
-def _in_call_order(outputs: Sequence[ToolMessage], calls: Sequence[str]) -> list[ChatMessage]:
-    by_id = {output.tool_call_id: output for output in outputs}
-    return [by_id[call_id] for call_id in dict.fromkeys(calls) if call_id in by_id]
+def _put_in_call_order(
+    ordered: list[ChatMessage], outputs: dict[int, ToolMessage], calls: Sequence[str]
+) -> None:
+    by_id = {output.tool_call_id: output for output in outputs.values()}
+    sorted_ids = [call_id for call_id in dict.fromkeys(calls) if call_id in by_id]
+    for place, call_id in zip(outputs, sorted_ids, strict=True):
+        ordered[place] = by_id[call_id]
 
 
 def _check_output(
-    message: ToolMessage, index: int, calls: Sequence[str], outputs: Sequence[ToolMessage]
+    message: ToolMessage, index: int, calls: Sequence[str], outputs: Iterable[ToolMessage]
 ) -> None:
     place = f"messages[{index}].tool_call_id"
     if message.tool_call_id not in calls:
