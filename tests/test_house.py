@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ LONGER_FILES = {
         "the page's one controller, between its events and its views",
     ),
 }
+MAX_FUNCTION_LINES, MAX_PARAMETERS = 60, 8
+A_VERB = "a verb's options are its parameters, with their help"
+ROUTES = "FastAPI's routes are functions within the one that makes the router"
+LONGER_FUNCTIONS = {
+    "cli/chat.py chat": A_VERB,
+    "cli/convert.py convert": A_VERB,
+    "cli/demo_generate.py demo_generate": A_VERB,
+    "cli/eval.py evaluate": A_VERB,
+    "cli/generate.py generate": A_VERB,
+    "cli/serve.py serve": A_VERB,
+    "cli/train.py train": A_VERB,
+    "engine/engine.py __init__": "an engine's settings, each with its default",
+    "eval/lm_eval_model.py __init__": "lm-eval gives its settings as parameters",
+    "serve/app.py create_app": "what an application is put together from, in its order",
+    "serve/batch_routes.py batch_router": ROUTES,
+    "serve/routes.py api_router": ROUTES,
+    "weights/gguf_writer.py write_gguf": "a file's parts in the order in which they are written",
+}
+# Rooms that own weights: others ask these, so that a weight may be stored in any form.
+WEIGHT_ROOMS = ("model", "ops")
+NO_MODULE_WEIGHT = {"self.weight", "recipe.mtp.weight"}  # of the MTP loss
 SOURCES = ("*.py", "*.js", "*.css", "*.html")
 PICKLE_LIKE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
@@ -158,3 +180,34 @@ def test_names_of_test_files_differ() -> None:
     """pytest imports them by name alone: of two files of one name it collects only the first."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """ "room/file.py name" of every function, and its tree."""
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.relative_to(ROOT)} {node.name}", node
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """Exceptions are named with their reason, and are some."""
+    found = set()
+    for name, node in functions():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        num_parameters = sum(argument.arg not in ("self", "cls") for argument in arguments)
+        num_lines = (node.end_lineno or 0) - node.lineno + 1
+        if num_lines > MAX_FUNCTION_LINES or num_parameters > MAX_PARAMETERS:
+            found.add(name)
+    assert found == set(LONGER_FUNCTIONS)
+
+
+def test_nobody_outside_touches_a_modules_weight_or_asks_for_autocast() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                place = f"{name}:{node.lineno} {ast.unparse(node)}"
+                assert "autocast" not in node.attr, place
+                is_own = path.relative_to(ROOT).parts[0] in WEIGHT_ROOMS
+                is_weight = node.attr == "weight" and ast.unparse(node) not in NO_MODULE_WEIGHT
+                assert is_own or not is_weight, place

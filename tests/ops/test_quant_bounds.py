@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.ops.quant_bounds import floating_limits, limits_of
+from rorqual.ops.quant_bounds import floating_limits
 from rorqual.ops.quant_types import K_QUANTS, QUANT_TYPES, SMALL_BLOCKS
-from rorqual.ops.quantise import decode_blocks, encode_blocks
+from rorqual.ops.quantise import decode_blocks, encode_blocks, limits_of
 
 TYPES = (*SMALL_BLOCKS, *K_QUANTS)
 ROWS, COLUMNS = 6, 1024

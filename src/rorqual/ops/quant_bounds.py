@@ -23,31 +23,25 @@ whose column weighs little: then only a block whose scale is zero is held to its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rorqual.ops.k_quants import (
-    Parts,
-    unpack_q2_k,
-    unpack_q3_k,
-    unpack_q4_k,
-    unpack_q5_k,
-    unpack_q6_k,
-)
+from rorqual.ops.k_quants import Parts
 from rorqual.ops.quant_bits import half_of
 from rorqual.ops.quant_search import TINY
-from rorqual.ops.quant_types import QUANT_TYPES
 
 HALF_ROUNDING = 2.0**-11  # of float16, relative
 HALF_SMALLEST = 2.0**-25  # half of its smallest number: what a subnormal loses, or a zero was
-GIVEN_UP = {"Q2_K": 4.0, "Q4_K": 1.0, "Q5_K": 1.0}  # of a group's width, beyond either end
-FLUSHED = 8.0  # a range that an importance has narrowed falls below float16 earlier
 SEARCHED_REACH = 0.9 + 0.1  # levels that the signed search adds at most, and the float32 rounding
 # float32's own roundings of an encoder and a decoder: a few units in the last of 24 bits, of codes
 # up to 128 and of the values.
 OF_A_STEP, OF_THE_RANGE = 2.0**-15, 2.0**-21
+
+
+Bounds = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,34 +66,6 @@ class Limits:
         return torch.where(is_possible, torch.maximum(self.error, outside), self.error)
 
 
-def limits_of(raw: Tensor, type_name: str, *, has_importance: bool = False) -> Limits:
-    """Of bytes (R, B) uint8 of a block type, as `encode_blocks` may have written them."""
-    kind = QUANT_TYPES[type_name]
-    blocks = raw.contiguous().view(-1, kind.block_bytes)
-    if type_name in _SIGNED:
-        found = _signed(half_of(blocks, 0), *_SIGNED[type_name])
-    elif type_name in _ABOVE_MIN:
-        found = _above_min(half_of(blocks, 0), half_of(blocks, 2), _ABOVE_MIN[type_name])
-    elif type_name in _K_SIGNED:
-        unpack, half = _K_SIGNED[type_name]
-        found = _k_signed(unpack(blocks), half)
-    else:
-        unpack, top, scale_top = _K_ABOVE_MIN[type_name]
-        found = _k_above_min(unpack(blocks), top, scale_top, GIVEN_UP[type_name])
-    error, low, high, least, most, scale = found
-    if has_importance and type_name != "Q8_0":
-        least = torch.where(scale == 0, low - FLUSHED * (low - least), -torch.inf)
-        most = torch.where(scale == 0, high + FLUSHED * (most - high), torch.inf)
-    error = error + OF_THE_RANGE * (low.abs() + high.abs())
-    num_groups = max(low.shape[1], 1)
-    size = kind.block_values // num_groups
-    spread = (
-        values.expand(-1, num_groups).repeat_interleave(size, dim=1).view(len(raw), -1)
-        for values in (error, low, high, least, most)
-    )
-    return Limits(*spread)
-
-
 def floating_limits(values: Tensor) -> Limits:
     """Of (R, C) stored in floating point: half of the distance to the next number."""
     wide, kind = values.float(), torch.finfo(values.dtype)
@@ -111,55 +77,75 @@ def floating_limits(values: Tensor) -> Limits:
     return Limits(error, -reach, reach, -reach, reach)
 
 
-# Each of these gives (N, G) or (N, 1): error, low, high, least, most, and the block's scale.
+# Each of these makes a type's bounds: (N, B) uint8 -> error, low, high, least, most, and the
+# block's scale, all (N, G) or (N, 1).
 
 
-def _signed(d: Tensor, lowest: int, highest: int) -> tuple[Tensor, ...]:
-    rounding = -lowest * _half_error(d)
-    ends = lowest * d, highest * d
-    reach = -lowest * d.abs() + rounding + OF_A_STEP * d.abs()
-    error = (0.5 + OF_A_STEP) * d.abs() + rounding
-    return error, torch.minimum(*ends), torch.maximum(*ends), -reach, reach, d
+def signed(lowest: int, highest: int) -> Bounds:
+    """Of codes around zero with a scale d."""
+
+    def bounds(blocks: Tensor) -> tuple[Tensor, ...]:
+        d = half_of(blocks, 0)
+        rounding = -lowest * _half_error(d)
+        ends = lowest * d, highest * d
+        reach = -lowest * d.abs() + rounding + OF_A_STEP * d.abs()
+        error = (0.5 + OF_A_STEP) * d.abs() + rounding
+        return error, torch.minimum(*ends), torch.maximum(*ends), -reach, reach, d
+
+    return bounds
 
 
-def _above_min(d: Tensor, low: Tensor, top: int) -> tuple[Tensor, ...]:
-    rounding = top * _half_error(d) + _half_error(low)
-    high = low + top * d
-    error = (0.5 + OF_A_STEP) * d + rounding
-    return error, low, high, low - error, high + error, d
+def above_min(top: int) -> Bounds:
+    """Of codes 0 .. top above a minimum."""
+
+    def bounds(blocks: Tensor) -> tuple[Tensor, ...]:
+        d, low = half_of(blocks, 0), half_of(blocks, 2)
+        rounding = top * _half_error(d) + _half_error(low)
+        high = low + top * d
+        error = (0.5 + OF_A_STEP) * d + rounding
+        return error, low, high, low - error, high + error, d
+
+    return bounds
 
 
-def _k_signed(parts: Parts, half: int) -> tuple[Tensor, ...]:
-    step = parts.d * parts.scale.float()
-    ends = -half * step, (half - 1) * step
-    # The scale is rounded to a multiple of d; the largest positive one loses a whole d.
-    most_step = step.abs() + parts.d.abs() + 128 * _half_error(parts.d)
-    reach = 2 * (half + SEARCHED_REACH) * most_step + TINY
-    error = (0.5 + OF_A_STEP) * step.abs()
-    return error, torch.minimum(*ends), torch.maximum(*ends), -reach, reach, parts.d
+def k_signed(unpack: Callable[[Tensor], Parts], half: int) -> Bounds:
+    """Of codes -half .. half - 1 with a scale for each group."""
+
+    def bounds(blocks: Tensor) -> tuple[Tensor, ...]:
+        parts = unpack(blocks)
+        step = parts.d * parts.scale.float()
+        ends = -half * step, (half - 1) * step
+        # The scale is rounded to a multiple of d; the largest positive one loses a whole d.
+        most_step = step.abs() + parts.d.abs() + 128 * _half_error(parts.d)
+        reach = 2 * (half + SEARCHED_REACH) * most_step + TINY
+        error = (0.5 + OF_A_STEP) * step.abs()
+        return error, torch.minimum(*ends), torch.maximum(*ends), -reach, reach, parts.d
+
+    return bounds
 
 
-def _k_above_min(parts: Parts, top: int, scale_top: int, given_up: float) -> tuple[Tensor, ...]:
-    assert parts.min is not None, "these types have minima"
-    assert parts.dmin is not None, "minima have a scale"
-    step, low = parts.d * parts.scale.float(), -parts.dmin * parts.min.float()
-    high = low + top * step
-    width = top * (step + parts.d + scale_top * _half_error(parts.d))
-    beyond = given_up * width + parts.dmin + scale_top * _half_error(parts.dmin)
-    error = (0.5 + OF_A_STEP) * step
-    return error, low, high, low - beyond, high + beyond, parts.d
+def k_above_min(
+    unpack: Callable[[Tensor], Parts], top: int, scale_top: int, given_up: float
+) -> Bounds:
+    """Of codes 0 .. top above each group's minimum, with group scales 0 .. scale_top.
+
+    `given_up`: how far beyond either end a search may leave values, in widths of the group.
+    """
+
+    def bounds(blocks: Tensor) -> tuple[Tensor, ...]:
+        parts = unpack(blocks)
+        assert parts.min is not None, "these types have minima"
+        assert parts.dmin is not None, "minima have a scale"
+        step, low = parts.d * parts.scale.float(), -parts.dmin * parts.min.float()
+        high = low + top * step
+        width = top * (step + parts.d + scale_top * _half_error(parts.d))
+        beyond = given_up * width + parts.dmin + scale_top * _half_error(parts.dmin)
+        error = (0.5 + OF_A_STEP) * step
+        return error, low, high, low - beyond, high + beyond, parts.d
+
+    return bounds
 
 
 def _half_error(number: Tensor) -> Tensor:
     """How far a float16 may be from what it was rounded from."""
     return (HALF_ROUNDING * number.abs()).clamp_min(HALF_SMALLEST)
-
-
-_SIGNED = {"Q8_0": (-127, 127), "Q4_0": (-8, 7), "Q5_0": (-16, 15)}
-_ABOVE_MIN = {"Q4_1": 15, "Q5_1": 31}
-_K_SIGNED = {"Q3_K": (unpack_q3_k, 4), "Q6_K": (unpack_q6_k, 32)}
-_K_ABOVE_MIN = {
-    "Q2_K": (unpack_q2_k, 3, 15),
-    "Q4_K": (unpack_q4_k, 15, 63),
-    "Q5_K": (unpack_q5_k, 31, 63),
-}

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from rorqual.errors import RorqualError, listing
-from rorqual.ops import k_quants, k_quants_encode, quant_blocks
+from rorqual.ops.codecs import CODECS
 from rorqual.ops.quant_bits import as_bytes
+from rorqual.ops.quant_bounds import OF_THE_RANGE, Limits
 from rorqual.ops.quant_search import KERNEL_VALUES
 from rorqual.ops.quant_types import (
     CODED,
@@ -26,32 +25,9 @@ from rorqual.ops.quant_types import (
 PIECE_VALUES = KERNEL_VALUES  # encoded at once
 DECODE_VALUES = 1 << 20
 LEAST_IMPORTANCE = 1e-4  # of the mean of all columns
+FLUSHED = 8.0  # a range that an importance has narrowed falls below float16 earlier
 
-_FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Q8_0": quant_blocks.decode_q8_0,
-    "Q4_0": quant_blocks.decode_q4_0,
-    "Q4_1": quant_blocks.decode_q4_1,
-    "Q5_0": quant_blocks.decode_q5_0,
-    "Q5_1": quant_blocks.decode_q5_1,
-    "Q2_K": k_quants.decode_q2_k,
-    "Q3_K": k_quants.decode_q3_k,
-    "Q4_K": k_quants.decode_q4_k,
-    "Q5_K": k_quants.decode_q5_k,
-    "Q6_K": k_quants.decode_q6_k,
-}
-_ENCODERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "Q8_0": quant_blocks.encode_q8_0,
-    "Q4_0": quant_blocks.encode_q4_0,
-    "Q4_1": quant_blocks.encode_q4_1,
-    "Q5_0": quant_blocks.encode_q5_0,
-    "Q5_1": quant_blocks.encode_q5_1,
-    "Q2_K": k_quants_encode.encode_q2_k,
-    "Q3_K": k_quants_encode.encode_q3_k,
-    "Q4_K": k_quants_encode.encode_q4_k,
-    "Q5_K": k_quants_encode.encode_q5_k,
-    "Q6_K": k_quants_encode.encode_q6_k,
-}
+FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def coded_type(name: str) -> QuantType:
@@ -89,7 +65,7 @@ def decode_blocks(raw: Tensor, type_name: str, out: Tensor | None = None) -> Ten
     assert values.numel() == num_rows * num_columns, "out is of another size"
     assert values.is_contiguous(), "out must be contiguous"
     if type_name in FLOAT_TYPES:
-        floats = raw.contiguous().view(_FLOAT_DTYPES[type_name])
+        floats = raw.contiguous().view(FLOAT_DTYPES[type_name])
         values.view(num_rows, num_columns).copy_(floats)
         return values
     blocks = raw.contiguous().view(-1, kind.block_bytes)
@@ -97,9 +73,9 @@ def decode_blocks(raw: Tensor, type_name: str, out: Tensor | None = None) -> Ten
     step = DECODE_VALUES // kind.block_values
     for start in range(0, len(blocks), step):
         piece = blocks[start : start + step]
-        decode = _DECODERS.get(type_name)
+        codec = CODECS.get(type_name)
         places[start : start + step] = (
-            decode(piece) if decode is not None else _decode_foreign(piece, type_name)
+            codec.decode(piece) if codec is not None else _decode_foreign(piece, type_name)
         )
     return values
 
@@ -115,7 +91,7 @@ def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = No
     num_rows, num_columns = values.shape
     assert kind.fits(num_columns), f"rows of {num_columns} are no whole blocks of {type_name}"
     if type_name in FLOAT_TYPES:
-        floats = values.detach().to(_FLOAT_DTYPES[type_name])
+        floats = values.detach().to(FLOAT_DTYPES[type_name])
         _require_finite(floats, values, type_name)
         return as_bytes(floats)
     encoded = torch.empty(num_rows, kind.num_bytes(num_columns), dtype=torch.uint8)
@@ -125,10 +101,28 @@ def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = No
         _require_finite(rows, rows, type_name)
         weight = None if importance is None else _weight(rows, importance.float(), type_name)
         blocks = rows.reshape(-1, kind.block_values)
-        found = _ENCODERS[type_name](blocks, weight)
+        found = CODECS[type_name].encode(blocks, weight)
         _require_finite_scales(found, type_name)
         encoded[start : start + step] = found.view(len(rows), -1)
     return encoded
+
+
+def limits_of(raw: Tensor, type_name: str, *, has_importance: bool = False) -> Limits:
+    """Of bytes (R, B) uint8 of a block type, as `encode_blocks` may have written them."""
+    codec = CODECS[type_name]
+    blocks = raw.contiguous().view(-1, codec.kind.block_bytes)
+    error, low, high, least, most, scale = codec.bounds(blocks)
+    if has_importance and type_name != "Q8_0":
+        least = torch.where(scale == 0, low - FLUSHED * (low - least), -torch.inf)
+        most = torch.where(scale == 0, high + FLUSHED * (most - high), torch.inf)
+    error = error + OF_THE_RANGE * (low.abs() + high.abs())
+    num_groups = max(low.shape[1], 1)
+    size = codec.kind.block_values // num_groups
+    spread = (
+        values.expand(-1, num_groups).repeat_interleave(size, dim=1).view(len(raw), -1)
+        for values in (error, low, high, least, most)
+    )
+    return Limits(*spread)
 
 
 def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
@@ -158,7 +152,7 @@ def _require_finite(coded: Tensor, values: Tensor, type_name: str) -> None:
 
 def _require_finite_scales(blocks: Tensor, type_name: str) -> None:
     """No float16 scale of an encoded block may have overflown."""
-    for start in _HALVES[type_name]:
+    for start in CODECS[type_name].scales:
         half = blocks[:, start : start + 2].contiguous().view(torch.float16)
         if not bool(torch.isfinite(half).all()):
             raise _too_large(type_name, None)
@@ -172,18 +166,3 @@ def _too_large(type_name: str, found: float | None) -> RorqualError:
     return RorqualError(
         f"a weight has values too large for {type_name}, {why}", found=found, fix=fix
     )
-
-
-# Where the float16 scales lie in a block.
-_HALVES = {
-    "Q8_0": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}

@@ -18,8 +18,9 @@ from torch import Tensor
 from rorqual.errors import CheckpointError
 from rorqual.files import write_json
 from rorqual.model import ModelConfig
-from rorqual.ops.quant_bounds import Limits, floating_limits, limits_of
+from rorqual.ops.quant_bounds import Limits, floating_limits
 from rorqual.ops.quant_types import READABLE
+from rorqual.ops.quantise import FLOAT_DTYPES, limits_of
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights.advice import Advice, advice_of_gguf
 from rorqual.weights.gguf_file import GgufFile, read_gguf
@@ -30,7 +31,6 @@ from rorqual.weights.gguf_tokenizer import TOKENS, tokenizer_of
 from rorqual.weights.huggingface_writer import GENERATION
 from rorqual.weights.source import Entry, Quantisation
 
-VERBATIM = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ABSURD_TENSORS = 10_000_000
 _FUSED = "ffn_gate_up_exps.weight"
 
@@ -122,8 +122,8 @@ class GgufSource:
             key = (info.name, first, last)
             if key not in found:
                 raw, kind = self.file.read_raw(info.name, first, last), info.kind.name
-                if kind in VERBATIM:
-                    found[key] = floating_limits(raw.view(VERBATIM[kind]))
+                if kind in FLOAT_DTYPES:
+                    found[key] = floating_limits(raw.view(FLOAT_DTYPES[kind]))
                 else:
                     found[key] = limits_of(raw, kind, has_importance=has_importance)
             return found[key]
@@ -187,7 +187,7 @@ class GgufSource:
         kinds = {info.kind.name for info in infos}
         strange = sorted(kinds - set(READABLE))
         dtype = kinds.pop() if len(kinds) == 1 else "F32"
-        shown = strange[0] if strange else dtype if dtype in VERBATIM else "F32"
+        shown = strange[0] if strange else dtype if dtype in FLOAT_DTYPES else "F32"
         self.entries[name] = Entry(name, infos[0].file.name, place.shape, shown)
         self._places[name] = place
 
@@ -242,8 +242,8 @@ class GgufSource:
 
     def _decode(self, info: TensorInfo, start: int, stop: int) -> Tensor:
         """Float types as stored, the others as float32."""
-        if info.kind.name in VERBATIM:
-            return self.file.read_raw(info.name, start, stop).view(VERBATIM[info.kind.name])
+        if info.kind.name in FLOAT_DTYPES:
+            return self.file.read_raw(info.name, start, stop).view(FLOAT_DTYPES[info.kind.name])
         return self.file.read_rows(info.name, start, stop)
 
 
