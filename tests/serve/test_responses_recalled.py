@@ -6,13 +6,18 @@ hundred times. Oracle: the limits, counted by hand, and the texts of the prompts
 
 from __future__ import annotations
 
+import json
+import threading
 from typing import Any
 
 import pytest
+import web
 from fake_engine import FakeEngine
+from live import Live
 from openai import BadRequestError, OpenAI
 
 from rorqual.serve import response_input
+from rorqual.serve.response_input import Record
 from rorqual.serve.store import ResponseStore
 from rorqual.tokenizer import Tokenizer
 
@@ -79,3 +84,48 @@ def test_a_conversation_that_grows(client: OpenAI, monkeypatch: pytest.MonkeyPat
     third = ask(client, [TURN], previous_response_id=second.id)  # goes on with two turns
     assert refused(client, "hello", previous_response_id=third.id) == "previous_response_id"
     ask(client, "hello", previous_response_id=second.id)
+
+
+@pytest.mark.parametrize("end", ["", "/input_items?limit=1"])
+def test_what_is_read_again_is_paced_and_built_aside(
+    live: Live, client: OpenAI, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """As much is read for one item as for all: what the client's bodies cost, it costs."""
+    first = ask(client, "hello")
+    service = live.app.state.service
+    threads: list[str] = []
+    paced: list[tuple[str, bytes]] = []
+    read, turn = Record.read, service.pacer.turn
+
+    def note(stored: Any) -> Record:
+        threads.append(threading.current_thread().name)
+        return read(stored)
+
+    async def note_turn(owner: str, content: bytes) -> None:
+        paced.append((owner, content))
+        await turn(owner, content)
+
+    monkeypatch.setattr(Record, "read", note)
+    monkeypatch.setattr(service.pacer, "turn", note_turn)
+    reply = web.get(f"{live.url}/v1/responses/{first.id}{end}")
+    assert reply.status_code == 200
+    assert [name.rpartition("_")[0] for name in threads] == ["rorqual-texts"]
+    [(owner, content)] = paced
+    assert owner == "address 127.0.0.1"
+    assert json.loads(content)["response"]["id"] == first.id
+
+
+def test_who_reads_many_has_a_share_of_the_places(live: Live, client: OpenAI) -> None:
+    """Reading again counts as a request does; a list of models does not."""
+    first = ask(client, "hello")
+    service = live.app.state.service
+    most = service.settings.max_concurrent_requests
+    service.note_in_flight(most, "address 127.0.0.1")
+    try:
+        for end in ("", "/input_items"):
+            reply = web.get(f"{live.url}/v1/responses/{first.id}{end}")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (429, "queue_full")
+        assert web.get(f"{live.url}/v1/models").status_code == 200
+    finally:
+        service.note_in_flight(-most, "address 127.0.0.1")
+    assert web.get(f"{live.url}/v1/responses/{first.id}").status_code == 200

@@ -18,6 +18,7 @@ from rorqual.serve.fair_pool import owner_of
 from rorqual.serve.service import Service
 
 FILES_PATH = "/v1/files"
+STORED_PATHS = ("/v1/responses/", "/responses/")
 MULTIPART_BYTES = 64 * 1024
 """What a form adds to the file in it."""
 
@@ -34,7 +35,7 @@ class LimitGuard:
             return
         service = self._service
         exchange = _Exchange(receive, send, service)
-        problem = self._refusal(scope) if scope["method"] == "POST" else None
+        problem = self._refusal(scope) if _is_counted(scope) else None
         if problem is not None:
             await problem.response()(scope, receive, exchange.send)
             return
@@ -42,7 +43,7 @@ class LimitGuard:
         is_upload = scope["path"].rstrip("/") == FILES_PATH
         limit = settings.max_file_bytes + MULTIPART_BYTES if is_upload else settings.max_body_bytes
         exchange.limit_body(Headers(scope=scope), limit, settings.body_timeout_seconds)
-        if scope["method"] != "POST":
+        if not _is_counted(scope):
             await self._app(scope, exchange.receive, exchange.send)
             return
         owner = owner_of(scope)
@@ -56,7 +57,8 @@ class LimitGuard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         service = self._service
-        if service.is_draining or not service.is_started:
+        is_post = scope["method"] == "POST"
+        if is_post and (service.is_draining or not service.is_started):
             state = "shutting down" if service.is_draining else "starting"
             return overloaded(f"the server is {state}", service.settings.retry_after_seconds)
         num_own = service.in_flight[owner_of(scope)]
@@ -72,6 +74,11 @@ class LimitGuard:
             headers = {"connection": "close"}
             return ApiError(422, text, code="invalid_value", param="file", headers=headers)
         return None
+
+
+def _is_counted(scope: Scope) -> bool:
+    """What may cost much: all that has a body, and what reads a stored response."""
+    return scope["method"] == "POST" or scope["path"].startswith(STORED_PATHS)
 
 
 class _Exchange:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.errors import ApiError
+from rorqual.serve.response_input import Record
 from rorqual.serve.responses import (
     answer_response,
     count_input,
     input_items,
-    stored_response,
+    recall,
+    whole_response,
 )
 from rorqual.serve.routes import EVENTS, caller_of, key_owner_of, service_of
 from rorqual.serve.schemas_responses import (
@@ -60,9 +64,7 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
         if stream:
             message = "a stored response is not streamed again; leave out stream"
             raise ApiError(422, message, code="unsupported", param="stream")
-        return JSONResponse(
-            await stored_response(_store(request), key_owner_of(request), response_id)
-        )
+        return await _recalled(request, response_id, whole_response)
 
     @router.delete(path + "/{response_id}", response_model=ResponseDeleted, **shown)
     async def delete(request: Request, response_id: str) -> Any:
@@ -77,16 +79,16 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: str | None = None,
         order: Literal["asc", "desc"] = "desc",
-    ) -> Any:
+    ) -> Response:
         """What the response's own request gave, without what came before it."""
-        return await input_items(
-            _store(request),
-            key_owner_of(request),
-            response_id,
-            limit=limit,
-            after=after,
-            order=order,
-        )
+        write = partial(input_items, limit=limit, after=after, order=order)
+        return await _recalled(request, response_id, write)
+
+
+async def _recalled(request: Request, response_id: str, write: Callable[[Record], str]) -> Response:
+    service, store, caller = service_of(request), _store(request), caller_of(request)
+    text = await recall(service, store, key_owner_of(request), response_id, caller, write)
+    return Response(text, media_type="application/json")
 
 
 def _store(request: Request) -> ResponseStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -140,21 +141,31 @@ async def count_input(
     return len(prompt_ids)
 
 
-async def stored_response(store: ResponseStore, owner: str, response_id: str) -> dict[str, Any]:
-    return Record.read(await store.get(response_id, owner)).response
-
-
-async def input_items(
+async def recall(
+    service: Service,
     store: ResponseStore,
     owner: str,
     response_id: str,
-    *,
-    limit: int,
-    after: str | None,
-    order: Literal["asc", "desc"],
-) -> ItemList:
-    """The items that the response's own request gave."""
-    items = Record.read(await store.get(response_id, owner)).input
+    caller: Caller,
+    write: Callable[[Record], str],
+) -> str:
+    """What `write` makes of a stored response, in a thread; paced as bodies of the client are."""
+    stored = await store.get(response_id, owner)
+    await service.pacer.turn(caller.owner, stored.body.encode())
+    return await service.aside(
+        lambda: write(Record.read(stored)), "response_id", caller, len(stored.body)
+    )
+
+
+def whole_response(record: Record) -> str:
+    return json.dumps(record.response, ensure_ascii=False, separators=(",", ":"))
+
+
+def input_items(
+    record: Record, *, limit: int, after: str | None, order: Literal["asc", "desc"]
+) -> str:
+    """The items that the response's own request gave: an ItemList."""
+    items = record.input
     if order == "desc":
         items = items[::-1]
     if after is not None:
@@ -164,12 +175,13 @@ async def input_items(
             raise ApiError(404, message, code="item_not_found", param="after")
         items = items[ids.index(after) + 1 :]
     shown = items[:limit]
-    return ItemList(
+    page = ItemList(
         data=shown,
         first_id=shown[0]["id"] if shown else None,
         last_id=shown[-1]["id"] if shown else None,
         has_more=len(items) > limit,
     )
+    return page.model_dump_json()
 
 
 async def _chat_of(
