@@ -13,12 +13,19 @@ from typing import Any
 
 import h11
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from rorqual.serve.chat_builder import ChatBuilder
 from rorqual.serve.errors import ApiError
 from rorqual.serve.framing import EMPTY_LINES, HEAD_BYTES, Framing
 from rorqual.serve.json_values import check_values, num_marks
+from rorqual.serve.notes import IGNORED_HEADER, MAX_TOLD
 from rorqual.serve.parse_stream import StreamParser, ToolCallArguments
+from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_common import Body
+from rorqual.serve.schemas_completions import CompletionRequest, DetokenizeRequest
+from rorqual.serve.schemas_messages import MessagesRequest
+from rorqual.serve.schemas_responses import ResponseRequest
 from rorqual.serve.tool_shapes import safe_names
 from rorqual.tokenizer.kept import check_kept
 from rorqual.tokenizer.marks import CALL, CALL_OVER, CALLS, SEP
@@ -141,3 +148,55 @@ def test_empty_lines_are_told_from_a_request() -> None:
     found = EMPTY_LINES.match(b"\r\n\r\n\rGET")
     assert found is not None
     assert found.end() == 4
+
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+MANY = 40_000
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields"),
+    [
+        (DetokenizeRequest, {"tokens": ["x"] * MANY}),
+        (CompletionRequest, {"prompt": [1, *["x"] * MANY]}),
+        (CompletionRequest, {"prompt": [[1], ["x"] * MANY]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+        (ChatRequest, HELLO | {"logit_bias": {str(n): "x" for n in range(MANY)}}),
+        (MessagesRequest, HELLO | {"max_tokens": 1, "tools": [3] * MANY}),
+        (MessagesRequest, HELLO | {"max_tokens": 1, "stop_sequences": [3] * MANY}),
+        (MessagesRequest, HELLO | {"max_tokens": 1, "system": [3] * MANY}),
+        (ResponseRequest, {"input": "hi", "tools": [3] * MANY}),
+        (ResponseRequest, {"input": "hi", "include": [3] * MANY}),
+        (ResponseRequest, {"input": [{"role": "user", "content": [{}] * MANY}]}),
+    ],
+)
+def test_a_list_is_not_read_beyond_its_first_fault(
+    schema: type[Body], fields: dict[str, Any]
+) -> None:
+    """Each fault took ten times as long as a value. (A part that is none has two.)"""
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(fields)
+    assert caught.value.error_count() <= 2
+
+
+def test_many_fields_that_nobody_knows_are_counted_and_a_thousand_told_apart() -> None:
+    """In time that grows with their number: pydantic looked for `_notes` among them, each time."""
+    names = [f"field_{number}" for number in range(MANY)]
+    body = ChatRequest.model_validate(HELLO | dict.fromkeys(names))
+    assert [extra.name for extra in body.notes.unknown] == names
+    assert body.notes.ignored == names[:20]
+    assert body.notes.headers()[IGNORED_HEADER].endswith("field_19, ...")
+    assert len(body.notes._ignored) == MAX_TOLD
+
+
+def test_notes_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    look = BaseModel.__getattr__  # type: ignore[attr-defined]
+
+    def note(self: BaseModel, name: str) -> Any:
+        seen.append(name)
+        return look(self, name)
+
+    monkeypatch.setattr(BaseModel, "__getattr__", note)
+    ChatRequest.model_validate(HELLO | {f"field_{number}": 1 for number in range(100)})
+    assert seen.count("_notes") < 10

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 IGNORED_HEADER, NOTES_HEADER = "x-rorqual-ignored-fields", "x-rorqual-notes"
 MAX_NAMES = 20
+MAX_TOLD = 1000
 MAX_HEADER_BYTES = 1000
 MORE = "..."
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}(\.[A-Za-z_$][A-Za-z0-9_-]{0,63})*")
@@ -40,7 +41,12 @@ class Notes:
     _ignored: dict[str, None] = field(default_factory=dict)
 
     def ignore(self, place: str) -> None:
-        """Notes that the field at `place` had no effect; a list's items count as one."""
+        """Notes that the field at `place` had no effect; a list's items count as one.
+
+        A thousand of them are told from each other: the others are among "...".
+        """
+        if len(self._ignored) >= MAX_TOLD:
+            return
         self._ignored[re.sub(r"\[\d+\]", "", place)] = None
 
     def say(self, text: str) -> None:

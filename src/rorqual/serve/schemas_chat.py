@@ -60,7 +60,8 @@ def _content_tag(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("one-text")] | Annotated[list[TextPart], Tag("text-parts")],
+    Annotated[str, Tag("one-text")]
+    | Annotated[list[TextPart], Field(fail_fast=True), Tag("text-parts")],
     Discriminator(_content_tag),
 ]
 

@@ -44,6 +44,7 @@ MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_INT64 = 2**63 - 1
 MAX_ALLOWED_IDS = 10_000
+MAX_BIASES = 1024
 SYNONYMS = {
     "n_predict": "max_tokens",
     "n_cmpl": "n",
@@ -85,17 +86,18 @@ class Body(Strict):
 
     @model_validator(mode="after")
     def _look_at_extras(self) -> Body:
+        notes = self._notes  # once: pydantic looks for it among all extras
         for extra in extra_fields(self):
             assert isinstance(extra.owner, Strict), "no other kind of object keeps extras"
             row = BY_PLACE.get(extra.owner.PLACE, {}).get(extra.name)
             if row is None:
-                self._notes.unknown.append(extra)
+                notes.unknown.append(extra)
             elif row.fate == "refused" and not row.is_off(extra.value):
                 hint = f"; {row.note}" if row.note else ""
                 message = f"{extra.place} is not supported with this value{hint}"
                 raise mismatch(extra.place, message, "unsupported")
             if row is None or (row.fate == "noted" and not row.is_off(extra.value)):
-                self._notes.ignore(extra.place)
+                notes.ignore(extra.place)
         return self
 
 
@@ -155,7 +157,7 @@ class SamplingFields(Body):
     logit_bias: dict[str, float] | None = Field(
         default=None,
         description="Token id (as a string) to -100..100; -100 bans the token.",
-        max_length=1024,
+        max_length=MAX_BIASES,
     )
     seed: int | None = Field(
         default=None,
@@ -281,6 +283,14 @@ class SamplingFields(Body):
         if isinstance(stop, list) and len(stop) > MAX_STOPS:
             raise ValueError(f"at most {MAX_STOPS} stop strings")
         return stop
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_bias_size(cls, bias: Any) -> Any:
+        """Before each of its values: pydantic counts them last."""
+        if isinstance(bias, dict) and len(bias) > MAX_BIASES:
+            raise ValueError(f"has {len(bias)} tokens; at most {MAX_BIASES} are read")
+        return bias
 
     @field_validator("logit_bias")
     @classmethod

@@ -33,9 +33,9 @@ def _prompt_tag(value: Any) -> str:
 Prompt = Annotated[
     Annotated[str, Tag("one-text")]
     | Annotated[list[str], Tag("several-texts"), Field(min_length=1, max_length=MAX_CHOICES)]
-    | Annotated[list[TokenId], Tag("token-ids"), Field(min_length=1)]
+    | Annotated[list[TokenId], Tag("token-ids"), Field(min_length=1, fail_fast=True)]
     | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]],
+        list[Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]],
         Tag("token-id-lists"),
         Field(min_length=1, max_length=MAX_CHOICES),
     ],
@@ -156,7 +156,7 @@ class TokenizeReply(BaseModel):
 
 
 class DetokenizeRequest(Body):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class DetokenizeReply(BaseModel):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from rorqual.serve.field_row import (
     CLAUDE,
@@ -64,7 +71,11 @@ def _only_text(value: Any) -> Any:
 
 Text = Annotated[
     Annotated[str, Tag("one-text")]
-    | Annotated[list[Annotated[TextBlock, BeforeValidator(_only_text)]], Tag("text-blocks")],
+    | Annotated[
+        list[Annotated[TextBlock, BeforeValidator(_only_text)]],
+        Field(fail_fast=True),
+        Tag("text-blocks"),
+    ],
     Discriminator(_text_tag),
 ]
 
@@ -104,7 +115,8 @@ def _content_tag(value: Any) -> str:
 
 
 Blocks = Annotated[
-    Annotated[str, Tag("one-text")] | Annotated[list[AnyBlock], Tag("several-blocks")],
+    Annotated[str, Tag("one-text")]
+    | Annotated[list[AnyBlock], Field(fail_fast=True), Tag("several-blocks")],
     Discriminator(_content_tag),
 ]
 
@@ -185,7 +197,10 @@ class CountRequest(Body):
 
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Text | None = None
-    tools: list[Annotated[MessagesTool, BeforeValidator(_own_tool)]] | None = None
+    tools: (
+        Annotated[list[Annotated[MessagesTool, BeforeValidator(_own_tool)]], Field(fail_fast=True)]
+        | None
+    ) = None
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -207,7 +222,7 @@ class MessagesRequest(CountRequest):
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = None
 
 

@@ -62,7 +62,8 @@ Part = Annotated[
     BeforeValidator(_known_part),
 ]
 Parts = Annotated[
-    Annotated[str, Tag("one-text")] | Annotated[list[Part], Tag("text-parts")],
+    Annotated[str, Tag("one-text")]
+    | Annotated[list[Part], Field(fail_fast=True), Tag("text-parts")],
     Discriminator(lambda value: "one-text" if isinstance(value, str) else "text-parts"),
 ]
 
@@ -112,7 +113,7 @@ class ReasoningText(Strict):
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
+    content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
 
 
 class ItemReference(Strict):
@@ -185,7 +186,9 @@ class NamedToolChoice(Strict):
 class AllowedToolsChoice(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[Annotated[NamedToolChoice, BeforeValidator(_own_tool)]]
+    tools: Annotated[
+        list[Annotated[NamedToolChoice, BeforeValidator(_own_tool)]], Field(fail_fast=True)
+    ]
 
 
 def _choice_tag(value: Any) -> str:
@@ -251,7 +254,10 @@ class InputRequest(Body):
         default=None, description="A system message before all others, for this response alone."
     )
     previous_response_id: str | None = None
-    tools: list[Annotated[ResponseTool, BeforeValidator(_own_tool)]] | None = None
+    tools: (
+        Annotated[list[Annotated[ResponseTool, BeforeValidator(_own_tool)]], Field(fail_fast=True)]
+        | None
+    ) = None
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
@@ -273,7 +279,7 @@ class ResponseRequest(InputRequest):
     stream: bool | None = None
     store: bool | None = Field(default=None, description="Default: true.")
     metadata: JsonObject | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(fail_fast=True)] | None = None
     # Extensions, as the chat route has them and as it checks them.
     top_k: Any = None
     min_p: Any = None
