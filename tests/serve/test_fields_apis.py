@@ -16,6 +16,8 @@ import pytest
 import web
 from fake_engine import FakeEngine
 from live import Live
+from openai.types.responses import Response as SdkResponse
+from pydantic import TypeAdapter
 
 from rorqual.engine import Request
 from rorqual.serve.field_row import (
@@ -187,6 +189,28 @@ def test_null_asks_for_nothing(
     assert response.status_code == 200, response.text
     assert found == own
     assert ignored(response) == ignored(first)
+
+
+TOLD: dict[str, tuple[Any, ...]] = {
+    "max_tool_calls": (3,),
+    "prompt_cache_key": ("a text",),
+    "safety_identifier": ("a text",),
+    "user": ("a text",),
+    "reasoning.summary": ("auto", "concise", "detailed"),
+    "text.verbosity": ("low", "medium", "high"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_a_response_tells_again_has_its_type(live: Live, name: str) -> None:
+    """Oracle: the types of OpenAI's SDK, which reads another value without a word."""
+    inside, _, last = name.rpartition(".")
+    for value in (*ANYTHING, *TOLD[name]):
+        change = {inside: {last: value}} if inside else {last: value}
+        text = web.post(live.url + PATHS[RESPONSES], json=SIMPLE[RESPONSES] | change).text
+        reply = TypeAdapter(SdkResponse).validate_json(text, strict=True).to_dict()
+        told: Any = reply[inside] if inside else reply
+        assert told.get(last) == (value if value in TOLD[name] else None), value
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=name_of)

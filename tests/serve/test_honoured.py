@@ -11,7 +11,7 @@ from fake_engine import DEFAULT, FakeEngine
 from live import Live
 
 from rorqual.serve.notes import NOTES_HEADER
-from rorqual.serve.prompts import NAMES_SPECIAL
+from rorqual.serve.prompts import NAMES_NOTE
 from rorqual.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.concurrency
@@ -144,7 +144,7 @@ def test_a_prompt_with_names_of_special_tokens(
     assert prompt_of(live, engine, TEXT, prompt=text, parse_special=True) == read
     assert prompt_of(live, engine, TEXT, prompt=[text, text], parse_special=True) == read
     named = post(live, TEXT, prompt=text)
-    assert named.headers[NOTES_HEADER] == NAMES_SPECIAL
+    assert named.headers[NOTES_HEADER] == NAMES_NOTE
     assert tokenizer.user_id not in engine.requests[-1].prompt_ids
     assert NOTES_HEADER not in post(live, TEXT, prompt=text, parse_special=True).headers
     assert NOTES_HEADER not in post(live, TEXT, prompt="<User>").headers

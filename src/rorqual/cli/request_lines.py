@@ -28,7 +28,7 @@ OWN_KEYS = ("id", "custom_id")
 BATCH_KEYS = ("url", "method", "body")
 OFF = {"echo": False, "parse_special": False, "add_special_tokens": True, "best_of": 1}
 """What asks for nothing, of the fields that only completions have."""
-NAMES_SPECIAL = "A prompt has names of special tokens, which are text: --special reads them."
+NAMES_HINT = "A prompt has names of special tokens, which are text: --special reads them."
 EXPECTED_LINE = (
     '{"prompt": "..."} or {"messages": [...]} with any other field of a request, or a line of a '
     'batch: {"custom_id": "...", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
@@ -180,15 +180,15 @@ class Reader:
 
     def _tell(self, job: OfflineJob, place: str | None) -> None:
         """What had no effect, each name once."""
-        from rorqual.serve.prompts import NAMES_SPECIAL as PARSE_SPECIAL
+        from rorqual.serve.prompts import NAMES_NOTE
 
         notes = job.body.notes
-        texts = [NAMES_SPECIAL if text == PARSE_SPECIAL else text for text in notes.texts]
+        texts = [NAMES_HINT if text == NAMES_NOTE else text for text in notes.texts]
         if names := [name for name in notes.ignored if name not in self._told]:
             texts.append(f"fields without effect: {', '.join(names)}")
         for text in texts:
             if text not in self._told:
-                shown = text if place is None or text == NAMES_SPECIAL else f"{place}: {text}"
+                shown = text if place is None or text == NAMES_HINT else f"{place}: {text}"
                 console().print(shown, markup=False, highlight=False, soft_wrap=True)
         self._told.update(texts, names)
 

@@ -169,7 +169,7 @@ class Answer:
         )
 
     def _text_of(self, token_id: int) -> str:
-        """What a token that is no end adds to the text that is certain."""
+        """What a token adds to the text that is certain."""
         is_skipped = self.request.params.skip_special_tokens and token_id in self._hidden_ids
         text = "" if is_skipped else self._decoder.put(token_id)
         is_early = len(self.token_ids) <= self.request.params.min_tokens

@@ -23,7 +23,7 @@ from rorqual.serve.schemas_chat import (
 from rorqual.serve.schemas_completions import CompletionRequest, TokenizeRequest
 from rorqual.tokenizer import Tokenizer
 
-NAMES_SPECIAL = "the prompt has names of special tokens as plain text; parse_special reads them"
+NAMES_NOTE = "the prompt has names of special tokens as plain text; parse_special reads them"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _prompt(
         # What a keyboard's bars were read as is shown as it was read.
         text = tokenizer.decode(ids) if reads_special else raw
         if not reads_special and tokenizer.names_special(raw):
-            body.notes.say(NAMES_SPECIAL)
+            body.notes.say(NAMES_NOTE)
     if suffix is not None:
         return Prompt(fim_prompt(ids, suffix, tokenizer), text, 0)
     has_bos = ids[:1] == [tokenizer.bos_id] or body.add_special_tokens is False

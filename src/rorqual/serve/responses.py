@@ -16,6 +16,7 @@ from rorqual.serve.reply import AnswerResponse, Wire, collect, named_event
 from rorqual.serve.response_input import Record, add_items, earlier_items, given_items
 from rorqual.serve.responses_assembler import ResponsesAssembler
 from rorqual.serve.schemas_chat import ChatRequest
+from rorqual.serve.schemas_common import Strict
 from rorqual.serve.schemas_responses import (
     AllowedToolsChoice,
     InputRequest,
@@ -44,6 +45,16 @@ SAME = (
     "skip_special_tokens allowed_token_ids include_stop_str_in_output thinking_token_budget"
 ).split()
 """Fields that the chat route has under the same name."""
+
+TOLD: dict[str, Callable[[Any], bool]] = {
+    "max_tool_calls": lambda value: type(value) is int,
+    "prompt_cache_key": lambda value: isinstance(value, str),
+    "safety_identifier": lambda value: isinstance(value, str),
+    "user": lambda value: isinstance(value, str),
+    "summary": lambda value: value in ("auto", "concise", "detailed"),
+    "verbosity": lambda value: value in ("low", "medium", "high"),
+}
+"""Fields without effect that a response tells again, with values that OpenAI's types have."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +304,8 @@ def _base(
     text = body.text.model_dump(exclude_none=True, by_alias=True) if body.text else {}
     choice = body.tool_choice
     shown = choice if choice is None or isinstance(choice, str) else choice.model_dump()
-    reasoning, told = body.reasoning, body.model_extra or {}
+    if text and _told(body.text, "verbosity") is None:
+        text.pop("verbosity", None)
     return {
         "id": response_id,
         "object": "response",
@@ -305,18 +317,18 @@ def _base(
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": told.get("max_tool_calls"),
+        "max_tool_calls": _told(body, "max_tool_calls"),
         "metadata": body.metadata or {},
         "model": service.model.name,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "prompt_cache_key": told.get("prompt_cache_key"),
+        "prompt_cache_key": _told(body, "prompt_cache_key"),
         "reasoning": {
-            "effort": reasoning.effort if reasoning else None,
-            "summary": (reasoning.model_extra or {}).get("summary") if reasoning else None,
+            "effort": body.reasoning.effort if body.reasoning else None,
+            "summary": _told(body.reasoning, "summary"),
         },
-        "safety_identifier": told.get("safety_identifier"),
+        "safety_identifier": _told(body, "safety_identifier"),
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": params.temperature,
@@ -327,8 +339,13 @@ def _base(
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
         "usage": None,
-        "user": told.get("user"),
+        "user": _told(body, "user"),
     }
+
+
+def _told(owner: Strict | None, name: str) -> Any:
+    value = (owner.model_extra or {}).get(name) if owner is not None else None
+    return value if TOLD[name](value) else None
 
 
 def _shown_tool(tool: ResponseTool) -> dict[str, Any]:
