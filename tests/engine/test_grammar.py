@@ -287,6 +287,25 @@ def test_compiled_grammars_are_kept_within_bounds(
     assert made == [one, two, three, two]
 
 
+def test_long_grammars_make_room_for_each_other(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their characters are counted as they are now: what is forgotten counts no more."""
+    monkeypatch.setattr("rorqual.engine.grammar.MAX_CACHED_CHARS", 12)
+    compiler = GrammarCompiler(tokenizer)
+    texts = ["aaaa", "bbbb", "cccc"]  # fill it to the last character
+    for text in texts:
+        compiler.compile(Grammar("regex", text))
+    for text in texts:
+        assert compiler.known(Grammar("regex", text)) is not None
+    compiler.compile(Grammar("regex", "ddddd"))  # takes the places of two
+    known = [compiler.known(Grammar("regex", text)) is not None for text in [*texts, "ddddd"]]
+    assert known == [False, False, True, True]
+    compiler.compile(Grammar("regex", "e" * 13))  # one is always kept
+    assert compiler.known(Grammar("regex", "e" * 13)) is not None
+    assert compiler.known(Grammar("regex", "ddddd")) is None
+
+
 def test_without_the_library_only_grammars_fail(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from rorqual.engine import Request
 from rorqual.serve.app import create_app
 from rorqual.serve.gbnf import as_lark
 from rorqual.serve.notes import IGNORED_HEADER
+from rorqual.serve.schemas_forms import MAX_SCHEMA_CHARS
 from rorqual.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.concurrency
@@ -61,6 +62,7 @@ WAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"json_schema": CITY}, SCHEMA),
     ({"json_schema": json.dumps(CITY)}, SCHEMA),
     ({"json_schema": {}}, form("json_schema", {})),
+    ({"json_schema": "{}".ljust(MAX_SCHEMA_CHARS)}, form("json_schema", {})),
     ({"regex": "a+"}, REGEX),
     ({"ebnf": GBNF}, BNF),
     ({"grammar": GBNF}, BNF),
@@ -135,8 +137,9 @@ def test_what_asks_for_nothing(live: Live, engine: FakeEngine, path: str) -> Non
             "structured_outputs.json and structured_outputs.choice",
         ),
         ({"guided_json": "{city"}, "guided_json", "JSON"),
-        ({"guided_json": "[1]"}, "guided_json", "dictionary"),
-        ({"json_schema": 5}, "json_schema", "dictionary"),
+        ({"guided_json": "[1]"}, "guided_json", "must be a JSON object"),
+        ({"json_schema": 5}, "json_schema", "must be a JSON object"),
+        ({"guided_json": "{}".ljust(MAX_SCHEMA_CHARS + 1)}, "guided_json", "at most 262144"),
         ({"guided_json": "[" * 300_000}, "guided_json", "at most 262144"),
         ({"guided_json": '{"a":' * 99_999}, "guided_json", "at most 262144"),
         ({"guided_json": '{"a":' * 9_999}, "guided_json", "JSON"),
