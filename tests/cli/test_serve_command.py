@@ -37,12 +37,18 @@ def noted(self):
     begin_drain(self)
 Engine.step, Server.begin_drain = held_step, noted
 """
+NO_NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 UNTIL_IT_DRAINS, FOR_EVER = HELD.format(note="drains.set()"), HELD.format(note="pass")
 
 
-def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 129)])
+def test_a_signal_lets_an_answer_finish(
+    model_folder: Path, number: signal.Signals, code: int
+) -> None:
+    """A closed terminal (SIGHUP) says so twice."""
     flags = ("--cache-memory", "64MiB")
-    with serving(model_folder, *flags, setup=UNTIL_IT_DRAINS) as (process, address):
+    setup = NO_NOHUP + UNTIL_IT_DRAINS
+    with serving(model_folder, *flags, setup=setup) as (process, address):
         client = OpenAI(base_url=address + "/v1", api_key="none", timeout=HANG_SECONDS)
         assert [model.id for model in client.models.list()] == ["sei"]
         stream = client.completions.create(
@@ -55,11 +61,13 @@ def test_sigterm_lets_an_answer_finish(model_folder: Path) -> None:
         )
         first = next(iter(stream))
         assert first.choices
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
+        if number == signal.SIGHUP:
+            process.send_signal(number)
         last = list(stream)[-1]
         assert last.usage is not None
         assert last.usage.completion_tokens == 40
-        assert process.wait(HANG_SECONDS) == 0
+        assert process.wait(HANG_SECONDS) == code
         assert process.stderr is not None
         assert b"Finishing 1 requests" in process.stderr.read()
 

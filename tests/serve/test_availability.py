@@ -221,10 +221,28 @@ def test_a_client_that_leaves_while_its_grammar_compiles_leaves_nothing(
         body = {"messages": HELLO, "response_format": REGEX, "stream": is_stream, "n": 2}
         with asking(live, body):
             wait_until(lambda: engine.asked)
+        wait_until(lambda: service.num_in_flight == 0)  # at once: nothing has been compiled yet
+        assert not engine.made
         engine.may_compile.set()
-        wait_until(lambda: service.num_in_flight == 0)
         assert engine.num_open == 0
-        assert engine.made, "the next one who wants it has it"
+        wait_until(lambda: engine.made)  # the next one who wants it has it
+
+
+def test_a_client_that_leaves_while_its_work_waits_has_no_place(engine: SlowGrammars) -> None:
+    """Its second grammar has not begun: a client has one thread of two. It never begins."""
+    with serving(engine) as live:
+        service: Service = live.app.state.service
+        body = {"messages": HELLO, "response_format": REGEX}
+        with asking(live, body):
+            wait_until(lambda: engine.asked)
+            with asking(live, body | {"response_format": REGEX | {"regex": "b"}}):
+                wait_until(lambda: service._grammars.num_waiting == 1)
+            wait_until(lambda: service.num_in_flight == 1)
+            assert service._grammars.num_waiting == 0
+            engine.may_compile.set()
+            wait_until(lambda: engine.requests)
+        wait_until(lambda: service.num_in_flight == 0)
+        assert [grammar.text for grammar in engine.asked] == ["[a-z]+"]
 
 
 def test_draining_waits_for_a_grammar_and_its_answer(engine: SlowGrammars) -> None:

@@ -14,7 +14,7 @@ import pytest
 from batch_stage import ANSWER, Answer, Stage, Stages
 from stored import HOUR
 
-from rorqual.serve import batch_job
+from rorqual.serve import batch_job, batches
 from rorqual.serve.errors import ApiError
 from rorqual.serve.store import BatchTable, FileStore, Page
 
@@ -367,3 +367,38 @@ def test_output_files_expire_if_asked(stages: Stages, engine: Engine) -> None:
         assert output.expires_at == output.created_at + HOUR
 
     asyncio.run(run())
+
+
+def test_a_full_disk_is_told_once_until_it_changes(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by the database, which each look asks; with its place for a fault of ours only."""
+    monkeypatch.setattr(batches, "LOOK_SECONDS", 0)
+    ours = ZeroDivisionError("ours")
+    looks: list[Any] = [full, full, full, None, full, OSError("gone"), OSError("gone"), ours, ours]
+
+    async def run() -> None:
+        stage = stages(1)
+
+        async def look() -> None:
+            if not looks:
+                raise asyncio.CancelledError
+            found = looks.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            await stage.store.database.run(found or (lambda connection: None))
+
+        monkeypatch.setattr(stage.batches, "look_after", look)
+        with pytest.raises(asyncio.CancelledError):
+            await stage.batches._keep_looking()
+
+    asyncio.run(run())
+    told = [(record.getMessage().rpartition(": ")[2], record.exc_info) for record in caplog.records]
+    disk = [
+        ("database or disk is full", None),
+        ("the server's disk is full; what was stored before is kept", None),
+    ]
+    assert told[:5] == [*disk, *disk, ("gone", None)]
+    assert told[5][0] == "ours"
+    assert told[5][1] is not None
+    assert len(told) == 6

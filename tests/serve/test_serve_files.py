@@ -204,8 +204,26 @@ def test_what_cannot_be_dropped_now_is_dropped_later(
 def test_a_name_is_kept_so_far_and_never_a_path(files: FileStore) -> None:
     file_id = add(files, b"1\n23", name="../" * 100)
     assert asyncio.run(files.get(file_id, "me")).filename == ("../" * 100)[:200]
-    assert asyncio.run(files.path_of(file_id, "me")) == files.folder / file_id
+    assert asyncio.run(files.content_of(file_id, "me"))[0] == files.folder / file_id
     assert (files.folder / file_id).read_bytes() == b"1\n23"
+
+
+def test_bytes_that_somebody_took_away_are_a_404(
+    files: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails is none."""
+    file_id = add(files, b"1234")
+    path, found = asyncio.run(files.content_of(file_id, "me"))
+    assert found.st_size == 4
+    path.unlink()
+    assert status_of(lambda: asyncio.run(files.content_of(file_id, "me"))) == (404, "file_gone")
+
+    def fail(path: Path) -> Any:
+        raise OSError(errno.EIO, "cannot be read")
+
+    monkeypatch.setattr(Path, "stat", fail)
+    answer = status_of(lambda: asyncio.run(files.content_of(file_id, "me")))
+    assert answer == (503, "storage_failed")
 
 
 def test_pages(files: FileStore) -> None:
@@ -230,7 +248,7 @@ def test_pages(files: FileStore) -> None:
 def test_what_another_owner_may_not(files: FileStore) -> None:
     file_id = add(files, b"1234")
     assert not is_there(files, file_id, "other")
-    assert status_of(lambda: asyncio.run(files.path_of(file_id, "other")))[0] == 404
+    assert status_of(lambda: asyncio.run(files.content_of(file_id, "other")))[0] == 404
     assert status_of(lambda: asyncio.run(files.delete(file_id, "other")))[0] == 404
     assert is_there(files, file_id)
 

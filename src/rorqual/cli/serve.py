@@ -111,7 +111,8 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI's API, DeepSeek's fields, and a chat page at /.
 
-    The first Ctrl-C or SIGTERM lets running answers finish; the second ends at once.
+    The first Ctrl-C or SIGTERM lets running answers finish; the second ends at once. So does a
+    closed terminal (SIGHUP), unless `nohup` says that it is not to; exit code 129.
 
     \b
     Examples:
@@ -174,6 +175,7 @@ def _run(
     server_settings: ServerSettings,
     bound: socket.socket,
 ) -> None:
+    from rorqual.cli.exits import EXIT_HUNG_UP
     from rorqual.engine import AsyncEngine
     from rorqual.serve.app import create_app
     from rorqual.serve.server import EXIT_FAILED, Server, address_of
@@ -196,6 +198,8 @@ def _run(
     server.run(sockets=[bound])
     if server.failure is not None:
         raise typer.Exit(EXIT_FAILED)
+    if server.has_hung_up:
+        raise typer.Exit(EXIT_HUNG_UP)
 
 
 def greeting(

@@ -41,6 +41,7 @@ class Batches:
         )
         self._keeper: asyncio.Task[None] | None = None
         self._waiting: set[str] = set()
+        self._trouble: str | None = None
 
     async def start(self) -> None:
         """Takes over what ended servers left, now and from time to time."""
@@ -144,8 +145,17 @@ class Batches:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look_after()
+                self._trouble = None
+            except (StorageError, OSError) as problem:
+                if self._is_news(problem):
+                    log.error("batches are not looked after: %s", problem)
             except Exception as problem:  # the next look may go well
-                log.error("looking after batches failed", exc_info=problem)
+                if self._is_news(problem):
+                    log.error("looking after batches failed: %s", problem, exc_info=problem)
+
+    def _is_news(self, problem: Exception) -> bool:
+        before, self._trouble = self._trouble, repr(problem)
+        return self._trouble != before
 
     async def _may_take(self, row: BatchRow) -> bool:
         is_ours = row.model in self._service.model.names

@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive
 
 from rorqual.serve.errors import ApiError
 from rorqual.serve.fair_pool import owner_of
@@ -48,9 +49,33 @@ class BodyRoute(APIRoute):
                 if is_suspect(content):
                     with suppress(ValueError, RecursionError):  # who reads it next says why
                         check_repeatable(await request.json())
+                return await _unless_left(handle(request), request)
             return await handle(request)
 
         return check_and_handle
+
+
+async def _unless_left(handling: Coroutine[Any, Any, Response], request: Request) -> Response:
+    """What the route answers; of a client that leaves meanwhile nothing waits any more."""
+    handler = asyncio.create_task(handling)
+    watcher = asyncio.create_task(until_gone(request.receive))
+    try:
+        await asyncio.wait({handler, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        has_left = not handler.done()
+        handler.cancel()
+        watcher.cancel()
+        await asyncio.wait({handler, watcher})
+    if has_left:
+        request.app.state.service.metrics.note_disconnect()
+        return ApiError(400, "the client left before its answer began").response()
+    return handler.result()
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the client has left, of which the whole body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Pacer:

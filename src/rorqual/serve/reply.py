@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from rorqual.engine import Piece, Request
 from rorqual.log import logger
 from rorqual.serve.answers import ClientGoneError
+from rorqual.serve.bodies import until_gone
 from rorqual.serve.errors import INTERNAL, ApiError
 from rorqual.serve.notes import Notes
 from rorqual.serve.reply_text import LINE_ENDS
@@ -97,7 +98,7 @@ class AnswerResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.create_task(self._write(send))
-        watcher = asyncio.create_task(_until_gone(receive))
+        watcher = asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not writer.done():
@@ -189,11 +190,6 @@ class AnswerResponse(Response):
         if content_length is not None and not self._is_stream:
             headers.append((b"content-length", str(content_length).encode()))
         return {"type": "http.response.start", "status": 200, "headers": headers}
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def collect(service: Service, requests: Sequence[Request], assembler: Assembler) -> str:

@@ -1,8 +1,9 @@
 """uvicorn around the application, with an orderly end.
 
-The first SIGTERM or SIGINT drains: the socket stays open, so that new requests get a 503 they can
-read, running ones finish (at most `drain_timeout_seconds`), and the process ends with 0; who is
-connected by then has `last_call_seconds` to ask and be refused. A second signal ends it at once.
+The first SIGTERM, SIGINT or SIGHUP (the terminal was closed) drains: the socket stays open, so that
+new requests get a 503 they can read, running ones finish (at most `drain_timeout_seconds`), and the
+process ends; who is connected by then has `last_call_seconds` to ask and be refused. A second
+SIGTERM or SIGINT ends it at once.
 
 If the engine fails for good, health checks and requests are told so for `failed_seconds`; then the
 server ends, and `failure` says why, for whoever started it to start it anew.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -115,6 +118,8 @@ class Server(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failure: EngineFailed | None = None
+        self.has_hung_up = False
+        """Whether it ends because its terminal was closed."""
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -132,6 +137,27 @@ class Server(uvicorn.Server):
 
     def _end(self) -> None:
         self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Also SIGHUP, unless it is ignored, as `nohup` has it."""
+        number = getattr(signal, "SIGHUP", None)  # Windows has none
+        is_main = threading.current_thread() is threading.main_thread()
+        with super().capture_signals():
+            if number is None or not is_main or signal.getsignal(number) == signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(number, self._hang_up)
+            try:
+                yield
+            finally:
+                signal.signal(number, before)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        """The terminal was closed. It says so twice, the system and the shell: once counts."""
+        if not self.has_hung_up and not self.is_draining:
+            self.has_hung_up = True
+            self.handle_exit(sig, frame)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in the main thread between two instructions: it only asks the loop to act."""
@@ -159,15 +185,19 @@ class Server(uvicorn.Server):
 
     async def _end_well(self) -> None:
         num_running = self._app.state.service.num_in_flight
-        self._on_notice(
+        self._say(
             f"Finishing {num_running} requests; no new ones are taken. Ctrl-C again ends at once."
         )
         if await drain(self._app):
             await self._hear_newcomers()
         else:
-            self._on_notice("Some requests did not finish in time and were cancelled.")
+            self._say("Some requests did not finish in time and were cancelled.")
             self.config.timeout_graceful_shutdown = 0
         self.should_exit = True
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that is closed must not end the drain
+            self._on_notice(text)
 
     async def _hear_newcomers(self) -> None:
         """Whoever is connected and has not asked yet is heard and told, instead of hung up on."""

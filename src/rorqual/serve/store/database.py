@@ -84,9 +84,12 @@ class StorageError(ApiError):
     """The store cannot do it now. Nothing that was stored is lost."""
 
     @classmethod
-    def from_disk(cls, problem: OSError | sqlite3.Error, where: Path) -> StorageError:
-        """503, or 500 where it will not pass by itself; the log says where."""
-        log.error("%s: %s", where, problem)
+    def from_disk(
+        cls, problem: OSError | sqlite3.Error, where: Path, *, is_told: bool = False
+    ) -> StorageError:
+        """503, or 500 where it will not pass by itself; the log says where, unless it has."""
+        if not is_told:
+            log.error("%s: %s", where, problem)
         code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             text = "the server's database is damaged; its log says which"
@@ -121,6 +124,8 @@ class Database:
             self._connection.close()
             raise
         self._thread = ThreadPoolExecutor(1, "rorqual-store")
+        self._trouble: str | None = None
+        """What the log says of the disk since the last time that something was stored."""
 
     async def run(self, work: Work[T]) -> T:
         """Runs `work` as a transaction. StorageError if that cannot be; then nothing has changed.
@@ -170,9 +175,13 @@ class Database:
                 if connection.in_transaction:  # SQLite may have rolled back itself
                     connection.execute("ROLLBACK")
                 raise
+            if kind == "IMMEDIATE":
+                self._trouble = None
             return result
         except sqlite3.Error as problem:
-            raise StorageError.from_disk(problem, self.path) from None
+            is_told = str(problem) == self._trouble
+            self._trouble = str(problem)
+            raise StorageError.from_disk(problem, self.path, is_told=is_told) from None
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -147,8 +147,17 @@ class FileStore:
             raise ApiError(404, "there is no such file", code="file_not_found", param="file_id")
         return _reply(row)
 
-    async def path_of(self, file_id: str, owner: str) -> Path:
-        return self.path((await self.get(file_id, owner)).id)
+    async def content_of(self, file_id: str, owner: str) -> tuple[Path, os.stat_result]:
+        """Where a file's bytes are. ApiError 404 if somebody has taken them away."""
+        path = self.path((await self.get(file_id, owner)).id)
+        try:
+            return path, await asyncio.to_thread(path.stat)
+        except FileNotFoundError:
+            log.error("%s: the bytes of a stored file are gone", path)
+            text = "the file's bytes are gone from the server's disk; upload it again"
+            raise ApiError(404, text, code="file_gone", param="file_id") from None
+        except OSError as problem:
+            raise StorageError.from_disk(problem, path) from None
 
     def path(self, file_id: str) -> Path:
         assert FILE_ID.fullmatch(file_id), "ids are made here"
