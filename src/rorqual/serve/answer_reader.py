@@ -34,6 +34,7 @@ class AnswerReader:
         tool_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._tokenizer, self._is_single, self._tool_names = tokenizer, is_single, tool_names
+        self.has_tools = has_tools
         self._parser = StreamParser(
             has_tools=has_tools,
             is_single=is_single,

@@ -23,10 +23,9 @@ from rorqual.serve.parse_stream import (
     ToolCallEnd,
     ToolCallStart,
 )
-from rorqual.serve.tokens_text import chat_logprob
+from rorqual.serve.text_logprobs import TextLogprobs
 from rorqual.serve.tool_shapes import input_of
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.special import THINK_END
 
 Json = dict[str, Any]
 PARTS: dict[str, Json] = {
@@ -62,24 +61,23 @@ class ResponsesAssembler:
         has_logprobs: bool,
         custom_names: Collection[str] = (),
     ) -> None:
-        self._base, self._reader, self._tokenizer = base, reader, tokenizer
+        self._base, self._reader = base, reader
         self._is_stream, self._has_logprobs = is_stream, has_logprobs
         self._custom_names = custom_names
         self._items: list[Json] = []
         self._is_open = False
         self._sequence = self._completed_at = 0
-        self._logprobs: list[Json] = []
-        """Of tokens whose text is still to come."""
-        self._has_thought = False
+        self._logprobs = TextLogprobs(tokenizer, has_tools=reader.has_tools)
 
     def put(self, index: int, piece: Piece) -> list[str]:
         texts = [] if self._sequence else self._begin()
         events = self._reader.put(piece)
-        self._note_logprobs(piece)
+        if self._has_logprobs:
+            self._logprobs.note(piece.logprobs)
         for event in events:
             texts += self._take(event)
         if piece.finish_reason is not None:
-            if self._logprobs and self._is_open_as("message"):
+            if self._logprobs.has_text and self._is_open_as("message"):
                 texts += self._add_text("")
             self._completed_at = int(time.time())
             is_whole = self._reader.finish_reason != "length"
@@ -123,8 +121,8 @@ class ResponsesAssembler:
             yield from self._open_text("message")
             yield from self._add_text(event.text)
             return
-        is_late = isinstance(event, Reasoning) and self._has_thought  # the answer's tokens are here
-        self._logprobs = self._logprobs if is_late else []
+        if isinstance(event, Reasoning | ToolCallStart):
+            self._logprobs.drop(is_reasoning=isinstance(event, Reasoning))
         if isinstance(event, Reasoning):
             yield from self._open_text("reasoning")
             yield from self._add_text(event.text)
@@ -175,8 +173,8 @@ class ResponsesAssembler:
         part["text"] += text
         fields: Json = {"content_index": 0, "delta": text}
         if item["type"] == "message":
-            part["logprobs"] += self._logprobs
-            fields["logprobs"], self._logprobs = self._logprobs, []
+            fields["logprobs"] = self._logprobs.take(text)
+            part["logprobs"] += fields["logprobs"]
         yield self._part_event(f"{TEXT_EVENTS[item['type']]}.delta", **fields)
 
     def _close(self, status: str) -> Iterator[str]:
@@ -200,16 +198,6 @@ class ResponsesAssembler:
         item["status"] = status
         self._is_open = False
         yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
-
-    def _note_logprobs(self, piece: Piece) -> None:
-        """Of what the user sees: special tokens, as that which ended the answer, are no text."""
-        if self._has_logprobs:
-            special = {number: name for name, number in self._tokenizer.special_ids.items()}
-            for item in piece.logprobs:
-                if item.token_id not in special:
-                    self._logprobs.append(chat_logprob(item, self._tokenizer).model_dump())
-                elif special[item.token_id] == THINK_END and not self._has_thought:
-                    self._logprobs, self._has_thought = [], True
 
     def _part_event(self, kind: str, **fields: Any) -> str:
         place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
