@@ -106,7 +106,7 @@ BAD_LINES = {
         "tools: Input should be a valid list",
     ),
     "tools_zero": (b'{"prompt": "a", "tools": 0}\n', "tools: Input should be a valid list"),
-    "tool_text": (b'{"prompt": "a", "tools": ["f"]}\n', "tools[0]: Input should be"),
+    "tool_text": (b'{"prompt": "a", "tools": ["f"]}\n', "tools[0]: must be a JSON object"),
     "not_utf8": (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2: is not UTF-8"),
     "too_long": (b'{"prompt": "' + b"x1" * 9000 + b'"}\n', "does not fit"),
     "empty": (b"\n\n", "has no prompts"),
@@ -124,6 +124,10 @@ def test_a_bad_line_is_named_and_nothing_is_written(
     done = run("generate", "--model", model_folder, *files)
     assert (done.code, done.out) == (2, "")
     assert BAD_LINES[name][1] in done.err
+    told = [line.partition(":")[0] for line in done.err.splitlines()]
+    assert told[0] == "rorqual"
+    assert set(told[1:]) <= {"  found", "  expected", "  fix"}
+    assert len(set(told)) == len(told)
     assert target.read_text(encoding="utf-8") == "precious"
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 

@@ -177,7 +177,8 @@ def test_what_cannot_be_is_told_by_the_clients_names(
 ) -> None:
     response = post(live, path, **fields)
     error = response.json()["error"]
-    assert (response.status_code, error["param"]) == (422, param), error
+    status = 400 if error["code"] == "invalid_grammar" else 422
+    assert (response.status_code, error["param"]) == (status, param), error
     assert words in error["message"]
 
 
@@ -429,3 +430,38 @@ def test_what_the_library_refuses_is_told_by_the_clients_name(real: Live, path: 
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "guided_regex")
     assert error["code"] == "invalid_grammar"
+
+
+BROKEN = ['root ::= "', "root ::= (a", 'root ::= "a" {999999999}', 'a ::= "x"', 'root ::= root "a"']
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "gbnf", [*BROKEN, "root ::= " + "a" * 32_768, "start: )", 'start: start "a"']
+)
+def test_every_broken_grammar_is_one_kind_of_error(real: Live, path: str, gbnf: str) -> None:
+    """By whichever name, in one line, and without what the library calls its states."""
+    fields: list[tuple[str, dict[str, Any]]] = [
+        ("guided_grammar", {"guided_grammar": gbnf}),
+        ("ebnf", {"ebnf": gbnf}),
+        ("structured_outputs.grammar", {"structured_outputs": {"grammar": gbnf}}),
+        ("response_format", {"response_format": {"type": "grammar", "grammar": gbnf}}),
+    ]
+    for place, body in fields:
+        response = post(real, path, **body)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (
+            400,
+            "invalid_grammar",
+            place,
+        )
+        assert "\n" not in error["message"]
+        assert "NoExtension" not in error["message"]
+
+
+def test_a_broken_regex_is_told_in_one_line(real: Live) -> None:
+    for regex, words in (("(", "unclosed group"), ("[^\\s\\S]", "matches no text")):
+        message = post(real, CHAT, guided_regex=regex).json()["error"]["message"]
+        assert words in message
+        assert "\n" not in message
+        assert "NoExtension" not in message

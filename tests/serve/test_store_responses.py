@@ -85,6 +85,20 @@ def test_a_chain_is_told_from_its_beginning(responses: ResponseStore) -> None:
     assert ask(lambda: responses.chain("c", "me")) == gone
 
 
+def test_a_chain_that_lost_a_response_is_told_by_the_id_that_was_sent(
+    responses: ResponseStore,
+) -> None:
+    put(responses, "a")
+    put(responses, "b", previous_id="a")
+    put(responses, "c", previous_id="b")
+    asyncio.run(responses.delete("a", "me"))
+    for sent in ("c", "b"):
+        with pytest.raises(ApiError, match=f"conversation of '{sent}' is not whole.*'a' was dele"):
+            asyncio.run(responses.chain(sent, "me"))
+    with pytest.raises(ApiError, match="there is no previous response 'a'"):
+        asyncio.run(responses.chain("a", "me"))
+
+
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_chain_has_a_limit(
     responses: ResponseStore, monkeypatch: pytest.MonkeyPatch, excess: int

@@ -144,9 +144,17 @@ class Reader:
                 body.notes.ignore("model")  # --model says which
             model = replace(self.model, defaults=_offset(self.model.defaults, offset))
             job = offline_job(body, model, grammars, self.system)
-        except (ApiError, RorqualError) as problem:
-            reason = problem.message if isinstance(problem, ApiError) else str(problem)
-            raise UsageError(f"cannot be answered: {reason}", where=place) from None
+        except ApiError as problem:
+            raise UsageError(f"cannot be answered: {problem.message}", where=place) from None
+        except RorqualError as problem:
+            reason = f"{problem.where}: {problem.what}" if problem.where else problem.what
+            raise UsageError(
+                f"cannot be answered: {reason}",
+                where=place,
+                found=problem.found,
+                expected=problem.expected,
+                fix=problem.fix,
+            ) from None
         self._tell(job, place)
         return Line(item, job, batch_id)
 

@@ -56,8 +56,9 @@ MAX_CACHED = 32
 MAX_CACHED_CHARS = 4 * MAX_TEXT_CHARS
 """Of all texts in the cache: what a grammar takes grows with its text."""
 MAX_REASON_CHARS = 500
-TRANSLATED = "// translated"
-"""Ends a grammar whose client wrote it in another notation: errors show none of its lines."""
+TRANSLATED = "// translated"  # ends a grammar from another notation: no place in it is told
+_INNER = r"(?m)^[ \t]*(?:\d+ \|.*|\^+)[ \t]*$|<non-verbose/>|\bNoExtension(?:Bias)?\b"
+"""Pictures of a place, and the library's names of its states: errors are one line."""
 LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,  # 1 to 2 kB each, so that a grammar takes 40 MB at most
     "initial_lexer_fuel": 300_000,  # the library's 1,000,000 may take seconds to run out
@@ -394,7 +395,6 @@ def _check_at_most(what: str, number: float, most: int) -> None:
 
 
 def _malformed(grammar: Grammar, problem: str) -> UsageError:
-    reason = problem.replace("<non-verbose/>", "").strip()
-    if grammar.text.endswith(TRANSLATED):
-        reason = re.sub(r"^at \d+\(\d+\): |\n *\d+ \|.*|\n *\^(?=\n|$)", "", reason)
+    inner = rf"{_INNER}|^at \d+\(\d+\): " if grammar.text.endswith(TRANSLATED) else _INNER
+    reason = " ".join(re.sub(inner, "", problem).split()).removesuffix(".")
     return UsageError(f"the {grammar.kind} cannot be used: {reason[:MAX_REASON_CHARS]}")

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from rorqual.errors import EngineFailed, RorqualError
 from rorqual.serve.fields import BY_PLACE
 from rorqual.serve.notes import ExtraField
-from rorqual.serve.schemas_common import TAGGED, TAGS
+from rorqual.serve.schemas_common import INVALID_GRAMMAR, TAGGED, TAGS
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -136,7 +136,8 @@ def validation_error(
     context = first.get("ctx", {})
     code = "unknown_field" if is_unknown else context.get("code", "invalid_value")
     param = context.get("param") or _place(first["loc"])
-    return ApiError(422, "; ".join(texts), code=code, param=param)
+    status = 400 if code == INVALID_GRAMMAR else 422
+    return ApiError(status, "; ".join(texts), code=code, param=param)
 
 
 def unknown_error(extras: Sequence[ExtraField]) -> ApiError:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rorqual.engine import MAX_SEED, Grammar, SamplingParams
 from rorqual.errors import RorqualError
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, describe
 from rorqual.serve.schemas_common import SamplingFields
 
 FIELDS = (
@@ -63,7 +63,7 @@ def sampling_params(
     try:
         return replace(defaults, **values)
     except RorqualError as problem:
-        message, name = str(problem).replace("\n", "; "), problem.what.partition(" ")[0]
+        message, name = describe(problem), problem.what.partition(" ")[0]
         param = body.written(name) if name in SamplingFields.model_fields else None
         raise ApiError(422, message, code="invalid_value", param=param) from None
 

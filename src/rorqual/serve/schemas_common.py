@@ -66,6 +66,10 @@ class Strict(BaseModel):
     """Where `fields.py` lists its fields."""
 
 
+INVALID_GRAMMAR = "invalid_grammar"
+"""The code of every fault in a grammar, whoever finds it: a 400."""
+
+
 def mismatch(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
     """A fault between fields, with the name of the one to mend."""
     context = {"message": message, "param": field, "code": code}

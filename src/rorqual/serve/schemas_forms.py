@@ -20,7 +20,13 @@ from pydantic import (
 from rorqual.serve.field_row import STRUCTURED
 from rorqual.serve.gbnf import as_lark
 from rorqual.serve.json_values import is_suspect, unrepeatable
-from rorqual.serve.schemas_common import JsonObject, SamplingFields, Strict, mismatch
+from rorqual.serve.schemas_common import (
+    INVALID_GRAMMAR,
+    JsonObject,
+    SamplingFields,
+    Strict,
+    mismatch,
+)
 
 SCHEMA = "response_format.json_schema.schema"
 MAX_SCHEMA_CHARS = 262_144
@@ -206,7 +212,7 @@ def _in_lark(form: GrammarFormat, place: str) -> GrammarFormat:
     try:
         return form.model_copy(update={"grammar": as_lark(form.grammar)})
     except ValueError as problem:
-        raise mismatch(place, f"{place}: {problem}") from None
+        raise mismatch(place, f"{place}: {problem}", INVALID_GRAMMAR) from None
 
 
 def _asked(form: Form) -> Any:

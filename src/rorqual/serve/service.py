@@ -31,7 +31,7 @@ from rorqual.serve.errors import (
 from rorqual.serve.fair_pool import Caller, FairPool
 from rorqual.serve.metrics import EndReason, Metrics
 from rorqual.serve.notes import Notes
-from rorqual.serve.schemas_common import Body
+from rorqual.serve.schemas_common import INVALID_GRAMMAR, Body
 from rorqual.serve.settings import ServedModel, ServerSettings
 
 log = logger("serve")
@@ -108,11 +108,11 @@ class Service:
         try:
             known = self.engine.known_grammar(grammar)
         except RorqualError as problem:
-            raise ApiError.of(problem, param, code="invalid_grammar") from None
+            raise ApiError.of(problem, param, code=INVALID_GRAMMAR) from None
         if known is not None:
             return known
         work = partial(self.engine.compile, grammar)
-        return await self._in_pool(self._grammars, work, param, caller, "invalid_grammar")
+        return await self._in_pool(self._grammars, work, param, caller, INVALID_GRAMMAR)
 
     async def _in_pool(
         self, pool: FairPool, work: Callable[[], T], param: str, caller: Caller, code: str

@@ -101,8 +101,17 @@ class ResponseStore:
             next_id: str | None = response_id
             while next_id is not None:
                 response = self._find(connection, next_id, owner)
-                if response is None or len(found) >= MAX_CHAIN:
-                    raise _no_previous(next_id)
+                if response is None and not found:
+                    raise _no_previous(f"there is no previous response {response_id[:100]!r}")
+                if response is None:
+                    raise _no_previous(
+                        f"the conversation of {response_id!r} is not whole: its earlier response "
+                        f"{next_id!r} was deleted, or has expired; send its items as input"
+                    )
+                if len(found) >= MAX_CHAIN:
+                    raise _no_previous(
+                        f"the conversation of {response_id!r} has more than {MAX_CHAIN} responses"
+                    )
                 num_bytes += len(response.body)
                 if num_bytes > MAX_CHAIN_BYTES:
                     raise _too_long()
@@ -151,8 +160,7 @@ def _not_found(response_id: str) -> ApiError:
     return ApiError(404, text, code="response_not_found", param="response_id")
 
 
-def _no_previous(response_id: str) -> ApiError:
-    text = f"there is no previous response {response_id[:100]!r}"
+def _no_previous(text: str) -> ApiError:
     param = "previous_response_id"
     return ApiError(400, text, code="previous_response_not_found", param=param)
 
