@@ -102,7 +102,7 @@ check: $(VENV)/.installed-dev  ## before each commit: lint, format, types, the h
 	$(BIN)/mypy; \
 	$(BIN)/python tests/touched.py $$(($(CHECK_SECONDS) - $$(date +%s) + start))
 
-same: $(VENV)/.installed-dev  ## does this commit compute what its parent does? ARGS="--close" where bits may differ
+same: $(VENV)/.installed-dev  ## does this commit compute what its parent does? ARGS="--close logits" where bits may differ
 	$(BIN)/python benchmarks/same.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
