@@ -80,7 +80,8 @@ DtypeName = Annotated[
     typer.Option(
         "--dtype",
         help="auto, float32 or bfloat16: what weights are decoded to, FP8 and GGUF's types too. "
-        "Auto: float32 up to a billion parameters, bfloat16 beyond.",
+        "Auto: float32 up to a billion parameters, bfloat16 beyond. stored: as they are in the "
+        "file, decoded for each product (least memory, slow).",
     ),
 ]
 DeviceName = Annotated[

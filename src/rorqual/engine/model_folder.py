@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
@@ -37,12 +37,12 @@ from rorqual.weights.gguf_metadata import require_deepseek2
 from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
 from rorqual.weights.huggingface_writer import CHAT_CARD
-from rorqual.weights.model_reader import load_from
+from rorqual.weights.model_reader import LoadDtype, load_from
 from rorqual.weights.open import SourceKind, kind_of, open_source
 from rorqual.weights.shards_reader import open_shards
 from rorqual.weights.source import TensorSource
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "stored")
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
 
 
@@ -158,11 +158,12 @@ class ModelFolder:
         return load_config(self.path).max_position_embeddings
 
     def load_model(self, dtype: str = "auto", device: str | torch.device = "auto") -> DeepseekV3:
-        """The weights, as "float32", "bfloat16" or "auto"; UsageError for another dtype.
+        """The weights, as "float32", "bfloat16", "stored" or "auto"; UsageError for another dtype.
 
         `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N; UsageError for another.
 
-        Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype.
+        Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype; with "stored"
+        matrices stay as they are and are decoded for each product (see `weights.load`).
         Choice: "auto" is float32 up to a billion parameters, bfloat16 beyond.
         """
         if dtype not in DTYPES:
@@ -172,7 +173,8 @@ class ModelFolder:
             if dtype == "auto":
                 num_parameters = count_parameters(source.config).total
                 dtype = "float32" if num_parameters <= MAX_FLOAT32_PARAMETERS else "bfloat16"
-            return load_from(source, "float32" if dtype == "float32" else "bfloat16", device)
+            assert dtype in get_args(LoadDtype), "as DTYPES says"
+            return load_from(source, cast(LoadDtype, dtype), device)
 
     def _open(self) -> TensorSource:
         if self.config is not None:

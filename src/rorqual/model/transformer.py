@@ -37,7 +37,7 @@ class Body(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_main_layers = config.num_hidden_layers
-        self.embed_tokens: nn.Embedding | None
+        self.embed_tokens: nn.Module | None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         kinds = {True: Block, False: MtpModule}
         self.layers = nn.ModuleDict(
@@ -177,7 +177,9 @@ class DeepseekV3(nn.Module):
     def tie(self) -> None:
         """Makes the head's matrix the embedding's, where the configuration says so."""
         embedding = self.model.embed_tokens
-        if self.config.tie_word_embeddings and self.lm_head is not None and embedding is not None:
+        if not self.config.tie_word_embeddings:
+            return
+        if isinstance(embedding, nn.Embedding) and self.lm_head is not None:
             self.lm_head.weight = embedding.weight
 
     def routers(self) -> list[Router]:

@@ -29,7 +29,7 @@ from rorqual.weights.gguf_metadata import config_of, require_deepseek2
 from rorqual.weights.gguf_names import GgufTensor, gguf_tensors, half_names
 from rorqual.weights.gguf_tokenizer import TOKENS, tokenizer_of
 from rorqual.weights.huggingface_writer import GENERATION
-from rorqual.weights.source import Entry, Quantisation
+from rorqual.weights.source import Entry, Quantisation, StoredBytes
 
 ABSURD_TENSORS = 10_000_000
 _FUSED = "ffn_gate_up_exps.weight"
@@ -110,6 +110,24 @@ class GgufSource:
         place = self._places[name]
         infos = (place.info,) if isinstance(place, _Rows) else (place.k_info, place.v_info)
         return list(dict.fromkeys(info.kind.name for info in infos))
+
+    def stored(self, name: str) -> StoredBytes:
+        """A matrix as it lies in the file; not one that is stored in halves."""
+        place = self._places[name]
+        assert isinstance(place, _Rows), f"{name} is stored in halves"
+        first = place.first_row
+        raw = self.file.read_raw(place.info.name, first, first + place.shape[0])
+        return StoredBytes(place.info.kind.name, raw)
+
+    def stored_halves(self, name: str) -> tuple[StoredBytes, StoredBytes] | None:
+        """`attn_k_b` (H * C rows) and `attn_v_b` (H * V rows) of a kv_b that is stored so."""
+        place = self._places[name]
+        if isinstance(place, _Rows):
+            return None
+        infos = place.k_info, place.v_info
+        raws = [self.file.read_raw(info.name, 0, info.num_rows) for info in infos]
+        k, v = (StoredBytes(i.kind.name, raw) for i, raw in zip(infos, raws, strict=True))
+        return k, v
 
     def allowed_errors(
         self, name: str, start: int, stop: int, source: Tensor, *, has_importance: bool

@@ -18,6 +18,7 @@ from torch import Tensor
 from rorqual.errors import CheckpointError, RorqualError, UsageError
 from rorqual.files import atomic_directory, write_json
 from rorqual.model import DeepseekV3
+from rorqual.model.stored import StoredStack
 from rorqual.ops.block_fp8 import BLOCK, quantise_blocks
 from rorqual.weights.folder import CONFIG, INDEX, SINGLE
 from rorqual.weights.names import Format, Kind, StoredTensor, stored_tensors
@@ -58,6 +59,11 @@ def save(
     """
     if max_shard_bytes <= 0:
         raise UsageError("max_shard_bytes must be positive", found=max_shard_bytes)
+    if any(isinstance(module, StoredStack) for module in model.modules()):
+        raise UsageError(
+            "a model whose weights run as they are stored cannot be saved",
+            fix="convert its file instead (rorqual convert), or load it as float32",
+        )
     stored = stored_tensors(model.config, dtype, repeat_mtp_embedding=repeat_mtp_embedding)
     shards = plan_shards(stored, dtype, max_shard_bytes)
     places: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())

@@ -19,9 +19,10 @@ from rorqual.weights.names import HEAD, StoredTensor
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
 from rorqual.weights.source import TensorSource
+from rorqual.weights.stored_reader import load_stored
 from rorqual.weights.values import read_values
 
-LoadDtype = Literal["float32", "bfloat16"]
+LoadDtype = Literal["float32", "bfloat16", "stored"]
 
 
 def load(
@@ -30,6 +31,10 @@ def load(
     device: str | torch.device = "cpu",
 ) -> DeepseekV3:
     """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
+
+    "stored": matrices stay in the bytes of their file, FP8 and GGUF's types included, and are
+    decoded a tile at a time for each product; the rest and all that is computed is float32. On the
+    CPU, slow, frozen.
 
     A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides. The
     text `tiny` is the bundled model.
@@ -43,7 +48,7 @@ def load(
         raise UsageError(
             f"a model cannot be loaded as {dtype!r}",
             expected=" or ".join(get_args(LoadDtype)),
-            fix="FP8 checkpoints are dequantised on loading: choose bfloat16 or float32",
+            fix="FP8 checkpoints are dequantised on loading, or run as they are stored",
         )
     device = resolve_device(device)
     with open_source(checkpoint_path(path)) as opened:
@@ -58,6 +63,8 @@ def load_from(
 ) -> DeepseekV3:
     """The model in an opened checkpoint; see `load`."""
     device = resolve_device(device)
+    if dtype == "stored":
+        return load_stored(source, device)
     report = audit(source)
     report.raise_faults(source.path)
     model = empty(report.config, getattr(torch, dtype), device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -31,6 +31,13 @@ class Quantisation:
 
     block: tuple[int, int] = (128, 128)
     is_ue8m0: bool = False
+
+
+class StoredBytes(NamedTuple):
+    """Rows in the bytes of a file, (R, B) uint8; `kind` is F8_E4M3 or a type of GGUF."""
+
+    kind: str
+    codes_RB: Tensor
 
 
 class TensorSource(Protocol):

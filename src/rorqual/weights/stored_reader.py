@@ -1,0 +1,161 @@
+"""A model that runs from the bytes of its file: `load(path, "stored")`.
+
+Matrices stay as they are stored, a stack of experts too; norms, routers and their bias are float32,
+and so is what is computed. A kv_b that a GGUF file stores in halves stays in halves.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rorqual.errors import UsageError
+from rorqual.model import DeepseekV3, ModelConfig
+from rorqual.model.balance import Balance
+from rorqual.model.layers import Head, Linear
+from rorqual.model.mla import LatentUp
+from rorqual.model.moe import Experts
+from rorqual.model.stored import (
+    FP8,
+    StoredEmbedding,
+    StoredExperts,
+    StoredHalves,
+    StoredHead,
+    StoredLatentUp,
+    StoredLinear,
+    StoredStack,
+)
+from rorqual.weights.audit import audit
+from rorqual.weights.gguf_reader import GgufSource
+from rorqual.weights.names import StoredTensor
+from rorqual.weights.progress import track
+from rorqual.weights.source import StoredBytes, TensorSource
+from rorqual.weights.values import read_scale, read_values
+
+_KINDS = {
+    torch.float8_e4m3fn: FP8,
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+}
+
+
+def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
+    """The model in an opened checkpoint, in evaluation mode; see `weights.load` for the errors."""
+    if device.type != "cpu":
+        raise UsageError(
+            "weights run as they are stored on the CPU only",
+            found=device,
+            fix="choose --dtype bfloat16, or --device cpu",
+        )
+    report = audit(source)
+    report.raise_faults(source.path)
+    with torch.device("meta"):
+        model = DeepseekV3(report.config)
+    reader = _Reader(source, report.config, model)
+    with torch.no_grad():
+        for tensor in track(report.tensors, "loading", source.num_bytes()):
+            if tensor.kind != "copy":
+                reader.take(tensor)
+    reader.finish()
+    return model.eval()
+
+
+class _Reader:
+    """Puts each tensor where it belongs, and what holds bytes in the place of what held floats."""
+
+    def __init__(self, source: TensorSource, config: ModelConfig, model: DeepseekV3) -> None:
+        self.source, self.config, self.model = source, config, model
+        self.experts: dict[str, dict[str, StoredStack]] = defaultdict(dict)
+
+    def take(self, tensor: StoredTensor) -> None:
+        owner, _, _ = tensor.parameter.rpartition(".")
+        module = self.model.get_submodule(owner)
+        if isinstance(module, Experts):
+            self._take_expert(owner, tensor)
+        elif isinstance(module, LatentUp):
+            self._replace(owner, self._latent_up(module, tensor))
+        elif isinstance(module, Linear | nn.Embedding):
+            kinds: dict[type, Callable[[StoredStack], nn.Module]]
+            kinds = {Head: StoredHead, nn.Embedding: StoredEmbedding}
+            self._replace(owner, kinds.get(type(module), StoredLinear)(self._matrix(tensor)))
+        else:
+            self._dense(tensor.parameter, read_values(self.source, tensor).float())
+
+    def finish(self) -> None:
+        for owner, parts in self.experts.items():
+            self._replace(owner, StoredExperts(parts["gate"], parts["up"], parts["down"]))
+        for layer in self.model.sparse_layers():
+            layer.balance = Balance(self.config.n_routed_experts)
+        embedding = self.model.model.embed_tokens
+        if self.config.tie_word_embeddings and isinstance(embedding, StoredEmbedding):
+            self._replace("lm_head", StoredHead(embedding.stack))
+        self.model.model.rotary.reset_buffers()
+        for parameter in self.model.parameters():
+            assert not parameter.is_meta, "the audit found every tensor"
+
+    def _latent_up(self, module: LatentUp, tensor: StoredTensor) -> nn.Module:
+        source, heads = self.source, module.num_heads
+        halves = source.stored_halves(tensor.name) if isinstance(source, GgufSource) else None
+        if halves is None:
+            return StoredLatentUp(self._matrix(tensor), heads, module.widths)
+        nope, latent = module.widths[0], self.config.kv_lora_rank
+        shapes = (heads, latent, nope), (heads, module.widths[1], latent)
+        stacks = []
+        for stored, shape in zip(halves, shapes, strict=True):
+            stack = self._stack(stored, shape)
+            stack.codes_EOB.copy_(stored.codes_RB.view(stack.codes_EOB.shape))
+            stacks.append(stack)
+        return StoredHalves(*stacks)
+
+    def _take_expert(self, owner: str, tensor: StoredTensor) -> None:
+        expert_id = tensor.index[0]
+        assert isinstance(expert_id, int), "experts are stacked"
+        part = tensor.name.rpartition("_proj.")[0].rpartition(".")[2]
+        stored = self._stored(tensor)
+        stacks = self.experts[owner]
+        if part not in stacks:
+            num = self.config.n_routed_experts
+            stacks[part] = self._stack(stored, (num, tensor.shape[0], tensor.shape[1]))
+        self._fill(stacks[part], expert_id, tensor, stored)
+
+    def _matrix(self, tensor: StoredTensor) -> StoredStack:
+        stored = self._stored(tensor)
+        stack = self._stack(stored, (1, tensor.shape[0], tensor.shape[1]))
+        self._fill(stack, 0, tensor, stored)
+        return stack
+
+    def _stack(self, stored: StoredBytes, shape: tuple[int, int, int]) -> StoredStack:
+        quantisation = self.source.quantisation
+        block = (128, 128) if quantisation is None else quantisation.block
+        return StoredStack(stored.kind, shape, stored.codes_RB.shape[1], block)
+
+    def _fill(
+        self, stack: StoredStack, index: int, tensor: StoredTensor, stored: StoredBytes
+    ) -> None:
+        assert stored.kind == stack.kind, f"{tensor.name} is of another kind than its neighbours"
+        stack.codes_EOB[index].copy_(stored.codes_RB)
+        if stack.scales_EXY is not None:
+            stack.scales_EXY[index].copy_(read_scale(self.source, tensor))
+
+    def _stored(self, tensor: StoredTensor) -> StoredBytes:
+        if isinstance(self.source, GgufSource):
+            return self.source.stored(tensor.name)
+        values = self.source.read(tensor.name)
+        codes = values.contiguous().view(torch.uint8).view(values.shape[0], -1)
+        return StoredBytes(_KINDS[values.dtype], codes)
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        owner, _, key = name.rpartition(".")
+        setattr(self.model.get_submodule(owner), key, module)
+
+    def _dense(self, name: str, values: Tensor) -> None:
+        owner, _, key = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        if key in module._parameters:
+            setattr(module, key, nn.Parameter(values.clone(), requires_grad=False))
+        else:
+            setattr(module, key, values.clone())

@@ -1,0 +1,167 @@
+"""Weights that run as they are stored. Oracle: the same checkpoint, decoded to float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hf_oracle as oracle
+import pytest
+import torch
+from test_gguf import WIDE, convert
+from test_gguf import stored as saved
+
+from rorqual.engine import Engine, SamplingParams
+from rorqual.errors import RorqualError, UsageError
+from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model.stored import FP8, StoredExperts, StoredHalves, StoredLatentUp, StoredStack
+from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
+from rorqual.ops.quant_types import CODED
+from rorqual.ops.quantise import decode_blocks, encode_blocks
+from rorqual.tokenizer import train_tokenizer
+from rorqual.weights import load, save
+
+CLOSE = 1e-5
+CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def made(config: ModelConfig) -> DeepseekV3:
+    model = build(config, seed=3)
+    oracle.randomise(model, 5)
+    return model
+
+
+def checkpoint(form: str, config: ModelConfig, folder: Path) -> Path:
+    """A random model on disk: a save's dtype, `gguf:MIX`, or `shards`."""
+    if form.startswith("gguf:"):
+        return convert(saved(made(config), folder / "hf"), folder / "m.gguf", form[5:])
+    return saved(made(config), folder / "hf", form)
+
+
+FORMS = ("float32", "bfloat16", "fp8", "gguf:F16", "gguf:Q8_0", "gguf:Q4_K_M", "gguf:Q2_K_L")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_logits_are_those_of_the_decoded_weights(form: str, tmp_path: Path) -> None:
+    path = checkpoint(form, WIDE, tmp_path)
+    decoded, found = load(path, "float32"), load(path, "stored")
+    ids = torch.arange(2 * 23).reshape(2, 23) % WIDE.vocab_size
+    h, expected_h = found.hidden(ids), decoded.hidden(ids)
+    assert relative(h, expected_h) < CLOSE
+    assert relative(found.head(h), decoded.head(expected_h)) < CLOSE
+    step = found.model.step(ids, use_absorbed=True)
+    assert relative(found.hidden(ids, step), expected_h) < CLOSE
+    for depth in range(1, WIDE.num_nextn_predict_layers + 1):
+        h = found.mtp_hidden(depth, h[:, :-1], ids[:, depth:])
+        expected_h = decoded.mtp_hidden(depth, expected_h[:, :-1], ids[:, depth:])
+        assert relative(h, expected_h) < CLOSE, depth
+    names = {name.rpartition(".")[2] for name, _ in found.named_parameters()}
+    assert names <= {"weight"}, "norms and routers alone are parameters"
+    assert all(p.dim() == 1 or "gate" in n for n, p in found.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["no_q_lora", "tied_mtp", "v2_groups", "all_dense_but_one"])
+@torch.no_grad()
+def test_every_shape_runs_from_fp8(name: str, tmp_path: Path) -> None:
+    """Widths that are no whole blocks too, a tied head, V2's router."""
+    config = oracle.CONFIGS[name]
+    path = checkpoint("fp8", config, tmp_path)
+    ids = torch.arange(11)[None] % config.vocab_size
+    assert relative(load(path, "stored")(ids), load(path, "float32")(ids)) < CLOSE
+
+
+@pytest.mark.parametrize("form", ["fp8", "gguf:Q8_0"])
+def test_gradients_pass_through_to_what_learns(form: str, tmp_path: Path) -> None:
+    """An adapter over a frozen base: here its embedding's output."""
+    path = checkpoint(form, WIDE, tmp_path)
+    gradients = []
+    for dtype in ("float32", "stored"):
+        model = load(path, dtype)  # type: ignore[arg-type]
+        ids = torch.arange(9)[None]
+        x = model.model.embed_tokens(ids).detach().requires_grad_()  # type: ignore[misc]
+        h = model.model(x, model.model.step(ids))
+        targets = torch.arange(9)
+        model.lm_head(h[0], targets, targets % 2 == 0).backward()  # type: ignore[misc]
+        gradients.append(x.grad)
+    assert relative(gradients[1], gradients[0]) < CLOSE
+
+
+@pytest.mark.parametrize("form", ["fp8", "gguf:Q4_K_M"])
+@pytest.mark.parametrize("settings", [{}, {"speculate": 1}, {"is_batch_invariant": True}])
+def test_the_engine_writes_the_same_tokens(
+    form: str, settings: dict[str, int], tmp_path: Path
+) -> None:
+    path = checkpoint(form, WIDE, tmp_path)
+    tokenizer = train_tokenizer(["the whale swims in the sea " * 5], 300)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    texts = []
+    for dtype in ("float32", "stored"):
+        model = load(path, dtype)  # type: ignore[arg-type]
+        engine = Engine(model, tokenizer, **settings)  # type: ignore[arg-type]
+        answers = engine.generate([[5, 9, 2, 7], [11, 3]], params)
+        texts.append([answer.token_ids for answer in answers])
+    assert texts[0] == texts[1]
+
+
+def test_a_gguf_files_halves_stay_halves(tmp_path: Path) -> None:
+    model = load(checkpoint("gguf:Q8_0", WIDE, tmp_path), "stored")
+    kinds = {type(module) for module in model.modules()}
+    assert StoredHalves in kinds
+    assert StoredLatentUp not in kinds
+    experts = next(module for module in model.modules() if isinstance(module, StoredExperts))
+    assert experts.gate.kind == "Q8_0"
+    inner, dim = WIDE.moe_intermediate_size, WIDE.hidden_size
+    assert experts.gate.codes_EOB.shape == (WIDE.n_routed_experts, inner, dim // 32 * 34)
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_a_stack_multiplies_by_tiles(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles of each matrix, rows of the second one, both directions."""
+    from rorqual.model import stored
+
+    monkeypatch.setattr(stored, "TILE_ELEMENTS", 3 * 256)
+    values = torch.randn(2, 10, 256, generator=torch.Generator().manual_seed(1))
+    raw = encode_blocks(values.flatten(0, 1), kind)
+    stack = StoredStack(kind, (2, 10, 256), raw.shape[1], (128, 128))
+    stack.codes_EOB.copy_(raw.view(2, 10, -1))
+    exact = decode_blocks(raw, kind).view(2, 10, 256)
+    for index in range(2):
+        x, y = torch.randn(3, 2, 256), torch.randn(3, 2, 10)
+        torch.testing.assert_close(stack.multiply(x, index), x @ exact[index].t())
+        torch.testing.assert_close(stack.multiply_transposed(y, index), y @ exact[index])
+    assert torch.equal(stack.rows(torch.tensor([7, 0])), exact[0, [7, 0]])
+    half = torch.randn(4, 256).bfloat16()
+    assert stack.multiply(half).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [128, 32])
+def test_fp8_blocks_that_end_in_the_middle(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rorqual.model import stored
+
+    monkeypatch.setattr(stored, "TILE_ELEMENTS", 1)  # a block of rows at a time
+    values = torch.randn(2, 200, 150, generator=torch.Generator().manual_seed(1))
+    block = size, size
+    stack = StoredStack(FP8, (2, 200, 150), 150, block)
+    exact = []
+    for index in range(2):
+        codes, scales = quantise_blocks(values[index], size)
+        stack.codes_EOB[index] = codes.view(torch.uint8)
+        stack.scales_EXY[index] = scales  # type: ignore[index]
+        exact.append(dequantise_blocks(codes, scales, block=block))
+    x = torch.randn(5, 150)
+    for index in range(2):
+        torch.testing.assert_close(stack.multiply(x, index), x @ exact[index].t())
+        assert torch.equal(stack.dense(index, 130, 190), exact[index][130:190])
+    assert torch.equal(stack.rows(torch.tensor([199, 3])), exact[0][[199, 3]])
+
+
+def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
+    path = checkpoint("fp8", CONFIG, tmp_path)
+    with pytest.raises(UsageError, match="on the CPU only"):
+        load(path, "stored", torch.device("meta"))
+    with pytest.raises(RorqualError, match="as they are stored"):
+        save(load(path, "stored"), tmp_path / "again", "bfloat16")
