@@ -28,6 +28,7 @@ from rorqual.serve.field_row import (
     without_effect,
 )
 from rorqual.serve.fields_apis import APIS
+from rorqual.serve.fields_elsewhere import ELSEWHERE
 from rorqual.serve.fields_forms import FORMS
 from rorqual.serve.fields_honoured import HONOURED
 
@@ -170,7 +171,7 @@ REFUSED = (
         places=STRUCTURED,
     ),
 )
-ROWS: tuple[FieldRow, ...] = (*HONOURED, *FORMS, *IGNORED, *NOTED, *REFUSED, *APIS)
+ROWS: tuple[FieldRow, ...] = (*HONOURED, *FORMS, *IGNORED, *NOTED, *REFUSED, *APIS, *ELSEWHERE)
 
 
 def _by_place() -> Mapping[str, Mapping[str, FieldRow]]:

@@ -40,6 +40,11 @@ NAMES = {
     "response_format.json_schema": "output_config.format",
     ".tool_call_id": ".tool_use_id",
 }
+SAME = (
+    "seed min_p repetition_penalty frequency_penalty presence_penalty logit_bias stop_token_ids "
+    "ignore_eos min_tokens skip_special_tokens allowed_token_ids include_stop_str_in_output"
+).split()
+"""Fields that the chat route has under the same name."""
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -181,6 +186,7 @@ def _fields(body: CountRequest) -> dict[str, Any]:
             "top_k": body.top_k or None,
             "stop": body.stop_sequences or None,
             "stream": body.stream,
+            **{name: getattr(body, name) for name in SAME},
         }
     return fields
 

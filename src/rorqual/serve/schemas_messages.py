@@ -224,6 +224,19 @@ class MessagesRequest(CountRequest):
     top_k: int | None = None
     stop_sequences: Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = None
+    # Extensions, as the chat route has them and as it checks them.
+    seed: Any = None
+    min_p: Any = None
+    repetition_penalty: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    stop_token_ids: Any = None
+    ignore_eos: Any = None
+    min_tokens: Any = None
+    skip_special_tokens: Any = None
+    allowed_token_ids: Any = None
+    include_stop_str_in_output: Any = None
 
 
 class CountReply(BaseModel):
