@@ -279,7 +279,7 @@ def test_with_a_system_text_places_are_still_the_files(folder: Path) -> None:
         ({"custom_id": None}, "custom_id: Input should be"),
         ({"more": 1}, "unknown field 'more'"),
         ({"body": {"messages": [USER], "stream": True}}, "a batch cannot stream"),
-        ({"body": 5}, "body: Input should be"),
+        ({"body": 5}, "the body must be a JSON object"),
         ({"custom_id": "first"}, "custom_id 'first' is there twice"),
     ],
 )
