@@ -29,6 +29,7 @@ def gpu_check(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # the script whole; its parts are tested below
 @pytest.mark.parametrize("part", ROWS)
 def test_a_rehearsal_finds_no_difference(part: str, tmp_path: Path) -> None:
     file = tmp_path / "new" / "result.json"

@@ -30,7 +30,7 @@ from rorqual.model.router import Routing
 from rorqual.ops import compiled, grouped_gemm, linear
 from rorqual.tokenizer import Tokenizer
 
-PATHS = ["torch", "kernels", "tiles"]
+PATHS = ["torch", pytest.param("kernels", marks=pytest.mark.slow), "tiles"]  # a minute of C++
 NUM_ROWS = [2, 7, 8, 9, 24, 25, 26, 33]
 PAST = 20
 """Tokens before those that are compared: more than a block."""

@@ -107,7 +107,7 @@ def p_value(counts: torch.Tensor, law: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("settings", "num_samples"),
-    zip(SETTINGS, [NUM_SAMPLES, *[NUM_QUICK_SAMPLES] * 4, NUM_SAMPLES], strict=True),
+    zip(SETTINGS, [NUM_SAMPLES, *[NUM_QUICK_SAMPLES] * 5], strict=True),
 )
 def test_two_tokens_with_speculation_follow_the_joint_law(
     settings: dict[str, Any], num_samples: int

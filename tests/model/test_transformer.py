@@ -157,6 +157,7 @@ def test_grouped_experts_equal_the_plain_loop() -> None:
     torch.testing.assert_close(grouped, model(ids), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # C++ compilation; one graph and equal losses: train/test_step.py
 def test_compiled_equals_eager_forward_and_backward() -> None:
     config = BASE.with_changes(num_hidden_layers=2)
     model = lively(config).train()

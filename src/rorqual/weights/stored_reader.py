@@ -144,7 +144,8 @@ class _Reader:
     def _stored(self, tensor: StoredTensor) -> StoredBytes:
         if isinstance(self.source, GgufSource):
             return self.source.stored(tensor.name)
-        values = self.source.read(tensor.name)
+        # In memory of their own: pages of a mapped file would count beside the copies.
+        values = self.source.read_rows(tensor.name, 0, tensor.shape[0])
         codes = values.contiguous().view(torch.uint8).view(values.shape[0], -1)
         return StoredBytes(_KINDS[values.dtype], codes)
 
