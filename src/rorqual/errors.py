@@ -83,6 +83,10 @@ class EngineOverloaded(RorqualError):  # noqa: N818  it says what is, and the fa
     """The engine has as many requests as it may take, or takes none any more."""
 
 
+class ClientOverloaded(EngineOverloaded):
+    """One client has its share of the places; others are free."""
+
+
 class AnswerClosed(EngineOverloaded):
     """The engine was closed before the answer was complete."""
 

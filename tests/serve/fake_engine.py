@@ -93,6 +93,9 @@ class FakeEngine:
         self.requests.append(request)
         return self._answer(request)
 
+    def most_at_once(self, request: Request) -> int:
+        return self.max_open
+
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Whether it is well formed is the real engine's affair."""
         return cast(CompiledGrammar, grammar)

@@ -159,7 +159,7 @@ def test_what_asks_for_nothing(live: Live, engine: FakeEngine, path: str) -> Non
             "repeat_penalty",
             "repetition_penalty and repeat_penalty",
         ),
-        ({"n_predict": -2}, "n_predict", "greater"),
+        ({"n_predict": -2}, "n_predict", "or -1"),
         ({"n_cmpl": 129}, "n_cmpl", "128"),
         ({"n_probs": 21}, "n_probs", "20"),
         ({"repeat_penalty": 0}, "repeat_penalty", "greater"),

@@ -109,7 +109,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a model: OpenAI's API, DeepSeek's fields, and a chat page at /.
+    """Serve a model: OpenAI's and Anthropic's APIs, DeepSeek's fields, and a chat page at /.
 
     The first Ctrl-C or SIGTERM lets running answers finish; the second ends at once. So does a
     closed terminal (SIGHUP), unless `nohup` says that it is not to; exit code 129.

@@ -11,7 +11,7 @@ from rorqual.engine.offline import Stream, seeded
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
 from rorqual.engine.stats import EngineStats
-from rorqual.errors import AnswerClosed, EngineFailed, EngineOverloaded
+from rorqual.errors import AnswerClosed, ClientOverloaded, EngineFailed, EngineOverloaded
 
 __all__ = [
     "FREE_PLACES_FACTOR",
@@ -20,6 +20,7 @@ __all__ = [
     "AnswerClosed",
     "AnswerStream",
     "AsyncEngine",
+    "ClientOverloaded",
     "CompiledGrammar",
     "Conversation",
     "Engine",

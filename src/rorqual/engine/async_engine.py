@@ -26,7 +26,7 @@ from rorqual.engine.grammar import CompiledGrammar, Grammar
 from rorqual.engine.grammar_trial import GrammarTrial
 from rorqual.engine.request import Piece, Request
 from rorqual.engine.stats import EngineStats
-from rorqual.errors import AnswerClosed, EngineFailed, EngineOverloaded
+from rorqual.errors import AnswerClosed, ClientOverloaded, EngineFailed, EngineOverloaded
 from rorqual.log import logger
 
 POLL_SECONDS = 0.02
@@ -172,6 +172,13 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
+    def most_at_once(self, request: Request) -> int:
+        """How many answers of this kind a client can have while nobody else has any."""
+        if not request.owner:
+            return self._max_open
+        factor = 1 if request.is_background else FREE_PLACES_FACTOR
+        return -(-factor * self._max_open // (factor + 1))
+
     def _check_place(self, request: Request) -> None:
         entries = list(self._open.values())  # another thread may cancel one meanwhile
         num_free = self._max_open - len(entries)
@@ -182,7 +189,7 @@ class AsyncEngine:
             kin = [e for e in entries if e.request.owner == request.owner]
             num_own = sum(e.request.is_background == request.is_background for e in kin)
             if num_own >= factor * num_free:
-                raise EngineOverloaded(
+                raise ClientOverloaded(
                     "too many requests of one client", found=f"{num_own} are open, {num_free} free"
                 )
 

@@ -30,7 +30,8 @@ from rorqual.serve.settings import ServedModel, ServerSettings
 from rorqual.serve.store import Store
 
 DESCRIPTION = (
-    "OpenAI's routes with DeepSeek's fields. Unknown fields are ignored, and named in a header."
+    "OpenAI's and Anthropic's routes, with DeepSeek's fields. Unknown fields are ignored, and "
+    "named in a header."
 )
 
 EXPOSED_HEADERS = ("retry-after", "x-should-retry", HEADER, "request-id")

@@ -80,7 +80,7 @@ def batch_router() -> APIRouter:
     @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
     async def get_content(request: Request, file_id: str) -> Any:
         path, found = await _files(request).content_of(file_id, key_owner_of(request))
-        return FileResponse(path, media_type="application/jsonl", stat_result=found)
+        return FileResponse(path, media_type="application/octet-stream", stat_result=found)
 
     @router.delete("/v1/files/{file_id}", response_model=FileDeleted)
     async def delete_file(request: Request, file_id: str) -> Any:

@@ -101,9 +101,13 @@ def overloaded(message: str, retry_after_seconds: int = 1) -> ApiError:
     return ApiError(503, message, code="overloaded", headers=headers)
 
 
-def queue_full(retry_after_seconds: int) -> ApiError:
+def queue_full(retry_after_seconds: int, *, is_own: bool = False) -> ApiError:
+    """429. `is_own`: it is full of this client's requests."""
     headers = {"retry-after": str(retry_after_seconds)}
-    return ApiError(429, "the queue is full; try again later", code="queue_full", headers=headers)
+    message = "the queue is full; try again later"
+    if is_own:
+        message = "you have your share of the server's places; try again when an answer has ended"
+    return ApiError(429, message, code="queue_full", headers=headers)
 
 
 def engine_failed(failure: EngineFailed) -> ApiError:
@@ -170,6 +174,8 @@ def _fault(fault: Any, known_fields: Sequence[str]) -> str:
         return unknown_field(place, known_fields)
     if fault["type"] == "missing":
         return f"missing field {place!r}"
+    if "input" in fault and fault["input"] is None and not place.endswith("]"):
+        return f"missing field {place!r}: null is nothing"
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = "must be a JSON object" if fault["type"] in NO_OBJECT else message
     found = fault.get("input")

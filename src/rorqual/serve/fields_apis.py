@@ -130,7 +130,7 @@ RESPONSE_FIELDS = (
         "the response is kept with the key that made it (see batches for where and how long); "
         "whole and incomplete ones, no failed ones",
     ),
-    *honoured(RESPONSES, OPENAI, "metadata", {"a": "b"}, "", "told again"),
+    *honoured(RESPONSES, OPENAI, "metadata", {"a": "b"}, "as a batch's", "told again"),
     *honoured(RESPONSES, "vLLM", "top_k", 5, "", "this and the next as in the chat route"),
     *honoured(RESPONSES, "vLLM", "min_p", 0.1),
     *honoured(RESPONSES, "vLLM", "repetition_penalty", 1.2),

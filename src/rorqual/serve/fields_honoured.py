@@ -210,7 +210,7 @@ HONOURED = (
         "suffix",
         "x",
         "text",
-        "`<fim_begin>prompt<fim_hole>suffix<fim_end>`; not with `echo`",
+        "`<fim_begin>prompt<fim_hole>suffix<fim_end>`; not with `echo`. Empty: none",
     ),
     *honoured(
         COMPLETIONS,

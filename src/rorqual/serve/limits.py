@@ -64,7 +64,7 @@ class LimitGuard:
         num_own = service.in_flight[owner_of(scope)]
         num_free = service.settings.max_concurrent_requests - service.num_in_flight
         if num_own >= FREE_PLACES_FACTOR * num_free:
-            error = queue_full(service.settings.retry_after_seconds)
+            error = queue_full(service.settings.retry_after_seconds, is_own=True)
             error.headers["connection"] = "close"  # its body is not read
             return error
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()

@@ -19,7 +19,7 @@ from rorqual.serve.schemas_messages import (
     MessagesRequest,
 )
 
-STATUSES = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
+STATUSES = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": MessagesErrorBody} for status in STATUSES
 }

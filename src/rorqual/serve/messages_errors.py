@@ -15,12 +15,13 @@ from rorqual.serve.errors import ENGINE_FAILED, INTERNAL, ApiError
 
 PREFIXES = ("", "/anthropic")
 """Of `/v1/messages`; DeepSeek's base address for Anthropic's clients ends in the second."""
-PATHS = tuple(prefix + "/v1/messages" for prefix in PREFIXES)
+PATHS = ("/v1/messages", "/anthropic")
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "invalid_request_error",
     408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -43,6 +44,14 @@ def _body(status: int, message: str, code: str | None, request_id: str | None) -
     return json.dumps(body)
 
 
+def _is_anthropics(scope: Scope) -> bool:
+    """Of the models' route, which both APIs have, their clients' header tells whose it is."""
+    path = scope["path"]
+    has_version = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    is_listing = path == "/v1/models" or path.startswith("/v1/models/")
+    return path.startswith(PATHS) or (is_listing and has_version)
+
+
 class MessagesErrors:
     """ASGI middleware around the guards."""
 
@@ -50,7 +59,7 @@ class MessagesErrors:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(PATHS):
+        if scope["type"] != "http" or not _is_anthropics(scope):
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(send, scope["request_id"])

@@ -68,7 +68,7 @@ def tokenized_chat(body: TokenizeRequest) -> ChatRequest | None:
 
 def completion_prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
     """TokenizerError, or ApiError 400, for what cannot be a prompt."""
-    suffix = None if body.suffix is None else tokenizer.encode(body.suffix)
+    suffix = tokenizer.encode(body.suffix) if body.suffix else None
     return [_prompt(each, suffix, body, tokenizer) for each in raw_prompts(body)]
 
 

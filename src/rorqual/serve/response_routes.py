@@ -58,6 +58,12 @@ def _add_routes(router: APIRouter, path: str, *, is_described: bool) -> None:
         response.headers.update(body.notes.headers())
         return InputTokens(input_tokens=num_tokens)
 
+    @router.post(path + "/compact", include_in_schema=False)
+    async def compact(request: Request) -> Response:
+        """501: nothing here makes a conversation shorter but `truncation`."""
+        message = "conversations are not compacted here; use truncation, or ask for a summary"
+        raise ApiError(501, message, code="unsupported", headers={"x-should-retry": "false"})
+
     @router.get(path + "/{response_id}", response_model=ResponseReply, **shown)
     async def get(request: Request, response_id: str, stream: bool = False) -> Response:
         """A stored response."""

@@ -211,7 +211,8 @@ async def _chat_of(
     add_items(builder, earlier, "previous_response_id")
     add_items(builder, items)
     if not builder.messages:
-        raise ApiError(422, "missing field 'input'", code="invalid_value", param="input")
+        what = "missing field 'input'" if body.input is None else "input: it has no items"
+        raise ApiError(422, what, code="invalid_value", param="input")
     fields = _fields(body)
     if body.truncation == "auto":
         with told_as(NAMES):
@@ -333,7 +334,7 @@ def _base(
         "store": body.store is not False,
         "temperature": params.temperature,
         "text": {"format": {"type": "text"}} | text,
-        "tool_choice": shown or ("auto" if body.tools else "none"),
+        "tool_choice": shown or "auto",
         "tools": [_shown_tool(tool) for tool in body.tools or []],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": params.top_p,

@@ -45,11 +45,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No valid API key.",
         403: "Another site's page, or another host name.",
         404: "No such model, file or batch.",
+        405: "The path has no such method.",
         408: "The body came too slowly.",
         413: "The body is too large.",
         422: "A field is unsupported or out of range.",
         429: "The queue is full; see Retry-After.",
         500: "The server's fault.",
+        501: "What this server cannot do, as embeddings.",
         503: "Overloaded or shutting down; see Retry-After.",
         504: "The answer took longer than the server allows.",
     }.items()
@@ -166,6 +168,7 @@ def api_router() -> APIRouter:
     for prefix in ("", "/beta"):
         router.post(prefix + "/chat/completions", **aliases)(chat)  # type: ignore[arg-type]
         router.post(prefix + "/completions", **aliases)(complete)  # type: ignore[arg-type]
+    for prefix in ("", "/beta", "/anthropic/v1"):
         router.get(prefix + "/models", **aliases)(list_models)  # type: ignore[arg-type]
         router.get(prefix + "/models/{model_id:path}", **aliases)(get_model)  # type: ignore[arg-type]
     return router

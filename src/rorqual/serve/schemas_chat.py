@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -227,6 +228,12 @@ class ReasoningObject(Strict):
     effort: Effort | None = None
 
 
+def _known_thinking(value: Any) -> Any:
+    if not isinstance(value, bool | dict | ThinkingObject):
+        raise ValueError("must be true, false, or an object with a `type`")
+    return value
+
+
 def _thinking_tag(value: Any) -> str:
     return "thinking-object" if isinstance(value, dict) else "is-thinking"
 
@@ -234,6 +241,7 @@ def _thinking_tag(value: Any) -> str:
 Thinking = Annotated[
     Annotated[bool, Tag("is-thinking")] | Annotated[ThinkingObject, Tag("thinking-object")],
     Discriminator(_thinking_tag),
+    BeforeValidator(_known_thinking),
 ]
 
 

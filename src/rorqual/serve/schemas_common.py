@@ -253,6 +253,8 @@ class SamplingFields(Body):
     )
     @classmethod
     def _minus_one_is_the_default(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < -1:
+            raise ValueError(f"must be a number of tokens, or -1, the default (found {value})")
         return None if value == -1 else value
 
     @model_validator(mode="after")

@@ -83,7 +83,7 @@ class CompletionRequest(FormFields):
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         self.read_as("n_probs", "logprobs", self.n_probs or None)
-        if self.echo and self.suffix is not None:
+        if self.echo and self.suffix:
             raise mismatch("suffix", "echo and suffix do not go together")
         if self.best_of not in (None, 1, self.n):
             message = "best_of is not supported: every answer is returned"

@@ -15,6 +15,7 @@ from rorqual.serve.field_row import (
     RESPONSE_TOOLS,
     RESPONSES,
 )
+from rorqual.serve.schemas_batches import Metadata
 from rorqual.serve.schemas_common import Body, JsonObject, Strict
 from rorqual.serve.schemas_forms import (
     ChoiceFormat,
@@ -272,13 +273,13 @@ class ResponseRequest(InputRequest):
 
     PLACE: ClassVar[str] = RESPONSES
 
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
     stream: bool | None = None
     store: bool | None = Field(default=None, description="Default: true.")
-    metadata: JsonObject | None = None
+    metadata: Metadata | None = None
     include: Annotated[list[str], Field(fail_fast=True)] | None = None
     # Extensions, as the chat route has them and as it checks them.
     top_k: Any = None

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from rorqual.engine import (
+    ClientOverloaded,
     CompiledGrammar,
     EngineFailed,
     EngineOverloaded,
@@ -75,7 +76,8 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """404 for a model that is not served."""
         if name is not None and name not in self.model.names:
-            message = f"the model {name[:100]!r} is not served; there is {self.model.name!r}"
+            served = " and ".join(map(repr, self.model.names))
+            message = f"the model {name[:100]!r} is not served; there is {served}"
             raise ApiError(404, message, code="model_not_found", param="model")
 
     def check_body(self, body: Body) -> None:
@@ -148,7 +150,12 @@ class Service:
         return False
 
     def answers(self, requests: Sequence[Request], clock: asyncio.Timeout | None = None) -> Answers:
-        """`clock` is the time limit around them, if there is one."""
+        """`clock` is the time limit around them, if there is one. ApiError 422 for more answers
+        than there is ever room for.
+        """
+        if len(requests) > (most := self.engine.most_at_once(requests[0])):
+            text = f"n: {len(requests)} answers at once; this server gives a client at most {most}"
+            raise ApiError(422, text, code="invalid_value", param="n")
 
         def end_reason() -> EndReason:
             if clock is not None and clock.expired():
@@ -166,7 +173,8 @@ class Service:
         if isinstance(problem, EngineOverloaded):
             if self.is_draining:
                 return overloaded("the server is shutting down")
-            return queue_full(self.settings.retry_after_seconds)
+            is_own = isinstance(problem, ClientOverloaded)
+            return queue_full(self.settings.retry_after_seconds, is_own=is_own)
         if isinstance(problem, RorqualError):
             return ApiError(400, describe(problem), code="invalid_request")
         return None
