@@ -71,6 +71,7 @@ class Answer:
     ) -> None:
         params = request.params
         self.request = request
+        self._first_version = self._last_version = 0
         self._max_tokens = min(params.max_tokens, max_positions - len(request.prompt_ids))
         self.state = SamplingState(
             params,
@@ -115,8 +116,11 @@ class Answer:
             tuple(self._accepted),
         )
 
-    def commit(self, verified: Verified, num_drafted: int) -> Piece:
+    def commit(self, verified: Verified, num_drafted: int, weights_version: int = 0) -> Piece:
         """Takes what one step gave; a stop string may end the answer before the last of it."""
+        if not self.token_ids:
+            self._first_version = weights_version
+        self._last_version = weights_version
         self._count_drafts(num_drafted, verified.num_accepted)
         is_first = not self.token_ids
         text, num_put = "", 0
@@ -166,6 +170,7 @@ class Answer:
             self.usage,
             tuple(self.logprobs),
             self._whole_prompt_logprobs(),
+            (self._first_version, self._last_version),
         )
 
     def _text_of(self, token_id: int) -> str:

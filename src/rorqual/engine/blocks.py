@@ -99,6 +99,14 @@ class BlockPool:
                 self._is_empty[block] = True
                 self._num_empty += 1
 
+    def forget(self) -> None:
+        """What blocks hold stands for no text any more; those that nobody holds are empty."""
+        self._is_empty[list(self._cached)] = True
+        self._num_empty += len(self._cached)
+        self._cached.clear()
+        self._key_of.clear()
+        self._block_of.clear()
+
     def _evict(self, count: int) -> list[int]:
         blocks = [self._cached.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:

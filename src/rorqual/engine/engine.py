@@ -9,7 +9,7 @@ live in one process. `AsyncEngine` puts one behind an asyncio loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.memory import MIN_BLOCKS, budget_bytes, num_blocks
 from rorqual.engine.model_folder import ModelFolder
+from rorqual.engine.new_weights import replace_weights
 from rorqual.engine.offline import Stream, answer_in_order, seeded
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.params import SamplingParams
@@ -116,6 +117,7 @@ class Engine:
         self._draft_policy = draft_policy or PayingDrafts(speculate)
         self.grammars = GrammarCompiler(tokenizer)
         self._sequences: dict[Answer, TokenSequence] = {}
+        self.weights_version = 0
         self._arrivals = count()
         self._block_tokens = block_tokens
         self._num_prompt_tokens = self._num_output_tokens = 0
@@ -156,6 +158,19 @@ class Engine:
         sequence = self._sequences.pop(answer, None)
         if sequence is not None:
             self._scheduler.remove(sequence)
+
+    def update(self, tensors: Mapping[str, Tensor]) -> int:
+        """Replaces weights between steps, by the names of `model.state_dict()`; the new version.
+
+        Versions count from 0; an output tells which drew its first token and which its last.
+        Answers that run go on with the new weights, over a past that is computed again with them;
+        what the prefix cache holds is forgotten. UsageError, with nothing changed, for names or
+        shapes that are not the model's.
+        """
+        replace_weights(self.model, tensors)
+        self._scheduler.set_all_back()
+        self.weights_version += 1
+        return self.weights_version
 
     def step(self) -> list[tuple[Answer, Piece]]:
         """Runs the model once; what each answer gained."""
@@ -247,7 +262,7 @@ class Engine:
             if answer.needs_prompt_logprobs:
                 self._add_prompt_logprobs(answer, segment.start, hidden[i])
             if i in verified:
-                piece = answer.commit(verified[i], len(segment.drafts))
+                piece = answer.commit(verified[i], len(segment.drafts), self.weights_version)
                 pieces.append((answer, piece))
                 sequence.token_ids += piece.token_ids
                 num_kept += len(piece.token_ids) - 1

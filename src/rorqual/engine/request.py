@@ -69,6 +69,7 @@ class Piece:
 class Output:
     """One answer. `token_ids` are all that were sampled, an end-of-sentence included; `text` ends
     before it, and before a stop string. Equal outputs may have taken different work.
+    `weights_versions`: with which of `Engine.update`'s the first and the last token were drawn.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Output:
     usage: Usage = field(compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    weights_versions: tuple[int, int] = (0, 0)
 
     @property
     def num_prompt_tokens(self) -> int:

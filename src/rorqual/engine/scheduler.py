@@ -169,6 +169,14 @@ class Scheduler:
         self.num_preemptions += 1
         self.add(last)
 
+    def set_all_back(self) -> None:
+        """Everything that runs is to be computed again, and no beginning is known any more."""
+        for sequence in self.running[::-1]:
+            self.running.remove(sequence)
+            self._pool.release(sequence.forget())
+            self.add(sequence)
+        self._pool.forget()
+
     def _make_way(self) -> None:
         """Sets answers back for owners who wait with at least two places fewer than another has.
 
