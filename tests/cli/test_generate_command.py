@@ -37,6 +37,8 @@ def test_one_prompt_chat_and_raw(model_folder: Path) -> None:
     assert as_json["text"] == raw.text
     assert as_json["finish_reason"] == raw.finish_reason
     assert as_json["usage"]["completion_tokens"] == len(raw.token_ids)
+    usage = as_json["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     stop = raw.text[3:5]
     stopped = run(*flags, "--raw", "--stop", "never", "--stop", stop).out
     assert stopped == raw.text[: raw.text.index(stop)] + "\n"
@@ -107,6 +109,10 @@ BAD_LINES = {
     ),
     "tools_zero": (b'{"prompt": "a", "tools": 0}\n', "tools: Input should be a valid list"),
     "tool_text": (b'{"prompt": "a", "tools": ["f"]}\n', "tools[0]: must be a JSON object"),
+    "no_such_url": (
+        b'{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}\n',
+        "expected: /v1/chat/completions or /v1/completions\n",
+    ),
     "not_utf8": (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2: is not UTF-8"),
     "too_long": (b'{"prompt": "' + b"x1" * 9000 + b'"}\n', "does not fit"),
     "empty": (b"\n\n", "has no prompts"),

@@ -184,8 +184,8 @@ def test_what_is_no_key(given: str | None) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"first-key-0001\nsecond-key-\xc3\xa9\n", "key 2"),
-        (b"first-key-0001\n# a\n\nshort\n", "key 2"),
+        (b"first-key-0001\nsecond-key-\xc3\xa9\n", "line 2: the key"),
+        (b"first-key-0001\n# a\n\nshort\n", "line 4: the key"),
         (b"\xff\xfe", "cannot be read"),
         (b"", "no key"),
         (b"  # first-key-0001\n", "no key"),

@@ -189,8 +189,8 @@ def test_the_key_file(tmp_path: Path) -> None:
     assert read_keys(path) == KEYS
     for text, words in (
         ("# none\n", "no key"),
-        ("short\n", "key 1"),
-        ("has a space here\n", "key 1"),
+        ("short\n", "line 1: the key"),
+        ("# x\n\nhas a space here\n", "line 3: the key"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=words) as caught:
@@ -199,7 +199,7 @@ def test_the_key_file(tmp_path: Path) -> None:
     path.write_text("8letters\n")  # as short as a key may be
     assert read_keys(path) == ("8letters",)
     path.write_text("7letter\n")
-    with pytest.raises(UsageError, match="key 1"):
+    with pytest.raises(UsageError, match="line 1: the key"):
         read_keys(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_keys(tmp_path / "missing")

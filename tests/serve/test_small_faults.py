@@ -5,9 +5,11 @@ Oracles: the official clients, and the documented ranges.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +167,16 @@ async def engine_of(engine: AsyncEngine) -> AsyncIterator[None]:
         yield
     finally:
         await engine.close()
+
+
+def test_a_tool_fits_the_bundled_model() -> None:
+    """The example of docs/api.md, with room for its answer."""
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith('tool = {"type"'))
+    tool = ast.literal_eval(line.removeprefix("tool = "))
+    model = Engine("tiny")
+    prompt = model.tokenizer.encode_chat(
+        [{"role": "user", "content": "The weather in Oslo?"}], [tool], True, None
+    )
+    assert "The weather in Oslo?" in text
+    assert len(prompt) + 60 <= 256

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from rorqual.serve.settings import ServedModel
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES = "/v1/responses"
 OWN_KEYS = ("id", "custom_id")
 """Of a line that is no batch's: they go into its answer."""
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 BATCH_KEYS = ("url", "method", "body")
 OFF = {"echo": False, "parse_special": False, "add_special_tokens": True, "best_of": 1}
 """What asks for nothing, of the fields that only completions have."""
@@ -234,6 +236,14 @@ def _batch_id(item: dict[str, Any], place: str | None, ids: set[bytes]) -> str |
 
     if not any(name in item for name in BATCH_KEYS):
         return None
+    url = item.get("url", CHAT)
+    if isinstance(url, str) and url not in (*SCHEMAS, RESPONSES):
+        raise UsageError(
+            "cannot be answered: there is no such url",
+            where=place,
+            found=url[:80],
+            expected=" or ".join(SCHEMAS),
+        )
     raw = json.dumps(item).encode()
     fault = fault_of(raw, item.get("url", CHAT), ids, len(raw), len(raw))
     if fault is not None:
@@ -272,7 +282,7 @@ def _fields(reply: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     fields = {
         "text": texts[0],
         "finish_reason": first["finish_reason"],
-        "usage": {name: usage[name] for name in ("prompt_tokens", "completion_tokens")},
+        "usage": {name: usage[name] for name in COUNTS},
     }
     message = first.get("message", {})
     if {"reasoning_content", "tool_calls"} & set(message):

@@ -37,17 +37,18 @@ def read_keys(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as problem:
         fix = "write a text file with one key a line, or name another --api-key-file"
         raise UsageError(f"the key file cannot be read: {problem}", where=path, fix=fix) from None
-    keys = tuple(line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
+    texts = ((number, line.strip()) for number, line in enumerate(lines, 1))
+    keys = {number: key for number, key in texts if key and key[0] != "#"}
     if not keys:
         raise UsageError("there is no key in the file", where=path, expected="one key a line")
-    for number, key in enumerate(keys, 1):
+    for number, key in keys.items():
         if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or " " in key:
             raise UsageError(  # never shows the key
-                f"key {number} cannot be used",
-                where=path,
+                "the key cannot be used",
+                where=f"{path}, line {number}",
                 expected=f"at least {MIN_KEY_CHARACTERS} ASCII characters without spaces",
             )
-    return keys
+    return tuple(keys.values())
 
 
 def check_origins(origins: Sequence[str]) -> None:

@@ -85,7 +85,8 @@ HONOURED = (
         "skip_special_tokens",
         False,
         "",
-        "`false` shows the names of tokens that begin, end and fill texts",
+        "`false` shows the names of tokens that begin, end and fill texts; that of the token which "
+        "ended the answer only with `include_stop_str_in_output`, as vLLM has it",
     ),
     *honoured(
         CHAT,
