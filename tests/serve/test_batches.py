@@ -15,7 +15,7 @@ from batch_stage import ANSWER, CHAT, Answer, Stages, line_of
 
 from rorqual.engine import EngineFailed, EngineOverloaded
 from rorqual.serve import batch_job, batch_lines, batches
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, too_slow
 from rorqual.serve.store import Page, StorageError
 
 
@@ -161,11 +161,11 @@ def test_an_answer_that_takes_too_long_is_its_lines_failure(
     """The lines behind it are answered; each moment of the batch has its time."""
 
     async def run() -> None:
-        stage = stages(1, request_timeout_seconds=1e-3)
+        stage = stages(1)
 
         async def answer(question: str) -> str:
             if question == "slow":
-                await asyncio.Event().wait()
+                raise too_slow(4)
             return ANSWER
 
         answering(answer)

@@ -244,21 +244,16 @@ class Job:
         """(status, JSON, names of fields without effect) of one request; status 0 if the batch
         ended before there was room for it.
         """
-        clock = asyncio.timeout(self._service.settings.request_timeout_seconds)
-        schema, work = self._route(line.url, clock)
+        schema, work = self._route(line.url)
         try:
             if is_doubtful:
                 check_repeatable(line.body)
             body = schema.model_validate(line.body)
             if body.stream:
                 raise ApiError(422, "a batch cannot stream", code="unsupported", param="stream")
-            async with clock:
-                answer = await self._patiently(work, body)
-                return 200, answer, body.notes.ignored
+            return 200, await self._patiently(work, body), body.notes.ignored
         except ValidationError as problem:
             error = validation_error(problem.errors(), list(schema.model_fields))
-        except TimeoutError:
-            error = ApiError(504, "the answer took too long", code="timeout")
         except LostError:
             raise
         except Exception as problem:  # one line's failure is that line's
@@ -270,16 +265,11 @@ class Job:
             self.is_stopped = True
         return (0 if error.status == 503 else error.status), error.body(), []
 
-    def _route(self, url: Endpoint, clock: asyncio.Timeout) -> tuple[Schema, Work]:
+    def _route(self, url: Endpoint) -> tuple[Schema, Work]:
         if url != "/v1/responses":
             return ROUTES[url]
-
-        async def persist(work: Callable[[], Awaitable[None]]) -> None:
-            clock.reschedule(None)  # the answer is there: a disk may take its time
-            await self._persist(work)
-
         store, owner = self._store.responses, self.row.owner
-        work = partial(collect_response, store=store, owner=owner, persist=persist)
+        work = partial(collect_response, store=store, owner=owner, persist=self._persist)
         return ResponseRequest, work
 
     async def _patiently(self, work: Work, body: BaseModel) -> str:

@@ -110,6 +110,13 @@ def queue_full(retry_after_seconds: int, *, is_own: bool = False) -> ApiError:
     return ApiError(429, message, code="queue_full", headers=headers)
 
 
+def too_slow(limit_seconds: float) -> ApiError:
+    """504. The client must not simply try again what takes too long."""
+    message = f"the answer took longer than this server's limit of {limit_seconds:g} s"
+    headers = {"x-should-retry": "false"}
+    return ApiError(504, message, code="timeout", headers=headers)
+
+
 def engine_failed(failure: EngineFailed) -> ApiError:
     """503: no request will be answered by this process again."""
     message = f"{describe(failure)}; {failure.fix}"

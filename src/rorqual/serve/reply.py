@@ -21,7 +21,7 @@ from rorqual.engine import Piece, Request
 from rorqual.log import logger
 from rorqual.serve.answers import ClientGoneError
 from rorqual.serve.bodies import until_gone
-from rorqual.serve.errors import INTERNAL, ApiError
+from rorqual.serve.errors import INTERNAL, ApiError, too_slow
 from rorqual.serve.notes import Notes
 from rorqual.serve.reply_text import LINE_ENDS
 from rorqual.serve.service import Service
@@ -116,10 +116,8 @@ class AnswerResponse(Response):
             async with asyncio.timeout(limit) as clock:
                 await self._run(send, clock)
         except TimeoutError:
-            # The client must not simply try again what takes too long.
-            headers = {"x-should-retry": "false"}
-            message = f"the answer took longer than this server's limit of {limit:g} s"
-            await self._fail(send, ApiError(504, message, code="timeout", headers=headers))
+            assert limit is not None, "nothing else here runs out of time"
+            await self._fail(send, too_slow(limit))
         except ClientGoneError:
             self._service.metrics.note_disconnect()
         except Exception as problem:  # the boundary: whatever it is, the client is told
@@ -193,10 +191,22 @@ class AnswerResponse(Response):
 
 
 async def collect(service: Service, requests: Sequence[Request], assembler: Assembler) -> str:
-    """The unstreamed reply without a client to send it to: for batches."""
-    async with service.answers(requests) as answers:
-        while events := await answers.next(None):
-            for index, piece in events:
-                for _ in assembler.put(index, piece):
-                    pass
+    """The unstreamed reply without a client to send it to: for batches.
+
+    Its limit of time begins with its first piece: what runs in the background waits for the others.
+    """
+    limit = service.settings.request_timeout_seconds
+    clock = asyncio.timeout(None)
+    try:
+        async with clock, service.answers(requests, clock) as answers:
+            while events := await answers.next(None):
+                if clock.when() is None and limit is not None:
+                    clock.reschedule(asyncio.get_running_loop().time() + limit)
+                for index, piece in events:
+                    for _ in assembler.put(index, piece):
+                        pass
+    except TimeoutError:
+        if limit is None or not clock.expired():
+            raise
+        raise too_slow(limit) from None
     return assembler.whole()
