@@ -38,6 +38,9 @@ class Script:
     def stats(self) -> Any:
         return EMPTY
 
+    def most_at_once(self, request: Request) -> int:
+        return 1000
+
     async def submit(self, request: Request) -> AsyncIterator[Piece]:
         for item in self.items:
             if item == SILENCE:

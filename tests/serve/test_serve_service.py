@@ -203,6 +203,9 @@ class Streams:
         self.answers = list(answers)
         self.num_closed = 0
 
+    def most_at_once(self, request: Request) -> int:
+        return 1000
+
     async def submit(self, request: Request) -> AsyncIterator[Piece]:
         try:
             for item in self.answers[request.prompt_ids[0]]:
@@ -268,6 +271,9 @@ def test_answers_are_merged_and_told_of_their_ends(
 
 def test_whoever_leaves_closes_what_runs_and_a_wait_has_an_end() -> None:
     class Endless(Streams):
+        def most_at_once(self, request: Request) -> int:
+            return 1000
+
         async def submit(self, request: Request) -> AsyncIterator[Piece]:
             try:
                 yield going("a")
@@ -304,6 +310,9 @@ def test_those_that_end_with_one_that_failed_are_no_cancellations(
     problem: Exception, reason: str
 ) -> None:
     class Endless(Streams):
+        def most_at_once(self, request: Request) -> int:
+            return 1000
+
         async def submit(self, request: Request) -> AsyncIterator[Piece]:
             if request.prompt_ids[0]:
                 raise problem
