@@ -25,9 +25,10 @@ from rorqual.engine.sampler import draw_rows
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.engine.verify import verify
 from rorqual.model import DeepseekV3, build
-from rorqual.model.moe import Experts, _silu
+from rorqual.model.moe import Experts
 from rorqual.model.router import Routing
 from rorqual.ops import compiled, grouped_gemm, linear
+from rorqual.ops.swiglu import swiglu
 from rorqual.tokenizer import Tokenizer
 
 PATHS = ["torch", pytest.param("kernels", marks=pytest.mark.slow), "tiles"]  # a minute of C++
@@ -131,10 +132,11 @@ def test_how_threads_share_the_rows_of_experts_changes_no_bit(num_threads: int) 
     routing = Routing(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 8))
     tile_rows = TileDispatcher().dispatch(torch.zeros(1, 4), routing, 8).tile_rows
     gate_NI = torch.randn(ROWS, 2 * 1408, generator=torch.Generator().manual_seed(0))
-    alone = _silu(gate_NI.chunk(2, -1)[0], tile_rows)
+    ones = torch.ones(1)
+    alone = swiglu(gate_NI.chunk(2, -1)[0], ones, tile_rows)
     for num_others in range(1, 7):
         beside = torch.cat([gate_NI.flip(0)] * num_others + [gate_NI]).chunk(2, -1)[0]
-        assert torch.equal(_silu(beside, tile_rows)[-ROWS:], alone)
+        assert torch.equal(swiglu(beside, ones, tile_rows)[-ROWS:], alone)
 
 
 @pytest.mark.usefixtures("_threads")
