@@ -42,7 +42,7 @@ def run(folder: Path, *flags: str, is_strict: bool = False) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("flags", [("-n0",), ("-n2",)])
+@pytest.mark.parametrize("flags", [("-n0",), pytest.param(("-n2",), marks=pytest.mark.slow)])
 def test_skips_are_grouped_with_what_helps(tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Also whole files, and also from other processes."""
     (tmp_path / "test_some.py").write_text(SKIPPING)

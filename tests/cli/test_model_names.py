@@ -56,6 +56,7 @@ def test_inspect_tells_the_bundled_model_from_the_preset() -> None:
     assert config_of("preset:671b") == config_of("671b") == PRESETS["671b"].to_hf()
 
 
+@pytest.mark.slow
 def test_plan_tells_them_apart_too() -> None:
     def planned(target: str) -> tuple[str, int, int]:
         done = run("plan", target, "--on", "1xH100", "--json")

@@ -34,7 +34,7 @@ def run_folder(tmp_path: Path, model_folder: Path) -> Path:
     "arguments",
     [
         ("generate", "--prompt", "The whale", "--max-new-tokens", "4", "--model"),
-        ("chat", "--model"),
+        pytest.param(("chat", "--model"), marks=pytest.mark.slow, id="chat"),
         ("eval", "--skills", "1", "--skill", "dates", "--json"),
         ("inspect", "--json"),
         ("plan", "--on", "1xH100", "--json"),

@@ -337,6 +337,7 @@ def test_no_owner_takes_all_places(engine: Engine) -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_answers_set_back_for_another_owner_stay_the_same(
     engine: Engine, prompts: list[list[int]]
 ) -> None:

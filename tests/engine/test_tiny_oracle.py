@@ -183,7 +183,7 @@ SOME = [0, 4, 11, 16, 19]
 
 @pytest.mark.parametrize(
     "speculate",
-    [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+    [0, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3)]],
 )
 def test_alone(tiny: Tiny, speculate: int) -> None:
     engine = run(tiny, ALL if speculate == 0 else ALL[::2], max_batch=1, speculate=speculate)
@@ -192,7 +192,9 @@ def test_alone(tiny: Tiny, speculate: int) -> None:
     assert all(0 < accepted < stats.drafted[k] for k, accepted in enumerate(stats.accepted))
 
 
-@pytest.mark.parametrize("speculate", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "speculate", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)], 2]
+)
 def test_arriving_at_random(tiny: Tiny, speculate: int) -> None:
     """With the engine's own choice of how much to draft, which changes with the clock."""
     run(
@@ -207,7 +209,7 @@ def test_arriving_at_random(tiny: Tiny, speculate: int) -> None:
 
 
 @pytest.mark.parametrize("speculate", [0, 2])
-@pytest.mark.parametrize("max_step_tokens", [1, 7, 512])
+@pytest.mark.parametrize("max_step_tokens", [pytest.param(1, marks=pytest.mark.slow), 7, 512])
 def test_prompts_in_chunks(tiny: Tiny, max_step_tokens: int, speculate: int) -> None:
     chosen = {1: SOME, 7: ALL[::2], 512: ALL}[max_step_tokens]
     run(tiny, chosen, max_step_tokens=max_step_tokens, speculate=speculate)
@@ -227,7 +229,7 @@ def test_asked_again(tiny: Tiny, use_prefix_cache: bool, speculate: int) -> None
     assert sum(output.usage.num_cached_tokens for output in outputs) == hits
 
 
-@pytest.mark.parametrize("use_prefix_cache", [False, True])
+@pytest.mark.parametrize("use_prefix_cache", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("speculate", [0, 3])
 def test_preempted(tiny: Tiny, speculate: int, use_prefix_cache: bool) -> None:
     engine = run(

@@ -128,7 +128,9 @@ def traced(model: DeepseekV3) -> DeepseekV3:
     return model
 
 
-@pytest.mark.parametrize("change", [recomputed, copied, stored, traced])
+@pytest.mark.parametrize(
+    "change", [recomputed, copied, stored, pytest.param(traced, marks=pytest.mark.slow)]
+)
 def test_recomputed_layers_count_once_and_give_the_same_gradients(
     change: Callable[[DeepseekV3], DeepseekV3],
 ) -> None:

@@ -96,7 +96,7 @@ def test_a_queued_reply_gets_empty_lines_and_stays_json(tokenizer: Tokenizer) ->
         assert reply.choices[0].message.content == DEFAULT
 
 
-@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("is_stream", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_client_that_leaves_cancels_its_answers(tokenizer: Tokenizer, is_stream: bool) -> None:
     engine = FakeEngine(tokenizer, SCRIPT, hold_after=3)
     with serving(tokenizer, engine) as live:

@@ -265,6 +265,7 @@ def test_one_document_a_sample_is_what_no_isolation_gives(make_model: MakeModel)
     torch.testing.assert_close(seen[0].loss, seen[1].loss, rtol=FLOAT32, atol=0)
 
 
+@pytest.mark.slow
 def test_the_isolated_step_is_one_graph(make_model: MakeModel) -> None:
     tokens, mask, documents, *_ = packed([5, 7], 2)
     values = StepValues(lr=1e-3, mtp_weight=0.3, balance_alpha=1e-2, bias_update_speed=0.0)

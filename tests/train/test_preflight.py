@@ -391,6 +391,7 @@ def test_a_recipe_that_a_run_wrote_is_one(folder: Path) -> None:
         assert not done.code, done.err
 
 
+@pytest.mark.slow
 def test_what_a_run_is_otherwise_than_its_recipe_sounds_is_said(folder: Path) -> None:
     """At the start and in the plan, in the same words."""
     extra = sets("tokenizer.vocab_size=600", "training.threads=1000", "data.folder='tokens/n'")
