@@ -11,9 +11,9 @@ import gguf
 import numpy as np
 
 from rorqual.engine import Engine, ModelFolder
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_writer import write_gguf
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.gguf.writer import write_gguf
 from rorqual.weights.open import open_source
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

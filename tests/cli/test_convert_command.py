@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from command import run
 
-from rorqual.weights import convert_files, load
+from rorqual.weights import load
+from rorqual.weights.convert import files as convert_files
 
 
 def test_fp8_and_back(model_folder: Path, tmp_path: Path) -> None:

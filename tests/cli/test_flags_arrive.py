@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +16,11 @@ import rorqual.eval
 from rorqual.engine import SamplingParams
 from rorqual.errors import UsageError
 from rorqual.serve.store import default_folder
-from rorqual.weights.convert import Conversion
-from rorqual.weights.convert_files import default_workers
-from rorqual.weights.convert_plan import Target
+from rorqual.weights.convert import run as conversion
+from rorqual.weights.convert import verify as verification
+from rorqual.weights.convert.files import default_workers
+from rorqual.weights.convert.plan import Target
+from rorqual.weights.convert.run import Conversion
 
 ENGINE_FLAGS: list[tuple[list[object], str, object]] = [
     (["--speculate", 1], "speculate", 1),
@@ -128,7 +129,7 @@ def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         seen.append((source, destination, vars(options), others["workers"]))
         raise UsageError("far enough")
 
-    monkeypatch.setattr(importlib.import_module("rorqual.weights.convert"), "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
 
     def given(*flags: object, to: str = "fp8") -> tuple[dict[str, Any], object]:
         assert run("convert", "tiny", tmp_path / "b", "--to", to, *flags).code == 2
@@ -168,9 +169,7 @@ def test_flags_of_convert_reach_its_verification(
         return []
 
     done = Conversion(tmp_path / "b.gguf", [], 0, 0, 0.0)
-    conversion = importlib.import_module("rorqual.weights.convert")
     monkeypatch.setattr(conversion, "convert", lambda *_, **__: done)
-    verification = importlib.import_module("rorqual.weights.convert_verify")
     monkeypatch.setattr(verification, "verify", verify)
     flags: list[object] = ["--imatrix", tmp_path / "i.dat"] if has_importance else []
     flags += [] if workers is None else ["--workers", workers]

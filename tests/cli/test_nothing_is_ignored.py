@@ -4,7 +4,6 @@ flags themselves.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 from command import run
 
 from rorqual.errors import UsageError
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_mixes import MIXES
+from rorqual.weights.convert import run as conversion
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.gguf.mixes import MIXES
 
 
 @pytest.mark.parametrize("to", ["bf16", "float32", "gguf:Q8_0", "shards:2:bf16", "hf", "shards:2"])
@@ -96,7 +96,7 @@ def test_an_interrupted_conversion_says_how_it_goes_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("rorqual.weights.convert"), "convert", interrupted)
+    monkeypatch.setattr(conversion, "convert", interrupted)
     done = run("convert", "tiny", tmp_path / "out", "--to", "bf16")
     assert done.code == 130
     assert "The same command goes on where this one stopped." in done.err

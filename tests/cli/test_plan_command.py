@@ -10,8 +10,8 @@ from command import run
 
 from rorqual.model import preset
 from rorqual.plan import WEIGHT_FORMATS, disk_bytes
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
 
 
 def test_v3_as_json() -> None:

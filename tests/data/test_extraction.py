@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.data import extract_manuals, extract_prose, extract_reference
-from rorqual.data.rdata import load_lazy_database, load_rdata, load_rds
+from rorqual.data.extractors import manuals, prose, reference
+from rorqual.data.extractors.rdata import load_lazy_database, load_rdata, load_rds
 from rorqual.errors import DataError
 
 
@@ -99,7 +99,7 @@ def test_usfm_chapters() -> None:
         "\\v 2 A man went.\n\\p\n\\v 3 He died.\n\\c 2\n"
         "\\q1\n\\v 1 A song\n\\q2 of two lines.\n"
     )
-    assert list(extract_prose.usfm_chapters(book)) == [
+    assert list(prose.usfm_chapters(book)) == [
         "Ruth 1\n\nIn the days of judges, famine came. A man went.\n\nHe died.\n",
         "Ruth 2\n\nA song\nof two lines.\n",
     ]
@@ -111,14 +111,14 @@ def test_wordnet_sentences() -> None:
         "00003993 03 n 02 congener 0 live_one 0 001 @ 00000002 n 0000 | (biology) a whole of the "
         'same kind; "lard was used"; "why not?"  '
     )
-    synsets = dict(extract_reference.parse_synset(text, "noun") for text in (whole, line))
-    assert extract_reference.synset_sentences(synsets[3993], synsets) == (
+    synsets = dict(reference.parse_synset(text, "noun") for text in (whole, line))
+    assert reference.synset_sentences(synsets[3993], synsets) == (
         'In biology, the word "congener" means a whole of the same kind. Congener is a kind of '
         "whole. Another word for congener is live one. Lard was used. Why not?"
     )
     nod = "00016573 29 v 01 nod 2 001 @ 00016380 v 0000 02 + 01 00 + 02 00 | be almost asleep  "
-    _, synset = extract_reference.parse_synset(nod, "verb")
-    assert extract_reference.synset_sentences(synset, {}) == "To nod means to be almost asleep."
+    _, synset = reference.parse_synset(nod, "verb")
+    assert reference.synset_sentences(synset, {}) == "To nod means to be almost asleep."
 
 
 def test_dictd_entries() -> None:
@@ -126,7 +126,7 @@ def test_dictd_entries() -> None:
         "00-database-info\n   about\n\n.NET framework\n.NET\n\n   <language, tool> A {software\n"
         "   development} environment.\n\n   Second.\n\n   (2003-09-24)\n\nnext\n\n   Body.\n"
     )
-    assert list(extract_reference.dictd_entries(text)) == [
+    assert list(reference.dictd_entries(text)) == [
         ".NET framework, .NET\n\n(language, tool) A software development environment.\n\nSecond.\n",
         "next\n\nBody.\n",
     ]
@@ -138,7 +138,7 @@ def test_wikitext() -> None:
         "[[File:a.png|thumb|a [[map]] of it]]\n{| class=x\n| cell\n|}\n== History ==\n* one<br/>\n"
         "== References ==\nnothing"
     )
-    assert extract_prose.plain_wikitext(text) == ("Asia is a large continent.\n\nHistory\n\n- one")
+    assert prose.plain_wikitext(text) == ("Asia is a large continent.\n\nHistory\n\n- one")
 
 
 def test_html_text() -> None:
@@ -146,7 +146,7 @@ def test_html_text() -> None:
         "<html><head><title>no</title></head><body><ul class='docnav'><li>Prev</li></ul><h2>1. A"
         "</h2><div>Some <b>bold</b>\n text &amp; more.</div><ul><li>item</li></ul><pre>x\n  y</pre>"
     )
-    assert extract_manuals.html_text(page) == "1. A\n\nSome bold text & more.\n\n- item\n\nx\n  y"
+    assert manuals.html_text(page) == "1. A\n\nSome bold text & more.\n\n- item\n\nx\n  y"
 
 
 def test_what_is_hidden_ends_with_its_own_end() -> None:
@@ -155,18 +155,18 @@ def test_what_is_hidden_ends_with_its_own_end() -> None:
         "<p>Text.</p>"
         "<div id='banner'>h</div><p>More.</p><style>i</style>"
     )
-    assert extract_manuals.html_text(page) == "Text.\n\nMore."
+    assert manuals.html_text(page) == "Text.\n\nMore."
 
 
 def test_sections_leave_the_contents_out() -> None:
     body = "A sentence of the section itself. " * 20
     contents = "".join(f"{n}.1. Title\n" for n in range(1, 5))
-    found = list(extract_manuals.sections(f"Contents\n{contents}\n1.1. Title\n\n    {body}\n"))
+    found = list(manuals.sections(f"Contents\n{contents}\n1.1. Title\n\n    {body}\n"))
     assert found == [f"1.1. Title\n\n{body.strip()}\n"]
 
 
 def test_standard_library_is_code_without_tests() -> None:
-    modules = list(extract_manuals.python_stdlib(Path()))
+    modules = list(manuals.python_stdlib(Path()))
     assert len(modules) > 200
     assert any("class JSONDecoder" in text for text in modules)
     assert not any("import test.support" in text for text in modules)

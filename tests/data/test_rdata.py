@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.data.rdata import load_lazy_database, load_rdata, load_rds
+from rorqual.data.extractors.rdata import load_lazy_database, load_rdata, load_rds
 from rorqual.errors import DataError
 
 NIL = struct.pack(">i", 254)

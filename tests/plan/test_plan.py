@@ -23,11 +23,11 @@ from rorqual.plan.memory import KV_FORMATS, cache_bytes_per_token
 from rorqual.plan.sizes import check_format, disk_bytes, memory_bytes, nearest_mix, unsloth_size
 from rorqual.plan.speed import distinct_experts, read_bytes, speed_of
 from rorqual.weights import save
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_file import read_gguf
-from rorqual.weights.gguf_mixes import MIXES
-from rorqual.weights.gguf_writer import gguf_bytes
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.gguf.file import read_gguf
+from rorqual.weights.gguf.mixes import MIXES
+from rorqual.weights.gguf.writer import gguf_bytes
 
 V3 = preset("671b")
 # unsloth's list of V3's files, in its own mixed units: GiB rounded up, but Q8_0 in decimal GB.

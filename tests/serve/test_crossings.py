@@ -25,8 +25,8 @@ from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
 
 pytest.importorskip("llguidance")
 validators = pytest.importorskip("jsonschema_rs")

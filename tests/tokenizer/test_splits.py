@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.tokenizer.splits import KIMI_SPLIT, SPLITS, pre_tokenizer_of
-from rorqual.weights.gguf_reader import load_gguf_tokenizer
+from rorqual.weights.gguf.reader import load_gguf_tokenizer
 
 VOCABS = os.environ.get("RORQUAL_LLAMA_CPP_VOCABS")
 SAMPLES = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rorqual.errors import TokenizerError
 from rorqual.tokenizer import Tokenizer, load_tokenizer
-from rorqual.weights.gguf_tokenizer import (
+from rorqual.weights.gguf.tokenizer import (
     KINDS,
     MERGES,
     PRE,

@@ -30,9 +30,9 @@ from rorqual.weights.advice import (
     advice_of_folder,
     advice_of_gguf,
 )
-from rorqual.weights.convert import Conversion, convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_file import read_gguf
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import Conversion, convert
+from rorqual.weights.gguf.file import read_gguf
 
 CONFIG = oracle.BASE.with_changes(vocab_size=320)
 ADVICE = {

@@ -16,8 +16,8 @@ from rorqual.errors import CheckpointError
 from rorqual.model import ModelConfig
 from rorqual.weights import progress
 from rorqual.weights.audit import Audit, audit
-from rorqual.weights.convert_bounds import _block_amax, _spread
-from rorqual.weights.convert_verify import Comparison, Fault, _with_fault
+from rorqual.weights.convert.bounds import _block_amax, _spread
+from rorqual.weights.convert.verify import Comparison, Fault, _with_fault
 from rorqual.weights.folder import RESTORE, Folder, _is_inside
 from rorqual.weights.names import tensors_of
 from rorqual.weights.source import Entry, Quantisation

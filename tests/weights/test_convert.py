@@ -20,9 +20,9 @@ from rorqual.model import DeepseekV3, ModelConfig, build
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save, values
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.convert_verify import verify
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.convert.verify import verify
 from rorqual.weights.folder import INDEX, SINGLE
 from rorqual.weights.progress import byte_progress
 

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import build
-from rorqual.weights import convert as convert_module
-from rorqual.weights import convert_files, save
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.convert_record import LOCK, Record, open_record, side_files
+from rorqual.weights import save
+from rorqual.weights.convert import files as convert_files
+from rorqual.weights.convert import run as convert_module
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.record import LOCK, Record, open_record, side_files
+from rorqual.weights.convert.run import convert
 from rorqual.weights.open import UNFINISHED, kind_of, open_source
 
 CONFIG = oracle.CONFIGS["mtp"]

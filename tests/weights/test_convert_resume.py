@@ -18,11 +18,12 @@ from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.files import atomic_write
 from rorqual.model import build
-from rorqual.weights import convert as convert_module
-from rorqual.weights import convert_files, load, save
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.convert_record import LOCK, job_of, open_record
+from rorqual.weights import load, save
+from rorqual.weights.convert import files as convert_files
+from rorqual.weights.convert import run as convert_module
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.record import LOCK, job_of, open_record
+from rorqual.weights.convert.run import convert
 from rorqual.weights.open import UNFINISHED, open_source
 
 pytestmark = pytest.mark.concurrency
@@ -33,8 +34,8 @@ SHARD = 60_000
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.convert.plan import Options, Target
 source, destination, to, left, shard = sys.argv[1:]
 left = int(left)
 @contextmanager

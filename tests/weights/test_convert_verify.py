@@ -20,15 +20,16 @@ from torch import Tensor
 from rorqual.model import build
 from rorqual.ops import quant_search
 from rorqual.ops.quant_types import FLOAT_TYPES, QUANT_TYPES
-from rorqual.weights import convert_encode, save, values
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.convert_verify import Comparison, Fault, verify
+from rorqual.weights import save, values
+from rorqual.weights.convert import encode as convert_encode
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.convert.verify import Comparison, Fault, verify
 from rorqual.weights.folder import SINGLE
-from rorqual.weights.gguf_file import read_gguf
-from rorqual.weights.gguf_format import TensorInfo
-from rorqual.weights.gguf_mixes import MIXES
-from rorqual.weights.gguf_names import gguf_tensors
+from rorqual.weights.gguf.file import read_gguf
+from rorqual.weights.gguf.format import TensorInfo
+from rorqual.weights.gguf.mixes import MIXES
+from rorqual.weights.gguf.names import gguf_tensors
 from rorqual.weights.names import StoredTensor, stored_tensors
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import byte_progress

@@ -17,8 +17,8 @@ from rorqual.errors import RorqualError
 from rorqual.model import build
 from rorqual.weights import save
 from rorqual.weights.audit import audit
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
 from rorqual.weights.open import open_source
 from rorqual.weights.values import StoredRows
 

@@ -23,17 +23,18 @@ from rorqual.errors import CheckpointError, RorqualError, TokenizerError, UsageE
 from rorqual.model import DeepseekV3, ModelConfig, build, preset
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.tokenizer import Tokenizer, train_tokenizer
-from rorqual.weights import gguf_file, load, save
+from rorqual.weights import load, save
 from rorqual.weights.advice import SAMPLING_KEYS, Advice, advice_of_gguf
-from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
-from rorqual.weights.gguf_file import read_gguf
-from rorqual.weights.gguf_metadata import config_of, metadata_of
-from rorqual.weights.gguf_mixes import MIXES, mix_of, type_of
-from rorqual.weights.gguf_names import gguf_tensors
-from rorqual.weights.gguf_reader import load_gguf_tokenizer, open_gguf
-from rorqual.weights.gguf_summary import faulty_values
-from rorqual.weights.gguf_tokenizer import tokenizer_metadata, tokenizer_of
-from rorqual.weights.gguf_writer import gguf_bytes, write_gguf
+from rorqual.weights.gguf import file as gguf_file
+from rorqual.weights.gguf.container import GgufWriter, PlannedTensor
+from rorqual.weights.gguf.file import read_gguf
+from rorqual.weights.gguf.metadata import config_of, metadata_of
+from rorqual.weights.gguf.mixes import MIXES, mix_of, type_of
+from rorqual.weights.gguf.names import gguf_tensors
+from rorqual.weights.gguf.reader import load_gguf_tokenizer, open_gguf
+from rorqual.weights.gguf.summary import faulty_values
+from rorqual.weights.gguf.tokenizer import tokenizer_metadata, tokenizer_of
+from rorqual.weights.gguf.writer import gguf_bytes, write_gguf
 from rorqual.weights.open import open_source
 
 MTP = oracle.CONFIGS["mtp_groups_yarn"]

@@ -20,9 +20,9 @@ import torch
 
 from rorqual.errors import CheckpointError
 from rorqual.ops.quant_types import QUANT_TYPES
-from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short, header_of
-from rorqual.weights.gguf_file import gguf_files, read_gguf
-from rorqual.weights.gguf_format import MAX_KEYS, MAX_TENSORS, read_header
+from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short, header_of
+from rorqual.weights.gguf.file import gguf_files, read_gguf
+from rorqual.weights.gguf.format import MAX_KEYS, MAX_TENSORS, read_header
 
 NUM_MUTATIONS = 2000
 MAX_SECONDS = 1.0  # of the processor: other programs run here too

@@ -17,13 +17,14 @@ import torch
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import build
 from rorqual.ops.quant_types import QUANT_TYPES
-from rorqual.weights import gguf_importance, save
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_container import GgufWriter, PlannedTensor
-from rorqual.weights.gguf_file import read_gguf
-from rorqual.weights.gguf_importance import check_importance, fit_importance, read_importance
-from rorqual.weights.gguf_names import gguf_tensors
+from rorqual.weights import save
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.gguf import importance as gguf_importance
+from rorqual.weights.gguf.container import GgufWriter, PlannedTensor
+from rorqual.weights.gguf.file import read_gguf
+from rorqual.weights.gguf.importance import check_importance, fit_importance, read_importance
+from rorqual.weights.gguf.names import gguf_tensors
 
 CONFIG = oracle.WIDE.with_changes(
     vocab_size=320, moe_intermediate_size=256, kv_lora_rank=256, q_lora_rank=256

@@ -19,11 +19,16 @@ from rorqual.errors import CheckpointError, ConfigError, TokenizerError, UsageEr
 from rorqual.model import ModelConfig, YarnScaling, build, preset
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import load, save
-from rorqual.weights.gguf_metadata import config_of, metadata_of
-from rorqual.weights.gguf_tokenizer import tokenizer_metadata, tokenizer_of
-from rorqual.weights.gguf_writer import PIECES_AHEAD, _in_order, write_gguf
-from rorqual.weights.model_args import config_from_model_args, is_model_args, model_args, unsaid
+from rorqual.weights.gguf.metadata import config_of, metadata_of
+from rorqual.weights.gguf.tokenizer import tokenizer_metadata, tokenizer_of
+from rorqual.weights.gguf.writer import PIECES_AHEAD, _in_order, write_gguf
 from rorqual.weights.open import open_source
+from rorqual.weights.shards.model_args import (
+    config_from_model_args,
+    is_model_args,
+    model_args,
+    unsaid,
+)
 
 BASE = oracle.BASE
 NAMES = ["output.weight", "blk.1.exp_probs_b.bias"]

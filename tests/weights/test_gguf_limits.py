@@ -18,12 +18,16 @@ from test_gguf_format import crafted, key, tensor_entry, text
 
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.ops.quant_types import QUANT_TYPES
-from rorqual.weights import gguf_container, gguf_format, gguf_job, gguf_summary, gguf_writer
 from rorqual.weights.checks import check_gguf
-from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short, header_of
-from rorqual.weights.gguf_file import GgufFile, gguf_files, read_gguf
-from rorqual.weights.gguf_format import read_header
-from rorqual.weights.gguf_mixes import MIXES, type_of
+from rorqual.weights.gguf import container as gguf_container
+from rorqual.weights.gguf import format as gguf_format
+from rorqual.weights.gguf import job as gguf_job
+from rorqual.weights.gguf import summary as gguf_summary
+from rorqual.weights.gguf import writer as gguf_writer
+from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short, header_of
+from rorqual.weights.gguf.file import GgufFile, gguf_files, read_gguf
+from rorqual.weights.gguf.format import read_header
+from rorqual.weights.gguf.mixes import MIXES, type_of
 
 F32 = QUANT_TYPES["F32"]
 

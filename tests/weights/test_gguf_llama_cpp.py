@@ -18,8 +18,8 @@ from rorqual.ops.quant_types import K_QUANTS
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from rorqual.weights import load, save
-from rorqual.weights.gguf_mixes import MIXES
-from rorqual.weights.gguf_writer import write_gguf
+from rorqual.weights.gguf.mixes import MIXES
+from rorqual.weights.gguf.writer import write_gguf
 from rorqual.weights.open import open_source
 
 pytestmark = [pytest.mark.slow, llama_cpp.needs_llama_cpp]

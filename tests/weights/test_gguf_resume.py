@@ -20,10 +20,12 @@ from test_convert_resume import files_of, small_disk
 from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import ModelConfig, build
-from rorqual.weights import gguf_job, gguf_writer, load, save
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.gguf_file import SPLIT_NAME
+from rorqual.weights import load, save
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from rorqual.weights.gguf import job as gguf_job
+from rorqual.weights.gguf import writer as gguf_writer
+from rorqual.weights.gguf.file import SPLIT_NAME
 
 pytestmark = pytest.mark.concurrency
 
@@ -39,9 +41,10 @@ MAX_GROWTH_BYTES = 300e6
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rorqual.weights import gguf_container, gguf_writer
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.gguf import container as gguf_container
+from rorqual.weights.gguf import writer as gguf_writer
+from rorqual.weights.convert.run import convert
+from rorqual.weights.convert.plan import Options, Target
 source, destination, to, part_bytes, place, left = sys.argv[1:]
 left = int(left)
 gguf_container.JOURNAL_BYTES = 1
@@ -263,9 +266,9 @@ def test_a_limit_on_the_size_of_files(source: Path, tmp_path: Path) -> None:
 MEASURED = """
 import sys
 from pathlib import Path
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-import rorqual.weights.gguf_writer, rorqual.tokenizer
+from rorqual.weights.convert.run import convert
+from rorqual.weights.convert.plan import Options, Target
+import rorqual.weights.gguf.writer, rorqual.tokenizer
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -16,11 +16,11 @@ from rorqual.errors import CheckpointError, ConfigError, RorqualError, UsageErro
 from rorqual.model import DeepseekV3, ModelConfig, YarnScaling, build, preset
 from rorqual.weights import load, load_config, save
 from rorqual.weights.checks import check_folder
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
-from rorqual.weights.model_args import config_from_model_args, model_args, unsaid
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
 from rorqual.weights.open import kind_of
-from rorqual.weights.shard_names import check_world, shard_name
+from rorqual.weights.shards.model_args import config_from_model_args, model_args, unsaid
+from rorqual.weights.shards.names import check_world, shard_name
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
 # Every cut of two ranks lies between FP8 blocks.

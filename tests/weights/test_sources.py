@@ -22,16 +22,16 @@ from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, save, values
 from rorqual.weights.audit import audit
 from rorqual.weights.checks import Check, _shown, check_folder, stored_elements
-from rorqual.weights.convert import convert
-from rorqual.weights.convert_plan import Options, Target
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
 from rorqual.weights.folder import SINGLE, open_folder, refuse_absurd
-from rorqual.weights.gguf_reader import open_gguf
+from rorqual.weights.gguf.reader import open_gguf
 from rorqual.weights.names import layer_of, stored_tensors
 from rorqual.weights.not_weights import pickle_fix
 from rorqual.weights.open import kind_of, load_config, open_source
 from rorqual.weights.quantization_config import quantisation_of, unknown_quantisation_keys
 from rorqual.weights.safetensors_file import RowFiles, lay_out, looks_like_safetensors, read_places
-from rorqual.weights.shard_names import Part, part_of, scale_part
+from rorqual.weights.shards.names import Part, part_of, scale_part
 from rorqual.weights.source import Quantisation
 
 CONFIG = oracle.CONFIGS["mtp"]

@@ -12,8 +12,8 @@ import typer
 from rorqual.cli.exits import EXIT_BAD_INPUT
 
 if TYPE_CHECKING:
-    from rorqual.weights.convert import Conversion
-    from rorqual.weights.convert_verify import Comparison
+    from rorqual.weights.convert.run import Conversion
+    from rorqual.weights.convert.verify import Comparison
 
 PIPED_WIDTH = 140  # the table is never cut where nobody watches
 
@@ -93,10 +93,10 @@ def convert(
       rorqual convert DeepSeek-V3 V3-Q4.gguf --to gguf:Q4_K_M --max-file-gb 50
     """
     from rorqual.log import console
-    from rorqual.weights.convert import convert as run
-    from rorqual.weights.convert_files import default_workers
-    from rorqual.weights.convert_plan import Options, Target
-    from rorqual.weights.convert_verify import verify as compare
+    from rorqual.weights.convert.files import default_workers
+    from rorqual.weights.convert.plan import Options, Target
+    from rorqual.weights.convert.run import convert as run
+    from rorqual.weights.convert.verify import verify as compare
     from rorqual.weights.progress import byte_progress
 
     options = Options(

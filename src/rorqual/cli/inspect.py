@@ -94,9 +94,9 @@ def _describe_gguf(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, An
     """A GGUF model of any architecture; of ours, with its shape and its checks."""
     from rorqual.errors import RorqualError
     from rorqual.weights.checks import Check, check_folder, check_gguf
-    from rorqual.weights.gguf_file import read_gguf
-    from rorqual.weights.gguf_names import ARCHITECTURE
-    from rorqual.weights.gguf_summary import stored_types, summary
+    from rorqual.weights.gguf.file import read_gguf
+    from rorqual.weights.gguf.names import ARCHITECTURE
+    from rorqual.weights.gguf.summary import stored_types, summary
 
     with read_gguf(path) as file:
         report = summary(file)
@@ -148,7 +148,7 @@ def _entries(source: TensorSource) -> list[dict[str, Any]]:
 
 def _files(source: TensorSource) -> list[dict[str, Any]]:
     from rorqual.weights.safetensors_file import read_places
-    from rorqual.weights.shards_reader import ShardFolder
+    from rorqual.weights.shards.reader import ShardFolder
 
     if isinstance(source, ShardFolder):
         names = source.files

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rorqual.data import extract_manuals, extract_prose, extract_reference
 from rorqual.data.corpus import Document, write_documents
+from rorqual.data.extractors import manuals, prose, reference
 from rorqual.errors import DataError, UsageError, listing
 from rorqual.files import atomic_directory, read_json, write_json
 from rorqual.locks import FileLock
@@ -63,28 +63,28 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "world-english-bible",
                 "the World English Bible, by chapter",
                 "public domain",
-                extract_prose.world_english_bible,
+                prose.world_english_bible,
                 debian=("bibledit-cloud-data",),
             ),
             Source(
                 "jane-austen",
                 "six novels of Jane Austen, by chapter",
                 "MIT (texts: public domain)",
-                extract_prose.jane_austen,
+                prose.jane_austen,
                 debian=("r-cran-janeaustenr",),
             ),
             Source(
                 "wordnet",
                 "WordNet 3.0: definitions and examples as sentences",
                 "WordNet 3.0 licence",
-                extract_reference.wordnet,
+                reference.wordnet,
                 debian=("wordnet-base",),
             ),
             Source(
                 "wikipedia-sample",
                 "a hundred long Wikipedia articles of 2016",
                 "CC-BY-SA-3.0",
-                extract_prose.wikipedia,
+                prose.wikipedia,
                 python=("gensim==4.4.0",),
                 members=("gensim/test/test_data/enwiki-latest*",),
             ),
@@ -92,7 +92,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "parables",
                 "short parables with their morals",
                 "MIT",
-                extract_prose.parables,
+                prose.parables,
                 python=("evals==3.0.1.post1",),
                 members=("*/parable-to-moral-match-en.jsonl",),
             ),
@@ -100,28 +100,28 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "foldoc",
                 "the Free On-line Dictionary of Computing",
                 "GFDL-1.3",
-                extract_reference.dictd,
+                reference.dictd,
                 debian=("dict-foldoc",),
             ),
             Source(
                 "jargon",
                 "the Jargon File: hackers' slang",
                 "public domain",
-                extract_reference.dictd,
+                reference.dictd,
                 debian=("dict-jargon",),
             ),
             Source(
                 "python-docs",
                 "the Python 3.11 manual in reStructuredText",
                 "PSF-2.0",
-                extract_manuals.python_docs,
+                manuals.python_docs,
                 debian=("python3.11-doc",),
             ),
             Source(
                 "debian-docs",
                 "Debian's handbook, reference, FAQ, policy and developer's reference",
                 "CC-BY-SA-3.0, GPL-2.0-or-later",
-                extract_manuals.debian_docs,
+                manuals.debian_docs,
                 debian=(
                     "debian-handbook",
                     "debian-reference-en",
@@ -134,13 +134,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "python-stdlib",
                 "the running Python's standard library, without tests",
                 "PSF-2.0",
-                extract_manuals.python_stdlib,
+                manuals.python_stdlib,
             ),
             Source(
                 "fortunes",
                 "quotations and jokes",
                 "mixed, quotations",
-                extract_prose.fortunes,
+                prose.fortunes,
                 debian=("fortunes", "fortunes-min"),
             ),
         )

@@ -32,14 +32,14 @@ from rorqual.weights.advice import (
     read_card,
 )
 from rorqual.weights.folder import config_of, no_checkpoint, refuse_empty
-from rorqual.weights.gguf_file import SPLIT_NAME, GgufFile, read_gguf
-from rorqual.weights.gguf_metadata import require_deepseek2
-from rorqual.weights.gguf_reader import GgufSource, load_gguf_tokenizer
-from rorqual.weights.gguf_tokenizer import TEMPLATE, tokenizer_of
+from rorqual.weights.gguf.file import SPLIT_NAME, GgufFile, read_gguf
+from rorqual.weights.gguf.metadata import require_deepseek2
+from rorqual.weights.gguf.reader import GgufSource, load_gguf_tokenizer
+from rorqual.weights.gguf.tokenizer import TEMPLATE, tokenizer_of
 from rorqual.weights.huggingface_writer import CHAT_CARD
 from rorqual.weights.model_reader import LoadDtype, load_from
 from rorqual.weights.open import SourceKind, kind_of, open_source
-from rorqual.weights.shards_reader import open_shards
+from rorqual.weights.shards.reader import open_shards
 from rorqual.weights.source import TensorSource
 
 DTYPES = ("auto", "float32", "bfloat16", "stored")

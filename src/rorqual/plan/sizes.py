@@ -9,9 +9,9 @@ from functools import lru_cache
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import FLOAT_TYPES
-from rorqual.weights.gguf_format import DEFAULT_ALIGNMENT
-from rorqual.weights.gguf_mixes import MIXES, mix_of
-from rorqual.weights.gguf_writer import gguf_bytes, plan_tasks
+from rorqual.weights.gguf.format import DEFAULT_ALIGNMENT
+from rorqual.weights.gguf.mixes import MIXES, mix_of
+from rorqual.weights.gguf.writer import gguf_bytes, plan_tasks
 from rorqual.weights.names import EMBEDDING, Format, stored_tensors
 
 SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}

@@ -19,7 +19,7 @@ from rorqual.config import fill, settings
 from rorqual.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.files import is_there, read_json
 from rorqual.weights.folder import CONFIG
-from rorqual.weights.gguf_format import Value, single
+from rorqual.weights.gguf.format import Value, single
 from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 from rorqual.weights.source import TensorSource
 

@@ -12,10 +12,10 @@ import torch
 from rorqual.errors import MAX_LISTED, RorqualError
 from rorqual.tokenizer import has_tokenizer, load_tokenizer
 from rorqual.weights.audit import Audit, audit
-from rorqual.weights.gguf_file import GgufFile
-from rorqual.weights.gguf_reader import GgufSource
-from rorqual.weights.gguf_summary import faulty_values
-from rorqual.weights.gguf_tokenizer import TOKENS
+from rorqual.weights.gguf.file import GgufFile
+from rorqual.weights.gguf.reader import GgufSource
+from rorqual.weights.gguf.summary import faulty_values
+from rorqual.weights.gguf.tokenizer import TOKENS
 from rorqual.weights.names import IGNORED, SCALE_SUFFIX
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track

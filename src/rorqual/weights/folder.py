@@ -22,10 +22,10 @@ from rorqual.errors import CheckpointError, RorqualError, listing
 from rorqual.files import is_there, mend_of, read_json, stand_in
 from rorqual.model import ModelConfig
 from rorqual.runs import mend_of_checkpoint
-from rorqual.weights.model_args import config_from_model_args, is_model_args
 from rorqual.weights.not_weights import PICKLES, adapter_fix, pickle_fix, refuse_stand_ins
 from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, RowFiles, looks_like_safetensors
+from rorqual.weights.shards.model_args import config_from_model_args, is_model_args
 from rorqual.weights.source import Entry, Quantisation
 
 CONFIG = "config.json"

@@ -10,11 +10,11 @@ from rorqual.errors import CheckpointError, RorqualError
 from rorqual.files import mend_of
 from rorqual.model import ModelConfig
 from rorqual.weights.folder import CONFIG, open_folder, read_config
-from rorqual.weights.gguf_format import MAGIC
-from rorqual.weights.gguf_reader import open_gguf
+from rorqual.weights.gguf.format import MAGIC
+from rorqual.weights.gguf.reader import open_gguf
 from rorqual.weights.safetensors_file import looks_like_safetensors, read_places
-from rorqual.weights.shard_names import is_shard_name
-from rorqual.weights.shards_reader import open_shards
+from rorqual.weights.shards.names import is_shard_name
+from rorqual.weights.shards.reader import open_shards
 from rorqual.weights.source import TensorSource
 
 SourceKind = Literal["huggingface", "shards", "gguf"]

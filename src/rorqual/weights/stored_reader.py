@@ -29,7 +29,7 @@ from rorqual.model.stored import (
     StoredStack,
 )
 from rorqual.weights.audit import audit
-from rorqual.weights.gguf_reader import GgufSource
+from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.progress import track
 from rorqual.weights.source import StoredBytes, TensorSource

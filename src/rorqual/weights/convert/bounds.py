@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rorqual.ops.block_fp8 import E4M3_MAX, num_blocks
-from rorqual.weights.gguf_reader import GgufSource
+from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.safetensors_file import DTYPES
 from rorqual.weights.source import TensorSource

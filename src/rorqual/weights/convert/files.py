@@ -21,9 +21,9 @@ from torch import Tensor
 from rorqual.errors import CheckpointError
 from rorqual.files import BINARY, fsync_path
 from rorqual.ops.device import num_processors
-from rorqual.weights.convert_encode import encode
-from rorqual.weights.convert_plan import Options, Output, PlannedFile
-from rorqual.weights.convert_record import Record
+from rorqual.weights.convert.encode import encode
+from rorqual.weights.convert.plan import Options, Output, PlannedFile
+from rorqual.weights.convert.record import Record
 from rorqual.weights.safetensors_file import as_bytes, write_at
 from rorqual.weights.source import TensorSource
 

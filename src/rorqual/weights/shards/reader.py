@@ -20,11 +20,11 @@ from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import BLOCK
 from rorqual.weights.folder import CONFIG, config_of, refuse_absurd
-from rorqual.weights.model_args import MODEL_ARGS, config_from_model_args, is_model_args
 from rorqual.weights.names import IGNORED, StoredTensor, tensors_of
 from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, Place, RowFiles, looks_like_safetensors
-from rorqual.weights.shard_names import cut_of, expert_of, rank_of_file, shard_file, shard_name
+from rorqual.weights.shards.model_args import MODEL_ARGS, config_from_model_args, is_model_args
+from rorqual.weights.shards.names import cut_of, expert_of, rank_of_file, shard_file, shard_name
 from rorqual.weights.source import Entry, Quantisation
 
 

@@ -1,7 +1,7 @@
 """Reads a conversion back and holds it against its source, value by value.
 
 Values are compared as float32, FP8 and GGUF's types decoded; none may be farther from its source
-than rounding to its type explains (`convert_bounds`). The table has a row for each type of tensor,
+than rounding to its type explains (`bounds.py`). The table has a row for each type of tensor,
 which is its name without layer and expert numbers; its error is ||a - b|| / ||b|| over them all.
 """
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError
 from rorqual.weights.audit import audit
-from rorqual.weights.convert_bounds import bound_of, type_of
-from rorqual.weights.convert_files import Advance, one_thread_each
+from rorqual.weights.convert.bounds import bound_of, type_of
+from rorqual.weights.convert.files import Advance, one_thread_each
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.open import open_source
 from rorqual.weights.source import TensorSource

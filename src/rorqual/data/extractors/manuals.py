@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from rorqual.data.extract_prose import joined
+from rorqual.data.extractors.prose import joined
 
 MIN_SECTION_CHARACTERS = 300  # shorter ones are lines of a table of contents
 NO_LIBRARY = {

@@ -1,6 +1,6 @@
 """A GGUF model as one thing, in one file or in parts `NAME-00001-of-00003.gguf`.
 
-Any architecture can be opened and listed here; what its tensors mean is `gguf_reader`'s business.
+Any architecture can be opened and listed here; what its tensors mean, `reader.py` knows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from rorqual.errors import CheckpointError, listing
 from rorqual.files import BINARY, read_at
 from rorqual.ops.quantise import decode_blocks
-from rorqual.weights.gguf_format import Header, TensorInfo, Value, is_gguf, read_header, single
+from rorqual.weights.gguf.format import Header, TensorInfo, Value, is_gguf, read_header, single
 
 SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"

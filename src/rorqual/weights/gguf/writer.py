@@ -3,7 +3,7 @@
 Values are read, encoded and written in pieces of rows, several at a time by threads that do not
 wait for each other's pieces; the file is the same whatever their number. FP8 is dequantised on the
 way, so that no other copy of the weights is needed. An interrupted file is continued (see
-`gguf_container`).
+`container.py`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rorqual.model import ModelConfig
 from rorqual.ops.quantise import encode_blocks
 from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.weights.advice import Advice, advice_of_folder
-from rorqual.weights.convert_files import one_thread_each
-from rorqual.weights.gguf_container import GgufWriter, PlannedTensor, Short
-from rorqual.weights.gguf_file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
-from rorqual.weights.gguf_format import Value
-from rorqual.weights.gguf_importance import check_importance
-from rorqual.weights.gguf_job import files_in_work, fingerprint_of, part_names
-from rorqual.weights.gguf_metadata import metadata_of
-from rorqual.weights.gguf_mixes import Mix, mix_of, type_of
-from rorqual.weights.gguf_names import GgufTensor, gguf_tensors
-from rorqual.weights.gguf_reader import GgufSource
-from rorqual.weights.gguf_tokenizer import MODEL, NO_TOKENIZER, tokenizer_metadata
+from rorqual.weights.convert.files import one_thread_each
+from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short
+from rorqual.weights.gguf.file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
+from rorqual.weights.gguf.format import Value
+from rorqual.weights.gguf.importance import check_importance
+from rorqual.weights.gguf.job import files_in_work, fingerprint_of, part_names
+from rorqual.weights.gguf.metadata import metadata_of
+from rorqual.weights.gguf.mixes import Mix, mix_of, type_of
+from rorqual.weights.gguf.names import GgufTensor, gguf_tensors
+from rorqual.weights.gguf.reader import GgufSource
+from rorqual.weights.gguf.tokenizer import MODEL, NO_TOKENIZER, tokenizer_metadata
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.source import TensorSource
 from rorqual.weights.values import StoredRows

@@ -1,9 +1,9 @@
 """Converts a checkpoint of any kind into any other: a tensor at a time, in bounded memory.
 
 What DeepSeek's inference/fp8_cast_bf16.py and convert.py do, and back, without a GPU: threads read
-rows, change them and write them at their offset in the new file (`convert_files`); the order of
+rows, change them and write them at their offset in the new file (`files.py`); the order of
 files and tensors is fixed, so the result is the same whatever the number of workers and however
-often the conversion was interrupted (`convert_record`).
+often the conversion was interrupted (`record.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import FLOAT_TYPES
 from rorqual.weights.audit import Audit, audit
-from rorqual.weights.convert_files import (
+from rorqual.weights.convert.files import (
     Advance,
     Writer,
     check_space,
@@ -33,8 +33,8 @@ from rorqual.weights.convert_files import (
     disk_full_explained,
     one_thread_each,
 )
-from rorqual.weights.convert_plan import E4M3, Options, PlannedFile, plan_files, stored_dtype
-from rorqual.weights.convert_record import (
+from rorqual.weights.convert.plan import E4M3, Options, PlannedFile, plan_files, stored_dtype
+from rorqual.weights.convert.record import (
     Record,
     check_places,
     copy_side_files,
@@ -43,12 +43,12 @@ from rorqual.weights.convert_record import (
     side_files,
 )
 from rorqual.weights.folder import CONFIG, INDEX
-from rorqual.weights.gguf_importance import fit_importance, read_importance
-from rorqual.weights.gguf_mixes import mix_of
-from rorqual.weights.gguf_writer import advice_of, plan_tasks, write_gguf
+from rorqual.weights.gguf.importance import fit_importance, read_importance
+from rorqual.weights.gguf.mixes import mix_of
+from rorqual.weights.gguf.writer import advice_of, plan_tasks, write_gguf
 from rorqual.weights.huggingface_writer import QUANTISATION
-from rorqual.weights.model_args import MODEL_ARGS, model_args, unsaid
 from rorqual.weights.open import open_source
+from rorqual.weights.shards.model_args import MODEL_ARGS, model_args, unsaid
 from rorqual.weights.source import TensorSource
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (label, bytes) -> advance

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from rorqual.ops.quant_types import READABLE
-from rorqual.weights.gguf_file import GgufFile
-from rorqual.weights.gguf_format import TensorInfo, Value
-from rorqual.weights.gguf_tokenizer import MODEL, PRE, TEMPLATE, TOKENS
+from rorqual.weights.gguf.file import GgufFile
+from rorqual.weights.gguf.format import TensorInfo, Value
+from rorqual.weights.gguf.tokenizer import MODEL, PRE, TEMPLATE, TOKENS
 from rorqual.weights.progress import track
 
 MAX_ITEMS = 8  # a longer array is shown by its length and first items

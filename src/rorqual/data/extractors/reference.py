@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from rorqual.data.extract_prose import joined, paragraphs
+from rorqual.data.extractors.prose import joined, paragraphs
 
 # Neighbours in the file share a subject; alone they would be mostly BOS and EOS.
 SYNSETS_A_DOCUMENT = 8

@@ -11,12 +11,12 @@ from typing import Literal
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.weights.folder import SINGLE
-from rorqual.weights.gguf_mixes import MIXES, mix_of
+from rorqual.weights.gguf.mixes import MIXES, mix_of
 from rorqual.weights.huggingface_writer import MAX_SHARD_BYTES, cut_shards, shard_name
 from rorqual.weights.names import EMBEDDING, HEAD, Kind, StoredTensor, layer_of
 from rorqual.weights.safetensors_file import DTYPES, Layout, lay_out
-from rorqual.weights.shard_names import Part, check_world, part_of, scale_part, shard_file
-from rorqual.weights.shard_names import shard_name as rank_name
+from rorqual.weights.shards.names import Part, check_world, part_of, scale_part, shard_file
+from rorqual.weights.shards.names import shard_name as rank_name
 from rorqual.weights.source import TensorSource
 
 E4M3 = "F8_E4M3"
@@ -80,7 +80,7 @@ class Options:
     keep_mtp: bool | None = None
     scale_format: ScaleFormat | None = None  # None: as the source has them, else float32
     max_shard_bytes: float | None = None  # None: 5 GB, and GGUF in one file
-    imatrix: Path | None = None  # importance of columns for GGUF, see gguf_importance
+    imatrix: Path | None = None  # importance of columns for GGUF, see gguf/importance.py
 
     def __post_init__(self) -> None:
         if self.imatrix is not None and self.target.kind != "gguf":

@@ -23,11 +23,11 @@ from rorqual.ops.quant_types import READABLE
 from rorqual.ops.quantise import FLOAT_DTYPES, limits_of
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights.advice import Advice, advice_of_gguf
-from rorqual.weights.gguf_file import GgufFile, read_gguf
-from rorqual.weights.gguf_format import TensorInfo
-from rorqual.weights.gguf_metadata import config_of, require_deepseek2
-from rorqual.weights.gguf_names import GgufTensor, gguf_tensors, half_names
-from rorqual.weights.gguf_tokenizer import TOKENS, tokenizer_of
+from rorqual.weights.gguf.file import GgufFile, read_gguf
+from rorqual.weights.gguf.format import TensorInfo
+from rorqual.weights.gguf.metadata import config_of, require_deepseek2
+from rorqual.weights.gguf.names import GgufTensor, gguf_tensors, half_names
+from rorqual.weights.gguf.tokenizer import TOKENS, tokenizer_of
 from rorqual.weights.huggingface_writer import GENERATION
 from rorqual.weights.source import Entry, Quantisation, StoredBytes
 

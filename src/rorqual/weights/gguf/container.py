@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rorqual.files import fsync_path, write_json
 from rorqual.ops.quant_types import QuantType
-from rorqual.weights.gguf_format import (
+from rorqual.weights.gguf.format import (
     ALIGNMENT_KEY,
     ARRAY,
     BOOL,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rorqual.errors import CheckpointError, RorqualError
 from rorqual.ops.block_fp8 import BLOCK, quantise_blocks
-from rorqual.weights.convert_plan import E4M3, Options, Output, is_copied
+from rorqual.weights.convert.plan import E4M3, Options, Output, is_copied
 from rorqual.weights.safetensors_file import DTYPES
-from rorqual.weights.shard_names import Part
+from rorqual.weights.shards.names import Part
 from rorqual.weights.source import TensorSource
 from rorqual.weights.values import StoredRows
 

@@ -22,8 +22,8 @@ from rorqual.config import fill
 from rorqual.errors import CheckpointError, ConfigError
 from rorqual.log import logger
 from rorqual.model import ModelConfig, YarnScaling
-from rorqual.weights.gguf_format import Value, single
-from rorqual.weights.gguf_names import ARCHITECTURE
+from rorqual.weights.gguf.format import Value, single
+from rorqual.weights.gguf.names import ARCHITECTURE
 
 QUANTISATION_VERSION = 2
 GET_AGAIN = "get the file again from its source; very old files lack keys and need a new conversion"
@@ -36,7 +36,7 @@ V3_WIDTH, V3_EXPERTS, V3_GROUPS = 7168, 256, (8, 4)
 
 
 def metadata_of(config: ModelConfig, file_type: int, *, is_split: bool = True) -> dict[str, Value]:
-    """The keys `general.*` and `deepseek2.*`; the tokenizer's are `gguf_tokenizer`'s."""
+    """The keys `general.*` and `deepseek2.*`; the tokenizer's are `tokenizer.py`'s."""
     c = config
     # Where every group is kept there are none; llama.cpp stops at such counts.
     groups = (c.n_group, c.topk_group) if c.topk_group < c.n_group else (1, 1)

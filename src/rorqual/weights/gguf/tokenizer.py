@@ -23,7 +23,7 @@ from rorqual.tokenizer.definition import bpe_definition, build
 from rorqual.tokenizer.splits import SPLITS, WHOLE_PIECES_FIRST, pre_tokenizer_of
 from rorqual.tokenizer.templates import mended
 from rorqual.tokenizer.tiktoken import merges_of
-from rorqual.weights.gguf_format import Value, single
+from rorqual.weights.gguf.format import Value, single
 
 MODEL = "tokenizer.ggml.model"
 NO_TOKENIZER = "none"

@@ -17,9 +17,9 @@ from torch import Tensor
 from rorqual.errors import UsageError
 from rorqual.files import final_name
 from rorqual.locks import FileLock
-from rorqual.weights.convert_files import check_space, disk_full_explained
-from rorqual.weights.convert_record import BUSY
-from rorqual.weights.gguf_container import GgufWriter
+from rorqual.weights.convert.files import check_space, disk_full_explained
+from rorqual.weights.convert.record import BUSY
+from rorqual.weights.gguf.container import GgufWriter
 from rorqual.weights.safetensors_file import as_bytes
 from rorqual.weights.source import TensorSource
 

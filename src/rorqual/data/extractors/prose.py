@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rorqual.data.rdata import load_lazy_database
+from rorqual.data.extractors.rdata import load_lazy_database
 
 NOVELS = {
     "emma": "Emma",

@@ -1,0 +1,1 @@
+"""Texts out of unpacked packages, a function a source."""

@@ -1,0 +1,1 @@
+"""A conversion: planned tensor by tensor, written by threads, resumed where it ended, verified."""

@@ -1,0 +1,1 @@
+"""The rank shards of DeepSeek's demo: its configuration, names and cuts, read as one checkpoint."""
