@@ -24,7 +24,7 @@ try:
     import torch
     from torch import Tensor
 
-    from rorqual.engine import Engine, ModelFolder, SamplingParams
+    from rorqual.engine import Engine, SamplingParams
     from rorqual.engine.draft_policy import FixedDrafts
     from rorqual.errors import RorqualError
     from rorqual.files import atomic_write, write_json
@@ -34,6 +34,7 @@ try:
     from rorqual.train.optimizer import AdamW, OptimizerSettings
     from rorqual.train.precision import compute_in
     from rorqual.train.step import Stepper, StepValues
+    from rorqual.weights import ModelFolder
 except ModuleNotFoundError as problem:
     print(
         f"gpu-check: this Python has no {problem.name}\n"

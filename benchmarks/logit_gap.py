@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rorqual.engine import ModelFolder
+from rorqual.weights import ModelFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/engine"))
 from test_same_logits import TEXT, gap, logits_by_engine

@@ -14,8 +14,9 @@ import time
 
 import torch
 
-from rorqual.engine import Engine, ModelFolder, SamplingParams
+from rorqual.engine import Engine, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts
+from rorqual.weights import ModelFolder
 
 QUESTIONS = [
     "Tell me a short story about a whale",

@@ -20,7 +20,6 @@ from rorqual.engine import SamplingParams
 from rorqual.engine.flat_step import Span
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.logprobs import token_logprobs
-from rorqual.engine.model_folder import ModelFolder
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.sampling_state import SamplingState
@@ -32,6 +31,7 @@ from rorqual.train import step as steps
 from rorqual.train.optimizer import AdamW, OptimizerSettings
 from rorqual.train.recompute import recompute_layers
 from rorqual.train.step import Stepper, StepResult, StepValues
+from rorqual.weights import ModelFolder
 
 META = torch.device("meta")
 CONFIG = ModelConfig(

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 import rorqual
 from rorqual.engine import Engine
-from rorqual.engine.model_folder import ModelFolder
 from rorqual.eval import evaluate_skills
+from rorqual.weights import ModelFolder
 
 FOLDER = Path(rorqual.__file__).parent / "tiny"
 pytestmark = pytest.mark.skipif(

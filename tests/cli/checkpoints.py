@@ -10,7 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rorqual.engine import Engine, ModelFolder
+from rorqual.engine import Engine, SamplingParams
+from rorqual.weights import ModelFolder
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.gguf.writer import write_gguf
@@ -35,7 +36,7 @@ def advised(source: Path, folder: Path, **generation: Any) -> Path:
 def greedy_ids(folder: Path, prompt: str, count: int) -> list[int]:
     """What the engine says to a message, whatever ends its answers."""
     found = ModelFolder.find(str(folder))
-    params = found.sampling(temperature=0, max_tokens=count, ignore_eos=True)
+    params = SamplingParams(**found.sampling(temperature=0, max_tokens=count, ignore_eos=True))
     engine = Engine(found.load_model(), found.load_tokenizer())
     message = {"role": "user", "content": prompt}
     [output] = engine.generate([engine.tokenizer.encode_chat([message])], params)

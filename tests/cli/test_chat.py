@@ -17,7 +17,8 @@ from command import ENVIRONMENT, heed_interrupts, run, start
 
 from patience import HANG_SECONDS
 from rorqual.cli.chat import printable
-from rorqual.engine import Conversation, Engine, ModelFolder
+from rorqual.engine import Conversation, Engine, SamplingParams
+from rorqual.weights import ModelFolder
 
 pytestmark = pytest.mark.concurrency
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.concurrency
 def expected(model_folder: Path, max_tokens: int, *messages: str) -> list[str]:
     folder = ModelFolder.find(str(model_folder))
     engine = Engine(folder.load_model(), folder.load_tokenizer())
-    talk = Conversation(engine, folder.sampling(max_tokens=max_tokens))
+    talk = Conversation(engine, SamplingParams(**folder.sampling(max_tokens=max_tokens)))
     return ["".join(talk.ask(message)) for message in messages]
 
 

@@ -13,6 +13,7 @@ from command import run
 import rorqual.cli.serve
 import rorqual.engine
 import rorqual.eval
+import rorqual.weights
 from rorqual.engine import SamplingParams
 from rorqual.errors import UsageError
 from rorqual.serve.store import default_folder
@@ -201,17 +202,17 @@ def test_every_advice_can_be_overridden(
     chosen = {"temperature": 0.0, "top_p": 1.0, "top_k": 9, "min_p": 0.0}
     chosen |= {"repetition_penalty": 1.0, "max_tokens": 3}
     names = {"max_tokens": "max_new_tokens"}
-    seen: list[SamplingParams] = []
-    real = rorqual.engine.ModelFolder.sampling
+    seen: list[dict[str, Any]] = []
+    real = rorqual.weights.ModelFolder.sampling
 
-    def sampling(self: Any, **values: Any) -> SamplingParams:
+    def sampling(self: Any, **values: Any) -> dict[str, Any]:
         seen.append(real(self, **values))
         return seen[-1]
 
-    monkeypatch.setattr(rorqual.engine.ModelFolder, "sampling", sampling)
+    monkeypatch.setattr(rorqual.weights.ModelFolder, "sampling", sampling)
     flags: list[object] = ["--prompt", "a"] if verb == "generate" else []
     for given, expected in [({}, advised), (chosen, chosen)]:
         pairs = [(f"--{names.get(n, n).replace('_', '-')}", value) for n, value in given.items()]
         done = run(verb, "--model", copy, *flags, *[part for pair in pairs for part in pair])
         assert done.code == 0, done.err
-        assert {name: getattr(seen[-1], name) for name in expected} == expected
+        assert {name: seen[-1][name] for name in expected} == expected

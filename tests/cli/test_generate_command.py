@@ -12,14 +12,15 @@ import pytest
 from command import run, start
 
 from patience import HANG_SECONDS, wait_until
-from rorqual.engine import Engine, ModelFolder, Output
+from rorqual.engine import Engine, Output, SamplingParams
+from rorqual.weights import ModelFolder
 
 
 def expected(model_folder: Path, max_tokens: int, *prompts: str, raw: bool = False) -> list[Output]:
     folder = ModelFolder.find(str(model_folder))
     tokenizer = folder.load_tokenizer()
     engine = Engine(folder.load_model(), tokenizer)
-    params = folder.sampling(max_tokens=max_tokens)
+    params = SamplingParams(**folder.sampling(max_tokens=max_tokens))
     outputs = []
     for prompt in prompts:
         chat_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])

@@ -8,7 +8,7 @@ import pytest
 from command import run
 
 import rorqual
-import rorqual.engine
+import rorqual.weights
 from rorqual.errors import CheckpointError
 
 VERBS = ("chat", "generate", "serve", "eval", "inspect", "convert")
@@ -60,11 +60,11 @@ def test_tiny_names_the_bundled_tokenizer_too(
     monkeypatch.chdir(tmp_path)
     seen: list[str] = []
 
-    def load_model(self: rorqual.engine.ModelFolder, *_: object) -> None:
+    def load_model(self: rorqual.weights.ModelFolder, *_: object) -> None:
         seen.append(self.load_tokenizer().decode(self.load_tokenizer().encode("whale")))
         raise CheckpointError("far enough")
 
-    monkeypatch.setattr(rorqual.engine.ModelFolder, "load_model", load_model)
+    monkeypatch.setattr(rorqual.weights.ModelFolder, "load_model", load_model)
     done = run(verb, *flags_of(verb, model_folder, tmp_path), "--tokenizer", "tiny")
     assert "far enough" in done.err
     assert seen == ["whale"]

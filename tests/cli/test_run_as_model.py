@@ -15,9 +15,9 @@ from command import run
 
 import rorqual
 from rorqual.bundled import checkpoint_path
-from rorqual.engine import ModelFolder
 from rorqual.errors import CheckpointError
 from rorqual.train.checkpoint import find_checkpoint
+from rorqual.weights import ModelFolder
 
 
 @pytest.fixture

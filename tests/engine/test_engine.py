@@ -12,10 +12,11 @@ from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import rorqual
-from rorqual.engine import Engine, ModelFolder, Request, SamplingParams
+from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import Tokenizer
+from rorqual.weights import ModelFolder
 
 NUM_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)

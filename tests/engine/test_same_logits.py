@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rorqual.engine import ModelFolder
 from rorqual.engine.flat_step import Span
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3
+from rorqual.weights import ModelFolder
 
 FLOAT32_RELATIVE = 1e-5
 TEXT = "The whale swims in the sea. What is 12 + 30? It is 42, and a fox saw a crow."

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from small_models import ALWAYS, memory_of
 from torch import Tensor
 
-from rorqual.engine import Engine, ModelFolder, Output, Request, SamplingParams
+from rorqual.engine import Engine, Output, Request, SamplingParams
 from rorqual.model import DeepseekV3
 from rorqual.tasks.evaluate import held_out
 from rorqual.tokenizer import Tokenizer
-from rorqual.weights import save
+from rorqual.weights import ModelFolder, save
 
 NUM_TOKENS = 40
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)

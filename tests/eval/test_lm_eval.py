@@ -24,10 +24,9 @@ import pytest
 import torch
 
 from patience import HANG_SECONDS
-from rorqual.engine import ModelFolder
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
-from rorqual.weights import save
+from rorqual.weights import ModelFolder, save
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ModelFolder.find("tiny").path

@@ -21,11 +21,12 @@ import web
 from live import Live, running
 
 from patience import HANG_SECONDS, wait_until
-from rorqual.engine import AsyncEngine, Engine, ModelFolder, Request, SamplingParams
+from rorqual.engine import AsyncEngine, Engine, Request, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel
 from rorqual.tasks.evaluate import held_out
+from rorqual.weights import ModelFolder
 
 pytestmark = pytest.mark.concurrency
 

@@ -25,11 +25,12 @@ from served import make_model
 from stretched import stretched_tiny
 
 from patience import HANG_SECONDS
-from rorqual.engine import AsyncEngine, Engine, ModelFolder
+from rorqual.engine import AsyncEngine, Engine, SamplingParams
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel, ServerSettings
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.tool_calls import render_tool_calls
+from rorqual.weights import ModelFolder
 
 SCRIPTS = Path(__file__).parent / "clients"
 BUILD = Path(__file__).parents[2] / "build"
@@ -133,7 +134,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         name="sei",
         tokenizer=engine.tokenizer,
         max_positions=engine.max_positions,
-        defaults=folder.sampling(),
+        defaults=SamplingParams(**folder.sampling()),
     )
     with running(create_app(AsyncEngine(engine), model, ServerSettings())) as live:
         yield live

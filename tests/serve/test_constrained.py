@@ -20,10 +20,11 @@ from real import make_engine, serve_engine
 from served import make_model
 from stretched import stretched_tiny
 
-from rorqual.engine import AsyncEngine, Engine, ModelFolder
+from rorqual.engine import AsyncEngine, Engine
 from rorqual.serve.app import create_app
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END
+from rorqual.weights import ModelFolder
 
 pytest.importorskip("llguidance")
 validators = pytest.importorskip("jsonschema_rs")

@@ -19,9 +19,10 @@ from live import Live, running
 from real import make_engine, serve_engine
 
 from patience import HANG_SECONDS, wait_until
-from rorqual.engine import Engine, ModelFolder
+from rorqual.engine import Engine
 from rorqual.serve.app import create_app
 from rorqual.tokenizer import Tokenizer
+from rorqual.weights import ModelFolder
 
 pytestmark = pytest.mark.concurrency
 

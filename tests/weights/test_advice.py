@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from rorqual.config import fill
-from rorqual.engine import ModelFolder
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.errors import CheckpointError, ConfigError, RorqualError, TokenizerError, UsageError
 from rorqual.model import build
 from rorqual.tokenizer import train_tokenizer
-from rorqual.weights import load, model_reader, save
+from rorqual.weights import ModelFolder, load, model_reader, save
 from rorqual.weights.advice import (
     END_KEYS,
     ENDS_KEY,
@@ -59,7 +58,7 @@ def converted(source: Path, destination: Path, to: str) -> Conversion:
 
 
 def sampling(path: Path) -> SamplingParams:
-    return ModelFolder.find(str(path)).sampling()
+    return SamplingParams(**ModelFolder.find(str(path)).sampling())
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -204,7 +203,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     assert "--tokenizer" in str(caught.value.fix)
     train_tokenizer(["The whale swims."] * 4, 300).save(tmp_path / "tokenizer")
     own = ModelFolder.find(str(path), tmp_path / "tokenizer")
-    assert own.sampling().stop_token_ids == (7,)
+    assert own.sampling()["stop_token_ids"] == (7,)
     back = converted(path, tmp_path / "back", "bf16").destination
     assert json.loads((back / "generation_config.json").read_text()) == {"eos_token_id": [1, 7]}
 
@@ -361,7 +360,7 @@ def test_what_is_loaded_and_saved_ends_and_samples_as_before(
     save(load(source), tmp_path / "again", "float32", given)
     after = ModelFolder.find(str(tmp_path / "again"), None if with_tokenizer else source)
     assert after.sampling() == before.sampling()
-    assert set(after.sampling().stop_token_ids) == {262, 75}
+    assert set(after.sampling()["stop_token_ids"]) == {262, 75}
     assert after.card() == before.card()
 
 
@@ -378,7 +377,7 @@ def test_the_end_that_only_config_json_has_is_kept(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "w", {"eos_token_id": None}, config={"eos_token_id": 9})
     save(load(source), tmp_path / "again")
     after = ModelFolder.find(str(tmp_path / "again"), source)
-    assert after.sampling().stop_token_ids == (9,)
+    assert after.sampling()["stop_token_ids"] == (9,)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "chat.json"])

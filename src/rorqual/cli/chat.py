@@ -17,7 +17,8 @@ from rorqual.errors import RorqualError, UsageError
 from rorqual.log import console
 
 if TYPE_CHECKING:
-    from rorqual.engine import Conversation, ModelFolder
+    from rorqual.engine import Conversation
+    from rorqual.weights import ModelFolder
 
 PROMPT = "> "
 HELP = """\
@@ -123,19 +124,22 @@ def chat(
       echo "What is 12 + 30?" | rorqual chat
     """
     with loading(model):
-        from rorqual.engine import Conversation, Engine, ModelFolder
+        from rorqual.engine import Conversation, Engine, SamplingParams
         from rorqual.ops.device import resolve_device
+        from rorqual.weights import ModelFolder
 
         place = resolve_device(device)
         folder = ModelFolder.find(model, tokenizer)
-        params = folder.sampling(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            max_tokens=max_new_tokens,
+        params = SamplingParams(
+            **folder.sampling(
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                max_tokens=max_new_tokens,
+            )
         )
         set_threads(threads)
         vocabulary = folder.load_tokenizer()

@@ -73,9 +73,10 @@ def demo_generate(
     if input_file is not None:
         check_input_file(input_file)
     with loading(ckpt_path):
-        from rorqual.engine import Conversation, Engine, ModelFolder, SamplingParams
+        from rorqual.engine import Conversation, Engine, SamplingParams
         from rorqual.ops.device import resolve_device
         from rorqual.serve.settings import ServedModel
+        from rorqual.weights import ModelFolder
 
         place = resolve_device(device)
         folder = ModelFolder.find(ckpt_path, shards_config=config)
@@ -84,7 +85,7 @@ def demo_generate(
             temperature=temperature,
             max_tokens=max_new_tokens,
             seed=SEED,
-            stop_token_ids=folder.sampling().stop_token_ids,
+            stop_token_ids=folder.sampling().get("stop_token_ids", ()),
         )
         set_threads(threads)
         served = ServedModel(

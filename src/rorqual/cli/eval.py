@@ -42,11 +42,11 @@ def evaluate(
       rorqual eval tiny --skill arithmetic --skills 1000 --failures 5
       rorqual eval runs/tiny/checkpoints/step-900 --skills 0 --recipe recipes/tiny.toml
     """
-    from rorqual.engine import Engine
-    from rorqual.engine.model_folder import ModelFolder
+    from rorqual.engine import Engine, SamplingParams
     from rorqual.eval import compare_on_held_out, evaluate_skills
     from rorqual.eval.skills import MAX_ANSWER_TOKENS
     from rorqual.log import console
+    from rorqual.weights import ModelFolder
 
     if not skills and recipe is None:
         raise UsageError(
@@ -61,7 +61,9 @@ def evaluate(
     results: list[SkillResult] = []
     if skills:
         with console().status("asking"):
-            params = folder.sampling(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
+            params = SamplingParams(
+                **folder.sampling(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
+            )
             results = evaluate_skills(engine, skills, seed, skill, params=params)
     compressed: list[SourceResult] = []
     if held_out is not None:

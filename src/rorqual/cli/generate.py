@@ -110,21 +110,24 @@ def generate(
         _check_files(input_file, output_file)
     with AnswerFile.taken(output_file) as target:
         with loading(model):
-            from rorqual.engine import Conversation, Engine, ModelFolder
+            from rorqual.engine import Conversation, Engine, SamplingParams
             from rorqual.ops.device import resolve_device
             from rorqual.serve.settings import ServedModel
+            from rorqual.weights import ModelFolder
 
             place = resolve_device(device)
             folder = ModelFolder.find(model, tokenizer)
-            params = folder.sampling(
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                stop=tuple(stop) if stop else None,
-                max_tokens=max_new_tokens,
+            params = SamplingParams(
+                **folder.sampling(
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    min_p=min_p,
+                    repetition_penalty=repetition_penalty,
+                    seed=seed,
+                    stop=tuple(stop) if stop else None,
+                    max_tokens=max_new_tokens,
+                )
             )
             set_threads(threads)
             is_chat = folder.is_chat() if chat is None else chat

@@ -146,7 +146,8 @@ def serve(
         }
         server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
         with loading(model):
-            from rorqual.engine import Engine, ModelFolder
+            from rorqual.engine import Engine, SamplingParams
+            from rorqual.weights import ModelFolder
 
             folder = ModelFolder.find(model, tokenizer)
             set_threads(threads)
@@ -164,7 +165,7 @@ def serve(
                 max_model_len=max_model_len,
             )
         names = served_model_name or [folder.name]
-        _run(engine, folder.sampling(), names, options, server_settings, bound)
+        _run(engine, SamplingParams(**folder.sampling()), names, options, server_settings, bound)
 
 
 def _run(

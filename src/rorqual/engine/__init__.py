@@ -6,7 +6,6 @@ from rorqual.engine.conversation import Conversation
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar import CompiledGrammar, Grammar
 from rorqual.engine.logprobs import TokenLogprob
-from rorqual.engine.model_folder import ModelFolder
 from rorqual.engine.offline import Stream, seeded
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
@@ -29,7 +28,6 @@ __all__ = [
     "EngineStats",
     "FinishReason",
     "Grammar",
-    "ModelFolder",
     "Output",
     "Piece",
     "Request",

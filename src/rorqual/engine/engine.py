@@ -24,7 +24,6 @@ from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.memory import MIN_BLOCKS, budget_bytes, num_blocks
-from rorqual.engine.model_folder import ModelFolder
 from rorqual.engine.new_weights import replace_weights
 from rorqual.engine.offline import Stream, answer_in_order, seeded
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
@@ -40,6 +39,7 @@ from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer
+from rorqual.weights import ModelFolder
 
 LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probabilities
 

@@ -21,9 +21,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from rorqual.engine import Engine, ModelFolder, Output, Request, SamplingParams
+from rorqual.engine import Engine, Output, Request, SamplingParams
 from rorqual.errors import UsageError, listing
 from rorqual.log import logger
+from rorqual.weights import ModelFolder
 
 MAX_GEN_TOKENS = 256  # lm-eval's own default for an answer
 SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {
@@ -72,7 +73,7 @@ class RorqualLM(TemplateLM):
         self.max_gen_toks = max_gen_toks or min(MAX_GEN_TOKENS, self.max_length // 2)
         # A checkpoint's answers end where `generate` ends them; of an engine none is known.
         folder = ModelFolder.find(pretrained) if engine is None else None
-        self._end_ids = folder.sampling().stop_token_ids if folder is not None else ()
+        self._end_ids = folder.sampling().get("stop_token_ids", ()) if folder is not None else ()
         self._has_bos = add_bos_token
         self._name = pretrained
 

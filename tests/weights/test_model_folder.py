@@ -7,13 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hf_oracle as oracle
 import pytest
 
-from rorqual.engine import ModelFolder
+from rorqual.engine import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, UsageError
-from rorqual.model import DeepseekV3
-from rorqual.tokenizer import Tokenizer
-from rorqual.weights import save
+from rorqual.model import DeepseekV3, build
+from rorqual.tokenizer import Tokenizer, train_tokenizer
+from rorqual.weights import ModelFolder, save
+
+CONFIG = oracle.BASE.with_changes(vocab_size=320)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["The whale swims in the sea."] * 4, 300)
+
+
+@pytest.fixture(scope="module")
+def model() -> DeepseekV3:
+    return build(CONFIG)
 
 
 def folder_with(path: Path, **files: Any) -> ModelFolder:
@@ -33,15 +46,15 @@ def test_the_users_choice_wins_then_the_card_then_generation_config(
         generation_config={"temperature": 0.6, "top_p": 0.95, "top_k": 0, "eos_token_id": [1, 7]},
         chat={"sampling": {"temperature": 0.1}},
     )
-    params = folder.sampling(top_p=0.5, seed=None)
+    params = SamplingParams(**folder.sampling(top_p=0.5, seed=None))
     assert (params.temperature, params.top_p, params.top_k) == (0.1, 0.5, None)
     assert params.stop_token_ids == (7,)  # 1 is the tokenizer's own end, which always counts
 
 
 def test_without_advice_the_defaults_stand(tmp_path: Path) -> None:
-    assert folder_with(tmp_path).sampling().temperature == 0.3
+    assert SamplingParams(**folder_with(tmp_path).sampling()) == SamplingParams()
     greedy = folder_with(tmp_path, generation_config={"do_sample": False, "temperature": 1.0})
-    assert greedy.sampling().temperature == 0
+    assert greedy.sampling()["temperature"] == 0
 
 
 @pytest.mark.parametrize(
@@ -67,7 +80,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, model: DeepseekV3, tokenizer: T
     save(model, tmp_path / "m", "float32", tokenizer)
     folder = ModelFolder.find(str(tmp_path / "m"))
     assert folder.name == "m"
-    assert folder.max_positions() == 700
+    assert folder.max_positions() == CONFIG.max_position_embeddings
     assert folder.load_tokenizer().vocab_size == tokenizer.vocab_size
     assert next(folder.load_model().parameters()).dtype.itemsize == 4
     assert next(folder.load_model("bfloat16").parameters()).dtype.itemsize == 2
@@ -89,13 +102,14 @@ def gguf_with(path: Path, **advice: float) -> ModelFolder:
 
 def test_a_gguf_file_has_advice_too(tmp_path: Path) -> None:
     folder = gguf_with(tmp_path / "m.gguf", temp=0.7, top_k=40, top_p=0.9, min_p=0.05)
-    params = folder.sampling(top_p=0.5)
+    params = SamplingParams(**folder.sampling(top_p=0.5))
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.7, 0.5, 40, 0.05)
     (tmp_path / "chat.json").write_text('{"sampling": {"temperature": 0.1}}', encoding="utf-8")
-    assert folder.sampling().temperature == 0.7  # the file was named, not the folder
+    assert folder.sampling()["temperature"] == 0.7  # the file was named, not the folder
     whole = ModelFolder.find(str(tmp_path)).sampling()
-    assert (whole.temperature, whole.top_k) == (0.1, 40)
-    assert gguf_with(tmp_path / "greedy.gguf", temp=-3.0).sampling().temperature == 0  # llama.cpp's
+    assert (whole["temperature"], whole["top_k"]) == (0.1, 40)
+    greedy = gguf_with(tmp_path / "greedy.gguf", temp=-3.0)
+    assert greedy.sampling()["temperature"] == 0  # as llama.cpp has it
     with pytest.raises(CheckpointError, match="temp cannot be"):
         gguf_with(tmp_path / "hot.gguf", temp=3000.0).sampling()
 

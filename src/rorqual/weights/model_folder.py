@@ -1,4 +1,4 @@
-"""A checkpoint as the engine meets it: where it is, how it likes to be sampled, how it chats.
+"""A checkpoint with all that lies beside its weights: tokenizer, advice on sampling, chat card.
 
 It is a Hugging Face folder, a folder of rank shards, or a GGUF file. Beside the weights a folder
 may hold `chat.json`, which the terminal chat reads:
@@ -15,7 +15,6 @@ from typing import Any, cast, get_args
 import torch
 
 from rorqual.bundled import BUNDLED, checkpoint_path
-from rorqual.engine.params import SamplingParams
 from rorqual.errors import ConfigError, TokenizerError, UsageError, listing
 from rorqual.files import is_there, read_json
 from rorqual.log import logger
@@ -23,7 +22,6 @@ from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer, load_tokenizer
-from rorqual.weights import load_config
 from rorqual.weights.advice import (
     Advice,
     ChatCard,
@@ -38,7 +36,7 @@ from rorqual.weights.gguf.reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf.tokenizer import TEMPLATE, tokenizer_of
 from rorqual.weights.huggingface_writer import CHAT_CARD
 from rorqual.weights.model_reader import LoadDtype, load_from
-from rorqual.weights.open import SourceKind, kind_of, open_source
+from rorqual.weights.open import SourceKind, kind_of, load_config, open_source
 from rorqual.weights.shards.reader import open_shards
 from rorqual.weights.source import TensorSource
 
@@ -107,10 +105,11 @@ class ModelFolder:
             return TEMPLATE in self._gguf.metadata
         return _has_template(self.tokenizer or self.path)
 
-    def sampling(self, **chosen: Any) -> SamplingParams:
-        """The user's values, else the card's, else the checkpoint's advice, else the defaults.
+    def sampling(self, **chosen: Any) -> dict[str, Any]:
+        """The user's values, else the card's, else the checkpoint's advice; fields of
+        `SamplingParams`, whose defaults stand for the rest.
 
-        `chosen` are SamplingParams' fields; None means not chosen. The advice is that of
+        `chosen` are such fields; None means not chosen. The advice is that of
         `generation_config.json`, before that of a GGUF file's keys; an end that is no id of the
         tokenizer's is refused under its file's name, for no row of the model beyond is ever drawn.
         """
@@ -126,8 +125,7 @@ class ModelFolder:
             # The tokenizer's own end is one anyway, unless it is to be ignored.
             own = self.load_tokenizer().eos_id
             values["stop_token_ids"] = tuple(end for end in ends if end != own)
-        values |= {name: value for name, value in chosen.items() if value is not None}
-        return SamplingParams(**values)
+        return values | {name: value for name, value in chosen.items() if value is not None}
 
     def load_tokenizer(self) -> Tokenizer:
         """The one that was chosen, else the checkpoint's; TokenizerError names the flag."""
