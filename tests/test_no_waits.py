@@ -118,7 +118,9 @@ def test_a_training_step_waits_once(
     """Forward, backward, clipping, AdamW and the router bias, with isolated documents."""
     reads = []
 
-    def read(losses: Tensor, loads_LE: Tensor, norm: Tensor, counts_C: Tensor) -> StepResult:
+    def read(
+        losses: Tensor, loads_LE: Tensor, norm: Tensor, counts_C: Tensor, names: Any
+    ) -> StepResult:
         reads.append((loads_LE.shape, norm.device, counts_C.device))
         return StepResult(1.0, 1.0, [1.0], 0.0, 1.0, 1, torch.zeros(2, 8))
 

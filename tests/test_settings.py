@@ -26,13 +26,15 @@ from rorqual.train.checkpoint import Progress
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
 from rorqual.train.recipe import CheckpointSettings, TrainingSettings, ValidationSettings
+from rorqual.train.stages import Pretrain, Sft
+from rorqual.train.stages.corpora import CorporaStage, CorporaTraining
 from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
-    BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, DataSettings,
-    EngineOptions, Inputs, LrSchedule, ModelConfig, MtpSettings, OptimizerSettings, Progress,
-    Recipe, SamplingDefaults, ServerSettings, SourceSettings, TokenizerSettings, TrainingSettings,
-    ValidationSettings,
+    BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, CorporaStage,
+    CorporaTraining, DataSettings, EngineOptions, Inputs, LrSchedule, ModelConfig, MtpSettings,
+    OptimizerSettings, Pretrain, Progress, Recipe, SamplingDefaults, ServerSettings, Sft,
+    SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
 )  # fmt: skip
 WRONG: dict[type, tuple[Any, ...]] = {
     int: ("100", True, 2.5, [1]),

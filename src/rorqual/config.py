@@ -15,7 +15,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
@@ -125,9 +125,12 @@ def fill(
     *,
     overrides: Sequence[str] = (),
     is_foreign: bool = False,
+    explain: Callable[[Sequence[Any]], str | None] = lambda path: None,
 ) -> T:
     """Checks `table` and returns `cls` filled from it; ConfigError lists each fault, and of the
     `overrides` that the table had those that may have made one.
+
+    `explain` says of the path of an unknown key where it belongs, if the caller knows.
     """
     # As JSON, since pydantic takes tables for dataclasses only there when it converts nothing.
     text = json.dumps(table, default=str)
@@ -136,8 +139,8 @@ def fill(
     except ValidationError as problem:
         errors = problem.errors()
     if is_foreign and (whole := _with_whole_numbers(json.loads(text), errors)):
-        return fill(cls, whole, where, overrides=overrides)
-    faults = {_key_of(error): _describe(cls, error) for error in errors}
+        return fill(cls, whole, where, overrides=overrides, explain=explain)
+    faults = {_key_of(error): _describe(cls, error, explain) for error in errors}
     is_lacking = all(error["type"] in MISSING for error in errors)
     raise ConfigError(
         "; ".join(faults.values()),
@@ -170,9 +173,11 @@ def _key_of(error: Any) -> str:
     return ".".join(str(part) for part in _path_of(error))
 
 
-def _describe(cls: type, error: Any) -> str:
+def _describe(cls: type, error: Any, explain: Callable[[Sequence[Any]], str | None]) -> str:
     path, key = _path_of(error), _key_of(error)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if (reason := explain(path)) is not None:
+            return f"unknown key {key!r}: {reason}"
         valid = _keys_at(cls, path[:-1])
         near = difflib.get_close_matches(str(path[-1]), valid, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys: {', '.join(valid)}"
@@ -190,6 +195,11 @@ def _describe(cls: type, error: Any) -> str:
 def _shown(value: object) -> str:
     """A value as its file has it, but for text, whose quotes are Python's."""
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def has_key(cls: type, path: Sequence[Any]) -> bool:
+    """Whether a settings class has this key, or one of its sections does."""
+    return str(path[-1]) in _keys_at(cls, path[:-1])
 
 
 def _keys_at(cls: Any, path: Sequence[Any]) -> list[str]:

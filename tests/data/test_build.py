@@ -111,6 +111,25 @@ def test_same_tokens_for_one_and_two_workers(
     assert _tree(tmp_path / "1") == _tree(tmp_path / "2")
 
 
+def test_a_build_tells_what_it_works_on_and_prints_nothing(
+    tmp_path: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = _data(tmp_path / "tokens", SourceSettings(name="mine", path=str(corpus)))
+    told: list[str] = []
+
+    def advance(title: str, done: int, total: int | None, detail: str) -> None:
+        assert total is None or done <= total
+        told.append(title)
+
+    build(data, _options(tmp_path / "new"), advance=advance)
+    titles = ["gathering", "reading", "training the tokenizer", "tokenising"]
+    assert list(dict.fromkeys(told)) == titles
+    told.clear()
+    build(data, _options(tmp_path / "new"), advance=advance)
+    assert told == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_interrupted_build_goes_on(
     tmp_path: Path, corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,11 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_run import RECIPE, SyntheticBatches, small_model
+from small_run import RECIPE, STAGES, SyntheticBatches, small_model
 
-from rorqual.config import apply_overrides, fill
+from rorqual.config import apply_overrides
 from rorqual.model import DeepseekV3
 from rorqual.train import Recipe, TrainingData, train
+from rorqual.train.recipe import recipe_of
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def make_recipe() -> Callable[..., Recipe]:
     def make(*overrides: str) -> Recipe:
-        return fill(Recipe, apply_overrides(copy.deepcopy(RECIPE), overrides), "recipe.toml")
+        table = apply_overrides(copy.deepcopy(RECIPE), overrides)
+        return recipe_of(table, STAGES, "recipe.toml")
 
     return make
 
@@ -47,7 +49,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    train(fill(Recipe, RECIPE), folder, TrainingData(train=SyntheticBatches()), is_quiet=True)
+    train(recipe_of(RECIPE, STAGES), folder, TrainingData(train=SyntheticBatches()), is_quiet=True)
     torch.set_num_threads(before)
     return folder
 

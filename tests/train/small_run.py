@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 
-from rorqual.config import fill
 from rorqual.data import Batch
 from rorqual.model import DeepseekV3, build
-from rorqual.train import Recipe, TrainingData, train
+from rorqual.train import TrainingData, train
+from rorqual.train.recipe import recipe_of
+from rorqual.train.stages import Pretrain, Sft
+
+STAGES = (Pretrain, Sft)
 
 VOCAB, LENGTH = 64, 16
 MODEL = {
@@ -78,7 +81,7 @@ class SyntheticBatches:
 
 def small_model(**changes: Any) -> DeepseekV3:
     """The model of RECIPE with changed fields, in training mode."""
-    recipe = fill(Recipe, {**RECIPE, "model": {**MODEL, **changes}})
+    recipe = recipe_of({**RECIPE, "model": {**MODEL, **changes}}, STAGES)
     return build(recipe.model_config(), seed=1).train()
 
 
@@ -115,7 +118,7 @@ def main() -> None:
     if not is_held:
         _kill_at(where, step)
     batches = HeldBatches() if is_held else SyntheticBatches()
-    summary = train(fill(Recipe, RECIPE), run_folder, TrainingData(train=batches))
+    summary = train(recipe_of(RECIPE, STAGES), run_folder, TrainingData(train=batches))
     ended = f"finished {summary.is_finished} step {summary.step} signal {summary.signal}"
     print(ended, flush=True)
 

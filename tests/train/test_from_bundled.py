@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import STAGES
 
 import rorqual
-from rorqual.config import fill
 from rorqual.errors import TrainingError, UsageError
-from rorqual.train import Recipe, train
+from rorqual.train import train
 from rorqual.train.checkpoint import find_checkpoint
 from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
+from rorqual.train.recipe import recipe_of
 
 BUNDLED = Path(rorqual.__file__).parent / "tiny"
 LENGTH = 64
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 def begin(
     folder: Path, init_from: str, run: str = "run", num_steps: int = 2, **sections: Any
 ) -> Path:
-    recipe = fill(Recipe, recipe_table(folder, init_from, num_steps) | sections)
+    recipe = recipe_of(recipe_table(folder, init_from, num_steps) | sections, STAGES)
     data = prepare(recipe)
     return train(recipe, folder / run, data, is_quiet=True).checkpoint
 
@@ -123,5 +124,6 @@ def test_starting_over_never_moves_what_the_recipe_reads(folder: Path, key: str)
         part = part[section]
     part[name] = str(folder / "run" / "inside")
     with pytest.raises(UsageError, match=f"would move {key} away"):
-        refuse_to_move_what_is_read(fill(Recipe, table), folder / "run")
-    refuse_to_move_what_is_read(fill(Recipe, table), folder / "runs")  # a name that only begins so
+        refuse_to_move_what_is_read(recipe_of(table, STAGES), folder / "run")
+    beside = folder / "runs"  # a name that only begins so
+    refuse_to_move_what_is_read(recipe_of(table, STAGES), beside)

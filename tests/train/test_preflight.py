@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import MODEL
+from small_run import MODEL, STAGES
 
 import in_process
 import rorqual.tokenizer
@@ -23,10 +23,10 @@ from rorqual.data.selection import file_digest
 from rorqual.errors import DataError
 from rorqual.tokenizer import train_tokenizer
 from rorqual.train.metrics import read_metrics
-from rorqual.train.notes import _count
-from rorqual.train.preflight import look_ahead, show_plan
+from rorqual.train.preflight import look_ahead, preview
 from rorqual.train.prepare import prepare
 from rorqual.train.recipe import load_recipe, toml_text
+from rorqual.train.stages.corpora_notes import _count
 
 LENGTH = 16
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
@@ -192,7 +192,7 @@ def test_a_look_ahead_reads_only_what_it_compares(
 ) -> None:
     """A new run has nothing to compare its text with; a run that goes on reads what changed."""
     monkeypatch.chdir(folder)
-    recipe = load_recipe("base.toml")
+    recipe = load_recipe("base.toml", STAGES)
     digested: list[str] = []
 
     def digest(file: Path) -> str:
@@ -205,7 +205,7 @@ def test_a_look_ahead_reads_only_what_it_compares(
     assert not digested
     look_ahead(recipe, folder / "runs" / "base")
     assert digested == ["t1.txt"]
-    gone = load_recipe("base.toml", ["data.sources=[{path='gone'}]"])
+    gone = load_recipe("base.toml", STAGES, ["data.sources=[{path='gone'}]"])
     with pytest.raises(DataError, match="no such file, folder or glob"):
         look_ahead(gone, folder / "runs" / "new")
 
@@ -213,7 +213,7 @@ def test_a_look_ahead_reads_only_what_it_compares(
 def test_what_is_ready_is_looked_up_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer is read once for looking ahead, build and loaders, and anew if it changes."""
     monkeypatch.chdir(folder)
-    recipe = load_recipe("base.toml")
+    recipe = load_recipe("base.toml", STAGES)
     calls: list[str] = []
 
     def counted(module: Any, name: str) -> None:
@@ -229,7 +229,7 @@ def test_what_is_ready_is_looked_up_once(folder: Path, monkeypatch: pytest.Monke
     counted(inputs, "locate")
     file = folder / "tokens" / "tokenizer" / "tokenizer.json"
     os.utime(file)
-    show_plan(recipe, folder / "runs" / "base")
+    preview(recipe, folder / "runs" / "base")
     prepare(recipe)
     # By looking ahead, by the plan, and by the run itself, which may come later.
     assert sorted(calls) == ["load_tokenizer", "locate", "locate", "locate"]

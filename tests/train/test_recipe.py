@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import RECIPE
+from small_run import RECIPE, STAGES
 
+from rorqual.cli.stages import stages
 from rorqual.errors import ConfigError
 from rorqual.train import Recipe, load_recipe
 from rorqual.train.recipe import toml_text
@@ -55,28 +56,38 @@ def file(tmp_path: Path) -> Path:
 def test_broken_recipes_name_the_key(file: Path, fault: str) -> None:
     override, message = BROKEN[fault]
     with pytest.raises(ConfigError, match=message):
-        load_recipe(file, [override])
+        load_recipe(file, STAGES, [override])
 
 
 def test_a_preset_or_a_checkpoint_is_needed(file: Path) -> None:
     file.write_text(file.read_text().replace('preset = "tiny"', ""))
     with pytest.raises(ConfigError, match=r"model\.preset is missing"):
-        load_recipe(file)
+        load_recipe(file, STAGES)
 
 
 @pytest.mark.parametrize("text", ["name = ", "name = 'a'\nname = 'b'", "\xff"])
 def test_what_is_no_toml_names_the_file(file: Path, text: str) -> None:
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"recipe\.toml: is not valid TOML"):
-        load_recipe(file)
+        load_recipe(file, STAGES)
 
 
 def test_written_recipe_reads_back(file: Path) -> None:
-    recipe = load_recipe(file, ["training.threads=1", 'init_from="a \\"b\\""', "model={}"])
+    recipe = load_recipe(file, STAGES, ["training.threads=1", 'init_from="a \\"b\\""', "model={}"])
     file.write_text(toml_text(recipe.table()))
-    again = load_recipe(file)
+    again = load_recipe(file, STAGES)
     assert again == recipe
     assert again.digest == recipe.digest
+
+
+def test_recipes_of_old_runs_keep_their_digest(make_recipe: Callable[..., Recipe]) -> None:
+    """As they were when both stages were one class: keys, values and so the hash."""
+    sft = make_recipe("stage='sft'", "init_from='x'", "model={}")
+    digests = {recipe.stage: recipe.digest for recipe in (make_recipe(), sft)}
+    assert digests == {
+        "pretrain": "1853b0871dd985dd57406e0bf89f7505a352de79159951ab3dbc6ca457d9dd23",
+        "sft": "7729169ab372292b715520b8e917e65c5cff163c2edbb8439c19e4aaf8648d17",
+    }
 
 
 def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recipe]) -> None:
@@ -88,7 +99,7 @@ def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recip
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_recipes_load(path: Path) -> None:
-    assert load_recipe(path).name == path.stem
+    assert load_recipe(path, stages()).name == path.stem
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -96,7 +107,7 @@ def test_faults_of_overrides_say_so_and_what_helps(file: Path, fault: str) -> No
     """Not the file's, in which the value does not stand."""
     override, _ = BROKEN[fault]
     with pytest.raises(ConfigError) as caught:
-        load_recipe(file, [override])
+        load_recipe(file, STAGES, [override])
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(f"{file} --set {override}")
     assert "the file" not in first
@@ -116,20 +127,20 @@ def test_an_override_that_is_fine_is_not_blamed(
 ) -> None:
     overrides = ("training.sequence_length=16", "checkpoint.keep_last=2", broken)
     with pytest.raises(ConfigError) as caught:
-        load_recipe(file, overrides)
+        load_recipe(file, STAGES, overrides)
     assert caught.value.where == " ".join([str(file), *(f"--set {text}" for text in said)])
 
 
 def test_a_fault_of_the_file_is_the_files(file: Path) -> None:
     file.write_text(file.read_text() + "\n[nonsense]\n")
     with pytest.raises(ConfigError) as caught:
-        load_recipe(file, ["training.threads=1"])
+        load_recipe(file, STAGES, ["training.threads=1"])
     assert caught.value.where == str(file)
 
 
 def test_less_than_a_batch_says_how_much_a_batch_is(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"20 is less than one batch: .* 8 times .* 16 is 128"):
-        load_recipe(file, ["training.total_tokens=20"])
+        load_recipe(file, STAGES, ["training.total_tokens=20"])
 
 
 def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
@@ -137,7 +148,7 @@ def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     path.write_text('[model]\npreset = "tiny"\n[data]\nsources = [{name = "wordnet"}]\n')
     with pytest.raises(ConfigError) as caught:
-        load_recipe(path)
+        load_recipe(path, STAGES)
     assert set(caught.value.what.split("; ")) == {
         "missing key 'name'",
         "missing key 'data.folder'",
@@ -150,5 +161,5 @@ def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
 def test_an_override_into_a_value_or_a_list_says_where_it_cannot_go(file: Path) -> None:
     for override in ("seed.x=1", "data.sources.epochs=2"):
         with pytest.raises(ConfigError, match="is not a section") as caught:
-            load_recipe(file, [override])
+            load_recipe(file, STAGES, [override])
         assert caught.value.fix is not None

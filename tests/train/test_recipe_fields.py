@@ -18,9 +18,10 @@ from small_run import MODEL
 
 from rorqual.config import fill
 from rorqual.data import DataSettings, SourceSettings, missing_sources
-from rorqual.train import Recipe, train
-from rorqual.train.preflight import show_plan
-from rorqual.train.prepare import isolation_of, prepare
+from rorqual.train import train
+from rorqual.train.preflight import preview
+from rorqual.train.prepare import prepare
+from rorqual.train.stages import Pretrain, Sft
 
 LENGTH = 16
 
@@ -52,7 +53,7 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "mtp": {"weight_until": 0.4},
     }
     monkeypatch.chdir(tmp_path)
-    recipe = fill(Recipe, table)
+    recipe = fill(Pretrain, table)
     read: set[tuple[type, str]] = set()
 
     def spy(cls: type) -> Callable[[Any, str], Any]:
@@ -65,17 +66,17 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         return get
 
-    classes = settings_classes(Recipe)
+    classes = settings_classes(Pretrain)
     assert {DataSettings, SourceSettings} < classes
     for cls in classes:
         monkeypatch.setattr(cls, "__getattribute__", spy(cls))
     packaged = fill(DataSettings, {"folder": "tokens", "sources": [{"name": "wordnet"}]})
     assert missing_sources(packaged) == ["wordnet"]
     data = prepare(recipe)
-    show_plan(recipe, tmp_path / "run")
-    tuned = fill(Recipe, {**table, "stage": "sft", "init_from": "run", "model": {}})
+    preview(recipe, tmp_path / "run")
+    tuned = fill(Sft, {**table, "stage": "sft", "init_from": "run", "model": {}})
     assert data.tokenizer is not None
-    assert isolation_of(tuned, data.tokenizer) is not None
+    assert tuned.isolation(data.tokenizer) is not None
     train(recipe, tmp_path / "run", data, is_quiet=True)
     unread = {
         f"{cls.__name__}.{field.name}"
@@ -83,4 +84,4 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for field in fields(cls)
         if (cls, field.name) not in read
     }
-    assert unread == {"Recipe.name"}, "fields that nothing reads"  # the run folder, cli/train.py
+    assert unread == {"Pretrain.name"}, "fields that nothing reads"  # the run folder, cli/train.py

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import LENGTH, SyntheticBatches
+from small_run import LENGTH, STAGES, SyntheticBatches
 
 from rorqual import weights
 from rorqual.errors import TrainingError
@@ -29,7 +29,7 @@ LOAD_ROUNDING = 6e-4  # loads are written with three digits after the point
 
 
 def test_the_run_folder_holds_what_it_should(finished_run: Path) -> None:
-    assert load_recipe(finished_run / "recipe.toml").name == "small"
+    assert load_recipe(finished_run / "recipe.toml", STAGES).name == "small"
     names = ("expert_load", "learning_rate", "loss", "max_vio")
     assert [path.stem for path in sorted((finished_run / "plots").iterdir())] == list(names)
     for path in (finished_run / "plots").iterdir():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small_run import MODEL
+from small_run import MODEL, STAGES
 
 import in_process
 from holders import holder, started
@@ -86,20 +86,20 @@ def test_bits_per_byte_closed_form(
 ) -> None:
     """Oracle: full logits and F.cross_entropy, bytes counted by decoding each target."""
     monkeypatch.chdir(folder)
-    recipe = load_recipe(folder / "words.toml")
+    recipe = load_recipe(folder / "words.toml", STAGES)
     data = prepare(recipe)
     assert data.held_out is not None
     assert data.tokenizer is not None
     model = weights.load(trained / "checkpoints" / "latest")
     found = validate(
         model,
-        data.held_out,
+        data.held_out.batches,
         bytes_of_ids(data.tokenizer, 400),
         num_samples=5,
         batch_size=2,
         num_inputs=LENGTH,
     )
-    batch = data.held_out.batch(0, 5)
+    batch = data.held_out.batches.batch(0, 5)
     with torch.no_grad():
         logits_BTV = model(batch.tokens_BS[:, :-1])
     nats, num_bytes = 0.0, 0
@@ -114,7 +114,7 @@ def test_bits_per_byte_closed_form(
 
 
 def test_sft_takes_the_tokenizer_of_the_checkpoint(trained: Path, folder: Path) -> None:
-    recipe = load_recipe(folder / "words.toml").table()
+    recipe = load_recipe(folder / "words.toml", STAGES).table()
     sft = {
         **recipe,
         "name": "tuned",
@@ -150,7 +150,7 @@ def test_held_out_conversations_that_do_not_fit_are_left_out(trained: Path, fold
     lines = [json.dumps({"messages": [*messages, {"role": "user", "content": n}]}) for n in "abcd"]
     (folder / "long.jsonl").write_text("\n".join(lines) + "\n")
     sources = [{"path": "text.jsonl", "held_out": 0.0}, {"path": "long.jsonl", "held_out": 0.5}]
-    table = load_recipe(folder / "words.toml").table()
+    table = load_recipe(folder / "words.toml", STAGES).table()
     recipe = {
         **table,
         "name": "long",

@@ -90,11 +90,13 @@ def build_command(
 
     Example: rorqual data build recipes/tiny.toml --workers 4
     """
+    from rorqual.cli.progress import shown_progress
     from rorqual.data.build import build
     from rorqual.log import console
 
     tokenizer, data = _sections(recipe, overrides or ())
-    summary = build(data, tokenizer, skill_generators(data), workers)
+    with shown_progress() as advance:
+        summary = build(data, tokenizer, skill_generators(), workers, advance)
     rows = [
         {"source": source, "split": split, **{key: manifest[key] for key in COUNTS}}
         for source, splits in summary.manifests.items()
@@ -170,10 +172,8 @@ def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSett
     return found.tokenizer, found.data
 
 
-def skill_generators(data: DataSettings) -> dict[str, Callable[[int, int], Iterator[Document]]]:
-    """The generators of `tasks/`, adapted to documents; none if the recipe generates nothing."""
-    if not any(source.is_generated for source in data.sources):
-        return {}
+def skill_generators() -> dict[str, Callable[[int, int], Iterator[Document]]]:
+    """The generators of `tasks/`, adapted to documents."""
     from rorqual.data.corpus import document_from_record
     from rorqual.tasks import GENERATORS
 

@@ -81,23 +81,22 @@ def _held_out_text(path: Path) -> tuple[list[Path], int]:
 
     DataError says what to run first if they are not built; asked before any question is.
     """
-    from rorqual.data import missing_sources
+    from rorqual.cli.stages import stages
     from rorqual.errors import DataError, listing
-    from rorqual.train.recipe import load_recipe
+    from rorqual.train import load_recipe
 
-    recipe = load_recipe(path)
-    root = Path(recipe.data.folder)
-    folders = [root / s.label for s in recipe.data.sources if not s.is_generated]
+    recipe = load_recipe(path, stages())
+    folders = recipe.held_out_folders()
     if not folders:
         raise DataError(
-            "the recipe has generated text only: bits per byte need real text",
+            "the recipe has generated text only, or none: bits per byte need real text",
             where=path,
             fix="leave --recipe out, or name the recipe of a stage that reads text",
         )
     unbuilt = [folder for folder in folders if not (folder / "held_out").is_dir()]
     if unbuilt:
         steps = [f"rorqual data build {path}"]
-        if missing_sources(recipe.data):
+        if recipe.missing_sources():
             steps.insert(0, f"rorqual data fetch {path}")
         raise DataError(
             f"the recipe's token shards are not built: {listing(unbuilt)}",

@@ -1,15 +1,20 @@
-"""`rorqual train`: builds the data of a recipe where it is missing, then trains or continues."""
+"""`rorqual train`: makes what a recipe's stage learns from where it is missing, then trains or
+continues.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rorqual.cli.chat import DeviceName
 from rorqual.cli.exits import EXIT_SIGNAL
+
+if TYPE_CHECKING:
+    from rorqual.train.preflight import Preview
 
 
 def train(
@@ -53,10 +58,12 @@ def train(
     """
     from rorqual import train as training
     from rorqual.cli.data import skill_generators
+    from rorqual.cli.progress import shown_progress
+    from rorqual.cli.stages import stages
     from rorqual.errors import UsageError
     from rorqual.log import console
     from rorqual.ops.device import resolve_device
-    from rorqual.train.preflight import look_ahead, show_plan
+    from rorqual.train.preflight import look_ahead, preview
     from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
 
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
@@ -67,19 +74,22 @@ def train(
             fix="start `rorqual train` without torchrun, or with --nproc-per-node 1",
         )
     place = resolve_device(device)
-    settings = training.load_recipe(recipe, overrides or ())
+    settings = training.load_recipe(recipe, stages(), overrides or ())
     run_folder = run or Path("runs") / settings.name
-    generators = skill_generators(settings.data)
+    generators = skill_generators()
     if not resume:
         refuse_to_move_what_is_read(settings, run_folder)
     how = {"resume": resume, "allow_changes": allow_changes}
     if is_dry_run:
-        show_plan(settings, run_folder, generators, **how)
+        with shown_progress() as advance:
+            plan = preview(settings, run_folder, generators, **how, advance=advance)
+        _print_plan(plan)
         return
     with training.run_lock(run_folder) as lock:
-        # Before the data: a run that may not go on must not replace token shards.
-        look_ahead(settings, run_folder, generators, **how)
-        data = prepare(settings, generators)
+        with shown_progress() as advance:
+            # Before the data: a run that may not go on must not replace token shards.
+            look_ahead(settings, run_folder, generators, **how, advance=advance)
+            data = prepare(settings, generators, advance=advance)
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
         summary = training.train(
@@ -94,3 +104,16 @@ def train(
     if summary.signal is not None:
         # So that `train A && train B` stops here.
         raise typer.Exit(EXIT_SIGNAL + summary.signal)
+
+
+def _print_plan(plan: Preview) -> None:
+    from rich.table import Table
+
+    from rorqual.log import console
+
+    table = Table(box=None, show_header=False)
+    for name, value in plan.rows:
+        table.add_row(name, value)
+    console().print(table)
+    for line in plan.lines:
+        console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Text to tokens on disk, and batches out of them: sources, corpora, shards, the loader."""
 
-from rorqual.data.build import BuildSummary, build, find_build, scan_sources
+from rorqual.data.build import Advance, BuildSummary, build, find_build, scan_sources, silent
 from rorqual.data.corpus import Document, read_documents, write_documents
 from rorqual.data.inputs import Inputs, find_files, inputs_now, loaded_tokenizer
 from rorqual.data.loader import Batch, HeldOutBatch, Loader, held_out_bytes, num_samples, sequential
@@ -12,6 +12,7 @@ from rorqual.data.sources import SOURCES, Source, fetch
 
 __all__ = [
     "SOURCES",
+    "Advance",
     "Batch",
     "BuildSummary",
     "DataSettings",
@@ -39,5 +40,6 @@ __all__ = [
     "read_documents",
     "scan_sources",
     "sequential",
+    "silent",
     "write_documents",
 ]

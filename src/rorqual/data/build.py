@@ -51,10 +51,16 @@ from rorqual.data.shards import (
 from rorqual.errors import DataError, listing
 from rorqual.files import atomic_directory, write_json
 from rorqual.locks import FileLock, FolderLock
-from rorqual.log import console
 
 if TYPE_CHECKING:
     from rorqual.tokenizer import Tokenizer
+
+Advance = Callable[[str, int, int | None, str], None]
+"""advance(title, done, total, detail) is told what is worked on; a total may be unknown."""
+
+
+def silent(title: str, done: int, total: int | None, detail: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def build(
     tokenizer: TokenizerSettings,
     generators: Mapping[str, Generator] | None = None,
     workers: int = 1,
+    advance: Advance = silent,
 ) -> BuildSummary:
     """Generates and tokenises; the result is the same for any number of workers.
 
@@ -93,7 +100,7 @@ def build(
     folder = Path(data.folder)
     fix = "give [data] folder another name for a build of its own"
     with FolderLock(folder, "another process builds this data folder", fix=fix):
-        return _build(data, tokenizer, generators or {}, workers)
+        return _build(data, tokenizer, generators or {}, workers, advance)
 
 
 def _build(
@@ -101,28 +108,28 @@ def _build(
     tokenizer: TokenizerSettings,
     generators: Mapping[str, Generator],
     workers: int,
+    advance: Advance,
 ) -> BuildSummary:
     folder = Path(data.folder)
     if (done := find_build(data, tokenizer, generators)) is not None:
         return done
     check_fetched(data)
-    with _progress() as advance:
-        plans = []
-        for number, source in enumerate(data.sources):
-            advance("gathering", number, len(data.sources), source.label)
-            plans.append(resolve(data, source, generators))
-        files = [file for plan in plans for file in plan.files]
-        blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
-        stamps = [stamp(file) for file in files]
-        with _executor(min(workers, len(files))) as executor:
-            scans = list(_each(executor, scan_file, blocks, "reading", advance))
-            codes, duplicates = select(plans, scans, data)
-            # Text that cannot be read has left the last build as it was.
-            (folder / BUILD).unlink(missing_ok=True)
-            is_new_tokenizer = not tokenizer.path.exists()
-            kept_tokenizer = _tokenizer(tokenizer, plans, scans, codes, data.seed, advance)
-            jobs = _jobs(data, tokenizer, plans, scans, codes)
-            list(_each(executor, _tokenise, jobs, "tokenising", advance))
+    plans = []
+    for number, source in enumerate(data.sources):
+        advance("gathering", number, len(data.sources), source.label)
+        plans.append(resolve(data, source, generators))
+    files = [file for plan in plans for file in plan.files]
+    blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
+    stamps = [stamp(file) for file in files]
+    with _executor(min(workers, len(files))) as executor:
+        scans = list(_each(executor, scan_file, blocks, "reading", advance))
+        codes, duplicates = select(plans, scans, data)
+        # Text that cannot be read has left the last build as it was.
+        (folder / BUILD).unlink(missing_ok=True)
+        is_new_tokenizer = not tokenizer.path.exists()
+        kept_tokenizer = _tokenizer(tokenizer, plans, scans, codes, data.seed, advance)
+        jobs = _jobs(data, tokenizer, plans, scans, codes)
+        list(_each(executor, _tokenise, jobs, "tokenising", advance))
     _check_unchanged(jobs, stamps)
     manifests = _write_manifests(data, plans, duplicates, kept_tokenizer, jobs)
     own_hash = tokenizer_hash(kept_tokenizer)
@@ -155,7 +162,11 @@ def _build(
     )
 
 
-def scan_sources(data: DataSettings, generators: Mapping[str, Generator] | None = None) -> None:
+def scan_sources(
+    data: DataSettings,
+    generators: Mapping[str, Generator] | None = None,
+    advance: Advance = silent,
+) -> None:
     """Reads all text that is there, as a build does first; DataError as a build. Writes nothing."""
     located = find_files(data, generators or {})
     plans = [
@@ -166,8 +177,7 @@ def scan_sources(data: DataSettings, generators: Mapping[str, Generator] | None 
     if not plans:
         return
     blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
-    with _progress() as advance:
-        scans = list(_each(None, scan_file, blocks, "reading", advance))
+    scans = list(_each(None, scan_file, blocks, "reading", advance))
     select(plans, scans, data)
 
 
@@ -181,7 +191,7 @@ def _tokenizer(
     scans: Sequence[Scan],
     codes: Sequence[np.ndarray],
     seed: int,
-    advance: Callable[..., None],
+    advance: Advance,
 ) -> Tokenizer:
     from rorqual.tokenizer import train_tokenizer
 
@@ -340,7 +350,7 @@ def _each(
     work: Callable[..., Any],
     jobs: Sequence[tuple[Any, ...]],
     title: str,
-    advance: Callable[..., None],
+    advance: Advance,
 ) -> Iterator[Any]:
     """The results of `work` on each job, in order of the jobs."""
     columns = zip(*jobs, strict=True)
@@ -349,24 +359,3 @@ def _each(
     for number, result in enumerate(results):
         advance(title, number + 1, len(jobs), str(jobs[number][0]))
         yield result
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    """A bar for people; yields advance(title, done, total, detail)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    with Progress(*columns, console=console(), transient=True) as progress:
-        task = progress.add_task("starting", total=None, detail="")
-
-        def advance(title: str, done: int, total: int | None, detail: str) -> None:
-            progress.update(task, description=title, completed=done, total=total, detail=detail)
-
-        yield advance

@@ -10,8 +10,8 @@ source `epochs` times; its order is a permutation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,12 +35,13 @@ class Batch:
     """tokens_BS int64; mask_BS bool, True where a token counts as a target.
 
     `documents_BS` int64 where documents are isolated: each sample's are numbered from 1, and 0 is
-    padding.
+    padding. `extras` is what the loss of a stage needs besides, by name, a row for each sample.
     """
 
     tokens_BS: Tensor
     mask_BS: Tensor
     documents_BS: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

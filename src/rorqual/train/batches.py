@@ -1,11 +1,12 @@
-"""What the loop needs to know of the data: samples by counter, and what they were made with."""
+"""What the loop needs to know of what is learnt from, and of the work before the first step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from rorqual.data import Batch, Inputs, PackingCounts
+from rorqual.data import Advance, Batch, Inputs, silent
+from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 
 
@@ -17,21 +18,90 @@ class Batches(Protocol):
         ...
 
 
+class Measurement(Protocol):
+    """How good a model is on what it has not seen; as text it is a line of the report."""
+
+    def record(self) -> dict[str, float | int]:
+        """The figures of a line of kind `validation` in metrics.jsonl."""
+        ...
+
+
+class HeldOut(Protocol):
+    """What a stage keeps back to measure its model on."""
+
+    def measure(self, model: DeepseekV3) -> Measurement: ...
+
+
 @dataclass(frozen=True)
 class TrainingData:
-    """Batches to learn from, batches held out (and how many samples those are), the tokenizer.
+    """Batches to learn from, the tokenizer, what is held out.
 
     `digest` names the data in checkpoints: a resume on other data is an error. None: unchecked.
-    `inputs` says what it was made of, so that the error names what changed. `packing` says what an
-    epoch learns of documents that are packed whole; `notes` are lines to read before the first
-    step.
+    `inputs` says what it was made of, so that the error names what changed. `learnt` says what an
+    epoch learns where that is not all; `notes` are lines to read before the first step.
     """
 
     train: Batches
     tokenizer: Tokenizer | None = None
-    held_out: Batches | None = None
-    num_held_out_samples: int = 0
+    held_out: HeldOut | None = None
     digest: str | None = None
     inputs: Inputs | None = None
-    packing: PackingCounts | None = None
+    learnt: str | None = None
     notes: tuple[str, ...] = ()
+
+
+class Preparation(Protocol):
+    """What a stage does before its first step, looked at or done. It prints nothing: `advance` is
+    told what is worked on.
+    """
+
+    def check(self) -> None:
+        """Raises what the run would, of all that can be known without reading much."""
+        ...
+
+    def inputs(self) -> Inputs | None:
+        """What the run would be made of, to compare it with what it was begun with."""
+        ...
+
+    def find(self, advance: Advance = silent) -> TrainingData | None:
+        """The data if nothing is left to do; otherwise None, and what is there was read to see
+        that it can be done. Writes nothing.
+        """
+        ...
+
+    def make(self, advance: Advance = silent, workers: int = 1) -> TrainingData:
+        """Does what is left to do, and opens the data; never downloads."""
+        ...
+
+    def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:
+        """Lines of the plan: what is learnt from, with the data as far as `find` has it."""
+        ...
+
+    def task(self) -> str:
+        """A line on what is left to do."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A preparation of which nothing is left to do."""
+
+    data: TrainingData
+
+    def check(self) -> None:
+        pass
+
+    def inputs(self) -> Inputs | None:
+        return self.data.inputs
+
+    def find(self, advance: Advance = silent) -> TrainingData | None:
+        return self.data
+
+    def make(self, advance: Advance = silent, workers: int = 1) -> TrainingData:
+        return self.data
+
+    def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:
+        return []
+
+    def task(self) -> str:
+        return "nothing is left to prepare"

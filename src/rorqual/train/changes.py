@@ -5,6 +5,8 @@
 | `HARMLESS` | may differ: they leave what is learnt as it is, or the data's digest guards them |
 | `ON_REQUEST` | refused unless asked for: they move rates, weights and phases from here on |
 | all others | refused: they say what the model is, what its moments are, which sample comes next |
+
+A stage names its own keys of the first two kinds itself (`Recipe.harmless`, `Recipe.on_request`).
 """
 
 from __future__ import annotations
@@ -28,15 +30,12 @@ HARMLESS = (
     "training.compile",
     "training.activation_checkpointing",
     "tokenizer.folder",
-    "data.folder",
-    "data.corpora",
 )
 FIXED = ("optimizer.moments",)
 ON_REQUEST = (
     "training.total_tokens",
     "training.micro_batch_size",
     "training.precision",
-    "training.isolate_documents",
     "batch_ramp.",
     "optimizer.",
     "lr_schedule.",
@@ -54,14 +53,6 @@ class Change:
     old: Any
     new: Any
 
-    @property
-    def is_harmless(self) -> bool:
-        return _is_among(self.key, HARMLESS)
-
-    @property
-    def is_on_request(self) -> bool:
-        return _is_among(self.key, ON_REQUEST) and not _is_among(self.key, FIXED)
-
     def __str__(self) -> str:
         return f"{self.key}: {self.old} -> {self.new}"
 
@@ -70,9 +61,15 @@ def check_changes(
     stored: dict[str, Any], new: Recipe, tokens: int, *, where: Path, is_asked: bool = False
 ) -> list[str]:
     """What differs and what it moves, a line each; TrainingError where that may not be."""
-    old = _stored_recipe(stored, where)
-    found = [change for change in changes(old, new) if not change.is_harmless]
-    fixed = [change for change in found if not change.is_on_request]
+    _check_stage(stored, new, where)
+    old = _stored_recipe(stored, type(new), where)
+    harmless, on_request = HARMLESS + new.harmless, ON_REQUEST + new.on_request
+    found = [change for change in changes(old, new) if not _is_among(change.key, harmless)]
+    fixed = [
+        change
+        for change in found
+        if _is_among(change.key, FIXED) or not _is_among(change.key, on_request)
+    ]
     if fixed:
         raise TrainingError(
             f"this run was made with another recipe; different: {listing(fixed)}",
@@ -139,10 +136,23 @@ def _phases(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f"{name} begins at", f"{place:,}"
 
 
-def _stored_recipe(stored: dict[str, Any], where: Path) -> Recipe:
+def _check_stage(stored: dict[str, Any], new: Recipe, where: Path) -> None:
+    stage = stored.get("stage", new.stage)
+    if stage != new.stage:
+        raise TrainingError(
+            "this run was made with another recipe, of another stage",
+            where=where,
+            found=f"a checkpoint of stage {stage!r}, a recipe of stage {new.stage!r}",
+            expected="one stage a run",
+            fix=f"name another run folder with --run (or --fresh); with init_from = this "
+            f"checkpoint, {new.stage!r} begins with its weights",
+        )
+
+
+def _stored_recipe(stored: dict[str, Any], cls: type[Recipe], where: Path) -> Recipe:
     """The recipe in a checkpoint; keys that are newer than it have their defaults."""
     try:
-        return fill(Recipe, stored, where)
+        return fill(cls, stored, where)
     except ConfigError as problem:
         raise TrainingError(
             f"the recipe of this checkpoint cannot be read: {problem.what}",

@@ -25,10 +25,11 @@ from rorqual.files import atomic_write
 from rorqual.locks import FolderLock
 from rorqual.ops.device import resolve_device, to_device
 from rorqual.train import checkpoint as checkpoint_files
-from rorqual.train.batches import TrainingData
+from rorqual.train.batches import Measurement, TrainingData
 from rorqual.train.checkpoint import Progress
 from rorqual.train.interrupt import Interrupt, deterministic, threads
 from rorqual.train.metrics import MetricsLog
+from rorqual.train.notes import threads_note
 from rorqual.train.optimizer import AdamW
 from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe, toml_text
@@ -37,7 +38,6 @@ from rorqual.train.report import Report
 from rorqual.train.router_bias import max_violation
 from rorqual.train.start import start_model
 from rorqual.train.step import Stepper, StepResult, StepValues
-from rorqual.train.validation import Validation, bytes_of_ids, validate
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_PLOTS = 30.0
@@ -53,7 +53,7 @@ class Summary:
     step: int
     tokens: int
     is_finished: bool
-    validation: Validation | None
+    validation: Measurement | None
     signal: int | None = None
 
 
@@ -155,9 +155,11 @@ class _Run:
         self.model.train()
         if recipe.training.activation_checkpointing:
             recompute_layers(self.model)
+        self.batches = recipe.batches(data, self.model)
         self.stepper = Stepper(
             self.model,
             self.optimizer,
+            recipe.root(self.model),
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
             use_compile=recipe.training.compile,
@@ -168,14 +170,11 @@ class _Run:
         self.report = Report(recipe.training.total_tokens, self.progress.tokens, is_quiet)
         self.loads_LE: Tensor | None = None
         self.last_plot = time.monotonic()
-        self.bytes_V = (
-            bytes_of_ids(data.tokenizer, self.model.config.vocab_size) if data.tokenizer else None
-        )
 
     def until(self, interrupt: Interrupt) -> Summary:
         """Steps to the end or to an interrupt, with checkpoints and validations on the way."""
         total = self.recipe.training.total_tokens
-        validation: Validation | None = None
+        validation: Measurement | None = None
         last_save = time.monotonic()
         with self.report:
             self._announce()
@@ -202,7 +201,7 @@ class _Run:
         started = time.monotonic()
         total, micro = recipe.training.total_tokens, recipe.training.micro_batch_size
         num_sequences = recipe.batch_ramp.at(progress.tokens, total, micro)
-        batch = self.data.train.batch(progress.samples, num_sequences, rank=0, world=1)
+        batch = self.batches.batch(progress.samples, num_sequences, rank=0, world=1)
         self._check_form(batch)
         tokens = progress.tokens + num_sequences * recipe.training.sequence_length
         values = StepValues(
@@ -218,6 +217,7 @@ class _Run:
                 to_device(batch.mask_BS, self.device),
                 values,
                 None if documents_BS is None else to_device(documents_BS, self.device),
+                {name: to_device(rows, self.device) for name, rows in batch.extras.items()},
             )
         except TrainingError as problem:
             mend = "change the recipe and begin anew: there is no checkpoint yet"
@@ -259,35 +259,20 @@ class _Run:
             tokens_per_second=round(speed, 1),
             max_vio_mean=float(max_vio_L.mean()) if has_layers else 0.0,
             max_vio_max=float(max_vio_L.max()) if has_layers else 0.0,
+            **({"metrics": result.metrics} if result.metrics else {}),
         )
-        self.report.step(self.progress.step, self.progress.tokens, result.main, speed)
+        self.report.step(
+            self.progress.step, self.progress.tokens, result.main, speed, result.metrics
+        )
 
-    def _validate(self) -> Validation | None:
-        recipe, data = self.recipe, self.data
-        if data.held_out is None or self.bytes_V is None:
+    def _validate(self) -> Measurement | None:
+        if self.data.held_out is None:
             return None
-        length = recipe.training.sequence_length
-        wanted = max(recipe.validation.max_tokens // length, 1)
-        validation = validate(
-            self.model,
-            data.held_out,
-            self.bytes_V,
-            num_samples=min(wanted, data.num_held_out_samples),
-            batch_size=recipe.training.micro_batch_size,
-            num_inputs=length,
-        )
-        self.metrics.write(
-            "validation",
-            self.progress.step,
-            tokens=self.progress.tokens,
-            bits_per_byte=validation.bits_per_byte,
-            nats_per_token=validation.nats_per_token,
-            num_bytes=validation.num_bytes,
-        )
-        self.report.line(
-            f"step {self.progress.step}: held out {validation.bits_per_byte:.4f} bits a byte"
-        )
-        return validation
+        found = self.data.held_out.measure(self.model)
+        step, tokens = self.progress.step, self.progress.tokens
+        self.metrics.write("validation", step, tokens=tokens, **found.record())
+        self.report.line(f"step {step}: {found}")
+        return found
 
     def _save(self) -> None:
         if self.loads_LE is not None:
@@ -344,15 +329,15 @@ class _Run:
         total = self.recipe.training.total_tokens
         if self.progress.tokens >= total:
             self.report.line(f"nothing to train: training.total_tokens is {total:,}")
-        for line in self.data.notes:
+        for line in (*self.data.notes, *threads_note(self.recipe)):
             self.report.line(line)
-        if self.data.packing is not None:
-            self.report.line(str(self.data.packing))
+        if self.data.learnt is not None:
+            self.report.line(self.data.learnt)
         if self.recipe.training.compile:
             self.report.line("compiling the step: the first one takes a minute or two")
 
     def _summary(
-        self, is_finished: bool, interrupt: Interrupt, validation: Validation | None
+        self, is_finished: bool, interrupt: Interrupt, validation: Measurement | None
     ) -> Summary:
         assert self.saved is not None, "a run ends with a checkpoint"
         if is_finished:

@@ -36,12 +36,14 @@ class Coefficients(NamedTuple):
 
 class LossParts(NamedTuple):
     """A micro-batch's share of the batch's loss. `total` carries the gradient of main model and
-    MTP; `cross_entropy_C` (means of the main model, then each depth) is for the record. The balance
-    loss adds its gradient in the layers, where `balance_seen` finds what it was.
+    MTP; `cross_entropy_C` (means of the main model, then each depth) is for the record, as are the
+    figures that a stage's root names in `metric_names`. The balance loss adds its gradient in the
+    layers, where `balance_seen` finds what it was.
     """
 
     total: Tensor
     cross_entropy_C: Tensor
+    metrics_M: Tensor | None = None
 
 
 def target_mask(
@@ -94,6 +96,8 @@ class TrainingModel(nn.Module):
     by position `x_BTD` alone, the hidden states of the stage before. A stage whose model has no
     head returns its own.
     """
+
+    metric_names: tuple[str, ...] = ()
 
     def __init__(self, model: DeepseekV3) -> None:
         super().__init__()

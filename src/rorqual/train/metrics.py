@@ -3,8 +3,9 @@
 | kind | fields |
 |---|---|
 | step | tokens (seen so far), loss, main, mtp (a list, one a depth), balance, lr, mtp_weight, |
-|      | grad_norm, batch, targets, tokens_per_second, max_vio_mean, max_vio_max (of the layers) |
-| validation | tokens, bits_per_byte, nats_per_token, num_bytes |
+|      | grad_norm, batch, targets, tokens_per_second, max_vio_mean, max_vio_max (of the layers), |
+|      | metrics (a stage's own figures by name, where it has some) |
+| validation | tokens, and what is measured; on text bits_per_byte, nats_per_token, num_bytes |
 | load | load: each expert's load over its layer's mean, since the line before of this kind |
 """
 

@@ -1,8 +1,11 @@
-"""The run's curves as PNG files: loss, learning rate, MaxVio, and a heat map of the expert load."""
+"""The run's curves as PNG files: loss, learning rate, MaxVio, a stage's own figures, and a heat map
+of the expert load.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,9 @@ def write_plots(metrics_file: Path, folder: Path) -> list[Path]:
         _curve(folder / "learning_rate.png", "learning rate", lambda axes: _rate(axes, steps)),
         _curve(folder / "max_vio.png", "MaxVio", lambda axes: _max_vio(axes, steps)),
     ]
+    for name in steps[-1].get("metrics", {}):
+        file = folder / f"metric_{name}.png"
+        files.append(_curve(file, name, partial(_metric, steps=steps, name=name)))
     if loads:
         files.append(_heat_map(folder / "expert_load.png", loads[-1]))
     return files
@@ -51,6 +57,7 @@ def _loss(axes: Axes, steps: Sequence[dict[str, Any]], checks: Sequence[dict[str
     for depth in range(len(steps[0]["mtp"])):
         losses = [record["mtp"][depth] for record in steps]
         axes.plot(tokens, _smooth(losses), label=f"MTP depth {depth + 1}", color=f"C{depth + 1}")
+    checks = [record for record in checks if "nats_per_token" in record]
     if checks:
         places = [record["tokens"] for record in checks]
         held_out = [record["nats_per_token"] for record in checks]
@@ -68,6 +75,12 @@ def _max_vio(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
         axes.plot(tokens, _smooth([record[key] for record in steps]), label=label)
     axes.set_ylim(bottom=0)
     axes.legend()
+
+
+def _metric(axes: Axes, steps: Sequence[dict[str, Any]], name: str) -> None:
+    own = [record for record in steps if name in record.get("metrics", {})]
+    values = [record["metrics"][name] for record in own]
+    axes.plot([record["tokens"] for record in own], _smooth(values))
 
 
 def _heat_map(file: Path, record: dict[str, Any]) -> Path:

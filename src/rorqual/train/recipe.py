@@ -1,8 +1,12 @@
 """A recipe: everything that decides a training run, as one TOML file.
 
+`Recipe` is what the recipes of all stages have in common, and what the loop asks of a stage. A
+stage is a subclass beside its code, with sections of its own; the verb knows which stages there
+are, and gives their classes to `load_recipe`.
+
 ```toml
 name = "tiny"
-stage = "pretrain"              # or "sft": only the assistant's tokens are targets
+stage = "pretrain"              # or "sft": which class reads the rest
 seed = 0
 # init_from = "runs/tiny/checkpoints/latest"   # start from these weights
 
@@ -11,7 +15,6 @@ preset = "tiny"                 # left out with init_from: then changes apply to
 vocab_size = 4096
 
 [tokenizer]                     # rorqual.data.TokenizerSettings; folder = "tiny" is the bundled one
-[data]                          # rorqual.data.DataSettings
 
 [training]
 total_tokens = 60_000_000       # inputs of the main model: sequences * sequence_length
@@ -21,8 +24,6 @@ precision = "float32"           # or "bfloat16": of matrix products
 compile = false
 activation_checkpointing = false
 threads = 2                     # left out: PyTorch's choice
-isolate_documents = false       # packed documents do not see each other; "sft": left out or true
-long_conversations = "split"    # sft: what does not fit a sample; or "refuse": an error
 
 [batch_ramp]                    # sequences a step; multiples of micro_batch_size
 start = 16
@@ -68,8 +69,8 @@ keep_last = 2
 
 Points of time (`over`, `warmup`, `..._until`) are shares of total_tokens (0.0 to 1.0) or whole
 numbers of tokens. A key that would do nothing in the chosen stage is an error. All sections but
-[training], [batch_ramp] and [data] may be left out; the defaults are the report's (§4.2), with its
-durations as shares of 14.8T tokens. docs/training.md has every key.
+[training] and [batch_ramp], and those that the stage needs, may be left out; the defaults are the
+report's (§4.2), with its durations as shares of 14.8T tokens. docs/training.md has every key.
 """
 
 from __future__ import annotations
@@ -77,16 +78,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
-from rorqual.config import apply_overrides, fill, read_toml, settings, with_set
-from rorqual.data import DataSettings, TokenizerSettings
+from rorqual.bundled import checkpoint_path
+from rorqual.config import apply_overrides, fill, has_key, read_toml, settings, with_set
+from rorqual.data import Generator, TokenizerSettings
 from rorqual.errors import ConfigError, listing
-from rorqual.model import ModelConfig, preset
+from rorqual.model import DeepseekV3, ModelConfig, preset
+from rorqual.train.batches import Batches, Preparation, TrainingData
+from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
 
@@ -102,13 +108,11 @@ class TrainingSettings:
     compile: bool = False
     activation_checkpointing: bool = False
     threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
-    isolate_documents: bool = False
-    long_conversations: Literal["split", "refuse"] = "split"
 
 
 @settings
 class ValidationSettings:
-    """Bits per byte on held-out data: how often, and on how many tokens."""
+    """Measurements on what is held out: how often, and on how many tokens."""
 
     every_tokens: int | None = Field(default=None, gt=0)
     max_tokens: int = Field(default=200_000, gt=0)
@@ -125,15 +129,25 @@ class CheckpointSettings:
 
 @settings
 class Recipe:
-    """A training run; see the file's head for each section."""
+    """A training run: what all stages share; see the file's head for each section.
+
+    A stage is a subclass with `stage: Literal["its name"] = "its name"` and its own sections. It
+    says how what it learns from is made (`preparation`), and overrides what else is its own.
+    """
+
+    needs_checkpoint: ClassVar[bool] = False
+    """Whether it must start from the weights of `init_from`."""
+    harmless: ClassVar[tuple[str, ...]] = ()
+    """Of its own keys those that may differ on a resume (`changes.py`)."""
+    on_request: ClassVar[tuple[str, ...]] = ()
+    """And those that may where it is asked for."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    stage: Literal["pretrain", "sft"] = "pretrain"
+    stage: str
     seed: int = Field(default=0, ge=0, lt=2**63)
     init_from: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerSettings | None = None
-    data: DataSettings
     training: TrainingSettings
     batch_ramp: BatchRamp
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -142,6 +156,48 @@ class Recipe:
     mtp: MtpSettings = field(default_factory=MtpSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def preparation(self, config: ModelConfig, generators: Mapping[str, Generator]) -> Preparation:
+        """What is to be done before the first step; `generators` make text, by their names."""
+        raise NotImplementedError(f"stage {self.stage!r} does not say what it learns from")
+
+    def batches(self, data: TrainingData, model: DeepseekV3) -> Batches:
+        """Where the samples come from; a stage may make them with the very model that it trains."""
+        return data.train
+
+    def root(self, model: DeepseekV3) -> nn.Module:
+        """What is learnt: the module that gives a micro-batch's loss, called as `TrainingModel` is.
+
+        By name it gets what `Batch.extras` holds besides. The names of its own figures are in
+        `metric_names`; their values, shares of the batch's, in `LossParts.metrics_M`.
+        """
+        return TrainingModel(model)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether packed documents do not see each other, so that batches number them."""
+        return False
+
+    def folders_read(self) -> dict[str, Path]:
+        """The folders that the run reads, by the key that names them."""
+        found = {}
+        if self.init_from is not None:
+            found["init_from"] = checkpoint_path(self.init_from)
+        if self.tokenizer is not None:
+            found["tokenizer.folder"] = self.tokenizer.path
+        return found
+
+    def held_out_folders(self) -> list[Path]:
+        """The folders of token shards that hold real text of which a part is held out."""
+        return []
+
+    def missing_sources(self) -> list[str]:
+        """The sources that are to be fetched first."""
+        return []
+
+    def idle_keys(self, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """(key, why) of what `table` sets and would do nothing."""
+        yield from ()
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -174,13 +230,8 @@ class Recipe:
             raise ValueError("model.preset is missing; name a preset, or a checkpoint in init_from")
         if self.init_from is not None and "preset" in self.model:
             raise ValueError("model.preset and init_from exclude each other")
-        if self.stage == "sft" and self.init_from is None:
-            raise ValueError("stage 'sft' needs init_from, the checkpoint to start from")
-
-    @property
-    def is_isolated(self) -> bool:
-        """Whether packed documents do not see each other: §5.1 for "sft"; §4.1 has it not."""
-        return self.stage == "sft" or self.training.isolate_documents
+        if self.needs_checkpoint and self.init_from is None:
+            raise ValueError(f"stage {self.stage!r} needs init_from, the checkpoint to start from")
 
     def model_config(self, base: ModelConfig | None = None) -> ModelConfig:
         """The preset (or `base`, the checkpoint's) with the changes of [model]; ConfigError."""
@@ -199,10 +250,12 @@ class Recipe:
         return config
 
     def table(self) -> dict[str, Any]:
-        """The recipe as plain values, defaults filled in."""
+        """The recipe as plain values, defaults filled in; its own sections before [training]."""
         table: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        table["training"]["isolate_documents"] = self.is_isolated
-        return table
+        common = [part.name for part in fields(Recipe)]
+        place = common.index("training")
+        own = [name for name in table if name not in common]
+        return {name: table[name] for name in (*common[:place], *own, *common[place:])}
 
     @property
     def digest(self) -> str:
@@ -210,14 +263,20 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode()).hexdigest()
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+Stages = Sequence[type[Recipe]]
+
+
+def load_recipe(
+    path: str | os.PathLike[str], stages: Stages, overrides: Sequence[str] = ()
+) -> Recipe:
     """Reads and checks a recipe, its model shape included; keys that would do nothing are errors.
 
-    Of a recipe that a run wrote all keys are there: those with their defaults are no fault.
+    `stages` are those that it may be of; one that names none is of the first. Of a recipe that a
+    run wrote all keys are there: those with their defaults are no fault.
     """
     table = apply_overrides(read_toml(path), overrides)
-    recipe = fill(Recipe, table, path, overrides=overrides)
-    idle = dict(_without_effect(table, recipe))
+    recipe = recipe_of(table, stages, path, overrides)
+    idle = dict(recipe.idle_keys(table))
     if idle:
         raise ConfigError(
             "; ".join(f"{key} has no effect: {why}" for key, why in idle.items()),
@@ -235,20 +294,38 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return recipe
 
 
-def _without_effect(table: dict[str, Any], recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(key, why) of what is set and would do nothing."""
-    is_sft, training = recipe.stage == "sft", table["training"]
-    if is_sft and training.get("isolate_documents") is False:
-        yield "training.isolate_documents", "stage 'sft' always isolates documents"
-    if not is_sft and recipe.training.long_conversations != "split":
-        yield "training.long_conversations", "stage 'pretrain' cuts all text at fixed places"
-    if not any(recipe.data.held_out_share(source) for source in recipe.data.sources):
-        for key in ("every_tokens", "max_tokens"):
-            if getattr(recipe.validation, key) != getattr(ValidationSettings(), key):
-                yield f"validation.{key}", "nothing is held out (data.held_out, or a source's)"
-    for source in recipe.data.sources:
-        if source.licence is not None and source.is_packaged:
-            yield f"licence of {source.label}", "its packages state it"
+def recipe_of(
+    table: dict[str, Any], stages: Stages, where: object = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of a table: the class of its stage, filled; ConfigError names each fault."""
+    cls = _stage_of(table, stages, where, overrides)
+    return fill(cls, table, where, overrides=overrides, explain=_owner(cls, stages))
+
+
+def _stage_of(
+    table: dict[str, Any], stages: Stages, where: object, overrides: Sequence[str]
+) -> type[Recipe]:
+    known = {cls.stage: cls for cls in stages}
+    name = table.get("stage", stages[0].stage)
+    if isinstance(name, str) and name in known:
+        return known[name]
+    raise ConfigError(
+        f"stage: should be {' or '.join(map(repr, known))} (found {name!r})",
+        where=with_set(where, overrides, ["stage"]) if overrides else where,
+        fix="name a stage that this command knows",
+    )
+
+
+def _owner(cls: type[Recipe], stages: Stages) -> Callable[[Sequence[Any]], str | None]:
+    """Says of a key that `cls` does not know which stage it is of."""
+
+    def owner(path: Sequence[Any]) -> str | None:
+        owners = [repr(stage.stage) for stage in stages if has_key(stage, path)]
+        if not owners:
+            return None
+        return f"it is of stage {' or '.join(owners)}, and this recipe is of {cls.stage!r}"
+
+    return owner
 
 
 def toml_text(table: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -55,20 +55,29 @@ class Report:
             with self._until_unheard():
                 self.bar.stop()
 
-    def step(self, step: int, tokens: int, loss: float, tokens_per_second: float) -> None:
-        """Shows a step that was made."""
+    def step(
+        self,
+        step: int,
+        tokens: int,
+        loss: float,
+        tokens_per_second: float,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Shows a step that was made; `metrics` are the stage's own figures."""
         # The last batch may end a little beyond the total.
         seen = f"{_short(tokens)}/{_short(max(tokens, self.total_tokens))}"
         speed = f"{tokens_per_second:,.0f}"
+        own = (f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        figures = "  ".join([f"{loss:.3f}", *own])
         if self.is_bar:
-            shown = _shown(seen, str(step), f"{loss:.3f}", speed, self._left(tokens))
+            shown = _shown(seen, str(step), figures, speed, self._left(tokens))
             with self._until_unheard():
                 self.bar.update(self.task, completed=tokens, **shown)
             return
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or tokens >= self.total_tokens:
             self.last_line = now
-            loss_text = f"loss {loss:.3f}  {speed} tok/s"
+            loss_text = f"loss {figures}  {speed} tok/s"
             self.line(f"step {step}  {seen} tokens  {loss_text}  left {self._left(tokens)}")
 
     def line(self, text: str) -> None:

@@ -7,17 +7,17 @@ loss of one micro-batch (fixed shapes) into one graph; the grouped GEMM and the 
 opaque operators in it.
 """
 
-# B sequences, S tokens of a sample, L sparse layers, E experts
+# B sequences, S tokens of a sample, L sparse layers, E experts, C = 1 + depths, M own figures
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rorqual.errors import TrainingError
 from rorqual.model import DeepseekV3
@@ -47,7 +47,7 @@ class StepValues(NamedTuple):
 @dataclass(frozen=True)
 class StepResult:
     """A step's record: means over the batch, and the load of each expert in each sparse layer, on
-    the host.
+    the host. `metrics` are the stage's own figures by name.
     """
 
     loss: float
@@ -57,6 +57,7 @@ class StepResult:
     grad_norm: float
     num_targets: int
     loads_LE: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class MicroBatch(NamedTuple):
@@ -64,19 +65,22 @@ class MicroBatch(NamedTuple):
 
     total: Tensor
     cross_entropy_C: Tensor
+    metrics_M: Tensor
     balance: Tensor
     loads_LE: Tensor
 
 
 class Stepper:
-    """step(tokens_BS, mask_BS, values, documents_BS) moves the model once; owns the loss function's
-    form. With numbers of packed documents (0 for padding) none of them sees another.
+    """step(tokens_BS, mask_BS, values, documents_BS, extras) moves the model once; owns the loss
+    function's form. With numbers of packed documents (0 for padding) none of them sees another.
+    `root` gives the loss, `TrainingModel(model)` if left out; it gets its rows of `extras` by name.
     """
 
     def __init__(
         self,
         model: DeepseekV3,
         optimizer: AdamW,
+        root: nn.Module | None = None,
         *,
         micro_batch_size: int,
         precision: str = "float32",
@@ -87,7 +91,8 @@ class Stepper:
         self.ranks = ranks or OneRank()
         self.micro_batch_size = micro_batch_size
         compute_in(model, precision)
-        root = TrainingModel(model)
+        root = root or TrainingModel(model)
+        self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
         self.loss: Callable[..., LossParts]
         self.loss = torch.compile(root) if use_compile else root
 
@@ -97,6 +102,7 @@ class Stepper:
         mask_BS: Tensor,
         values: StepValues,
         documents_BS: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> StepResult:
         """Accumulates, clips, updates weights and router bias; TrainingError if not finite.
 
@@ -110,18 +116,16 @@ class Stepper:
         for layer in self.model.sparse_layers():
             layer.balance.reset()  # a step that failed may have left something
         size = self.micro_batch_size
+        given = {"tokens_BS": tokens_BS, "mask_BS": mask_BS, **(extras or {})}
+        if documents_BS is not None:
+            given["documents_BS"] = documents_BS
         parts = [
-            self._accumulate(
-                tokens_BS[start : start + size],
-                mask_BS[start : start + size],
-                None if documents_BS is None else documents_BS[start : start + size],
-                by,
-            )
+            self._accumulate({name: rows[start : start + size] for name, rows in given.items()}, by)
             for start in range(0, tokens_BS.shape[0], size)
         ]
         loads_LE = self.ranks.sum(torch.stack([part.loads_LE for part in parts]).sum(0))
         norm = self.optimizer.clip(self.ranks.norm)
-        result = _read(self._losses(parts), loads_LE, norm, counts_C)
+        result = _read(self._losses(parts), loads_LE, norm, counts_C, self.metric_names)
         _check_finite(result)
         self.optimizer.set_lr(values.lr)
         self.optimizer.step()
@@ -129,31 +133,35 @@ class Stepper:
         return result
 
     def _losses(self, parts: list[MicroBatch]) -> Tensor:
-        """Of the whole batch: the total, the balance loss, main model, each MTP depth."""
+        """Of the whole batch: total, balance loss, main model, each MTP depth, own figures."""
         losses = [torch.stack([part.total for part in parts]).sum()[None]]
         losses.append(torch.stack([part.balance for part in parts]).sum()[None])
         losses.append(torch.stack([part.cross_entropy_C for part in parts]).sum(0))
+        losses.append(torch.stack([part.metrics_M for part in parts]).sum(0))
         return self.ranks.sum(torch.cat(losses))
 
-    def _accumulate(
-        self, tokens_BS: Tensor, mask_BS: Tensor, documents_BS: Tensor | None, by: Coefficients
-    ) -> MicroBatch:
-        parts = self.loss(tokens_BS=tokens_BS, documents_BS=documents_BS, mask_BS=mask_BS, by=by)
+    def _accumulate(self, given: Mapping[str, Tensor], by: Coefficients) -> MicroBatch:
+        parts = self.loss(**given, by=by)
         parts.total.backward()
         loads_LE, loss = balance_seen(self.model)
         balance_loss = loss * by.balance
         total = parts.total.detach() + balance_loss
-        return MicroBatch(total, parts.cross_entropy_C, balance_loss, loads_LE)
+        own_M = parts.metrics_M if parts.metrics_M is not None else total.new_zeros(0)
+        return MicroBatch(total, parts.cross_entropy_C, own_M.detach(), balance_loss, loads_LE)
 
 
-def _read(losses: Tensor, loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor) -> StepResult:
+def _read(
+    losses: Tensor, loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor, names: Sequence[str]
+) -> StepResult:
     """The step's record on the host, by one copy: float64 holds all of it exactly.
 
-    `losses`: the total, the balance loss, then the cross entropies of main model and depths.
+    `losses`: the total, the balance loss, the cross entropies of main model and depths, and the
+    figures of these names.
     """
     numbers = [losses, grad_norm[None], counts_C[:1], loads_LE.flatten()]
     read = torch.cat([number.double() for number in numbers]).tolist()
-    (loss, balance_loss, *losses_C), rest = read[: len(losses)], read[len(losses) :]
+    (loss, balance_loss, *means), rest = read[: len(losses)], read[len(losses) :]
+    losses_C, own_M = means[: counts_C.numel()], means[counts_C.numel() :]
     norm, num_targets, *loads = rest
     return StepResult(
         loss=loss,
@@ -163,6 +171,7 @@ def _read(losses: Tensor, loads_LE: Tensor, grad_norm: Tensor, counts_C: Tensor)
         grad_norm=norm,
         num_targets=int(num_targets),
         loads_LE=torch.tensor(loads, dtype=torch.int64).view(loads_LE.shape),
+        metrics=dict(zip(names, own_M, strict=True)),
     )
 
 

@@ -38,6 +38,37 @@ class Validation:
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / max(self.num_bytes, 1)
 
+    def record(self) -> dict[str, float | int]:
+        return {
+            "bits_per_byte": self.bits_per_byte,
+            "nats_per_token": self.nats_per_token,
+            "num_bytes": self.num_bytes,
+        }
+
+    def __str__(self) -> str:
+        return f"held out {self.bits_per_byte:.4f} bits a byte"
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """The first samples of held-out text; `bytes_V` as `bytes_of_ids` has it."""
+
+    batches: Batches
+    bytes_V: Tensor
+    num_samples: int
+    batch_size: int
+    num_inputs: int
+
+    def measure(self, model: DeepseekV3) -> Validation:
+        return validate(
+            model,
+            self.batches,
+            self.bytes_V,
+            num_samples=self.num_samples,
+            batch_size=self.batch_size,
+            num_inputs=self.num_inputs,
+        )
+
 
 def bytes_of_ids(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
     """(V,) int64: how many bytes of text each id stands for; 0 for special and unused ids."""
