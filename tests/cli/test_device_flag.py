@@ -12,7 +12,7 @@ VERBS = [
     ("chat",),
     ("generate", "--prompt", "3 feet in inches"),
     ("serve", "--port", "0"),
-    ("eval", "tiny", "--skills", "1"),
+    ("eval", "tiny", "--questions", "1"),
     ("train", "recipes/tiny.toml", "--dry-run"),
     ("demo-generate", "--ckpt-path", "no-such-folder", "--interactive"),
 ]

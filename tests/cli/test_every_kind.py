@@ -120,9 +120,9 @@ def test_chat(model_folder: Path, kinds: dict[str, Path], kind: str) -> None:
 
 
 def test_eval(tiny_gguf: Path) -> None:
-    flags = ("--skill", "arithmetic", "--skills", 8, "--json")
+    flags = ("--tasks", "arithmetic", "--questions", 8, "--json")
     wanted = run("eval", "tiny", *flags)
-    assert json.loads(wanted.out)["skills"][0]["total"] == 8
+    assert json.loads(wanted.out)["tasks"][0]["total"] == 8
     assert run("eval", tiny_gguf, *flags) == wanted
 
 

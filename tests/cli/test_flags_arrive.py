@@ -14,6 +14,7 @@ import rorqual.cli.serve
 import rorqual.engine
 import rorqual.eval
 import rorqual.weights
+from rorqual.corpus_writer import SKILLS
 from rorqual.engine import SamplingParams
 from rorqual.errors import UsageError
 from rorqual.serve.store import default_folder
@@ -109,18 +110,20 @@ def test_a_value_that_cannot_be_is_refused_and_not_dropped(
 def test_flags_of_eval(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
     seen: list[Any] = []
 
-    def evaluate(engine: Any, *arguments: Any, **options: Any) -> list[Any]:
-        seen.append((arguments, options))
+    def evaluate(engine: Any, *arguments: Any) -> list[Any]:
+        seen.append(arguments)
         return []
 
-    monkeypatch.setattr(rorqual.eval, "evaluate_skills", evaluate)
-    flags = ("--skills", 7, "--seed", 9, "--skill", "dates", "--skill", "units", "--threads", 1)
+    monkeypatch.setattr(rorqual.eval, "evaluate_tasks", evaluate)
+    flags = ("--questions", 7, "--seed", 9, "--tasks", "dates,units", "--threads", 1)
     assert run("eval", model_folder, *flags).code == 0
+    older = ("--skills", 7, "--seed", 9, "--skill", "dates", "--skill", "units")
+    assert run("eval", model_folder, *older).code == 0
     assert run("eval", model_folder).code == 0
-    (given, options), (standard, _) = seen
-    assert given == (7, 9, ["dates", "units"])
-    assert standard == (200, 0, None)
-    assert options["params"].temperature == 0
+    given, again, standard = (arguments for arguments in seen)
+    assert given[:3] == again[:3] == ([SKILLS["dates"], SKILLS["units"]], 7, 9)
+    assert standard[:3] == (list(SKILLS.values()), 200, 0)
+    assert all(params.temperature == 0 for *_, params in seen)
 
 
 def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,10 +187,18 @@ def test_flags_of_convert_reach_its_verification(
 
 def test_a_failed_answer_is_shown(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
     """A model that has learnt nothing: as many of its failures are printed as were asked for."""
-    flags = ("--skills", 3, "--skill", "arithmetic")
+    flags = ("--questions", 3, "--tasks", "arithmetic")
     printed = {n: run("eval", model_folder, *flags, "--failures", n).out for n in (0, 2)}
-    assert printed[0].count("said ") == 0
-    assert printed[2].count("said ") == 2
+    assert printed[0].count("said ") == printed[0].count("why ") == 0
+    assert printed[2].count("said ") == printed[2].count("why ") == 2
+    written = json.loads(run("eval", model_folder, *flags, "--failures", 2, "--json").out)
+    (result,) = written["tasks"]
+    assert (result["task"], result["correct"], result["total"]) == ("arithmetic", 0, 3)
+    assert (result["mean_reward"], result["low"]) == (0.0, 0.0)
+    first = next(SKILLS["arithmetic"].questions("held_out", 0))
+    shown = result["failures"]
+    assert (len(shown), shown[0]["prompt"], shown[0]["answer"]) == (2, first.prompt, first.answer)
+    assert all(f"why  {failure['why']}" in printed[2] for failure in shown)
 
 
 @pytest.mark.parametrize("verb", ["chat", "generate"])

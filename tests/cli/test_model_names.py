@@ -100,7 +100,7 @@ def test_what_is_neither_is_said(verb: str) -> None:
 def test_eval_says_what_to_run_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "tiny.toml"
     monkeypatch.chdir(tmp_path)
-    done = run("eval", "tiny", "--skills", "1", "--recipe", recipe)
+    done = run("eval", "tiny", "--questions", "1", "--recipe", recipe)
     assert done.code == 2
     assert "token shards are not built" in done.err
     assert f"rorqual data fetch {recipe}; then rorqual data build {recipe}" in done.err

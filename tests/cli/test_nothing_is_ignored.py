@@ -56,8 +56,10 @@ def test_the_mixes_are_listed_where_one_is_asked_for() -> None:
     ("flags", "words"),
     [
         (("--failures", -3), "--failures"),
-        (("--skills", -1), "--skills"),
-        (("--skills", 0), "nothing is to be measured"),
+        (("--questions", -1), "--questions"),
+        (("--questions", 0), "nothing is to be measured"),
+        (("--tasks", "dates,letter"), "ask for letters"),
+        (("--tasks", "dates,"), "no such task"),
     ],
 )
 def test_eval_measures_something(flags: tuple[object, ...], words: str) -> None:

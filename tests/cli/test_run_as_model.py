@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path, model_folder: Path) -> Path:
     [
         ("generate", "--prompt", "The whale", "--max-new-tokens", "4", "--model"),
         pytest.param(("chat", "--model"), marks=pytest.mark.slow, id="chat"),
-        ("eval", "--skills", "1", "--skill", "dates", "--json"),
+        ("eval", "--questions", "1", "--tasks", "dates", "--json"),
         ("inspect", "--json"),
         ("plan", "--on", "1xH100", "--json"),
     ],

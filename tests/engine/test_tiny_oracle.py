@@ -18,9 +18,9 @@ from safetensors import safe_open
 from small_models import ALWAYS, memory_of
 from torch import Tensor
 
+from rorqual.corpus_writer import SKILLS
 from rorqual.engine import Engine, Output, Request, SamplingParams
 from rorqual.model import DeepseekV3
-from rorqual.tasks.evaluate import held_out
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights import ModelFolder, save
 
@@ -29,10 +29,6 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 # Two float32 sums of these logits, which are of order 10, differ by about 1e-5.
 LEAST_GAP = 1e-4
 BLOCK = 128  # rows and columns of one FP8 scale
-SKILLS = (
-    "arithmetic", "dates", "units", "numbers", "letters", "definitions", "capitals", "opposites",
-    "stories", "python", "about",
-)  # fmt: skip
 PLAIN = ("The", "Once upon a time there was a fox who", "def add(a, b):\n    return", "7 x 8 = ")
 FEW_BLOCKS = 13
 
@@ -51,8 +47,8 @@ class Tiny:
 
 def make_prompts(tokenizer: Tokenizer) -> list[list[int]]:
     """A question of every skill, longer conversations of them, and plain texts."""
-    asked = [next(held_out(skill, 11, 1)) for skill in SKILLS]
-    chats = [[{"role": "user", "content": question.prompt}] for question in asked]
+    asked = [next(skill.questions("held_out", 11)) for skill in SKILLS.values()]
+    chats = [question.messages for question in asked]
     for first in (0, 3, 6):
         turns: list[dict[str, Any]] = [{"role": "system", "content": "Answer in few words."}]
         for question in asked[first : first + 3]:

@@ -8,12 +8,14 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rorqual.corpus_writer import SKILLS
+from rorqual.corpus_writer.facts import CAPITALS
 from rorqual.files import atomic_write
-from rorqual.tasks.evaluate import held_out
-from rorqual.tasks.facts import CAPITALS
+from rorqual.tasks import Question
 
 TASKS = Path(__file__).parent / "lm_eval_tasks"
 SEED = 21
@@ -22,11 +24,15 @@ NUM_STORIES = 4
 STORIES_A_TEXT = 6  # longer than the tiny model's context
 
 
+def held_out(skill: str, count: int) -> Iterator[Question[Any]]:
+    return islice(SKILLS[skill].questions("held_out", SEED), count)
+
+
 def choices() -> Iterator[dict[str, Any]]:
     """A right answer in few words among three that differ from it in the number, or in the city."""
     rng = random.Random(SEED)
     for skill in ("units", "capitals"):
-        known = [q for q in held_out(skill, SEED, 40) if not q.answer.startswith("I do not know")]
+        known = [q for q in held_out(skill, 40) if not q.answer.startswith("I do not know")]
         for question in known[:NUM_QUESTIONS]:
             right, *wrong = _options(question.answer, rng)
             options = [right, *wrong]
@@ -50,13 +56,13 @@ def _options(answer: str, rng: random.Random) -> list[str]:
 
 
 def arithmetic() -> Iterator[dict[str, Any]]:
-    for question in held_out("arithmetic", SEED, NUM_QUESTIONS):
+    for question in held_out("arithmetic", NUM_QUESTIONS):
         if found := re.search(r"Answer: (\d+)$", question.answer):
             yield {"question": question.prompt, "answer": found[1]}
 
 
 def stories() -> Iterator[dict[str, Any]]:
-    told = [question.answer for question in held_out("stories", SEED, NUM_STORIES * STORIES_A_TEXT)]
+    told = [question.answer for question in held_out("stories", NUM_STORIES * STORIES_A_TEXT)]
     for first in range(0, len(told), STORIES_A_TEXT):
         yield {"text": "\n".join(told[first : first + STORIES_A_TEXT])}
 

@@ -21,16 +21,16 @@ import web
 from live import Live, running
 
 from patience import HANG_SECONDS, wait_until
+from rorqual.corpus_writer import SKILLS
 from rorqual.engine import AsyncEngine, Engine, Request, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel
-from rorqual.tasks.evaluate import held_out
 from rorqual.weights import ModelFolder
 
 pytestmark = pytest.mark.concurrency
 
-SKILLS = ("arithmetic", "units", "definitions", "stories", "python", "letters")
+ASKED = ("arithmetic", "units", "definitions", "stories", "python", "letters")
 NUM_OTHERS = 10
 
 
@@ -86,7 +86,8 @@ def invariant(request: pytest.FixtureRequest) -> Iterator[Tiny]:
 
 
 def chat(number: int, **settings: Any) -> tuple[str, dict[str, Any]]:
-    question = next(held_out(SKILLS[number % len(SKILLS)], 100 + number, 1))
+    skill = SKILLS[ASKED[number % len(ASKED)]]
+    question = next(skill.questions("held_out", 100 + number))
     body = {"messages": [{"role": "user", "content": question.prompt}], "max_tokens": 30}
     return "/v1/chat/completions", body | settings
 

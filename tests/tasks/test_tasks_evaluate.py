@@ -1,14 +1,67 @@
-"""Oracle: Wilson's interval as the roots of (p - x)^2 = z^2 x (1 - x) / n, solved here."""
+"""Oracles: Wilson's interval as the roots of (p - x)^2 = z^2 x (1 - x) / n, solved here; and tasks
+written here, whose rewards are known.
+"""
+
+from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import pytest
 
 from rorqual.errors import UsageError
-from rorqual.tasks import SKILLS, evaluate, held_out, wilson
+from rorqual.tasks import (
+    RIGHT,
+    DrawnTask,
+    Grade,
+    Messages,
+    Question,
+    Split,
+    evaluate,
+    is_held_out,
+    wilson,
+    wrong,
+)  # fmt: skip
 from rorqual.tasks.evaluate import Z_95
 
 ROUNDING = 1e-12  # closed form against closed form in float64
+RULES = {"role": "system", "content": "Three letters, please."}
+
+
+class Recall:
+    """Three questions, each asked in a conversation; a reward for each letter at its place."""
+
+    name = "recall"
+    WORDS = ("cat", "dog", "owl")
+
+    def questions(self, split: Split, seed: int) -> Iterator[Question[str]]:
+        if split == "held_out":
+            for place, word in enumerate(self.WORDS):
+                asked = f"Word {place}?"
+                yield Question(self.name, asked, word, f"recall:{word}", word, (RULES,))
+
+    def grade(self, question: Question[str], answer: str) -> Grade:
+        word = question.facts
+        same = sum(ours == theirs for ours, theirs in zip(word, answer, strict=False))
+        return (
+            RIGHT if answer == word else Grade(same / len(word) / 2, f"{same} letters are right.")
+        )
+
+
+class Double(DrawnTask[int]):
+    """Drawn endlessly from 500 numbers."""
+
+    name = "double"
+
+    def question(self, rng: random.Random) -> Question[int]:
+        number = rng.randrange(500)
+        return Question(self.name, f"Twice {number}?", str(2 * number), f"double:{number}", number)
+
+    def grade(self, question: Question[int], answer: str) -> Grade:
+        return RIGHT if answer == str(2 * question.facts) else wrong("The number is wrong.")
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (5, 10), (10, 10), (190, 200), (1, 3)])
@@ -24,24 +77,69 @@ def test_wilson_of_nothing_is_everything() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", SKILLS)
-def test_evaluate_counts(name: str) -> None:
-    answers = {question.prompt: question.answer for question in held_out(name, 7, 60)}
-    right = evaluate(lambda prompts: [answers[p] for p in prompts], name, 60, seed=7)
-    wrong = evaluate(lambda prompts: ["?" for _ in prompts], name, 60, seed=7)
-    assert (right.correct, right.total, right.failures) == (60, 60, ())
-    assert right.low < right.accuracy == 1.0
-    assert wrong.correct == 0
-    assert wrong.failures
-    assert wrong.failures[0][1] == "?"
+def test_a_task_of_few_questions_with_rewards_in_part() -> None:
+    heard: list[Messages] = []
+
+    def answer(asked: list[Messages]) -> list[str]:
+        heard.extend(asked)
+        return ["cat", "dot", "?"]
+
+    result = evaluate(answer, Recall(), 100)
+    assert heard == [[RULES, {"role": "user", "content": f"Word {n}?"}] for n in range(3)]
+    assert (result.task, result.total, result.correct) == ("recall", 3, 1)
+    assert result.mean_reward == pytest.approx((1 + 1 / 3 + 0) / 3, abs=ROUNDING)
+    assert result.interval is None  # an answer is right in part: no accuracy of right and wrong
+    assert [(each.response, each.grade.why) for each in result.failures] == [
+        ("dot", "2 letters are right."), ("?", "0 letters are right."),
+    ]  # fmt: skip
+    assert evaluate(answer, Recall(), 3).total == 3
 
 
-def test_held_out_is_deterministic() -> None:
-    assert list(held_out("letters", 3, 50)) == list(held_out("letters", 3, 50))
+def test_a_drawn_task_is_right_or_wrong() -> None:
+    known = {question.prompt: question.answer for question in _held_out(Double(), 7, 12)}
+
+    def answer(asked: list[Messages], last: str = "") -> list[str]:
+        told = [known[messages[-1]["content"]] for messages in asked]
+        return [*told[:-1], last or told[-1]]
+
+    right = evaluate(answer, Double(), 12, seed=7)
+    assert (right.correct, right.total, right.failures) == (12, 12, ())
+    assert (right.accuracy, right.mean_reward, right.interval) == (1.0, 1.0, wilson(12, 12))
+    other = evaluate(lambda asked: answer(asked, "x"), Double(), 12, seed=7)
+    assert (other.correct, other.accuracy, other.interval) == (11, 11 / 12, wilson(11, 12))
+    assert other.failures == other.answered[-1:]
+    assert other.failures[0].grade == wrong("The number is wrong.")
+
+
+def test_a_drawn_task_keeps_its_splits_apart_and_says_the_same_again() -> None:
+    held_out = _held_out(Double(), 0, 20)
+    trained = list(islice(Double().questions("train", 0), 2000))
+    assert held_out == _held_out(Double(), 0, 20) != _held_out(Double(), 1, 20)
+    assert held_out[:5] == _held_out(Double(), 0, 5)
+    assert trained[:50] == list(islice(Double().questions("train", 0), 50))
+    assert all(is_held_out(question.key) for question in held_out)
+    assert not any(is_held_out(question.key) for question in trained)
+    assert len({question.prompt for question in held_out}) == 20  # about 25 of 500 are held out
+    with pytest.raises(UsageError, match="no such split"):
+        Double().questions("test", 0)  # type: ignore[arg-type]
+
+
+def test_more_questions_than_there_are_different_ones_repeat() -> None:
+    assert len(_held_out(Double(), 0, 60)) == 60
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.1, math.nan])
+def test_a_reward_lies_between_0_and_1(reward: float) -> None:
+    with pytest.raises(UsageError, match="reward"):
+        Grade(reward, "?")
 
 
 def test_bad_calls_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match="no such skill"):
-        list(held_out("cooking", 0, 1))
     with pytest.raises(UsageError, match="one response"):
-        evaluate(lambda prompts: [], "dates", 5)
+        evaluate(lambda asked: [], Double(), 5)
+    with pytest.raises(UsageError, match="nothing to ask"):
+        evaluate(lambda asked: [], Double(), 0)
+
+
+def _held_out(task: DrawnTask[Any], seed: int, count: int) -> list[Question[Any]]:
+    return list(islice(task.questions("held_out", seed), count))

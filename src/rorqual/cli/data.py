@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from rorqual.data import DataSettings, Document, TokenizerSettings
+    from rorqual.data import DataSettings, TokenizerSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,12 +90,13 @@ def build_command(
     Example: rorqual data build recipes/tiny.toml --workers 4
     """
     from rorqual.cli.progress import shown_progress
+    from rorqual.corpus_writer import GENERATORS
     from rorqual.data.build import build
     from rorqual.log import console
 
     tokenizer, data = _sections(recipe, overrides or ())
     with shown_progress() as advance:
-        summary = build(data, tokenizer, skill_generators(), workers, advance)
+        summary = build(data, tokenizer, GENERATORS, workers, advance)
     rows = [
         {"source": source, "split": split, **{key: manifest[key] for key in COUNTS}}
         for source, splits in summary.manifests.items()
@@ -170,21 +170,6 @@ def _sections(recipe: Path, overrides: Any) -> tuple[TokenizerSettings, DataSett
     sections = {name: part for name, part in table.items() if name in ("tokenizer", "data")}
     found = fill(BuildSettings, sections, where=recipe, overrides=overrides)
     return found.tokenizer, found.data
-
-
-def skill_generators() -> dict[str, Callable[[int, int], Iterator[Document]]]:
-    """The generators of `tasks/`, adapted to documents."""
-    from rorqual.data.corpus import document_from_record
-    from rorqual.tasks import GENERATORS
-
-    def adapted(name: str) -> Callable[[int, int], Iterator[Document]]:
-        def generate(seed: int, count: int) -> Iterator[Document]:
-            for record in GENERATORS[name](seed, count):
-                yield document_from_record(record, name, f"generator {name}")
-
-        return generate
-
-    return {name: adapted(name) for name in GENERATORS}
 
 
 def _cell(value: object) -> str:

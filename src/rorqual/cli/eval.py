@@ -1,78 +1,87 @@
-"""`rorqual eval`: accuracy by skill, and bits per byte beside an n-gram model and gzip."""
+"""`rorqual eval`: accuracy by task, and bits per byte beside an n-gram model and gzip."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rorqual.cli.chat import DeviceName, Threads, TokenizerPath, set_threads
+from rorqual.cli.tasks import as_records, find_tasks, print_results
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
     from rorqual.eval import SourceResult
-    from rorqual.tasks import SkillResult
+    from rorqual.tasks import TaskResult
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or 'tiny'.")] = "tiny",
     tokenizer: TokenizerPath = None,
-    skills: Annotated[
-        int, typer.Option(min=0, help="Held-out questions of each skill; 0: none.")
-    ] = 200,
-    skill: Annotated[
-        list[str] | None, typer.Option(help="Only this skill (may be repeated).")
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", "--skill", metavar="NAME,...", help="Only these tasks."),
     ] = None,
+    questions: Annotated[
+        int,
+        typer.Option("--questions", "--skills", min=0, help="Held-out questions of each; 0: none."),
+    ] = 200,
     recipe: Annotated[
         Path | None, typer.Option(help="Also bits per byte on this recipe's held-out text.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
     device: DeviceName = "auto",
     threads: Threads = None,
-    failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each skill.")] = 0,
+    failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each task.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measures a chat model: accuracy by skill on unseen questions, bits per byte on unseen text.
+    """Measures a chat model: accuracy by task on unseen questions, bits per byte on unseen text.
 
     \b
     Examples:
       rorqual eval tiny
-      rorqual eval tiny --skill arithmetic --skills 1000 --failures 5
-      rorqual eval runs/tiny/checkpoints/step-900 --skills 0 --recipe recipes/tiny.toml
+      rorqual eval tiny --tasks arithmetic,dates --questions 1000 --failures 5
+      rorqual eval runs/tiny/checkpoints/step-900 --questions 0 --recipe recipes/tiny.toml
     """
     from rorqual.engine import Engine, SamplingParams
-    from rorqual.eval import compare_on_held_out, evaluate_skills
-    from rorqual.eval.skills import MAX_ANSWER_TOKENS
+    from rorqual.eval import compare_on_held_out, evaluate_tasks
+    from rorqual.eval.tasks import MAX_ANSWER_TOKENS
     from rorqual.log import console
     from rorqual.weights import ModelFolder
 
-    if not skills and recipe is None:
+    if not questions and recipe is None:
         raise UsageError(
             "nothing is to be measured",
-            found="--skills 0 without --recipe",
-            fix="ask questions (--skills 200), or name a recipe for bits per byte (--recipe)",
+            found="--questions 0 without --recipe",
+            fix="ask questions (--questions 200), or name a recipe for bits per byte (--recipe)",
         )
     set_threads(threads)
+    asked = find_tasks(tasks)
     held_out = _held_out_text(recipe) if recipe is not None else None
     folder = ModelFolder.find(model, tokenizer)
     engine = Engine(folder.load_model("auto", device), folder.load_tokenizer(), max_batch=32)
-    results: list[SkillResult] = []
-    if skills:
+    results: list[TaskResult] = []
+    if questions:
         with console().status("asking"):
             params = SamplingParams(
                 **folder.sampling(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
             )
-            results = evaluate_skills(engine, skills, seed, skill, params=params)
+            results = list(evaluate_tasks(engine, asked, questions, seed, params))
     compressed: list[SourceResult] = []
     if held_out is not None:
         with console().status("coding held-out text"):
             compressed = compare_on_held_out(engine.model, engine.tokenizer, *held_out)
     if as_json:
-        typer.echo(json.dumps(_as_table(results, compressed), indent=2, ensure_ascii=False))
+        table = {
+            "tasks": as_records(results, failures),
+            "bits_per_byte": [asdict(result) for result in compressed],
+        }
+        typer.echo(json.dumps(table, indent=2, ensure_ascii=False))
         return
-    _print_skills(results, failures)
+    print_results(results, failures)
     _print_bits_per_byte(compressed)
 
 
@@ -106,27 +115,6 @@ def _held_out_text(path: Path) -> tuple[list[Path], int]:
     return folders, recipe.training.sequence_length
 
 
-def _print_skills(results: list[SkillResult], num_failures: int) -> None:
-    from rich.table import Table
-
-    from rorqual.log import output_console
-
-    if not results:
-        return
-    table = Table("skill", "right", "asked", "accuracy", "95 % interval")
-    for result in results:
-        interval = f"{result.low:.1%} to {result.high:.1%}"
-        counts = (str(result.correct), str(result.total))
-        table.add_row(result.skill, *counts, f"{result.accuracy:.1%}", interval)
-    output = output_console()
-    output.print(table)
-    for result in results:
-        for question, response in result.failures[:num_failures]:
-            output.print(f"{result.skill}: {question.prompt!r}", markup=False)
-            output.print(f"   said {response!r}", markup=False)
-            output.print(f"   for  {question.answer!r}", markup=False)
-
-
 def _print_bits_per_byte(results: list[SourceResult]) -> None:
     from rich.table import Table
 
@@ -139,21 +127,3 @@ def _print_bits_per_byte(results: list[SourceResult]) -> None:
         figures = (f"{value:.3f}" for value in (result.model, result.ngram, result.gzip))
         table.add_row(result.source, f"{result.num_bytes:,}", *figures)
     output_console().print(table)
-
-
-def _as_table(skills: list[SkillResult], compressed: list[SourceResult]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "skills": [
-            {
-                "skill": result.skill,
-                "correct": result.correct,
-                "total": result.total,
-                "low": result.low,
-                "high": result.high,
-            }
-            for result in skills
-        ],
-        "bits_per_byte": [asdict(result) for result in compressed],
-    }

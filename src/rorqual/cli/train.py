@@ -57,9 +57,9 @@ def train(
       rorqual train recipes/tiny.toml --dry-run
     """
     from rorqual import train as training
-    from rorqual.cli.data import skill_generators
     from rorqual.cli.progress import shown_progress
     from rorqual.cli.stages import stages
+    from rorqual.corpus_writer import GENERATORS
     from rorqual.errors import UsageError
     from rorqual.log import console
     from rorqual.ops.device import resolve_device
@@ -76,20 +76,19 @@ def train(
     place = resolve_device(device)
     settings = training.load_recipe(recipe, stages(), overrides or ())
     run_folder = run or Path("runs") / settings.name
-    generators = skill_generators()
     if not resume:
         refuse_to_move_what_is_read(settings, run_folder)
     how = {"resume": resume, "allow_changes": allow_changes}
     if is_dry_run:
         with shown_progress() as advance:
-            plan = preview(settings, run_folder, generators, **how, advance=advance)
+            plan = preview(settings, run_folder, GENERATORS, **how, advance=advance)
         _print_plan(plan)
         return
     with training.run_lock(run_folder) as lock:
         with shown_progress() as advance:
             # Before the data: a run that may not go on must not replace token shards.
-            look_ahead(settings, run_folder, generators, **how, advance=advance)
-            data = prepare(settings, generators, advance=advance)
+            look_ahead(settings, run_folder, GENERATORS, **how, advance=advance)
+            data = prepare(settings, GENERATORS, advance=advance)
         if not resume and (aside := lock.set_aside()):
             console().print(f"the old run is now {aside}", highlight=False)
         summary = training.train(

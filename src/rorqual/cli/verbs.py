@@ -44,7 +44,7 @@ VERBS = {
     "generate": Verb("rorqual.cli.generate:generate", "Continue prompts: one, or a whole file."),
     "serve": Verb("rorqual.cli.serve:serve", "Serve a model: OpenAI's API and a chat page."),
     "inspect": Verb("rorqual.cli.inspect:inspect", "Show and check a model's shapes and sizes."),
-    "eval": Verb("rorqual.cli.eval:evaluate", "Measure skills and bits per byte."),
+    "eval": Verb("rorqual.cli.eval:evaluate", "Measure tasks and bits per byte."),
     "train": Verb("rorqual.cli.train:train", "Train a model as a recipe says."),
     "convert": Verb("rorqual.cli.convert:convert", "Convert between FP8, BF16, shards and GGUF."),
     "plan": Verb("rorqual.cli.plan:plan", "Plan memory, speed and disk before loading."),

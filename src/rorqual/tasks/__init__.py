@@ -1,13 +1,19 @@
-"""Skills a tiny model can master: questions, checkers, held-out splits and training text."""
+"""Tasks: questions of two splits, and one grader of answers for benchmark and reward alike."""
 
-from rorqual.tasks.about_parts import OPENING
-from rorqual.tasks.dialogues import dialogue
-from rorqual.tasks.evaluate import SkillResult, evaluate, held_out, wilson
-from rorqual.tasks.generators import GENERATORS
-from rorqual.tasks.registry import SKILLS
-from rorqual.tasks.skill import Question, Skill
+from rorqual.tasks.evaluate import Answered, TaskResult, evaluate, wilson
+from rorqual.tasks.task import (
+    RIGHT,
+    DrawnTask,
+    Grade,
+    Messages,
+    Question,
+    Split,
+    Task,
+    is_held_out,
+    wrong,
+)  # fmt: skip
 
 __all__ = [
-    "GENERATORS", "OPENING", "SKILLS", "Question", "Skill", "SkillResult", "dialogue", "evaluate",
-    "held_out", "wilson",
+    "RIGHT", "Answered", "DrawnTask", "Grade", "Messages", "Question", "Split", "Task",
+    "TaskResult", "evaluate", "is_held_out", "wilson", "wrong",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The one rule by which every skill judges an answer.
+"""The one rule by which an answer in words or numbers is judged.
 
 The last "Answer: X" counts if there is one, and X, all that follows it, must be right; its working
-is not judged. Otherwise the whole response must be one of the forms in which the skill's own
-training answers say it. Nothing is searched for inside a response: a list of all options, "not
+is not judged. Otherwise the whole response must be one of the forms in which the task's own
+reference answers say it. Nothing is searched for inside a response: a list of all options, "not
 Paris" or 1132 for 132 are no answers, since what is judged today is what training is paid for
 tomorrow. Case, spaces and a last full stop do not matter; digits are ASCII.
 """
@@ -13,50 +13,42 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rorqual.tasks.task import RIGHT, Grade, wrong
+
 MAX_CHARACTERS = 4000  # four times the longest answer taught
+NO_ANSWER = "There is no answer."
+TOO_LONG = f"It is longer than {MAX_CHARACTERS:,} characters."
 _MARKER = re.compile(r"\banswer:|\bthe answer is\b")
-# How training says no. The slots may be filled by anything that could be a name.
-_SLOT = r"[a-z' -]{1,40}"
-_REFUSALS = tuple(
-    re.compile(form)
-    for form in (
-        r"that(?: sum)? is beyond me",
-        r"that sum is beyond me\. i can add and subtract whole numbers up to 999, "
-        r"and multiply or divide them by one digit",
-        r"that is beyond me: i am a very small model(?:\. i can do sums, dates, units, spelling, "
-        r"simple definitions, capitals, short stories and one-line python)?",
-        rf'i do not know the word "{_SLOT}"(?:\. i know a few hundred everyday words)?',
-        rf"i do not know the capital of {_SLOT}(?:\. i know only about forty capitals)?",
-        rf'i do not know the opposite of "{_SLOT}"',
-        rf"i do not know how to turn {_SLOT} into {_SLOT}",
-        r"i do not know",
-    )
-)
 
 
 @dataclass(frozen=True)
 class Forms:
-    """What is right, as patterns of `plain` text: after "Answer:", and as the whole response."""
+    """What is right, as patterns of `plain` text: after "Answer:", and as the whole response; and
+    what to call it ("number", "day").
+    """
 
     final: str
     whole: str
+    noun: str = "answer"
 
 
-def is_right(response: str, forms: Forms) -> bool:
-    """Whether a response says one of the forms, by the rule above."""
+def grade_answer(response: str, forms: Forms) -> Grade:
+    """1 if a response says one of the forms, by the rule above; else 0, and what is wrong."""
     text = plain(response)
     if text is None:
-        return False
+        return wrong(TOO_LONG)
+    if not text:
+        return wrong(NO_ANSWER)
     marks = list(_MARKER.finditer(text))
-    if marks:
-        return re.fullmatch(forms.final, text[marks[-1].end() :].strip()) is not None
-    return re.fullmatch(forms.whole, text) is not None
-
-
-def is_refusal(response: str) -> bool:
-    """Whether a response is an honest no, and nothing else."""
-    text = plain(response)
-    return text is not None and any(form.fullmatch(text) for form in _REFUSALS)
+    said = text[marks[-1].end() :].strip() if marks else text
+    if re.fullmatch(forms.final if marks else forms.whole, said):
+        return RIGHT
+    if not said:
+        return wrong('Nothing follows the last "Answer:".')
+    # To say why, and for no reward, the answer may be searched for.
+    if re.search(rf"(?<![\w.,-])(?:{forms.final})(?![\w-]|[.,]\d)", said):
+        return wrong(f"The right {forms.noun} is there, but not by itself.")
+    return wrong(f"The {forms.noun} is wrong.")
 
 
 def plain(text: str) -> str | None:

@@ -1,35 +1,65 @@
-"""Accuracy by skill on held-out questions, with Wilson's interval."""
+"""What answers to a task's held-out questions are worth: mean reward, and accuracy with Wilson's
+interval where no answer is right in part.
+"""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from rorqual.errors import UsageError, listing
-from rorqual.tasks.registry import SKILLS
-from rorqual.tasks.skill import Question, Skill
+from rorqual.errors import UsageError
+from rorqual.tasks.task import Grade, Messages, Question, Task
 
 Z_95 = 1.959963984540054
-MAX_FAILURES_KEPT = 20
-_MAX_REPEATS = 50
 
 
 @dataclass(frozen=True)
-class SkillResult:
-    """Held-out questions answered rightly; low and high bound the true rate (95 %)."""
+class Answered:
+    """A question, what was said to it, and what that is worth."""
 
-    skill: str
-    correct: int
-    total: int
-    low: float
-    high: float
-    failures: tuple[tuple[Question, str], ...]
+    question: Question[Any]
+    response: str
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task's questions were answered, in their order."""
+
+    task: str
+    answered: tuple[Answered, ...]
+
+    @property
+    def total(self) -> int:
+        return len(self.answered)
+
+    @property
+    def correct(self) -> int:
+        """How many are wholly right."""
+        return sum(each.grade.is_right for each in self.answered)
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.total if self.total else 0.0
+        return self.correct / self.total
+
+    @property
+    def mean_reward(self) -> float:
+        return math.fsum(each.grade.reward for each in self.answered) / self.total
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """What bounds the true accuracy (95 %); None where an answer may be right in part."""
+        if any(0.0 < each.grade.reward < 1.0 for each in self.answered):
+            return None
+        return wilson(self.correct, self.total)
+
+    @property
+    def failures(self) -> tuple[Answered, ...]:
+        """Those that are not wholly right."""
+        return tuple(each for each in self.answered if not each.grade.is_right)
 
 
 def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -43,41 +73,28 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def find_skill(name: str) -> Skill:
-    """The skill of that name; UsageError lists the names otherwise."""
-    if name not in SKILLS:
-        raise UsageError("no such skill", found=name, expected=listing(sorted(SKILLS)))
-    return SKILLS[name]
-
-
-def held_out(skill: str, seed: int, count: int) -> Iterator[Question]:
-    """`count` questions that training never sees, with different prompts as far as they go."""
-    source, rng = find_skill(skill), random.Random(f"held out:{skill}:{seed}")
-    seen: set[str] = set()
-    for _ in range(count):
-        question = source.held_out_question(rng)
-        for _ in range(_MAX_REPEATS):
-            if question.prompt not in seen:
-                break
-            question = source.held_out_question(rng)
-        seen.add(question.prompt)
-        yield question
-
-
 def evaluate(
-    answer: Callable[[list[str]], list[str]], skill: str, count: int, seed: int = 0
-) -> SkillResult:
-    """Asks `count` held-out questions in one call of `answer` (prompts -> responses, in order)."""
-    source = find_skill(skill)
-    questions = list(held_out(skill, seed, count))
-    responses = answer([question.prompt for question in questions])
+    answer: Callable[[list[Messages]], list[str]], task: Task[Any], count: int, seed: int = 0
+) -> TaskResult:
+    """Asks at most `count` held-out questions in one call of `answer` (conversations -> responses,
+    in order).
+    """
+    questions = list(islice(task.questions("held_out", seed), count))
+    if not questions:
+        raise UsageError(
+            f"the task {task.name} has nothing to ask", found="no held-out question",
+            expected="at least one", fix="name another task, or ask for more than 0 questions",
+        )  # fmt: skip
+    responses = answer([question.messages for question in questions])
     if len(responses) != len(questions):
         raise UsageError(
-            "answer() must return one response for each prompt",
+            "answer() must return one response for each question",
             found=len(responses), expected=len(questions),
         )  # fmt: skip
-    pairs = tuple(zip(questions, responses, strict=True))
-    failures = tuple(pair for pair in pairs if not source.check(*pair))
-    correct = len(pairs) - len(failures)
-    low, high = wilson(correct, len(pairs))
-    return SkillResult(skill, correct, len(pairs), low, high, failures[:MAX_FAILURES_KEPT])
+    return TaskResult(
+        task.name,
+        tuple(
+            Answered(question, response, task.grade(question, response))
+            for question, response in zip(questions, responses, strict=True)
+        ),
+    )
