@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from rorqual.tasks import (
 from rorqual.tasks.evaluate import Z_95
 
 ROUNDING = 1e-12  # closed form against closed form in float64
+EXAMPLE = Path(__file__).parents[2] / "docs" / "eval.md"
 RULES = {"role": "system", "content": "Three letters, please."}
 
 
@@ -139,6 +142,13 @@ def test_bad_calls_are_usage_errors() -> None:
         evaluate(lambda asked: [], Double(), 5)
     with pytest.raises(UsageError, match="nothing to ask"):
         evaluate(lambda asked: [], Double(), 0)
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(from rorqual\.tasks .*?)```", EXAMPLE.read_text(), re.DOTALL)
+    exec(compile(code, str(EXAMPLE), "exec"), {})
+    low, high = wilson(1, 10)  # 42 is twice one of ten
+    assert capsys.readouterr().out == f"0.1 0.1 ({low}, {high}) The number is wrong.\n"
 
 
 def _held_out(task: DrawnTask[Any], seed: int, count: int) -> list[Question[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 from rorqual.corpus_writer.letters import new_word
 from rorqual.corpus_writer.phrasing import canonical, phrase
@@ -88,6 +89,7 @@ OPPOSITE = (
 UNKNOWN_OPPOSITE = 'I do not know the opposite of "{w}".'
 
 
+@cache
 def opposites() -> dict[str, str]:
     """word -> its opposite, in both directions; the first pair of a word counts."""
     table: dict[str, str] = {}
