@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rorqual.errors import CheckpointError
+from rorqual.files import read_json
 from rorqual.log import logger
 
 CHECKPOINTS, RECIPE, CONFIG = "checkpoints", "recipe.toml", "config.json"
+TRAINER, STATE = "trainer", "state.json"
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -50,6 +53,31 @@ def _tell(run_folder: Path, checkpoint: Path) -> None:
     logger(__name__).info(
         "%s is a run; its latest checkpoint is %s", run_folder, checkpoint.relative_to(run_folder)
     )
+
+
+def trained_as(checkpoint: Path) -> dict[str, Any] | None:
+    """Stage, step and tokens of a checkpoint that a run saved; None of any other.
+
+    CheckpointError where the trainer's state does not say them.
+    """
+    where = checkpoint / TRAINER / STATE
+    if not where.is_file():
+        return None
+    state = read_json(where, CheckpointError)
+    try:
+        progress = state["progress"]
+        return {
+            "stage": str(state["recipe"]["stage"]),
+            "step": int(progress["step"]),
+            "tokens": int(progress["tokens"]),
+        }
+    except (LookupError, TypeError, ValueError):
+        raise CheckpointError(
+            "does not say how far the run came",
+            where=where,
+            expected="recipe.stage, progress.step and progress.tokens",
+            fix="use another checkpoint of the run",
+        ) from None
 
 
 def mend_of_checkpoint(path: Path, otherwise: str) -> str:

@@ -7,7 +7,9 @@ computed anew from the model's own logits.
 from __future__ import annotations
 
 import ast
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -312,6 +314,24 @@ def test_a_checkpoint_names_its_stage(made: Path, make_recipe: Callable[..., Rec
             attempt(make_recipe(), made)
         assert caught.value.found == "a checkpoint of stage 'made', a recipe of stage 'pretrain'"
         assert "init_from" in str(caught.value.fix)
+
+
+def test_inspect_says_what_a_checkpoint_was_trained_as(made: Path, tmp_path: Path) -> None:
+    done = in_process.run("inspect", made, "--json")
+    assert not done.code, done.err
+    trained = {"stage": "made", "step": 8, "tokens": 1024}
+    assert json.loads(done.out)["trained"] == trained
+    assert "stage made, step 8, 1,024 tokens\n" in in_process.run("inspect", made).out
+    broken = shutil.copytree(made / "checkpoints" / "step-8", tmp_path / "broken")
+    for text in ("{}", "{", '{"recipe": {"stage": "x"}, "progress": {"step": "y", "tokens": 1}}'):
+        (broken / "trainer" / "state.json").write_text(text)
+        done = in_process.run("inspect", broken, "--json")
+        assert done.code == 2
+        failed = [c for c in json.loads(done.out)["checks"] if c["status"] == "failed"]
+        assert [check["name"] for check in failed] == ["training"]
+        assert "state.json" in failed[0]["detail"]
+    shutil.rmtree(broken / "trainer")
+    assert "trained" not in json.loads(in_process.run("inspect", broken, "--json").out)
 
 
 def test_what_prepares_prints_nothing() -> None:

@@ -77,7 +77,9 @@ def describe(target: str, *, is_deep: bool = False, has_tensors: bool = False) -
 
 def _describe_folder(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, Any]:
     """A Hugging Face folder or rank shards, as far as it can be opened."""
-    from rorqual.weights.checks import check_folder
+    from rorqual.errors import CheckpointError
+    from rorqual.runs import trained_as
+    from rorqual.weights.checks import Check, check_folder
 
     report: dict[str, Any] = {}
     found = check_folder(path, is_deep=is_deep)
@@ -87,7 +89,13 @@ def _describe_folder(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, 
             report["files"] = _files(source)
             if has_tensors:
                 report["tensors"] = _entries(source)
-    return report | {"checks": [vars(check) for check in found.checks]}
+    checks = list(found.checks)
+    try:
+        if (trained := trained_as(path)) is not None:
+            report["trained"] = trained
+    except CheckpointError as problem:
+        checks.append(Check("training", "failed", str(problem)))
+    return report | {"checks": [vars(check) for check in checks]}
 
 
 def _describe_gguf(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, Any]:

@@ -34,6 +34,10 @@ def print_tables(report: dict[str, Any]) -> None:
     console = output_console()
     title = Text(report["target"], "bold").append(f" ({KINDS[report['kind']]})", "not bold")
     console.print(title, soft_wrap=True)
+    if (trained := report.get("trained")) is not None:
+        stage, step, tokens = (trained[key] for key in ("stage", "step", "tokens"))
+        text = Text(printable(f"stage {stage}, step {step:,}, {tokens:,} tokens"))
+        console.print(text, soft_wrap=True)
     if report["kind"] == "gguf":
         _print_gguf(console, report)
     if "config" in report:

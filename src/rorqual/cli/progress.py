@@ -30,8 +30,8 @@ def shown_progress() -> Iterator[Advance]:
     task = bar.add_task("starting", total=None, detail="")
 
     def advance(title: str, done: int, total: int | None, detail: str) -> None:
-        bar.start()
         bar.update(task, description=title, completed=done, total=total, detail=detail)
+        bar.start()
 
     try:
         yield advance

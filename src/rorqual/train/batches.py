@@ -69,7 +69,7 @@ class Preparation(Protocol):
         """
         ...
 
-    def make(self, advance: Advance = silent, workers: int = 1) -> TrainingData:
+    def make(self, advance: Advance = silent) -> TrainingData:
         """Does what is left to do, and opens the data; never downloads."""
         ...
 
@@ -97,7 +97,7 @@ class Ready:
     def find(self, advance: Advance = silent) -> TrainingData | None:
         return self.data
 
-    def make(self, advance: Advance = silent, workers: int = 1) -> TrainingData:
+    def make(self, advance: Advance = silent) -> TrainingData:
         return self.data
 
     def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:

@@ -28,13 +28,13 @@ from rorqual.data import Inputs
 from rorqual.errors import TrainingError, listing
 from rorqual.files import atomic_directory, read_json, write_json
 from rorqual.model import DeepseekV3
-from rorqual.runs import CONFIG, mend_of_checkpoint, step_folders
+from rorqual.runs import CONFIG, STATE, TRAINER, mend_of_checkpoint, step_folders
 from rorqual.train.batches import TrainingData
 from rorqual.train.changes import check_changes
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe
 
-TRAINER, STATE, MOMENTS = "trainer", "state.json", "moments.safetensors"
+MOMENTS = "moments.safetensors"
 LATEST = "latest"
 
 

@@ -136,8 +136,9 @@ class Corpora:
             return None
         return self._open(summary)
 
-    def make(self, advance: Advance = silent, workers: int = 1) -> TrainingData:
-        return self._open(build(self.recipe.data, self.options, self.generators, workers, advance))
+    def make(self, advance: Advance = silent) -> TrainingData:
+        data = self.recipe.data
+        return self._open(build(data, self.options, self.generators, advance=advance))
 
     def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:
         recipe = self.recipe
