@@ -13,12 +13,14 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
 from checkpoints import converted, llama_gguf, split_gguf
 from command import run
 from safetensors import safe_open
 
 import rorqual
 from rorqual.cli.inspect_tables import print_tables
+from rorqual.ops.kernels import OPERATIONS, STORED, Machine, choose, serving
 
 TINY = Path(rorqual.__file__).parent / "tiny"
 MIXES = ("F32", "Q4_K_M", "Q8_0")
@@ -209,3 +211,30 @@ def test_files_beyond_the_twentieth_are_counted(
     shown = capsys.readouterr().out
     assert shown.count("part-") == min(count, 20)
     assert re.findall(r"and (\d+) more", shown) == (["1"] if count > 20 else [])
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds"),
+    [("gguf:Q4_K_M", {"Q4_K", "Q6_K"}), ("tiny", {"F8_E4M3", "BF16"}), ("16b", set())],
+)
+def test_what_serves_a_model_here(target: str, kinds: set[str], tmp_path: Path) -> None:
+    """Operation x storage -> name, as the table of kernels has it for this machine."""
+    if target.startswith("gguf:"):
+        target = str(converted(TINY, tmp_path / "tiny.gguf", target))
+    found = json.loads(run("inspect", target, "--json").out)["kernels"]
+    machine = Machine(**found["machine"])
+    assert machine.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert tuple(found["operations"]) == OPERATIONS
+    titles = {"float32": "float32", "bfloat16": "bfloat16"}
+    if machine.device == "cpu":
+        titles |= {f"stored {kind}": kind for kind in STORED}
+    for operation, names in found["operations"].items():
+        for title, name in names.items():
+            assert name == serving(choose(titles[title], machine), operation)
+        stored = {title.removeprefix("stored ") for title in names if title.startswith("stored ")}
+        assert kinds <= stored
+        assert "F32" not in stored, "norms and routers are no matrices that run as stored"
+        assert bool(stored) == bool(kinds)
+    printed = run("inspect", target).out
+    assert "Kernels on this machine: " + machine.device in printed
+    assert "grouped gemm" in printed

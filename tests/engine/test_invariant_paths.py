@@ -27,11 +27,14 @@ from rorqual.engine.verify import verify
 from rorqual.model import DeepseekV3, build
 from rorqual.model.moe import Experts
 from rorqual.model.router import Routing
-from rorqual.ops import compiled, grouped_gemm, linear
+from rorqual.model.served import use_kernels
+from rorqual.ops import compiled
 from rorqual.ops.swiglu import swiglu
+from rorqual.ops.widened import FEW_ROWS
 from rorqual.tokenizer import Tokenizer
 
-PATHS = ["torch", pytest.param("kernels", marks=pytest.mark.slow), "tiles"]  # a minute of C++
+# The compiled path takes a minute of C++.
+PATHS = ["torch", pytest.param("widened-compiled", marks=pytest.mark.slow), "widened"]
 NUM_ROWS = [2, 7, 8, 9, 24, 25, 26, 33]
 PAST = 20
 """Tokens before those that are compared: more than a block."""
@@ -40,12 +43,9 @@ ONE_CHOICE = CONFIG.with_changes(num_experts_per_tok=1, num_nextn_predict_layers
 
 
 @pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernels" and not compiled.can_compile():
+def path(request: pytest.FixtureRequest) -> str:
+    if request.param == "widened-compiled" and not compiled.can_compile():
         pytest.skip("no C++ compiler for Inductor")
-    monkeypatch.setattr(linear, "_has_bfloat16", lambda: request.param == "torch")
-    for module in (linear, grouped_gemm):
-        monkeypatch.setattr(module, "can_compile", lambda: request.param == "kernels")
     return str(request.param)
 
 
@@ -88,6 +88,7 @@ def last_row(runner: InvariantRunner, others: list[Span], ids: list[int]) -> tup
 def test_a_row_has_the_bits_that_it_has_alone(path: str) -> None:
     """Beside single tokens, and beside prompts and single tokens."""
     model, ids = bfloat16(build(ONE_CHOICE, seed=3)), text(1, PAST)
+    use_kernels(model, path)
     alone = last_row(runner_of(model), [], ids)
     for num_rows in NUM_ROWS:
         decodes = [Span([5 + n], 0, [n]) for n in range(num_rows - 1)]
@@ -108,7 +109,7 @@ def test_answers_have_the_bits_that_they_have_alone(path: str, tokenizer: Tokeni
     params = SamplingParams(temperature=0.2, seed=3, max_tokens=6, logprobs=2, ignore_eos=True)
 
     def engine(**options: Any) -> Engine:
-        return Engine(model, tokenizer, is_batch_invariant=True, **options)
+        return Engine(model, tokenizer, is_batch_invariant=True, kernels=path, **options)
 
     alone = engine(max_batch=1, use_prefix_cache=False).generate(prompts, params)
     drafting = engine(speculate=2, draft_policy=ALWAYS, max_step_tokens=43)
@@ -121,7 +122,7 @@ def test_answers_have_the_bits_that_they_have_alone(path: str, tokenizer: Tokeni
 
 
 def test_filled_up_experts_never_take_the_way_of_few_rows() -> None:
-    assert ROWS > linear.FEW_ROWS
+    assert ROWS > FEW_ROWS
 
 
 @pytest.mark.usefixtures("_threads")

@@ -1,7 +1,7 @@
 """After `warm_up` no step waits for a compiler in the experts' kernel for few rows.
 
 Oracle: the list of what was built. Nothing is compiled here: a kernel is the function itself, and
-the paths of weights that are widened are chosen, whatever the processor.
+the model has the kernels of weights that are widened, whatever the processor.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from rorqual.engine import Engine
 from rorqual.engine.flat_step import Span
 from rorqual.model import DeepseekV3, build
-from rorqual.ops import grouped_gemm, linear
+from rorqual.model.served import Served
 from rorqual.ops.compiled import Compiled
-from rorqual.ops.grouped_gemm import GATHER_ROWS
+from rorqual.ops.kernels import widened_kernels
+from rorqual.ops.widened import FEW_ROWS, GATHER_ROWS, WidenedByRows
 from rorqual.tokenizer import Tokenizer
 
 
@@ -40,15 +41,14 @@ class Uncompiled(Compiled):
         return lambda inputs: [self._function(*inputs)]
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Uncompiled:
-    """The experts' kernel."""
-    monkeypatch.setattr(linear, "_has_bfloat16", lambda: False)
-    for module in (linear, grouped_gemm):
-        monkeypatch.setattr(module, "can_compile", lambda: True)
-    for name in ("_rows", "_rows_float32", "_head_rows", "_expert_rows"):
-        monkeypatch.setattr(linear, name, Uncompiled(getattr(linear, name)._function))
-    return linear._expert_rows  # type: ignore[return-value]
+def give(model: DeepseekV3) -> Uncompiled:
+    """The experts' kernel, after the model got kernels as on a processor without bfloat16."""
+    ways = WidenedByRows(Uncompiled)
+    for part in model.modules():
+        if isinstance(part, Served):
+            part.take(widened_kernels("uncompiled", ways))
+    assert isinstance(ways._expert_rows, Uncompiled)
+    return ways._expert_rows
 
 
 def spread(num_choices: int) -> DeepseekV3:
@@ -60,11 +60,10 @@ def spread(num_choices: int) -> DeepseekV3:
 
 
 @pytest.mark.parametrize("num_choices", [1, 2, 6])
-def test_no_step_builds_what_warm_up_did_not(
-    kernel: Uncompiled, tokenizer: Tokenizer, num_choices: int
-) -> None:
+def test_no_step_builds_what_warm_up_did_not(tokenizer: Tokenizer, num_choices: int) -> None:
     """Steps of 1 to 64 tokens, in another thread than the warming up."""
     engine = Engine(spread(num_choices), tokenizer, max_batch=64)
+    kernel = give(engine.model)
     warming = threading.Thread(target=engine.warm_up)
     warming.start()
     warming.join()
@@ -75,22 +74,22 @@ def test_no_step_builds_what_warm_up_did_not(
         engine._runner.run([Span([5 + n], 0, [n]) for n in range(num_tokens)])
         if num_tokens * num_choices > GATHER_ROWS:
             assert kernel.num_calls == before
-        elif num_tokens * num_choices <= linear.FEW_ROWS:
+        elif num_tokens * num_choices <= FEW_ROWS:
             assert kernel.num_calls == before + 2, "two products in the one layer of experts"
         assert kernel.built == built, num_tokens
 
 
-def test_without_warm_up_steps_build(kernel: Uncompiled, tokenizer: Tokenizer) -> None:
+def test_without_warm_up_steps_build(tokenizer: Tokenizer) -> None:
     """So the test above can fail."""
     engine = Engine(spread(2), tokenizer)
+    kernel = give(engine.model)
     engine._runner.run([Span([5], 0, [0])])
     assert len(kernel.built) == 2
 
 
-def test_where_experts_take_another_way_nothing_is_built(
-    kernel: Uncompiled, tokenizer: Tokenizer
-) -> None:
-    """Float32 weights, and a batch-invariant engine, whose experts never have few rows."""
-    Engine(spread(2).float(), tokenizer).warm_up()
-    Engine(spread(2), tokenizer, is_batch_invariant=True).warm_up()
+def test_where_experts_take_another_way_nothing_is_built(tokenizer: Tokenizer) -> None:
+    """A batch-invariant engine, whose experts never have few rows."""
+    engine = Engine(spread(2), tokenizer, is_batch_invariant=True)
+    kernel = give(engine.model)
+    engine.warm_up()
     assert kernel.built == []

@@ -18,6 +18,7 @@ from rorqual.model.flops import (
     kv_bytes_per_token,
     training_flops_per_token,
 )
+from rorqual.model.served import use_kernels
 
 EXACT = 1e-12  # integers, equal but for the rounding of a float
 SHAPES = CONFIGS | PRESETS
@@ -87,9 +88,7 @@ def meta_model(config: ModelConfig) -> Any:
 def test_forward_flops_are_counted_ones(name: str) -> None:
     config, num_tokens = CONFIGS[name], 24
     model = lively(config)
-    for module in model.modules():
-        if hasattr(module, "use_plain"):
-            module.use_plain = True  # FlopCounterMode does not see into our custom operator
+    use_kernels(model, "plain")  # FlopCounterMode does not see into our custom operator
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(tokens(config, 1, num_tokens))
     # The plain attention multiplies masked pairs too, so each token sees every key.
@@ -100,9 +99,7 @@ def test_forward_flops_are_counted_ones(name: str) -> None:
 def test_mtp_and_absorbed_flops() -> None:
     config, num_tokens = BASE.with_changes(num_nextn_predict_layers=2), 16
     model = lively(config)
-    for module in model.modules():
-        if hasattr(module, "use_plain"):
-            module.use_plain = True
+    use_kernels(model, "plain")
     sequence = tokens(config, 1, num_tokens)
     step = model.model.step(sequence, use_absorbed=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -18,7 +18,7 @@ from transformers import (
 from rorqual.model import DeepseekV3, ModelConfig, Part, build, empty, preset
 from rorqual.model.block import Block
 from rorqual.model.layers import RMSNorm
-from rorqual.model.moe import MoE
+from rorqual.model.served import use_kernels
 from rorqual.train.precision import compute_in
 from rorqual.train.recompute import recompute_layers
 
@@ -147,13 +147,11 @@ def test_the_parts_of_a_flat_step_equal_each_alone() -> None:
 
 
 @torch.no_grad()
-def test_grouped_experts_equal_the_plain_loop() -> None:
+def test_torchs_kernels_equal_the_plain_ones() -> None:
     model = lively(BASE)
     ids = tokens(BASE, 2, 33)
     grouped = model(ids)
-    for module in model.modules():
-        if isinstance(module, MoE):
-            module.experts.use_plain = True
+    use_kernels(model, "plain")
     torch.testing.assert_close(grouped, model(ids), rtol=1e-5, atol=1e-6)
 
 

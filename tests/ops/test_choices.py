@@ -1,10 +1,7 @@
-"""Which way a product, a search or a scale takes, and where the ways part. Oracles: plain formulas;
-kernels are replaced by the functions that they compile.
-"""
+"""Which way a search or a scale takes, and where the ways part. Oracles: plain formulas."""
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -12,128 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops import attention, compiled, grouped_gemm, linear, quant_search
+from rorqual.ops import attention, compiled, quant_search
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.quant_types import K_QUANTS, QUANT_TYPES, SMALL_BLOCKS
 from rorqual.ops.quantise import encode_blocks
-
-FLOAT32 = 1e-5  # relative: sums in other orders
-BFLOAT16 = 2**-8
-
-
-def random(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(*shape, generator=generator).bfloat16()
-
-
-@pytest.fixture
-def rows_of_kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """As on a processor without bfloat16 arithmetic that has a compiler: rows of each call."""
-    rows: list[int] = []
-
-    def counted(function: Any) -> Any:
-        def run(x: Tensor, *others: Tensor) -> Tensor:
-            assert x.is_contiguous()
-            rows.append(x.numel() // others[0].shape[-1])
-            return function(x, *others)
-
-        return run
-
-    for module in (linear, grouped_gemm):
-        monkeypatch.setattr(module, "can_compile", lambda: True)
-    monkeypatch.setattr(linear, "_has_bfloat16", lambda: False)
-    monkeypatch.setattr(linear, "_rows", counted(linear._sum_rows))
-    monkeypatch.setattr(linear, "_rows_float32", counted(linear._sum_rows_float32))
-    monkeypatch.setattr(linear, "_expert_rows", counted(linear._sum_expert_rows))
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "pieces"),
-    [
-        (1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 1]), (11, [8, 4]),
-        (16, [8, 8]), (24, [8, 8, 8]), (25, []),
-    ],
-)  # fmt: skip
-@torch.no_grad()
-def test_few_rows_go_by_eights(
-    num_rows: int, pieces: list[int], rows_of_kernels: list[int]
-) -> None:
-    x_MI, weight_OI = random(num_rows, 32), random(40, 32)
-    expected_MO = x_MI.float() @ weight_OI.float().t()
-    torch.testing.assert_close(
-        linear.linear(x_MI, weight_OI).float(), expected_MO, rtol=BFLOAT16, atol=1e-5
-    )
-    assert rows_of_kernels == pieces
-    rows_of_kernels.clear()
-    found_MO = linear.linear_float32(x_MI, weight_OI)
-    torch.testing.assert_close(found_MO, expected_MO, rtol=FLOAT32, atol=1e-5)
-    assert rows_of_kernels == pieces
-    # Rows that lie across are copied first; leading dimensions stay.
-    across = random(32, num_rows).t()[None]
-    found = linear.linear(across, weight_OI)
-    assert found.shape == (1, num_rows, 40)
-    wide = (across.float() @ weight_OI.float().t())[0]
-    torch.testing.assert_close(found[0].float(), wide, rtol=BFLOAT16, atol=1e-5)
-
-
-@pytest.mark.parametrize("modes", [(True, False, True), (False, True, False)])
-def test_the_tile_serves_in_inference_mode_and_outside(
-    modes: tuple[bool, ...], rows_of_kernels: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An engine's step and a model called by hand take turns in one thread."""
-    monkeypatch.setattr(linear, "_scratch", threading.local())
-    x_MI, weight_OI = random(25, 32), random(40, 32)
-    expected_MO = x_MI.float() @ weight_OI.float().t()
-    for is_inference in modes:
-        with torch.inference_mode() if is_inference else torch.no_grad():
-            found_MO = linear.linear_float32(x_MI, weight_OI)
-        torch.testing.assert_close(found_MO, expected_MO, rtol=FLOAT32, atol=1e-5)
-    assert not rows_of_kernels
-
-
-@pytest.mark.parametrize(
-    ("counts", "size"),
-    [
-        ([1, 0, 0], 1), ([1, 2, 0], 4), ([0, 5, 0], 8), ([24, 9, 0], 64), ([24, 24, 16], 64),
-        ([24, 24, 17], None), ([25, 0, 0], None), ([0, 0, 0], None),
-    ],
-)  # fmt: skip
-@torch.no_grad()
-def test_rows_of_few_for_each_expert_are_gathered(
-    counts: list[int], size: int | None, rows_of_kernels: list[int]
-) -> None:
-    x_NI, weight_EOI, counts_E = random(sum(counts), 16), random(3, 8, 16), torch.tensor(counts)
-    found = grouped_gemm.grouped_gemm(x_NI, weight_EOI, counts_E)
-    wanted = grouped_gemm.grouped_gemm_plain(x_NI.float(), weight_EOI.float(), counts_E)
-    torch.testing.assert_close(found.float(), wanted, rtol=BFLOAT16, atol=1e-5)
-    if size is not None:
-        assert rows_of_kernels == [size]
-    elif sum(counts) == 65:
-        assert rows_of_kernels == [8] * 8 + [1]
-
-
-@pytest.mark.parametrize(
-    ("num_choices", "sizes"),
-    [(1, [1, 2, 4, 8, 16, 32, 64]), (8, [8, 16, 32, 64]), (9, [16, 32, 64])],
-)
-@torch.no_grad()
-def test_sizes_that_a_step_may_have_are_compiled_beforehand(
-    num_choices: int, sizes: list[int], rows_of_kernels: list[int]
-) -> None:
-    grouped_gemm.warm_up(random(3, 8, 16), num_choices)
-    assert rows_of_kernels == sizes
-    grouped_gemm.warm_up(random(3, 8, 16).float(), num_choices)
-    assert rows_of_kernels == sizes
-
-
-def test_the_memory_of_a_tile_grows_and_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_scratch", type(linear._scratch)())
-    monkeypatch.setattr(linear, "TILE_ELEMENTS", 100)
-    for shape, size in (((3, 4), 100), ((10, 10), 100), ((11, 10), 110), ((2, 5), 110)):
-        weight = random(*shape)
-        assert torch.equal(linear._wide_copy(weight), weight.float())
-        assert linear._scratch.tile.numel() == size
 
 
 @torch.no_grad()
@@ -176,20 +55,6 @@ def test_few_scores_of_one_key_stay_plain_products() -> None:
     assert not is_small(1, (1 << 22) + 1)
     assert not is_small(2, 1 << 22)
     assert not is_small(1, 1, key_heads=8)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("key_heads", [1, 3])
-def test_bfloat16_is_attended_in_float32_where_the_processor_has_none(
-    key_heads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rounded once, at the end; the scale is the given one."""
-    monkeypatch.setattr(linear, "_has_bfloat16", lambda: False)
-    q, k, v = random(2, 3, 5, 8), random(2, key_heads, 9, 8), random(2, key_heads, 9, 4)
-    found = attention.attention(q, k, v, None, 0.7)
-    assert found.dtype is torch.bfloat16
-    wide = attention.attention(q.float(), k.float(), v.float(), None, 0.7)
-    torch.testing.assert_close(found.float(), wide, rtol=BFLOAT16, atol=0)
 
 
 def test_kernels_search_only_where_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

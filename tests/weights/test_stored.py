@@ -13,8 +13,10 @@ from test_gguf import stored as saved
 from rorqual.engine import Engine, SamplingParams
 from rorqual.errors import RorqualError, UsageError
 from rorqual.model import DeepseekV3, ModelConfig, build
-from rorqual.model.stored import FP8, StoredExperts, StoredHalves, StoredLatentUp, StoredStack
+from rorqual.model.stored import StoredExperts, StoredHalves, StoredLatentUp, StoredStack
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
+from rorqual.ops.decoded import linear, linear_transposed
+from rorqual.ops.kernels import FP8
 from rorqual.ops.quant_types import CODED
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.tokenizer import train_tokenizer
@@ -131,11 +133,11 @@ def test_a_stack_multiplies_by_tiles(kind: str, monkeypatch: pytest.MonkeyPatch)
     exact = decode_blocks(raw, kind).view(2, 10, 256)
     for index in range(2):
         x, y = torch.randn(3, 2, 256), torch.randn(3, 2, 10)
-        torch.testing.assert_close(stack.multiply(x, index), x @ exact[index].t())
-        torch.testing.assert_close(stack.multiply_transposed(y, index), y @ exact[index])
+        torch.testing.assert_close(linear(x, stack, index), x @ exact[index].t())
+        torch.testing.assert_close(linear_transposed(y, stack, index), y @ exact[index])
     assert torch.equal(stack.rows(torch.tensor([7, 0])), exact[0, [7, 0]])
     half = torch.randn(4, 256).bfloat16()
-    assert stack.multiply(half).dtype == torch.bfloat16
+    assert linear(half, stack).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("size", [128, 32])
@@ -154,7 +156,7 @@ def test_fp8_blocks_that_end_in_the_middle(size: int, monkeypatch: pytest.Monkey
         exact.append(dequantise_blocks(codes, scales, block=block))
     x = torch.randn(5, 150)
     for index in range(2):
-        torch.testing.assert_close(stack.multiply(x, index), x @ exact[index].t())
+        torch.testing.assert_close(linear(x, stack, index), x @ exact[index].t())
         assert torch.equal(stack.dense(index, 130, 190), exact[index][130:190])
     assert torch.equal(stack.rows(torch.tensor([199, 3])), exact[0][[199, 3]])
 

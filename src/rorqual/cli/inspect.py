@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,8 @@ def _describe_folder(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, 
     found = check_folder(path, is_deep=is_deep)
     if found.folder is not None and found.report is not None:
         with found.folder as source:
-            report |= _figures(found.report.config) | _stored(source)
+            kinds = _kinds((e.name, e.shape, e.dtype) for e in source.entries.values())
+            report |= _figures(found.report.config, kinds) | _stored(source)
             report["files"] = _files(source)
             if has_tensors:
                 report["tensors"] = _entries(source)
@@ -134,7 +136,8 @@ def _describe_gguf(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, An
                 checks = found.checks
                 if found.folder is not None and found.report is not None:
                     found.folder.close()
-                    report |= _figures(found.report.config)
+                    kinds = _kinds((t.name, t.shape, t.kind.name) for t in file.tensors.values())
+                    report |= _figures(found.report.config, kinds)
     return report | {"checks": [vars(check) for check in checks]}
 
 
@@ -168,7 +171,7 @@ def _files(source: TensorSource) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(config: ModelConfig) -> dict[str, Any]:
+def _figures(config: ModelConfig, kinds: Sequence[str] = ()) -> dict[str, Any]:
     from rorqual.model.flops import (
         count_parameters,
         forward_flops_per_token,
@@ -198,24 +201,38 @@ def _figures(config: ModelConfig) -> dict[str, Any]:
             "forward_absorbed": absorbed,
             "training": training_flops_per_token(config, CONTEXT_TOKENS),
         },
-        "kernels": _kernels(),
+        "kernels": _kernels(kinds),
     }
 
 
-def _kernels() -> dict[str, str]:
-    """Which of the twins runs on this machine."""
-    import torch
+def _kinds(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> list[str]:
+    """How a file stores its matrices, but for routers, which are decoded in any case; of tensors
+    (name, shape, kind).
+    """
+    from rorqual.ops.kernels import STORED
 
-    from rorqual.ops.attention import QUERY_BLOCK
+    decoded = ("mlp.gate.weight", "ffn_gate_inp.weight", "weight_scale_inv")
+    found = {kind for name, shape, kind in tensors if len(shape) > 1 and not name.endswith(decoded)}
+    return [kind for kind in STORED if kind in found]
 
-    has_gpu = torch.cuda.is_available()
-    grouped = "torch grouped_mm (CUDA)" if has_gpu else "one matrix product an expert (CPU)"
-    return {
-        "grouped GEMM": f"rorqual::grouped_gemm, {grouped}; twin: grouped_gemm_plain",
-        "attention": f"explicit products, {QUERY_BLOCK} queries a block",
-        "MLA": "absorbed or expanded, whichever needs fewer products for a step's queries",
-        "FP8 weights": "dequantised on loading",
+
+def _kernels(kinds: Sequence[str]) -> dict[str, Any]:
+    """What serves each operation on this machine: with weights decoded to a dtype, and as they are
+    stored, where that can be chosen.
+    """
+    from rorqual.ops.device import resolve_device
+    from rorqual.ops.kernels import OPERATIONS, Machine, choose, serving
+
+    machine = Machine.of(resolve_device("auto"))
+    storages = {"float32": "float32", "bfloat16": "bfloat16"}
+    if machine.device == "cpu":
+        storages |= {f"stored {kind}": kind for kind in kinds}
+    chosen = {title: choose(storage, machine) for title, storage in storages.items()}
+    operations = {
+        operation: {title: serving(kernels, operation) for title, kernels in chosen.items()}
+        for operation in OPERATIONS
     }
+    return {"machine": vars(machine), "operations": operations}
 
 
 def _preset_sizes(config: ModelConfig) -> dict[str, Any]:

@@ -141,10 +141,25 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
         label = f"FLOPs a token, {name.replace('_', ' ')}, context {context:,}"
         table.add_row(label, f"{value:,.0f}", _short(value))
     console.print(table)
-    kernels = _table("", "", title="\nKernels on this machine", num_text=2)
-    for name, value in report["kernels"].items():
-        kernels.add_row(name, value)
-    console.print(kernels)
+    _print_kernels(console, report["kernels"])
+
+
+def _print_kernels(console: Console, kernels: dict[str, Any]) -> None:
+    """Whose implementation serves an operation; storages that all have the same share a column."""
+    machine = kernels["machine"]
+    has = "with" if machine["has_bfloat16"] else "without"
+    title = f"\nKernels on this machine: {machine['device']}, {has} bfloat16 arithmetic"
+    operations = kernels["operations"]
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for storage in next(iter(operations.values())):
+        names = tuple(served[storage] for served in operations.values())
+        columns.setdefault(names, []).append(storage)
+    table = _table(
+        "operation", *map(", ".join, columns.values()), title=title, num_text=1 + len(columns)
+    )
+    for operation, *names_of_row in zip(operations, *columns, strict=True):
+        table.add_row(operation.replace("_", " "), *names_of_row)
+    console.print(table)
 
 
 def _print_stored(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -37,6 +37,7 @@ from rorqual.engine.stats import EngineStats
 from rorqual.engine.verify import Verified, verify
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
+from rorqual.model.served import use_kernels
 from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights import ModelFolder
@@ -51,7 +52,8 @@ class Engine:
     otherwise. `device` (auto, cpu, cuda, cuda:N) is where a folder's weights go; a model that is
     there stays where it is, with all that the engine keeps. `cache_memory` is bytes (int) or a
     share of the free memory (float). Where the cache is smaller than the model's context, it is the
-    context's limit.
+    context's limit. `kernels` is auto, the fastest that this machine has for what the model
+    stores, or one of `ops.kernels.NAMES`, to compare; they stay with the model.
 
     What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
     in any company, to the last bit in every dtype, on one machine with one and the same number of
@@ -76,6 +78,7 @@ class Engine:
         is_batch_invariant: bool = False,
         max_model_len: int | None = None,
         draft_policy: DraftPolicy | None = None,
+        kernels: str = "auto",
     ) -> None:
         if not isinstance(model, DeepseekV3):
             folder = ModelFolder.find(str(model))
@@ -92,6 +95,7 @@ class Engine:
             raise UsageError("a model without a folder needs a tokenizer", fix="give it both")
         check_settings(model, tokenizer, speculate, max_batch, max_step_tokens, block_tokens)
         check_cache_dtype(kv_cache_dtype)
+        use_kernels(model, kernels)
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         config = model.config
         like = torch.empty(0, dtype=model.dtype, device=model.device)

@@ -24,7 +24,7 @@ from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.router import Routing
 
 # Choice: whole vectors in every elementwise operator, whatever the width; and more than `FEW_ROWS`
-# of ops/linear.py, so that no product takes the way of few rows because some are alone.
+# of ops/widened.py, so that no product takes the way of few rows because some are alone.
 ROWS = 32
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rorqual.ops import linear as ops
-from rorqual.ops.cross_entropy import linear_cross_entropy, token_losses
-from rorqual.ops.rms_norm import rms_norm
+from rorqual.model.served import Served
+from rorqual.ops.kernels import storage_of
 from rorqual.ops.swiglu import swiglu
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Served):
     """x / rms(x) * weight; the statistics are float32 whatever x's dtype. Shape (..., D) -> (...,
     D).
     """
@@ -24,10 +23,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def storage(self) -> tuple[str, torch.device]:
+        return storage_of(self.weight), self.weight.device
 
 
-class Linear(nn.Linear):
+class Linear(Served, nn.Linear):
     """x (..., I) -> (..., O), without a bias: no projection of the architecture has one.
 
     `compute_dtype` is what it multiplies in, if not in its weight's own (`train.precision`).
@@ -39,7 +41,10 @@ class Linear(nn.Linear):
         super().__init__(num_inputs, num_outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(self._cast(x), self._cast(self.weight))
+        return self.kernels.linear(self._cast(x), self._cast(self.weight))
+
+    def storage(self) -> tuple[str, torch.device]:
+        return storage_of(self.weight), self.weight.device
 
     def _cast(self, x: Tensor) -> Tensor:
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
@@ -55,12 +60,13 @@ class Head(Linear):
     ) -> Tensor:
         assert (targets_N is None) == (is_target_N is None), "targets come with their mask"
         if targets_N is None or is_target_N is None:
-            return ops.logits(self._cast(h), self._cast(self.weight))
-        return linear_cross_entropy(self._cast(h), self._cast(self.weight), targets_N, is_target_N)
+            return self.kernels.logits(self._cast(h), self._cast(self.weight))
+        loss = self.kernels.linear_cross_entropy
+        return loss(self._cast(h), self._cast(self.weight), targets_N, is_target_N)
 
     def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Each row's cross entropy, (N,) float32, without gradients."""
-        return token_losses(self._cast(h_ND), self._cast(self.weight), targets_N)
+        return self.kernels.token_losses(self._cast(h_ND), self._cast(self.weight), targets_N)
 
 
 class FeedForward(nn.Module):

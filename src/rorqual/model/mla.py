@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.rope import rotate
+from rorqual.model.served import Served
 from rorqual.model.step import Part, Step
-from rorqual.ops.attention import attention
-from rorqual.ops.linear import head_linear
 
 # Choice: as in DeepSeek's published modelling code and transformers, the norms of the latents keep
 # this epsilon whatever `rms_norm_eps` says (V3 has 1e-6 in both places).
@@ -47,19 +46,22 @@ class LatentUp(Linear):
 
     def absorb(self, q_nope_MHN: Tensor) -> Tensor:
         """Queries in the latent space, (M, H, C)."""
-        return head_linear(q_nope_MHN, self._by_head()[0].transpose(1, 2))
+        return self.kernels.head_linear(q_nope_MHN, self._by_head()[0].transpose(1, 2))
 
     def unabsorb(self, out_MHC: Tensor) -> Tensor:
         """Sums of latents as sums of values, (M, H, V)."""
-        return head_linear(out_MHC, self._by_head()[1])
+        return self.kernels.head_linear(out_MHC, self._by_head()[1])
 
     def _by_head(self) -> Sequence[Tensor]:
         """W_uk (H, N, C) and W_uv (H, V, C)."""
         return self._cast(self.weight).unflatten(0, (self.num_heads, -1)).split(self.widths, dim=1)
 
 
-class MLA(nn.Module):
-    """forward(x_BTD, step) -> (B, T, D). Caches only (normed latent, rotated shared key)."""
+class MLA(Served):
+    """forward(x_BTD, step) -> (B, T, D). Caches only (normed latent, rotated shared key).
+
+    Its kernels are for what it attends to, latents of its norm's dtype.
+    """
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
@@ -84,6 +86,9 @@ class MLA(nn.Module):
         out_MHV = self._by_parts(q_nope_BTHN.flatten(0, 1), q_rope_BTHR.flatten(0, 1), parts)
         out_BTHV = out_MHV.unflatten(0, x_BTD.shape[:2])
         return self.o_proj(out_BTHV.flatten(2))
+
+    def storage(self) -> tuple[str, torch.device]:
+        return self.kv_a_layernorm.storage()
 
     def _by_parts(self, q_nope_MHN: Tensor, q_rope_MHR: Tensor, parts: Sequence[Part]) -> Tensor:
         sizes = [part.num_tokens for part in parts]
@@ -125,7 +130,9 @@ class MLA(nn.Module):
         k_rope = k_rope_BSR[:, :, None].expand(-1, -1, self.num_heads, -1)
         q_BHTC = torch.cat([q_nope, q_rope], dim=-1).transpose(1, 2)
         k_BHSC = torch.cat([k_nope, k_rope], dim=-1).transpose(1, 2)
-        out_BHTV = attention(q_BHTC, k_BHSC, v_BSHV.transpose(1, 2), visible, config.softmax_scale)
+        out_BHTV = self.kernels.attention(
+            q_BHTC, k_BHSC, v_BSHV.transpose(1, 2), visible, config.softmax_scale
+        )
         return out_BHTV.transpose(1, 2)
 
     def _absorbed(
@@ -135,7 +142,7 @@ class MLA(nn.Module):
         q_latent = self.kv_b_proj.absorb(q_nope.flatten(0, 1))
         q_BHTL = torch.cat([q_latent.view(*q_rope.shape[:3], -1), q_rope], dim=-1).transpose(1, 2)
         k_B1SL = latent[:, None]  # one key for all heads
-        out_BHTC = attention(
+        out_BHTC = self.kernels.attention(
             q_BHTL, k_B1SL, k_B1SL[..., : config.kv_lora_rank], visible, config.softmax_scale
         )
         out_MHV = self.kv_b_proj.unabsorb(out_BHTC.transpose(1, 2).flatten(0, 1))

@@ -17,12 +17,13 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.dispatch import Dispatched
 from rorqual.model.layers import FeedForward
 from rorqual.model.router import Router
+from rorqual.model.served import Served
 from rorqual.model.step import Step
-from rorqual.ops.grouped_gemm import grouped_gemm, grouped_gemm_plain, warm_up
+from rorqual.ops.kernels import storage_of
 from rorqual.ops.swiglu import swiglu
 
 
-class Experts(nn.Module):
+class Experts(Served):
     """E SwiGLU experts, stacked. forward(dispatched) -> (N, D), each row times its gate value.
 
     gate_up_proj (E, 2I, D), gate rows first; down_proj (E, D, I). `compute_dtype` as of `Linear`.
@@ -35,15 +36,17 @@ class Experts(nn.Module):
         num, dim, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(num, 2 * inner, dim))
         self.down_proj = nn.Parameter(torch.empty(num, dim, inner))
-        self.use_plain = False
+
+    def storage(self) -> tuple[str, torch.device]:
+        return storage_of(self.gate_up_proj), self.gate_up_proj.device
 
     def warm_up(self, num_choices: int) -> None:
         """Compiles what decoding steps of few rows need, where there is such a thing."""
         for weight in (self.gate_up_proj, self.down_proj):
-            warm_up(weight, num_choices)
+            self.kernels.warm_up(weight, num_choices)
 
     def forward(self, dispatched: Dispatched) -> Tensor:
-        multiply = grouped_gemm_plain if self.use_plain else grouped_gemm
+        multiply = self.kernels.grouped_gemm
         rows_ND, counts_E = dispatched.rows_ND, dispatched.counts_E
         dtype = self.compute_dtype or rows_ND.dtype
         gate_up = multiply(rows_ND.to(dtype), self.gate_up_proj.to(dtype), counts_E)

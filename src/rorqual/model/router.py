@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
-from rorqual.ops.linear import linear_float32
+from rorqual.model.served import Served
+from rorqual.ops.kernels import storage_of
 
 
 class Routing(NamedTuple):
@@ -27,7 +28,7 @@ class Routing(NamedTuple):
     scores_TE: Tensor
 
 
-class Router(nn.Module):
+class Router(Served):
     """Chooses K of E experts for each token inside at most `topk_group` of G groups.
 
     forward(x_TD) -> Routing(weights_TK float32, experts_TK int64, scores_TE float32)
@@ -50,7 +51,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         config = self.config
-        logits_TE = linear_float32(x_TD, self.weight)
+        logits_TE = self.kernels.linear_float32(x_TD, self.weight)
         if config.scoring_func == "sigmoid":
             scores_TE = logits_TE.sigmoid()
             chosen_TE = scores_TE.detach() + self.e_score_correction_bias
@@ -64,6 +65,9 @@ class Router(nn.Module):
         if config.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         return Routing(weights_TK * config.routed_scaling_factor, experts_TK, scores_TE)
+
+    def storage(self) -> tuple[str, torch.device]:
+        return storage_of(self.weight), self.weight.device
 
     def _keep_best_groups(self, chosen_TE: Tensor) -> Tensor:
         config = self.config

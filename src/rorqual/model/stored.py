@@ -1,8 +1,7 @@
 """Weights in the bytes of their file: FP8 blocks, GGUF's block types, 16-bit floats; frozen.
 
-A matrix is decoded a tile of rows at a time for each product, by the plain decoders: correct, and
-slow until a kernel multiplies the bytes themselves. Products are float32 and differentiate by their
-input, as an adapter over a frozen base needs it.
+Each stack has the kernels for its kind. The plain ones (`ops/decoded.py`) decode a matrix a tile of
+rows at a time for each product: correct, and slow until one multiplies the bytes themselves.
 """
 
 # E matrices of a stack, O rows (outputs), I columns (inputs), B bytes of a row, N rows of x
@@ -10,27 +9,28 @@ input, as an adapter over a frozen base needs it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model.dispatch import Dispatched
+from rorqual.model.served import Served
 from rorqual.ops.block_fp8 import dequantise_blocks, num_blocks
+from rorqual.ops.decoded import linear_transposed
+from rorqual.ops.kernels import DECODED, FP8
 from rorqual.ops.quantise import decode_blocks
 from rorqual.ops.swiglu import swiglu
 
-FP8 = "F8_E4M3"
 TILE_ELEMENTS = 1 << 20  # 4 MB of decoded values
 
 
-class StoredStack(nn.Module):
+class StoredStack(Served):
     """E matrices (O, I) of one kind: FP8, or a type of GGUF (F32, F16 and BF16 among them).
 
     codes_EOB uint8; scales_EXY float32 are FP8's, one for each block.
     """
 
+    kernels = DECODED
     codes_EOB: Tensor
     scales_EXY: Tensor | None
 
@@ -67,15 +67,8 @@ class StoredStack(nn.Module):
         scales = self.scales_EXY[0, ids // self.block[0]].repeat_interleave(self.block[1], dim=1)
         return values * scales[:, : self.shape[2]]
 
-    def multiply(self, x: Tensor, index: int = 0) -> Tensor:
-        """x (..., I) -> x W^T (..., O), in x's dtype."""
-        y: Tensor = _Product.apply(x, self, index, False)
-        return y
-
-    def multiply_transposed(self, x: Tensor, index: int = 0) -> Tensor:
-        """x (..., O) -> x W (..., I), in x's dtype."""
-        y: Tensor = _Product.apply(x, self, index, True)
-        return y
+    def storage(self) -> tuple[str, torch.device]:
+        return self.kind, self.codes_EOB.device
 
     def tiles(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """A matrix in tiles of rows, each decoded when it is wanted."""
@@ -85,29 +78,6 @@ class StoredStack(nn.Module):
         for start in range(0, num_rows, step):
             rows = slice(start, min(start + step, num_rows))
             yield rows, self.dense(index, rows.start, rows.stop)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, stack: StoredStack, index: int, is_transposed: bool) -> Tensor:
-        ctx.stack, ctx.index, ctx.is_transposed = stack, index, is_transposed
-        return _product(x, stack, index, is_transposed)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _product(grad, ctx.stack, ctx.index, not ctx.is_transposed), None, None, None
-
-
-def _product(x: Tensor, stack: StoredStack, index: int, is_transposed: bool) -> Tensor:
-    wide = x.float()
-    _, num_rows, columns = stack.shape
-    y = wide.new_zeros(*x.shape[:-1], columns if is_transposed else num_rows)
-    for rows, tile in stack.tiles(index):
-        if is_transposed:
-            y += wide[..., rows] @ tile
-        else:
-            y[..., rows] = wide @ tile.t()
-    return y.to(x.dtype)
 
 
 class StoredEmbedding(nn.Module):
@@ -129,7 +99,7 @@ class StoredLinear(nn.Module):
         self.stack = stack
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stack.multiply(x)
+        return self.stack.kernels.linear(x, self.stack)
 
 
 class StoredHead(StoredLinear):
@@ -139,14 +109,13 @@ class StoredHead(StoredLinear):
         self, h: Tensor, targets_N: Tensor | None = None, is_target_N: Tensor | None = None
     ) -> Tensor:
         assert (targets_N is None) == (is_target_N is None), "targets come with their mask"
-        logits = self.stack.multiply(h.float())
+        kernels = self.stack.kernels
         if targets_N is None or is_target_N is None:
-            return logits
-        return (F.cross_entropy(logits, targets_N, reduction="none") * is_target_N).sum()
+            return kernels.logits(h, self.stack)
+        return kernels.linear_cross_entropy(h, self.stack, targets_N, is_target_N)
 
-    @torch.no_grad()
     def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return F.cross_entropy(self.stack.multiply(h_ND.float()), targets_N, reduction="none")
+        return self.stack.kernels.token_losses(h_ND, self.stack, targets_N)
 
 
 class StoredLatentUp(nn.Module):
@@ -157,7 +126,7 @@ class StoredLatentUp(nn.Module):
         self.stack, self.num_heads, self.widths = stack, num_heads, widths
 
     def forward(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
-        kv = self.stack.multiply(c_kv).unflatten(-1, (self.num_heads, -1))
+        kv = self.stack.kernels.linear(c_kv, self.stack).unflatten(-1, (self.num_heads, -1))
         keys, values = kv.split(self.widths, dim=-1)
         return keys, values
 
@@ -191,18 +160,17 @@ class StoredHalves(nn.Module):
         self.num_heads = keys.shape[0]
 
     def forward(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
-        heads = range(self.num_heads)
-        keys = [self.keys.multiply_transposed(c_kv, head) for head in heads]
-        values = [self.values.multiply(c_kv, head) for head in heads]
-        return torch.stack(keys, dim=-2), torch.stack(values, dim=-2)
+        keys = [linear_transposed(c_kv, self.keys, head) for head in range(self.num_heads)]
+        # Each head's values from the same latents.
+        c_kv_MHC = c_kv.flatten(0, -2)[:, None].expand(-1, self.num_heads, -1)
+        values = self.values.kernels.head_linear(c_kv_MHC, self.values)
+        return torch.stack(keys, dim=-2), values.unflatten(0, c_kv.shape[:-1])
 
     def absorb(self, q_nope_MHN: Tensor) -> Tensor:
-        heads = q_nope_MHN.unbind(1)
-        return torch.stack([self.keys.multiply(q, head) for head, q in enumerate(heads)], dim=1)
+        return self.keys.kernels.head_linear(q_nope_MHN, self.keys)
 
     def unabsorb(self, out_MHC: Tensor) -> Tensor:
-        heads = out_MHC.unbind(1)
-        return torch.stack([self.values.multiply(x, head) for head, x in enumerate(heads)], dim=1)
+        return self.values.kernels.head_linear(out_MHC, self.values)
 
 
 class StoredExperts(nn.Module):
@@ -213,17 +181,15 @@ class StoredExperts(nn.Module):
         self.gate, self.up, self.down = gate, up, down
 
     def warm_up(self, num_choices: int) -> None:
-        """Nothing is compiled."""
+        """Compiles what decoding steps of few rows need, where there is such a thing."""
+        for stack in (self.gate, self.up, self.down):
+            stack.kernels.warm_up(stack, num_choices)
 
     def forward(self, dispatched: Dispatched) -> Tensor:
-        counts = dispatched.counts_E.tolist()
-        rows = dispatched.rows_ND.split(counts)
-        weights = dispatched.weights_N.split(counts)
-        outs = []
-        for expert_id, (x_ND, weights_N) in enumerate(zip(rows, weights, strict=True)):
-            if len(x_ND):
-                gate, up = (stack.multiply(x_ND, expert_id) for stack in (self.gate, self.up))
-                inner_NI = swiglu(gate, up, dispatched.tile_rows)
-                inner_NI = inner_NI * weights_N[:, None].to(x_ND.dtype)
-                outs.append(self.down.multiply(inner_NI, expert_id))
-        return torch.cat(outs) if outs else dispatched.rows_ND
+        rows_ND, counts_E = dispatched.rows_ND, dispatched.counts_E
+        gate, up = (
+            stack.kernels.grouped_gemm(rows_ND, stack, counts_E) for stack in (self.gate, self.up)
+        )
+        inner_NI = swiglu(gate, up, dispatched.tile_rows)
+        inner_NI = inner_NI * dispatched.weights_N[:, None].to(rows_ND.dtype)
+        return self.down.kernels.grouped_gemm(inner_NI, self.down, counts_E)

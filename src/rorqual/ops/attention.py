@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.linear import widens
-
 QUERY_BLOCK = 1024
 CAUSAL_BLOCK = 128  # Choice: keys behind a block of so many queries are not even multiplied.
 # Choice: on a GPU few queries that share one key, a decode step, stay two plain products up to so
@@ -31,9 +29,6 @@ def attention(
     `visible` is boolean and broadcasts to (B, 1, T, S): which keys a query may see. None means
     causal: the queries are the last T of the S tokens, and query t sees keys 0..S - T + t.
     """
-    if widens(k_BGSC):
-        wide = attention(q_BHTC.float(), k_BGSC.float(), v_BGSV.float(), visible, scale)
-        return wide.to(v_BGSV.dtype)
     if not q_BHTC.is_cpu and not _is_small(q_BHTC, k_BGSC):
         return fused_attention(q_BHTC, k_BGSC, v_BGSV, visible, scale)
     q_BHTC = q_BHTC * scale
@@ -49,6 +44,18 @@ def attention(
         )
     ]
     return torch.cat(blocks, dim=2)
+
+
+def attention_plain(
+    q_BHTC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, visible: Tensor | None, scale: float
+) -> Tensor:
+    """The twin: all scores at once."""
+    num_queries, num_keys = q_BHTC.shape[2], k_BGSC.shape[2]
+    if visible is None:
+        visible = _causal_mask(num_keys - num_queries, num_keys, q_BHTC.device)
+    scores_BHTS = scale * (q_BHTC @ k_BGSC.transpose(-1, -2))
+    scores_BHTS = scores_BHTS.masked_fill(~visible, float("-inf"))
+    return scores_BHTS.softmax(dim=-1, dtype=torch.float32).to(v_BGSV.dtype) @ v_BGSV
 
 
 def fused_attention(
@@ -83,7 +90,7 @@ def _is_small(q_BHTC: Tensor, k_BGSC: Tensor) -> bool:
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     num_queries = q.shape[2]
     num_before = k.shape[2] - num_queries
-    if num_queries == 1:
+    if num_queries <= 1:
         return _attend(q, k, v, None)
     blocks = []
     for start in range(0, num_queries, CAUSAL_BLOCK):

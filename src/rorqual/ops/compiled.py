@@ -57,17 +57,13 @@ class Compiled:
 
 @cache
 def can_compile() -> bool:
-    """Is there a C++ compiler that Inductor can use? If not, a warning says what that costs."""
+    """Is there a C++ compiler that Inductor can use? To look for it takes a second or two."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        log.warning(
-            "no C++ compiler: bfloat16 decodes several times slower on this processor, which has "
-            "no bfloat16 arithmetic (install g++ or clang++, or load the model as float32)"
-        )
         return False
     return True
 

@@ -43,6 +43,12 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
+def token_losses_plain(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """The twin: from all logits at once."""
+    return F.cross_entropy(F.linear(h_ND, weight_VD).float(), targets_N, reduction="none")
+
+
+@torch.no_grad()
 def token_losses(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Each row's cross entropy, (N,) float32, without gradients: for validation."""
     losses = [

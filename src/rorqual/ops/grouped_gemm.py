@@ -20,13 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.compiled import can_compile
-from rorqual.ops.linear import FEW_ROWS, expert_rows, linear, widens
-
-# Choice: so few rows that hardly two fall to one expert go through one kernel, a weight read a row.
-GATHER_ROWS = 64
-GATHER_SIZES = tuple(1 << i for i in range(GATHER_ROWS.bit_length()))
-
 
 def grouped_gemm_plain(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     """The twin: rows of expert e are the next counts_E[e] rows of x; returns y_NO in x's dtype."""
@@ -42,8 +35,7 @@ def grouped_gemm(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     Args: x (N, I) and weight (E, O, I) of one floating dtype, counts (E,) int64 with sum N.
     Returns: (N, O). Differentiable in x and weight.
     """
-    multiply = _multiply_widened if widens(weight_EOI) else _forward_op
-    return multiply(x_NI, weight_EOI, counts_E)
+    return _forward_op(x_NI, weight_EOI, counts_E)
 
 
 @torch.library.custom_op("rorqual::grouped_gemm", mutates_args=())
@@ -103,47 +95,6 @@ def _multiply(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, *, transposed:
             torch.mm(x_NI[start : start + count], weight[expert_id], out=y[start : start + count])
         start += count
     return y
-
-
-def _multiply_widened(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    counts = counts_E.tolist()
-    # Experts with many rows take the way of many, however many there are: what a batch-invariant
-    # engine fills up never comes here.
-    is_gathered = 0 < len(x_NI) <= GATHER_ROWS and max(counts) <= FEW_ROWS
-    if is_gathered and can_compile():
-        return _gathered(x_NI, weight_EOI, counts_E)
-    y_NO = x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
-    start = 0
-    for expert_id, count in enumerate(counts):
-        if count:
-            rows = slice(start, start + count)
-            y_NO[rows] = linear(x_NI[rows], weight_EOI[expert_id])
-        start += count
-    return y_NO
-
-
-def _gathered(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """One kernel for each of `GATHER_SIZES`: zeros of the last expert, whose weights are at hand,
-    fill up the rows.
-    """
-    num_rows = len(x_NI)
-    numbers_E = torch.arange(len(counts_E))
-    experts_N = numbers_E.repeat_interleave(counts_E, output_size=num_rows)
-    num_more = next(size for size in GATHER_SIZES if size >= num_rows) - num_rows
-    if num_more:
-        x_NI = F.pad(x_NI, (0, 0, 0, num_more))
-        experts_N = torch.cat([experts_N, experts_N[-1:].expand(num_more)])
-    return expert_rows(x_NI, weight_EOI, experts_N)[:num_rows]
-
-
-def warm_up(weight_EOI: Tensor, num_choices: int) -> None:
-    """Compiles beforehand what few tokens with so many experts each would have to wait for."""
-    if not widens(weight_EOI) or not can_compile():
-        return
-    for size in GATHER_SIZES:
-        if size >= num_choices:
-            x_NI = weight_EOI.new_zeros(size, weight_EOI.shape[2])
-            expert_rows(x_NI, weight_EOI, torch.zeros(size, dtype=torch.int64))
 
 
 def _weight_gradient(grad_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:

@@ -211,6 +211,8 @@ def _improve_signed(
 
 def _is_enough(x_nG: Tensor) -> bool:
     """Whether kernels pay: for whole pieces of a tensor (`quantise.PIECE_VALUES`)."""
+    # Choice: asked here and not given by `ops.kernels`, for an encoder serves no model: codecs take
+    # blocks alone, and either way finds the same scales but for rounding.
     is_size = KERNEL_VALUES // 2 <= x_nG.numel() <= KERNEL_VALUES
     return is_size and can_compile()
 

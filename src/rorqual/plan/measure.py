@@ -108,7 +108,7 @@ def measure() -> dict[str, Any]:
     """
     import torch
 
-    from rorqual.ops.linear import linear
+    from rorqual.ops.kernels import Machine, choose, storage_of
 
     words = torch.ones(READ_BYTES // 4)
     bandwidth = READ_BYTES / _best_seconds(words.sum)
@@ -116,7 +116,8 @@ def measure() -> dict[str, Any]:
     with torch.no_grad():
         for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
             a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
-            seconds = _best_seconds(lambda a=a: linear(a, a))  # type: ignore[misc]
+            linear = choose(storage_of(a), Machine.of(a.device)).linear
+            seconds = _best_seconds(lambda a=a, linear=linear: linear(a, a))  # type: ignore[misc]
             flops[name] = 2 * GEMM_SIZE**3 / seconds
     return {"bandwidth": bandwidth, "flops": flops}
 

@@ -12,6 +12,7 @@ from rorqual.bundled import checkpoint_path
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, empty
+from rorqual.model.served import use_kernels
 from rorqual.ops.device import resolve_device
 from rorqual.weights.advice import advice_files
 from rorqual.weights.audit import audit
@@ -63,8 +64,12 @@ def load_from(
 ) -> DeepseekV3:
     """The model in an opened checkpoint; see `load`."""
     device = resolve_device(device)
-    if dtype == "stored":
-        return load_stored(source, device)
+    model = load_stored(source, device) if dtype == "stored" else _load(source, dtype, device)
+    use_kernels(model)
+    return model.eval()
+
+
+def _load(source: TensorSource, dtype: str, device: torch.device) -> DeepseekV3:
     report = audit(source)
     report.raise_faults(source.path)
     model = empty(report.config, getattr(torch, dtype), device)
@@ -77,7 +82,7 @@ def load_from(
         for tensor in report.tensors:
             if tensor.kind == "copy":
                 _check_copy(source, tensor, tensor.part_of(places[tensor.parameter]))
-    return model.eval()
+    return model
 
 
 def _check_copy(source: TensorSource, tensor: StoredTensor, original: Tensor) -> None:

@@ -19,7 +19,6 @@ from rorqual.model.layers import Head, Linear
 from rorqual.model.mla import LatentUp
 from rorqual.model.moe import Experts
 from rorqual.model.stored import (
-    FP8,
     StoredEmbedding,
     StoredExperts,
     StoredHalves,
@@ -28,6 +27,7 @@ from rorqual.model.stored import (
     StoredLinear,
     StoredStack,
 )
+from rorqual.ops.kernels import FP8
 from rorqual.weights.audit import audit
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor
@@ -44,7 +44,7 @@ _KINDS = {
 
 
 def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
-    """The model in an opened checkpoint, in evaluation mode; see `weights.load` for the errors."""
+    """The model in an opened checkpoint; see `weights.load` for the errors."""
     if device.type != "cpu":
         raise UsageError(
             "weights run as they are stored on the CPU only",
@@ -61,7 +61,7 @@ def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
             if tensor.kind != "copy":
                 reader.take(tensor)
     reader.finish()
-    return model.eval()
+    return model
 
 
 class _Reader:

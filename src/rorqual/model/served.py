@@ -1,0 +1,69 @@
+"""A model's parts are given their kernels from outside, by `use_kernels`; until then they have
+torch's own, or for weights in the bytes of their file the plain ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rorqual.errors import UsageError
+from rorqual.log import logger
+from rorqual.ops.kernels import AUTO, TORCH, WIDENED, Kernels, Machine, choose, named
+
+log = logger("model")
+
+
+class Served(nn.Module):
+    """A part of a model whose operations are `kernels`', which are for one storage on one device:
+    when it is cast or moved, those of its class serve until somebody chooses again.
+    """
+
+    kernels: Kernels[Any] = TORCH
+    _chosen_for: tuple[str, torch.device] | None = None
+
+    def storage(self) -> tuple[str, torch.device]:
+        """What it holds is stored so, and there."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Served:
+        super()._apply(fn, recurse)
+        if self._chosen_for not in (None, self.storage()):
+            self.kernels, self._chosen_for = type(self).kernels, None
+        return self
+
+    def take(self, kernels: Kernels[Any]) -> None:
+        """Kernels that can serve what it holds now."""
+        self.kernels, self._chosen_for = kernels, self.storage()
+
+
+def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = None) -> None:
+    """Chooses for each part by what it holds; with a name those kernels, wherever they can serve.
+
+    The model keeps them: of two who choose for one model, the later is heard. UsageError for
+    kernels that can serve none of its parts on this machine.
+    """
+    parts = [module for module in model.modules() if isinstance(module, Served)]
+    needs_compiler = name != AUTO
+    chosen = []
+    for part in parts:
+        storage, device = part.storage()
+        here = machine or Machine.of(device, needs_compiler=needs_compiler)
+        chosen.append(choose(storage, here, name))
+    if WIDENED in chosen and name == AUTO:
+        log.warning(
+            "no C++ compiler: bfloat16 decodes several times slower on this processor, which has "
+            "no bfloat16 arithmetic (install g++ or clang++, or load the model as float32)"
+        )
+    names = {kernels.name for kernels in chosen}
+    if name != AUTO and name not in names:
+        raise UsageError(
+            f"the kernels {named(name).name!r} serve no part of this model here",
+            found=f"what serves it: {', '.join(sorted(names))}",
+            fix=f"leave the choice to {AUTO!r}",
+        )
+    for part, kernels in zip(parts, chosen, strict=True):
+        part.take(kernels)

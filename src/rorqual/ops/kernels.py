@@ -1,0 +1,232 @@
+"""Which implementation serves what: a value, chosen once from what is stored and the machine.
+
+`RULES` is the whole choice. A new kernel is one more `Kernels` and one more rule; `rorqual inspect`
+prints what they give, and tests are parametrised by them. Every implementation differentiates, so
+whoever chooses need not know whether a gradient will be wanted.
+"""
+
+# W is what holds a weight: a tensor, or a stack of matrices in the bytes of their file
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rorqual.errors import UsageError, listing
+from rorqual.ops import attention, cross_entropy, decoded, grouped_gemm, linear, rms_norm, widened
+from rorqual.ops.compiled import Compiled, can_compile
+from rorqual.ops.quant_types import READABLE
+
+AUTO = "auto"
+FP8 = "F8_E4M3"
+DENSE = ("float32", "bfloat16", "float16", "float64")
+STORED = (FP8, *READABLE)
+"""Storages: dtypes of tensors, and kinds of matrices in the bytes of their file."""
+
+W = TypeVar("W")
+
+
+@dataclass(frozen=True)
+class Kernels(Generic[W]):
+    """An implementation an operation. What each takes and gives is said at torch's own (`TORCH`);
+    `linear` maps x (..., I) to (..., O), in x's dtype.
+
+    `warm_up(weight_EOI, num_choices)` compiles what experts would have to wait for, where a token
+    chooses so many of them.
+    """
+
+    name: str
+    linear: Callable[[Tensor, W], Tensor]
+    linear_float32: Callable[[Tensor, W], Tensor]
+    logits: Callable[[Tensor, W], Tensor]
+    head_linear: Callable[[Tensor, W], Tensor]
+    grouped_gemm: Callable[[Tensor, W, Tensor], Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    linear_cross_entropy: Callable[[Tensor, W, Tensor, Tensor], Tensor]
+    token_losses: Callable[[Tensor, W, Tensor], Tensor]
+    warm_up: Callable[[W, int], None]
+
+    def __deepcopy__(self, memo: object) -> Kernels[W]:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], Kernels[Any]], tuple[str]]:
+        return named, (self.name,)
+
+
+def _nothing(weight: object, num_choices: int) -> None:
+    """Nothing is compiled."""
+
+
+# torch's operators follow their tensors to any device. What its two attentions and its grouped
+# products do on a GPU is chosen there by the operands, sizes among them, so it is not chosen here.
+TORCH: Kernels[Tensor] = Kernels(
+    "torch",
+    F.linear,
+    linear.linear_float32,
+    linear.logits,
+    linear.head_linear,
+    grouped_gemm.grouped_gemm,
+    attention.attention,
+    rms_norm.rms_norm,
+    cross_entropy.linear_cross_entropy,
+    cross_entropy.token_losses,
+    _nothing,
+)
+# The oracle of all others: the shortest code that is right.
+PLAIN: Kernels[Tensor] = Kernels(
+    "plain",
+    F.linear,
+    linear.linear_float32,
+    linear.logits,
+    linear.head_linear_plain,
+    grouped_gemm.grouped_gemm_plain,
+    attention.attention_plain,
+    rms_norm.rms_norm_plain,
+    cross_entropy.linear_cross_entropy_plain,
+    cross_entropy.token_losses_plain,
+    _nothing,
+)
+
+
+def widened_kernels(name: str, ways: widened.Widened) -> Kernels[Tensor]:
+    return Kernels(
+        name,
+        ways.linear,
+        ways.linear_float32,
+        ways.linear_float32,
+        ways.head_linear,
+        ways.grouped_gemm,
+        widened.attention,
+        ways.rms_norm,
+        cross_entropy.linear_cross_entropy,
+        cross_entropy.token_losses,
+        ways.warm_up,
+    )
+
+
+WIDENED = widened_kernels("widened", widened.Widened())
+WIDENED_COMPILED = widened_kernels("widened-compiled", widened.WidenedByRows(Compiled))
+# Norms of such a model are float32, and so is what it attends to.
+DECODED: Kernels[decoded.Stack] = Kernels(
+    "decoded",
+    decoded.linear,
+    decoded.linear_float32,
+    decoded.linear_float32,
+    decoded.head_linear,
+    decoded.grouped_gemm,
+    attention.attention,
+    rms_norm.rms_norm,
+    decoded.linear_cross_entropy,
+    decoded.token_losses,
+    _nothing,
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a choice depends on besides the storage.
+
+    `device` is a kind: cpu, cuda. `has_bfloat16`: its processor multiplies bfloat16. `has_compiler`
+    is None where nobody looked, since only a CPU without bfloat16 has use for one.
+    """
+
+    device: str
+    has_bfloat16: bool
+    has_compiler: bool | None = None
+
+    @staticmethod
+    def of(device: torch.device, *, needs_compiler: bool = False) -> Machine:
+        """The machine that this runs on; looked at once."""
+        return _machine(device.type, needs_compiler)
+
+
+@cache
+def _machine(kind: str, needs_compiler: bool) -> Machine:
+    if kind != "cpu":
+        return Machine(kind, True)
+    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    is_looked_for = needs_compiler or not has_bfloat16
+    return Machine(kind, has_bfloat16, can_compile() if is_looked_for else None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`kernels` can serve these storages, on these kinds of device (None: any), and are wanted
+    there unless `has_no_bfloat16` says that they pay only where the processor has none.
+    """
+
+    kernels: Kernels[Any]
+    storages: tuple[str, ...]
+    devices: tuple[str, ...] | None = None
+    needs_compiler: bool = False
+    has_no_bfloat16: bool = False
+
+    def can_serve(self, storage: str, machine: Machine) -> bool:
+        return (
+            storage in self.storages
+            and (self.devices is None or machine.device in self.devices)
+            and (not self.needs_compiler or bool(machine.has_compiler))
+        )
+
+    def pays(self, machine: Machine) -> bool:
+        return not (self.has_no_bfloat16 and machine.has_bfloat16)
+
+
+# The first that can serve and pays is chosen.
+RULES = (
+    Rule(WIDENED_COMPILED, ("bfloat16",), ("cpu",), needs_compiler=True, has_no_bfloat16=True),
+    Rule(WIDENED, ("bfloat16",), ("cpu",), has_no_bfloat16=True),
+    Rule(TORCH, DENSE),
+    Rule(PLAIN, DENSE),
+    Rule(DECODED, STORED, ("cpu",)),
+)
+NAMES = tuple(rule.kernels.name for rule in RULES)
+OPERATIONS = tuple(f.name for f in fields(Kernels) if f.name not in ("name", "warm_up"))
+
+
+def choose(storage: str, machine: Machine, name: str = AUTO) -> Kernels[Any]:
+    """The kernels for what is stored so; those called `name` wherever they can serve.
+
+    UsageError for an unknown name, or where nothing serves the storage.
+    """
+    if name != AUTO:
+        named(name)
+    able = [rule for rule in RULES if rule.can_serve(storage, machine)]
+    for rule in able:
+        if rule.kernels.name == name:
+            return rule.kernels
+    for rule in able:
+        if rule.pays(machine):
+            return rule.kernels
+    raise UsageError(
+        f"nothing multiplies weights that are stored as {storage}",
+        found=f"the device {machine.device}",
+        fix="load them as float32 or bfloat16",
+    )
+
+
+def named(name: str) -> Kernels[Any]:
+    """The kernels of that name; UsageError for another."""
+    for rule in RULES:
+        if rule.kernels.name == name:
+            return rule.kernels
+    raise UsageError(f"unknown kernels {name!r}", expected=listing((AUTO, *NAMES)))
+
+
+def serving(kernels: Kernels[Any], operation: str) -> str:
+    """The name of the kernels whose implementation of an operation this is: some have torch's."""
+    implementation = getattr(kernels, operation)
+    is_torchs = implementation == getattr(TORCH, operation)
+    return TORCH.name if is_torchs else kernels.name
+
+
+def storage_of(weight: Tensor) -> str:
+    """A tensor's dtype, as `choose` calls it."""
+    return str(weight.dtype).removeprefix("torch.")

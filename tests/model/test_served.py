@@ -1,0 +1,110 @@
+"""A model's parts are given kernels from outside, for what they hold. Oracle: torch's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from shapes import BASE, lively, tokens
+
+from rorqual.errors import UsageError
+from rorqual.model import DeepseekV3
+from rorqual.model.served import Served, use_kernels
+from rorqual.ops.kernels import DECODED, TORCH, WIDENED, Machine
+
+OLD = Machine("cpu", has_bfloat16=False, has_compiler=False)
+BFLOAT16 = 2e-2  # relative: rounding in other places
+
+
+def names(model: DeepseekV3) -> set[str]:
+    return {module.kernels.name for module in model.modules() if isinstance(module, Served)}
+
+
+def small() -> DeepseekV3:
+    """Each token takes all experts: another rounding would make it choose others."""
+    return lively(BASE.with_changes(n_routed_experts=2)).bfloat16()
+
+
+def test_every_part_of_a_model_has_torchs_until_somebody_chooses() -> None:
+    model = small()
+    assert names(model) == {"torch"}
+    use_kernels(model, machine=OLD)
+    assert names(model) == {"widened"}
+    use_kernels(model, machine=Machine("cpu", has_bfloat16=True))
+    assert names(model) == {"torch"}
+    use_kernels(model.float(), machine=OLD)
+    assert names(model) == {"torch"}
+
+
+def test_widened_weights_give_values_and_gradients_in_every_mode() -> None:
+    """A user of an old processor who loads bfloat16 and calls the model, or trains it."""
+    model, ids = small(), tokens(BASE, 2, 33)
+    results = []
+    for machine in (OLD, Machine("cpu", has_bfloat16=True)):
+        use_kernels(model, machine=machine)
+        model.zero_grad()
+        logits = model(ids)
+        with torch.no_grad():
+            assert torch.equal(model(ids), logits)
+        with torch.inference_mode():
+            assert torch.equal(model(ids), logits)
+        logits.logsumexp(-1).mean().backward()
+        gradients = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((logits.detach(), gradients))
+    (found, ours), (expected, theirs) = results
+    assert (found - expected).norm() < BFLOAT16 * expected.norm()
+    assert ours.keys() == theirs.keys()
+    total = torch.cat([gradient.flatten() for gradient in theirs.values()])
+    found = torch.cat([gradient.flatten() for gradient in ours.values()])
+    assert torch.nn.functional.cosine_similarity(found, total, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_model_that_is_cast_or_moved_has_torchs_again(is_tied: bool) -> None:
+    model = lively(BASE.with_changes(tie_word_embeddings=is_tied)).bfloat16()
+    for change in (lambda m: m.float(), lambda m: m.to("meta")):
+        changed = copy.deepcopy(model)
+        use_kernels(changed, machine=OLD)
+        assert names(changed.to("cpu").bfloat16()) == {"widened"}, "nothing has changed"
+        assert names(change(changed)) == {"torch"}
+        assert names(changed.to_empty(device="cpu").bfloat16()) == {"torch"}, "nobody chose"
+
+
+def test_copies_have_the_same_kernels() -> None:
+    model = small()
+    use_kernels(model, machine=OLD)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        kernels = {module.kernels for module in other.modules() if isinstance(module, Served)}
+        assert kernels == {WIDENED}
+
+
+def test_kernels_that_can_serve_no_part_are_refused() -> None:
+    model = lively(BASE)
+    with pytest.raises(UsageError, match="'widened' serve no part") as caught:
+        use_kernels(model, "widened")
+    assert "torch" in str(caught.value)
+    assert names(model) == {"torch"}
+    with pytest.raises(UsageError, match="unknown kernels"):
+        use_kernels(model, "fast")
+    use_kernels(model, "plain")
+    assert names(model) == {"plain"}
+
+
+def test_no_compiler_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    model = small()
+    with caplog.at_level("WARNING", logger="rorqual.model"):
+        use_kernels(model, "widened")
+        use_kernels(model.float(), machine=OLD)
+        assert not caplog.text, "chosen so, or of no use"
+        use_kernels(model.bfloat16(), machine=OLD)
+    assert "install g++" in caplog.text
+
+
+def test_the_class_says_what_serves_at_first() -> None:
+    from rorqual.model.layers import Linear
+    from rorqual.model.stored import StoredStack
+
+    assert Linear.kernels is TORCH
+    assert StoredStack.kernels is DECODED
