@@ -224,6 +224,17 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     ]
 
 
+def test_what_a_loss_is_given_besides_has_a_row_for_each_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(TABLE, KNOWN)
+    for rewards in (torch.ones(4), torch.ones(())):
+        monkeypatch.setattr(f"{__name__}.reward_of", lambda *_, rewards=rewards: rewards)
+        with pytest.raises(TrainingError, match="do not fit the recipe") as caught:
+            train(recipe, tmp_path / "run", prepare(recipe), is_quiet=True)
+        assert caught.value.found == "reward_B without a row for each sample"
+
+
 @pytest.mark.usefixtures("known")
 def test_the_verb_trains_it_as_any_other(file: Path) -> None:
     done = in_process.run("train", file.name, "--dry-run", folder=file.parent)
@@ -244,6 +255,8 @@ def test_the_verb_trains_it_as_any_other(file: Path) -> None:
     )
     assert other.code == 2
     assert "another recipe; different: taste.judge: itself -> me" in other.err
+    anew = in_process.run("train", file.name, *short, "--fresh", folder=file.parent)
+    assert "the old run is now runs/made.old-1" in anew.err
 
 
 @pytest.mark.usefixtures("known")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rorqual.data import Batch
-from rorqual.errors import TrainingError, UsageError
+from rorqual.errors import TrainingError, UsageError, listing
 from rorqual.files import atomic_write
 from rorqual.locks import FolderLock
 from rorqual.ops.device import resolve_device, to_device
@@ -302,7 +302,14 @@ class _Run:
         )
 
     def _check_form(self, batch: Batch) -> None:
-        width = batch.tokens_BS.shape[1]
+        num_samples, width = batch.tokens_BS.shape
+        wrong = [name for name, rows in batch.extras.items() if rows.shape[:1] != (num_samples,)]
+        if wrong:
+            raise TrainingError(
+                "the loader's samples do not fit the recipe",
+                found=f"{listing(wrong)} without a row for each sample",
+                expected=f"Batch.extras of {num_samples} rows, as the tokens have",
+            )
         expected = (
             self.recipe.training.sequence_length + 1 + self.model.config.num_nextn_predict_layers
         )

@@ -147,6 +147,7 @@ class Stepper:
         balance_loss = loss * by.balance
         total = parts.total.detach() + balance_loss
         own_M = parts.metrics_M if parts.metrics_M is not None else total.new_zeros(0)
+        assert own_M.shape == (len(self.metric_names),), "each name in metric_names has its figure"
         return MicroBatch(total, parts.cross_entropy_C, own_M.detach(), balance_loss, loads_LE)
 
 
