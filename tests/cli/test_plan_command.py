@@ -19,7 +19,7 @@ def test_v3_as_json() -> None:
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["fits"] is True
-    assert report["weights"] == "fp8"
+    assert (report["engine"], report["weights"], report["runs_as"]) == ("any", "fp8", "fp8")
     assert report["cache_bytes_per_token"] == 70_272
     assert report["memory_bytes"]["cache"] == 70_272 * 32768 * 16
     disk = {row["format"]: row for row in report["disk"]}
@@ -50,7 +50,8 @@ def test_a_gguf_file_in_one_and_in_parts(model_folder: Path, tmp_path: Path, mix
         options = Options(Target.parse(f"gguf:{mix}"), max_shard_bytes=limit)
         converted = convert(model_folder, tmp_path / f"{limit}.gguf", options)
         assert len(converted.files) == 1 if limit is None else len(converted.files) > 1
-        done = run("plan", converted.destination, "--on", "RTX4090", "--json")
+        flags = ("--on", "RTX4090", "--dtype", "stored", "--json")
+        done = run("plan", converted.destination, *flags)
         assert done.code == 0, done.err
         report = json.loads(done.out)
         assert report["memory_bytes"]["weights"] < converted.num_bytes
@@ -97,3 +98,30 @@ def test_errors(tmp_path: Path) -> None:
         done = run("plan", *arguments)
         assert done.code == 2, done
         assert message in done.err
+
+
+def test_for_which_engine_is_said(model_folder: Path) -> None:
+    """Ours on one device, with its MTP layer; for several devices one that divides a model."""
+    done = run("plan", "671b", "--on", "8xH200")
+    assert "for an engine that runs weights as they are stored, without its MTP layer" in done.out
+    done = run("plan", "671b", "--on", "8xH200", "--speculate", "1")
+    assert "as they are stored, with its MTP layer" in done.out
+    assert "decode, 1 stream, 1 drafts, 85% accepted" in done.out
+    done = run("plan", "671b", "--on", "H200")
+    assert "for rorqual: weights run as bf16 (--dtype auto), with its MTP layer" in done.out
+    done = run("plan", "671b", "--on", "H200", "--engine", "any", "--weights", "Q2_K_L")
+    assert "for an engine that runs weights as they are stored" in done.out
+    done = run("plan", model_folder, "--on", "H200", "--dtype", "stored")
+    assert "for rorqual: weights run as they are stored (--dtype stored)" in done.out
+    for arguments, message in (
+        (("--on", "8xH200", "--engine", "rorqual"), "our engine runs on one device"),
+        (("--on", "H200", "--kv", "q8_0"), "our engine has no cache in q8_0"),
+        (("--on", "8xH200", "--dtype", "stored"), "a dtype is of our engine"),
+        (("--on", "H200", "--dtype", "int3"), "unknown dtype"),
+        (("--on", "H200", "--engine", "fast"), "unknown engine"),
+    ):
+        done = run("plan", "671b", *arguments)
+        assert done.code == 2, done
+        assert message in done.err
+    done = run("plan", "preset:16b", "--on", "H200", "--speculate", "1")
+    assert (done.code, "drafts need an MTP layer" in done.err) == (2, True)

@@ -18,10 +18,11 @@ from rorqual.model import build, preset
 from rorqual.model.flops import count_parameters, forward_flops_per_token
 from rorqual.plan import HARDWARE, find_hardware, measure, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
-from rorqual.plan.inference import Wish, disk_table, longest_context
-from rorqual.plan.memory import KV_FORMATS, cache_bytes_per_token
+from rorqual.plan.inference import disk_table, longest_context
+from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import check_format, disk_bytes, memory_bytes, nearest_mix, unsloth_size
 from rorqual.plan.speed import distinct_experts, read_bytes, speed_of
+from rorqual.plan.wish import KV_FORMATS, Wish
 from rorqual.weights import save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
@@ -116,14 +117,14 @@ def test_formats_are_spelled_as_convert_does(mix: str) -> None:
 
 def test_cache_bytes_of_v3() -> None:
     """facts/gguf.md for BF16 and llama.cpp's types; our engine's own count for its formats."""
-    assert cache_bytes_per_token(V3, "bf16") == 70_272
-    assert cache_bytes_per_token(V3, "q8_0") == 37_332
-    assert cache_bytes_per_token(V3, "q4_0") == 19_764
+    assert Wish(V3, "bf16", "bf16").cache_bytes_per_token == 70_272
+    assert Wish(V3, "bf16", "q8_0").cache_bytes_per_token == 37_332
+    assert Wish(V3, "bf16", "q4_0").cache_bytes_per_token == 19_764
     for kv in ("float32", "bf16", "fp8", "q8"):
         for name in ("tiny", "671b"):
             config = preset(name)
             ours = config.num_hidden_layers * bytes_per_token(config, kv, torch.bfloat16)  # type: ignore[arg-type]
-            assert cache_bytes_per_token(config, kv) == ours, (name, kv)
+            assert Wish(config, "bf16", kv).cache_bytes_per_token == ours, (name, kv)
 
 
 def test_distinct_experts_in_expectation() -> None:
@@ -157,12 +158,12 @@ def test_speed_is_the_roofline() -> None:
     device = Hardware(
         "toy", 1e12, 1e12, {"bf16": 1e15}, Source("a toy", "nobody", 2025), step_tokens=4096
     )
-    one = speed_of(V3, device, weights="bf16", kv="bf16", context=4096, batch=1)
+    one = speed_of(Wish(V3, "bf16", "bf16", 4096, 1), device)
     seconds = (read_bytes(V3, "bf16", 1) + 4096 * 70_272) / 1e12
     assert one.decode_bound == "bandwidth"
     assert one.decode_tokens_per_second == pytest.approx(1 / seconds, rel=EXACT)
     fast = replace(device, bandwidth=1e18)
-    many = speed_of(V3, fast, weights="bf16", kv="bf16", context=4096, batch=64)
+    many = speed_of(Wish(V3, "bf16", "bf16", 4096, 64), fast)
     flops = forward_flops_per_token(V3, 4096, use_absorbed=True)
     assert many.decode_bound == "compute"
     assert many.decode_tokens_per_second == pytest.approx(1e15 / flops, rel=EXACT)
@@ -174,8 +175,8 @@ def test_speed_is_the_roofline() -> None:
 def test_fp8_uses_the_faster_products() -> None:
     h800 = HARDWARE["H800"]
     fast = replace(h800, bandwidth=1e18)
-    eight = speed_of(V3, fast, weights="fp8", kv="bf16", context=4096, batch=256)
-    wide = speed_of(V3, fast, weights="bf16", kv="bf16", context=4096, batch=256)
+    eight = speed_of(Wish(V3, "fp8", "bf16", 4096, 256), fast)
+    wide = speed_of(Wish(V3, "bf16", "bf16", 4096, 256), fast)
     ratio = eight.decode_tokens_per_second / wide.decode_tokens_per_second
     assert ratio == pytest.approx(2, rel=EXACT)
 
@@ -213,7 +214,7 @@ def test_every_suggestion_fits() -> None:
                 int(flags.get("--context", context)),
                 int(flags.get("--batch", batch)),
             )
-            assert wish.fits(find_hardware(flags.get("--on", on))), suggestion
+            assert fits(wish, find_hardware(flags.get("--on", on))), suggestion
             num_suggestions += 1
     assert num_suggestions >= 6
 
@@ -223,15 +224,15 @@ def test_the_longest_context_is_the_longest() -> None:
     wish = Wish(V3, "fp8", "bf16", 4096, 64)
     longest = longest_context(wish, hardware)
     assert 4096 < longest < V3.max_position_embeddings
-    assert replace(wish, context=longest).fits(hardware)
-    assert not replace(wish, context=longest + 1).fits(hardware)
+    assert fits(replace(wish, context=longest), hardware)
+    assert not fits(replace(wish, context=longest + 1), hardware)
 
 
 @pytest.mark.parametrize(("context", "is_suggested"), [(255, False), (256, True), (257, True)])
 def test_a_context_too_short_for_use_is_not_suggested(context: int, is_suggested: bool) -> None:
     """With memory for just so many tokens. 256 are the least that are worth a suggestion."""
     wished = Wish(V3, "fp8", "bf16", 4096, 4096)
-    needed = replace(wished, context=context).memory(find_hardware("8xH200")).total
+    needed = memory_of(replace(wished, context=context), find_hardware("8xH200")).total
     hardware = replace(find_hardware("H200"), memory_bytes=needed / USABLE_SHARE + 1)
     planned = plan_inference(V3, hardware, weights="fp8", context=4096, batch=4096)
     assert planned.max_context == context

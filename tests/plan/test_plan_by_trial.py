@@ -16,11 +16,11 @@ from rorqual.model import preset
 from rorqual.model.flops import forward_flops_per_token
 from rorqual.plan import HARDWARE, find_hardware, hardware, measure, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
-from rorqual.plan.inference import Wish
 from rorqual.plan.measure import Measured
-from rorqual.plan.memory import activation_width, memory_of
+from rorqual.plan.memory import activation_width, fits, memory_of
 from rorqual.plan.sizes import WEIGHT_FORMATS, memory_bytes
 from rorqual.plan.speed import read_bytes, speed_of
+from rorqual.plan.wish import Wish
 
 # V3 with fewer layers: what a token takes in one is the same, and less is counted up.
 V3 = preset("671b").with_changes(num_hidden_layers=4, num_nextn_predict_layers=0)
@@ -31,7 +31,7 @@ TOY = Hardware("toy", 1e12, 1e12, {"bf16": 1e15}, Source("a toy", "nobody", 2025
 
 def holding(wish: Wish, name: str = "toy") -> Hardware:
     """A device that has room for this and for not a byte more."""
-    needed = wish.memory(TOY).total
+    needed = memory_of(wish, TOY).total
     return replace(TOY, name=name, memory_bytes=(needed + 0.5) / USABLE_SHARE)
 
 
@@ -48,7 +48,7 @@ def suggested(wish: Wish, device: Hardware) -> dict[str, str]:
 def test_the_largest_batch_is_found(batch: int) -> None:
     wish = Wish(TINY, "bf16", "bf16", 1024, 16)
     device = holding(replace(wish, batch=batch))
-    fitting = [b for b in range(1, 17) if replace(wish, batch=b).fits(device)]
+    fitting = [b for b in range(1, 17) if fits(replace(wish, batch=b), device)]
     assert max(fitting) == batch
     assert suggested(wish, device)["--batch"] == f"--batch {batch}"
 
@@ -57,7 +57,7 @@ def test_the_largest_batch_is_found(batch: int) -> None:
 def test_the_longest_context_is_found(context: int) -> None:
     wish = Wish(TINY, "bf16", "bf16", 1024, 1)
     device = holding(replace(wish, context=context))
-    fitting = [c for c in range(1, 1025) if replace(wish, context=c).fits(device)]
+    fitting = [c for c in range(1, 1025) if fits(replace(wish, context=c), device)]
     assert max(fitting) == context
     found = suggested(wish, device)
     assert found["--context"] == f"--context {context}"
@@ -108,10 +108,10 @@ def test_where_no_single_change_is_enough_all_are_made(context: int, room: int, 
     wanted = None
     for weights in falling:
         one = Wish(TINY, weights, "fp8", 1, 1)
-        fitting = [c for c in range(1, context + 1) if replace(one, context=c).fits(device)]
+        fitting = [c for c in range(1, context + 1) if fits(replace(one, context=c), device)]
         if max(fitting, default=0) >= min(context, 256):
             one = replace(one, context=max(fitting))
-            streams = max(b for b in range(1, 17) if replace(one, batch=b).fits(device))
+            streams = max(b for b in range(1, 17) if fits(replace(one, batch=b), device))
             wanted = f"--weights {weights} --kv fp8 --context {one.context} --batch {streams}"
             break
     assert (wanted is None) == (room == 255)
@@ -121,7 +121,7 @@ def test_where_no_single_change_is_enough_all_are_made(context: int, room: int, 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_the_least_number_of_devices(num_devices: int) -> None:
     wish = Wish(TINY, "bf16", "bf16", 1024, 64)
-    share = wish.memory(TOY).total / USABLE_SHARE
+    share = memory_of(wish, TOY).total / USABLE_SHARE
     device = replace(TOY, memory_bytes=share / 4.5, num_devices=num_devices)
     assert suggested(wish, device)["--on"] == "--on 5xtoy"
     assert "--on" not in suggested(wish, replace(device, name="here"))
@@ -153,12 +153,13 @@ def test_activations_and_workspace_of_v3_by_hand() -> None:
     assert activation_width(sparse.with_changes(q_lora_rank=None)) == (2 * 7168 + attention - 1536)
     for weights, itemsize in (("bf16", 2), ("fp8", 2), ("float32", 4)):
         for step_tokens, step in ((4096, 3000), (512, 512)):
-            found = memory_of(
-                V3, weights=weights, kv="bf16", context=1000, batch=3, step_tokens=step_tokens
-            )
-            expanded = 1000 * 128 * (192 + 128) * itemsize
-            scores = 2 * 128 * 64 * 1000 * 4
-            assert found.workspace == expanded + scores + 3 * 129280 * 4
+            wish, device = Wish(V3, weights, "bf16", 1000, 3), replace(TOY, step_tokens=step_tokens)
+            found = memory_of(wish, device)
+            expanded = 1000 * 128 * (128 + 128 + 192) * itemsize
+            assert found.workspace == expanded + 3 * 129280 * 4
+            here = memory_of(wish, replace(device, name="here"))
+            scores = 128 * 128 * 1000 * (itemsize + 4)
+            assert here.workspace == found.workspace + scores
             assert found.activations == step * width * itemsize
             assert found.cache == 3 * 1000 * 4 * 1152
             parts = found.as_dict()
@@ -168,21 +169,19 @@ def test_activations_and_workspace_of_v3_by_hand() -> None:
 @pytest.mark.parametrize("context", [100, 8192])
 def test_prefill_reads_the_weights_once_a_step(context: int) -> None:
     slow = replace(TOY, bandwidth=1e9)
-    found = speed_of(V3, slow, weights="bf16", kv="bf16", context=context, batch=1)
+    found = speed_of(Wish(V3, "bf16", "bf16", context, 1), slow)
     step = min(context, 4096)
     assert found.prefill_bound == "bandwidth"
     rate = step / (read_bytes(V3, "bf16", step) / 1e9)
     assert found.prefill_tokens_per_second == pytest.approx(rate, rel=EXACT)
-    fast = speed_of(
-        V3, replace(TOY, bandwidth=1e20), weights="bf16", kv="bf16", context=context, batch=1
-    )
+    fast = speed_of(Wish(V3, "bf16", "bf16", context, 1), replace(TOY, bandwidth=1e20))
     assert fast.prefill_bound == "compute"
     rate = 1e15 / forward_flops_per_token(V3, (context + 1) / 2)
     assert fast.prefill_tokens_per_second == pytest.approx(rate, rel=EXACT)
 
 
 def test_every_stream_reads_its_own_cache() -> None:
-    found = speed_of(V3, TOY, weights="Q4_K_M", kv="fp8", context=1000, batch=7)
+    found = speed_of(Wish(V3, "Q4_K_M", "fp8", 1000, 7), TOY)
     bytes_a_step = read_bytes(V3, "Q4_K_M", 7) + 7 * 1000 * 4 * (512 + 4 + 2 * 64)
     assert found.decode_bytes_per_step == pytest.approx(bytes_a_step, rel=EXACT)
     assert found.decode_tokens_per_second == pytest.approx(7e12 / bytes_a_step, rel=EXACT)
@@ -192,7 +191,7 @@ def test_every_stream_reads_its_own_cache() -> None:
 def test_what_is_left_out_of_a_wish() -> None:
     planned = plan_inference(TINY, TOY)
     assert (planned.wish.context, planned.wish.batch) == (1024, 1)
-    assert (planned.wish.weights, planned.wish.kv) == ("bf16", "bf16")
+    assert (planned.wish.weights, planned.wish.cache_format) == ("bf16", "bf16")
     assert plan_inference(V3, replace(TOY, memory_bytes=1e15)).wish.context == 4096
     assert plan_inference(TINY, TOY, context=1024, batch=1).wish.context == 1024
     for wrong in ({"context": 1025}, {"context": 0}, {"batch": 0}):

@@ -26,12 +26,24 @@ def plan(
         typer.Option(help="float32, bf16, fp8, or a GGUF mix [default: as published or stored]."),
     ] = None,
     kv: Annotated[
-        str, typer.Option(help="The cache: float32, bf16, fp8, q8, q8_0, q4_0.")
-    ] = "bf16",
+        str,
+        typer.Option(help="The cache: auto (as weights run), float32, bf16, fp8, q8, q8_0, q4_0."),
+    ] = "auto",
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens a stream [default: 4096, or the model's].")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="rorqual (ours: one device), or any, which divides a model among devices and runs "
+            "what is stored [default: rorqual on one device, any on several]."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="How weights run in ours: auto, float32, bfloat16, stored.")
+    ] = "auto",
+    speculate: Annotated[int, typer.Option(min=0, help="Drafts a step by the MTP layer.")] = 0,
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="With --on here: measure this machine again.")
     ] = False,
@@ -48,14 +60,20 @@ def plan(
 
       rorqual plan 671b --on 8xH100
 
-      rorqual plan DIR --weights Q4_K_M --kv q8
+      rorqual plan DIR --dtype stored --kv q8 --speculate 1
+
+      rorqual plan 671b --on RTX4090 --engine any --weights Q2_K
     """
     from rorqual.plan import find_hardware, plan_inference
 
     config, found = _describe(target)
+    hardware = find_hardware(on, remeasure=remeasure)
     planned = plan_inference(
         config,
-        find_hardware(on, remeasure=remeasure),
+        hardware,
+        engine=engine or ("rorqual" if hardware.num_devices == 1 else "any"),
+        dtype=dtype,
+        num_drafts=speculate,
         weights=weights or found,
         kv=kv,
         context=context,
@@ -91,13 +109,15 @@ def _describe(target: str) -> tuple[ModelConfig, str]:
 
 def _print(target: str, planned: InferencePlan) -> None:
     from rorqual.log import output_console
+    from rorqual.plan.speed import ACCEPTANCE
 
     console, wish, speed = output_console(), planned.wish, planned.speed
     console.print(
-        f"[bold]{target}[/]: weights {wish.weights}, cache {wish.kv}, {wish.batch} x "
+        f"[bold]{target}[/]: weights {wish.weights}, cache {wish.cache_format}, {wish.batch} x "
         f"{wish.context:,} tokens on {planned.hardware.label}",
         highlight=False,
     )
+    console.print(_engine(planned), highlight=False, soft_wrap=True)
     memory = _table("Memory", "bytes", "GB")
     for name, value in planned.memory.as_dict().items():
         memory.add_row(name, f"{value:,.0f}", f"{value / 1e9:,.3f}")
@@ -113,8 +133,9 @@ def _print(target: str, planned: InferencePlan) -> None:
     limits = _table("At most", "tokens/s", "limited by")
     rate = f"{speed.prefill_tokens_per_second:,.1f}"
     limits.add_row("prefill", rate, speed.prefill_bound)
+    drafts = f", {wish.num_drafts} drafts, {ACCEPTANCE:.0%} accepted" if wish.num_drafts else ""
     limits.add_row(
-        f"decode, {wish.batch} stream{'s' if wish.batch > 1 else ''}",
+        f"decode, {wish.batch} stream{'s' if wish.batch > 1 else ''}{drafts}",
         f"{speed.decode_tokens_per_second:,.1f}",
         speed.decode_bound,
     )
@@ -131,6 +152,18 @@ def _print(target: str, planned: InferencePlan) -> None:
         disk.add_row(row["format"], *cells, *([without] if has_mtp else []))
     console.print(disk)
     console.print(f"[dim]{planned.hardware.label}: {planned.hardware.source}[/]", highlight=False)
+
+
+def _engine(planned: InferencePlan) -> str:
+    """For which engine this is, and what that means for the weights."""
+    wish, is_cpu = planned.wish, planned.hardware.is_cpu
+    mtp = "with its MTP layer" if wish.has_mtp else "without its MTP layer"
+    part = f", {mtp}" if wish.config.num_nextn_predict_layers else ""
+    if not wish.is_ours:
+        return f"for an engine that runs weights as they are stored{part}"
+    runs = "as they are stored" if wish.dtype == "stored" else f"as {wish.runs_as}"
+    kept = "; up to 2 GB more that oneDNN keeps" if wish.itemsize == 2 and is_cpu else ""
+    return f"for rorqual: weights run {runs} (--dtype {wish.dtype}){part}; one device{kept}"
 
 
 def _table(*columns: str) -> Any:

@@ -51,6 +51,11 @@ class Hardware:
     step_tokens: int = 4096  # of prefill in one step: what engines take on such a device
 
     @property
+    def is_cpu(self) -> bool:
+        """This machine; all others of the table are accelerators."""
+        return self.name == HERE
+
+    @property
     def total_memory_bytes(self) -> float:
         return self.num_devices * self.memory_bytes
 

@@ -4,42 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.plan.hardware import Hardware
-from rorqual.plan.memory import Memory, cache_bytes_per_token, check_kv, memory_of
-from rorqual.plan.sizes import GIB, WEIGHT_FORMATS, check_format, disk_bytes, memory_bytes
+from rorqual.plan.memory import Memory, fits, memory_of
+from rorqual.plan.sizes import (
+    GIB,
+    WEIGHT_FORMATS,
+    check_format,
+    disk_bytes,
+    main_part,
+    memory_bytes,
+)
 from rorqual.plan.speed import Speed, speed_of
+from rorqual.plan.wish import Wish, checked, layer_cache_bytes
 
 MAX_DEVICES = 4096
 SMALLER_KV = ("bf16", "fp8")
 SHORTEST_CONTEXT = 256
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What is to run: the model, its formats, and the load."""
+class Options(TypedDict, total=False):
+    """What else a `Wish` may say."""
 
-    config: ModelConfig
-    weights: str
     kv: str
-    context: int
-    batch: int
-
-    def memory(self, hardware: Hardware) -> Memory:
-        return memory_of(
-            self.config,
-            weights=self.weights,
-            kv=self.kv,
-            context=self.context,
-            batch=self.batch,
-            step_tokens=hardware.step_tokens,
-        )
-
-    def fits(self, hardware: Hardware) -> bool:
-        return self.memory(hardware).total <= hardware.usable_bytes
+    engine: str
+    dtype: str
+    num_drafts: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +49,12 @@ class InferencePlan:
     def as_dict(self) -> dict[str, Any]:
         wish, hardware = self.wish, self.hardware
         return {
+            "engine": wish.engine,
             "weights": wish.weights,
-            "kv": wish.kv,
+            "runs_as": wish.runs_as,
+            "has_mtp": wish.has_mtp,
+            "drafts": wish.num_drafts,
+            "kv": wish.cache_format,
             "context": wish.context,
             "batch": wish.batch,
             "hardware": {
@@ -71,7 +67,7 @@ class InferencePlan:
                 "is_data_sheet": hardware.source.is_data_sheet,
             },
             "memory_bytes": self.memory.as_dict(),
-            "cache_bytes_per_token": cache_bytes_per_token(wish.config, wish.kv),
+            "cache_bytes_per_token": wish.cache_bytes_per_token,
             "fits": self.is_fitting,
             "max_context": self.max_context,
             "speed_limit": self.speed.as_dict(),
@@ -85,27 +81,20 @@ def plan_inference(
     hardware: Hardware,
     *,
     weights: str = "bf16",
-    kv: str = "bf16",
     context: int | None = None,
     batch: int = 1,
+    **options: Unpack[Options],
 ) -> InferencePlan:
-    """Plans; `context` None is the model's own, at most 4096. UsageError for unknown formats."""
+    """Plans; `context` None is the model's own, at most 4096. UsageError for what cannot be."""
     context = min(config.max_position_embeddings, 4096) if context is None else context
-    if context < 1 or batch < 1:
-        raise UsageError("context and batch are at least 1", found=f"{context} and {batch}")
-    if context > config.max_position_embeddings:
-        raise UsageError(
-            "the context is longer than the model's positions",
-            found=f"{context:,}",
-            expected=f"at most {config.max_position_embeddings:,}",
-        )
-    wish = Wish(config, check_format(weights), check_kv(kv), context, batch)
-    is_fitting = wish.fits(hardware)
+    wished = Wish(config, check_format(weights), context=context, batch=batch, **options)
+    wish = checked(wished, hardware.num_devices)
+    is_fitting = fits(wish, hardware)
     return InferencePlan(
         wish,
         hardware,
-        wish.memory(hardware),
-        speed_of(config, hardware, weights=wish.weights, kv=wish.kv, context=context, batch=batch),
+        memory_of(wish, hardware),
+        speed_of(wish, hardware),
         is_fitting,
         longest_context(wish, hardware),
         [] if is_fitting else list(_suggestions(wish, hardware)),
@@ -117,7 +106,7 @@ def disk_table(config: ModelConfig) -> list[dict[str, Any]]:
 
     GGUF files are mostly published without it.
     """
-    main = config.with_changes(num_nextn_predict_layers=0)
+    main = main_part(config)
     rows = []
     for name in WEIGHT_FORMATS:
         size, without = disk_bytes(config, name), disk_bytes(main, name)
@@ -131,7 +120,7 @@ def longest_context(wish: Wish, hardware: Hardware) -> int:
     low, high = 0, wish.config.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2
-        if replace(wish, context=middle).fits(hardware):
+        if fits(replace(wish, context=middle), hardware):
             low = middle
         else:
             high = middle - 1
@@ -147,45 +136,54 @@ def _suggestions(wish: Wish, hardware: Hardware) -> Iterator[str]:
     if batch and wish.batch > 1:
         yield f"--batch {batch}"
     for kv in _smaller_kv(wish):
-        if replace(wish, kv=kv).fits(hardware):
+        if fits(replace(wish, kv=kv), hardware):
             yield f"--kv {kv}"
             break
-    smaller = list(_smaller_weights(wish))
-    fitting = [w for w in smaller if replace(wish, weights=w).fits(hardware)]
+    smaller = _smaller_weights(wish)
+    fitting = [less for less in smaller if fits(less, hardware)]
     if fitting:
-        yield _priced(f"--weights {fitting[0]}", replace(wish, weights=fitting[0]), hardware)
+        yield _priced(wish, fitting[0], hardware)
     elif less := _everything_smaller(wish, hardware, smaller):
-        change = f"--weights {less.weights} --kv {less.kv} --context {less.context}"
-        yield _priced(f"{change} --batch {less.batch}", less, hardware)
+        yield _priced(wish, less, hardware, always=("weights", "kv", "context", "batch"))
     if more := _more_devices(wish, hardware):
-        yield _priced(f"--on {more.label}", wish, more)
+        yield f"--on {more.label} {_price(wish, more)}"
 
 
-def _everything_smaller(wish: Wish, hardware: Hardware, smaller: Sequence[str]) -> Wish | None:
+def _everything_smaller(wish: Wish, hardware: Hardware, smaller: Sequence[Wish]) -> Wish | None:
     """The best weights that leave room for one short stream; then as much load as fits."""
-    for weights in (wish.weights, *smaller):
-        one = replace(wish, weights=weights, kv=_smallest_kv(wish), batch=1)
+    for less in (wish, *smaller):
+        one = replace(less, kv=_smallest_kv(wish), batch=1)
         context = min(wish.context, longest_context(one, hardware))
         if context >= min(wish.context, SHORTEST_CONTEXT):
-            less = replace(one, context=context)
-            return replace(less, batch=_largest_batch(replace(less, batch=wish.batch), hardware))
+            one = replace(one, context=context)
+            return replace(one, batch=_largest_batch(replace(one, batch=wish.batch), hardware))
     return None
 
 
 def _smallest_kv(wish: Wish) -> str:
-    return min((wish.kv, *SMALLER_KV), key=lambda kv: cache_bytes_per_token(wish.config, kv))
+    return (wish.cache_format, *_smaller_kv(wish))[-1]
 
 
-def _priced(change: str, wish: Wish, hardware: Hardware) -> str:
-    total, usable = wish.memory(hardware).total, hardware.usable_bytes
-    return f"{change} ({total / 1e9:,.1f} of {usable / 1e9:,.1f} GB)"
+def _priced(wish: Wish, less: Wish, hardware: Hardware, always: Sequence[str] = ()) -> str:
+    """The flags that make `less` of the wish, and its memory."""
+    flags = [
+        f"--{name} {getattr(less, name)}"
+        for name in ("weights", "dtype", "kv", "context", "batch")
+        if name in always or getattr(less, name) != getattr(wish, name)
+    ]
+    return f"{' '.join(flags)} {_price(less, hardware)}"
+
+
+def _price(wish: Wish, hardware: Hardware) -> str:
+    total, usable = memory_of(wish, hardware).total, hardware.usable_bytes
+    return f"({total / 1e9:,.1f} of {usable / 1e9:,.1f} GB)"
 
 
 def _largest_batch(wish: Wish, hardware: Hardware) -> int:
     low, high = 0, wish.batch
     while low < high:
         middle = (low + high + 1) // 2
-        if replace(wish, batch=middle).fits(hardware):
+        if fits(replace(wish, batch=middle), hardware):
             low = middle
         else:
             high = middle - 1
@@ -193,25 +191,32 @@ def _largest_batch(wish: Wish, hardware: Hardware) -> int:
 
 
 def _smaller_kv(wish: Wish) -> list[str]:
-    now = cache_bytes_per_token(wish.config, wish.kv)
-    return [kv for kv in SMALLER_KV if cache_bytes_per_token(wish.config, kv) < now]
+    """Formats of fewer bytes that both engines have, the largest of them first."""
+    now = layer_cache_bytes(wish.config, wish.cache_format)
+    return [kv for kv in SMALLER_KV if layer_cache_bytes(wish.config, kv) < now]
 
 
-def _smaller_weights(wish: Wish) -> list[str]:
-    """Formats of fewer bytes, the largest of them first."""
-    sizes = {name: memory_bytes(wish.config, name) for name in WEIGHT_FORMATS}
-    now = memory_bytes(wish.config, wish.weights)
-    names = [name for name in sizes if sizes[name] < now]
-    return sorted(names, key=lambda name: -sizes[name])
+def _smaller_weights(wish: Wish) -> list[Wish]:
+    """The same with weights of fewer bytes in memory, the largest of them first. In our engine that
+    takes a dtype; beyond bfloat16 files that are smaller and run as stored.
+    """
+    if wish.is_ours:
+        stored = [replace(wish, dtype="stored", weights=w) for w in WEIGHT_FORMATS]
+        ways = [replace(wish, dtype="bfloat16"), replace(wish, dtype="stored"), *stored]
+    else:
+        ways = [replace(wish, weights=w) for w in WEIGHT_FORMATS]
+    sizes = {way: memory_bytes(way.config, way.runs_as, with_mtp=way.has_mtp) for way in ways}
+    now = memory_bytes(wish.config, wish.runs_as, with_mtp=wish.has_mtp)
+    return sorted((way for way in sizes if sizes[way] < now), key=lambda way: -sizes[way])
 
 
 def _more_devices(wish: Wish, hardware: Hardware) -> Hardware | None:
-    """The least number of the same device; none for a machine that is one of a kind."""
-    if hardware.name == "here":
+    """The least number of the same device; none for our engine, and for a machine that is one of
+    a kind.
+    """
+    if wish.is_ours or hardware.is_cpu:
         return None
-    num = hardware.num_devices + 1
-    while num <= MAX_DEVICES:
-        if wish.fits(hardware.times(num)):
+    for num in range(hardware.num_devices + 1, MAX_DEVICES + 1):
+        if fits(wish, hardware.times(num)):
             return hardware.times(num)
-        num += 1
     return None

@@ -1,20 +1,20 @@
 """Memory of a model at work, by part: weights, cache, activations, workspace.
 
-Weights and cache are exact. Activations and workspace are those of our engine's prefill, the larger
-of its steps: one step of `step_tokens` tokens, expanded attention (report §2.1.1) over the longest
-context, a block of queries at a time.
+Weights and cache are exact. Activations and workspace are those of prefill, the larger of an
+engine's steps: one step of `step_tokens` tokens, expanded attention (report §2.1.1) over the
+longest context. The scores of our engine on a CPU exist for a block of queries at a time; on a GPU
+no kernel writes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
+from rorqual.ops.attention import CAUSAL_BLOCK
+from rorqual.plan.hardware import Hardware
 from rorqual.plan.sizes import memory_bytes
-
-QUERY_BLOCK = 64  # queries whose scores exist at once (ops/attention)
-KV_FORMATS = ("float32", "bf16", "fp8", "q8", "q8_0", "q4_0")
+from rorqual.plan.wish import Wish
 
 
 @dataclass(frozen=True)
@@ -40,49 +40,19 @@ class Memory:
         }
 
 
-def cache_bytes_per_token(config: ModelConfig, kv: str) -> float:
-    """Bytes a token leaves in the cache, all layers (the MTP layer's not counted).
-
-    fp8 and q8 are our engine's (the rotary key in bfloat16; a float32 scale a token, a float16 one
-    for 32 values); q8_0 and q4_0 are llama.cpp's blocks of 32 over all 576 values.
-    """
-    rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
-    by_format = {
-        "float32": 4 * (rank + rope),
-        "bf16": 2 * (rank + rope),
-        "fp8": rank + 4 + 2 * rope,
-        "q8": rank + 2 * -(-rank // 32) + 2 * rope,
-        "q8_0": (rank + rope) * 34 / 32,
-        "q4_0": (rank + rope) * 18 / 32,
-    }
-    return config.num_hidden_layers * by_format[kv]
-
-
-def check_kv(name: str) -> str:
-    """UsageError for an unknown format of the cache."""
-    if name not in KV_FORMATS:
-        raise UsageError(f"unknown format of the cache {name!r}", expected=", ".join(KV_FORMATS))
-    return name
-
-
-def memory_of(
-    config: ModelConfig,
-    *,
-    weights: str,
-    kv: str,
-    context: int,
-    batch: int,
-    step_tokens: int,
-) -> Memory:
-    """`batch` streams of `context` tokens each; see the module for what is counted."""
-    itemsize = 4 if weights == "float32" else 2  # what is computed with
-    step = min(step_tokens, context * batch)
+def memory_of(wish: Wish, hardware: Hardware) -> Memory:
+    """See the module for what is counted."""
+    step = min(wish.step_tokens(hardware), wish.context * wish.batch)
     return Memory(
-        weights=memory_bytes(config, weights),
-        cache=batch * context * cache_bytes_per_token(config, kv),
-        activations=step * activation_width(config) * itemsize,
-        workspace=workspace_bytes(config, context, batch, itemsize),
+        weights=memory_bytes(wish.config, wish.runs_as, with_mtp=wish.has_mtp),
+        cache=wish.cache_bytes,
+        activations=step * activation_width(wish.config) * wish.itemsize,
+        workspace=workspace_bytes(wish, step, is_cpu=hardware.is_cpu),
     )
+
+
+def fits(wish: Wish, hardware: Hardware) -> bool:
+    return memory_of(wish, hardware).total <= hardware.usable_bytes
 
 
 def activation_width(config: ModelConfig) -> int:
@@ -96,9 +66,14 @@ def activation_width(config: ModelConfig) -> int:
     return 2 * dim + max(attention, dense, routed + shared)
 
 
-def workspace_bytes(config: ModelConfig, context: int, batch: int, itemsize: int) -> float:
-    """Keys and values of one stream expanded in one layer, scores of a block, logits."""
-    heads = config.num_attention_heads
-    expanded = context * heads * (config.qk_head_dim + config.v_head_dim) * itemsize
-    scores = 2 * heads * QUERY_BLOCK * context * 4  # before and after the softmax
-    return expanded + scores + batch * config.vocab_size * 4
+def workspace_bytes(wish: Wish, step: int, *, is_cpu: bool) -> float:
+    """Keys and values of one stream expanded in one layer, scores of a block, logits.
+
+    The up-projection's output has keys and values; the keys are copied beside their rotary part.
+    """
+    config, heads = wish.config, wish.config.num_attention_heads
+    width = config.qk_nope_head_dim + config.v_head_dim + config.qk_head_dim
+    expanded = wish.context * heads * width * wish.itemsize
+    queries = min(step, CAUSAL_BLOCK) if is_cpu else 0
+    scores = heads * queries * wish.context * (wish.itemsize + 4)  # and their softmax
+    return expanded + scores + wish.batch * (1 + wish.num_drafts) * config.vocab_size * 4

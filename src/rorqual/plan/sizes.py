@@ -12,7 +12,7 @@ from rorqual.ops.quant_types import FLOAT_TYPES
 from rorqual.weights.gguf.format import DEFAULT_ALIGNMENT
 from rorqual.weights.gguf.mixes import MIXES, mix_of
 from rorqual.weights.gguf.writer import gguf_bytes, plan_tasks
-from rorqual.weights.names import EMBEDDING, Format, stored_tensors
+from rorqual.weights.names import EMBEDDING, HEAD, Format, stored_tensors
 
 SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}
 GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
@@ -51,16 +51,19 @@ def disk_bytes(config: ModelConfig, format: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def memory_bytes(config: ModelConfig, format: str) -> int:
-    """Bytes of the main model's weights in memory, without the MTP layer."""
-    return sum(num_bytes for _, num_bytes in _main_tensors(config, format))
+def memory_bytes(config: ModelConfig, format: str, *, with_mtp: bool = False) -> int:
+    """Bytes of the weights in memory: of the main model, or with the MTP layer, which has no
+    embedding and no head of its own.
+    """
+    config = config if with_mtp else main_part(config)
+    return sum(num_bytes for _, num_bytes in _tensors(config, format))
 
 
 @lru_cache(maxsize=64)
 def expert_bytes(config: ModelConfig, format: str) -> float:
     """Bytes of one routed expert of one layer, the mean over the layers; 0 if there is none."""
     num_layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
-    stacks = (size for name, size in _main_tensors(config, format) if _is_expert(name))
+    stacks = (size for name, size in _tensors(main_part(config), format) if _is_expert(name))
     return sum(stacks) / max(1, num_layers * config.n_routed_experts)
 
 
@@ -70,7 +73,15 @@ def embedding_bytes(config: ModelConfig, format: str) -> int:
     if config.tie_word_embeddings:
         return 0
     names = (EMBEDDING, "token_embd.weight")
-    return sum(size for name, size in _main_tensors(config, format) if name in names)
+    return sum(size for name, size in _tensors(main_part(config), format) if name in names)
+
+
+@lru_cache(maxsize=64)
+def head_bytes(config: ModelConfig, format: str) -> int:
+    """Bytes of the head's matrix, where it is the embedding too."""
+    sizes = dict(_tensors(main_part(config), format))
+    tied = (EMBEDDING, "token_embd.weight") if config.tie_word_embeddings else ()
+    return next(sizes[name] for name in (HEAD, "output.weight", *tied) if name in sizes)
 
 
 def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
@@ -87,19 +98,23 @@ def unsloth_size(config: ModelConfig, mix: str) -> int:
     """The size as unsloth's list gives it: whole GiB rounded up, decimal GB for Q8_0; those files
     have no MTP layer.
     """
-    num_bytes = disk_bytes(config.with_changes(num_nextn_predict_layers=0), mix)
+    num_bytes = disk_bytes(main_part(config), mix)
     return round(num_bytes / 1e9) if mix in DECIMAL_MIXES else math.ceil(num_bytes / GIB)
 
 
-def _main_tensors(config: ModelConfig, format: str) -> Iterator[tuple[str, int]]:
-    """(name in the files, bytes) of the main model's tensors, FP8 scales included."""
-    main = config.with_changes(num_nextn_predict_layers=0)
+def main_part(config: ModelConfig) -> ModelConfig:
+    """The shape without its MTP layer."""
+    return config.with_changes(num_nextn_predict_layers=0)
+
+
+def _tensors(config: ModelConfig, format: str) -> Iterator[tuple[str, int]]:
+    """(name in the files, bytes) of the tensors in memory, FP8 scales included."""
     if format in SAFETENSORS:
         stored = SAFETENSORS[format]
-        for tensor in stored_tensors(main, stored, repeat_mtp_embedding=False):
+        for tensor in stored_tensors(config, stored, repeat_mtp_embedding=False):
             yield tensor.name, tensor.num_bytes_in(stored)
         return
-    for task in plan_tasks(main, mix_of(format)):
+    for task in plan_tasks(config, mix_of(format)):
         yield task.tensor.name, task.planned.num_bytes
 
 

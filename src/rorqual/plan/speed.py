@@ -3,7 +3,9 @@
 A decode step reads every weight that any of its tokens uses, and the streams' caches; it does two
 FLOPs a weight a token. Of E routed experts, B independent tokens that choose K each meet
 E * (1 - (1 - K/E)^B) in expectation, when all are equally likely, as balanced training makes them.
-Transfers between devices are not counted: several devices are their sum.
+With N drafts a step verifies N + 1 tokens a stream, after N passes through the MTP layer and the
+head; it yields 1 + a + ... + a^N tokens where each draft is accepted with probability a if those
+before it were. Transfers between devices are not counted: several devices are their sum.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from dataclasses import dataclass
 from rorqual.model import ModelConfig
 from rorqual.model.flops import forward_flops_per_token
 from rorqual.plan.hardware import Hardware
-from rorqual.plan.memory import cache_bytes_per_token
-from rorqual.plan.sizes import embedding_bytes, expert_bytes, memory_bytes
+from rorqual.plan.sizes import embedding_bytes, expert_bytes, head_bytes, memory_bytes
+from rorqual.plan.wish import Wish, layer_cache_bytes
+
+ACCEPTANCE = 0.85  # report §5.4.3: 85 to 90 % of the second tokens
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Speed:
     decode_bound: str
     decode_bytes_per_step: float
     distinct_experts_per_layer: float
+    tokens_per_step: float  # of a stream: above 1 with drafts
 
     def as_dict(self) -> dict[str, float | str]:
         return dict(vars(self))
@@ -48,34 +53,62 @@ def read_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
     return rest + num_sparse * distinct_experts(config, num_tokens) * one
 
 
-def speed_of(
-    config: ModelConfig, hardware: Hardware, *, weights: str, kv: str, context: int, batch: int
-) -> Speed:
-    """Prefill of a prompt of `context` tokens; decode of `batch` streams at that context."""
-    flops = hardware.total_flops(_operands(weights))
-    bandwidth = hardware.total_bandwidth
-    decode_bytes = read_bytes(config, weights, batch)
-    decode_bytes += batch * context * cache_bytes_per_token(config, kv)
-    decode_flops = batch * forward_flops_per_token(config, context, use_absorbed=True)
-    decode_seconds, decode_bound = _slower(decode_bytes / bandwidth, decode_flops / flops)
-    step = min(hardware.step_tokens, context)
+def draft_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
+    """Bytes of weights that one pass of drafting reads: an MTP layer, and the head."""
+    own = memory_bytes(config, weights, with_mtp=True) - memory_bytes(config, weights)
+    layer = own / config.num_nextn_predict_layers
+    unused = config.n_routed_experts - distinct_experts(config, num_tokens)
+    return layer - unused * expert_bytes(config, weights) + head_bytes(config, weights)
+
+
+def tokens_per_step(num_drafts: int, acceptance: float = ACCEPTANCE) -> float:
+    return sum(acceptance**i for i in range(num_drafts + 1))
+
+
+def speed_of(wish: Wish, hardware: Hardware) -> Speed:
+    """Prefill of a prompt of the whole context; decode of all streams at that context."""
+    config, weights, context, batch = wish.config, wish.runs_as, wish.context, wish.batch
+    flops, bandwidth = hardware.total_flops(_operands(wish)), hardware.total_bandwidth
+    num_drafts, num_rows = wish.num_drafts, batch * (wish.num_drafts + 1)
+    latents = batch * context * layer_cache_bytes(config, wish.cache_format)
+    decode_bytes = read_bytes(config, weights, num_rows) + config.num_hidden_layers * latents
+    decode_flops = num_rows * forward_flops_per_token(config, context, use_absorbed=True)
+    if num_drafts:
+        decode_bytes += num_drafts * (draft_bytes(config, weights, batch) + latents)
+        decode_flops += batch * num_drafts * _draft_flops(config, context)
+    seconds, decode_bound = _slower(decode_bytes / bandwidth, decode_flops / flops)
+    gained = tokens_per_step(num_drafts)
+    step = min(wish.step_tokens(hardware), context)
     prefill_flops = step * forward_flops_per_token(config, (context + 1) / 2)
     prefill_bytes = read_bytes(config, weights, step)
     prefill_seconds, prefill_bound = _slower(prefill_bytes / bandwidth, prefill_flops / flops)
     return Speed(
-        step / prefill_seconds,
-        prefill_bound,
-        batch / decode_seconds,
-        1 / decode_seconds,
-        decode_bound,
-        decode_bytes,
-        distinct_experts(config, batch),
+        prefill_tokens_per_second=step / prefill_seconds,
+        prefill_bound=prefill_bound,
+        decode_tokens_per_second=batch * gained / seconds,
+        decode_tokens_per_second_per_stream=gained / seconds,
+        decode_bound=decode_bound,
+        decode_bytes_per_step=decode_bytes,
+        distinct_experts_per_layer=distinct_experts(config, num_rows),
+        tokens_per_step=gained,
     )
 
 
-def _operands(weights: str) -> str:
-    """What products are computed in: GGUF's types are decoded to bfloat16."""
-    return weights if weights in ("fp8", "float32") else "bf16"
+def _draft_flops(config: ModelConfig, context: int) -> float:
+    """Of one token through one MTP layer and the head."""
+    both = (
+        forward_flops_per_token(config, context, use_absorbed=True, with_mtp=with_mtp)
+        for with_mtp in (True, False)
+    )
+    more, less = both
+    return (more - less) / config.num_nextn_predict_layers
+
+
+def _operands(wish: Wish) -> str:
+    """What products are computed in: GGUF's types are decoded, by our engine all that is stored."""
+    if wish.itemsize == 4:
+        return "float32"
+    return wish.runs_as if wish.runs_as in ("fp8", "float32") else "bf16"
 
 
 def _slower(read_seconds: float, compute_seconds: float) -> tuple[float, str]:

@@ -44,6 +44,14 @@ DTYPES = ("auto", "float32", "bfloat16", "stored")
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
 
 
+def auto_dtype(config: ModelConfig) -> LoadDtype:
+    """What "auto" means for a model of this shape. Choice: where float32 would take more than 4 GB,
+    it is bfloat16.
+    """
+    is_small = count_parameters(config).total <= MAX_FLOAT32_PARAMETERS
+    return "float32" if is_small else "bfloat16"
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A checkpoint of any kind, and the name that it is known by.
@@ -162,15 +170,14 @@ class ModelFolder:
 
         Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype; with "stored"
         matrices stay as they are and are decoded for each product (see `weights.load`).
-        Choice: "auto" is float32 up to a billion parameters, bfloat16 beyond.
+        "auto": see `auto_dtype`.
         """
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}", expected=", ".join(DTYPES))
         device = resolve_device(device)
         with self._open() as source:
             if dtype == "auto":
-                num_parameters = count_parameters(source.config).total
-                dtype = "float32" if num_parameters <= MAX_FLOAT32_PARAMETERS else "bfloat16"
+                dtype = auto_dtype(source.config)
             assert dtype in get_args(LoadDtype), "as DTYPES says"
             return load_from(source, cast(LoadDtype, dtype), device)
 
