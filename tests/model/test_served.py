@@ -108,3 +108,18 @@ def test_the_class_says_what_serves_at_first() -> None:
 
     assert Linear.kernels is TORCH
     assert StoredStack.kernels is DECODED
+
+
+@pytest.mark.slow  # half a minute of tracing
+def test_a_compiled_model_breaks_its_graph_at_widened_weights_and_is_right() -> None:
+    model, ids = small(), tokens(BASE, 2, 33)
+    use_kernels(model, machine=OLD)
+    results = []
+    for run in (model, torch.compile(model, backend="eager")):
+        model.zero_grad()
+        logits = run(ids)
+        logits.logsumexp(-1).mean().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append((logits.detach(), *gradients))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
