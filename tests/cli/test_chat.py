@@ -16,7 +16,7 @@ import pytest
 from command import ENVIRONMENT, heed_interrupts, run, start
 
 from patience import HANG_SECONDS
-from rorqual.cli.chat import printable
+from rorqual.cli.terminal import printable
 from rorqual.engine import Conversation, Engine, SamplingParams
 from rorqual.weights import ModelFolder
 

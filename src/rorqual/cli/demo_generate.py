@@ -12,17 +12,16 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.chat import (
+from rorqual.cli.generate import Batch, check_input_file, check_sources
+from rorqual.cli.options import (
     DeviceName,
     DtypeName,
     Threads,
-    converse,
     loading,
-    opening,
     set_threads,
 )
-from rorqual.cli.generate import Batch, check_input_file, check_sources
 from rorqual.cli.request_lines import Reader
+from rorqual.cli.terminal import converse, opening
 
 SEED = 0
 BATCH_SIZE = 8

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rorqual.cli.chat import DeviceName, Threads, TokenizerPath, set_threads
+from rorqual.cli.options import DeviceName, Threads, TokenizerPath, set_threads
 from rorqual.cli.tasks import as_records, find_tasks, print_results
 from rorqual.errors import UsageError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rorqual.cli.answer_file import AnswerFile
-from rorqual.cli.chat import (
+from rorqual.cli.options import (
     DeviceName,
     DtypeName,
     MaxNewTokens,
@@ -25,12 +25,11 @@ from rorqual.cli.chat import (
     TokenizerPath,
     TopK,
     TopP,
-    converse,
     loading,
-    opening,
     set_threads,
 )
 from rorqual.cli.request_lines import Answer, Line, Reader
+from rorqual.cli.terminal import converse, opening
 from rorqual.errors import UsageError
 from rorqual.log import console
 

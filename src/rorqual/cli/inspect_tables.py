@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from rorqual.cli.chat import printable
+from rorqual.cli.terminal import printable
 from rorqual.log import output_console
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from rorqual.cli.chat import (
+from rorqual.cli.options import (
     DeviceName,
     DtypeName,
     Model,

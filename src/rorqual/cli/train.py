@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rorqual.cli.chat import DeviceName
 from rorqual.cli.exits import EXIT_SIGNAL
+from rorqual.cli.options import DeviceName
 
 if TYPE_CHECKING:
     from rorqual.train.preflight import Preview
