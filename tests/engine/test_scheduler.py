@@ -13,7 +13,8 @@ from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.request import Request
-from rorqual.engine.scheduler import LOOK_AHEAD, MAX_OVERTAKEN, Limits, Scheduler, Segment
+from rorqual.engine.scheduler import LOOK_AHEAD, MAX_OVERTAKEN, Limits, Scheduler
+from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 
 SIZE = 4

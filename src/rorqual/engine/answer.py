@@ -107,6 +107,15 @@ class Answer:
         return known is not None and len(known) < len(self.request.prompt_ids)
 
     @property
+    def num_prompt_logprobs(self) -> int:
+        return 0 if self.prompt_logprobs is None else len(self.prompt_logprobs)
+
+    def add_prompt_logprobs(self, more: Sequence[TokenLogprob]) -> None:
+        """Takes those of the next of the prompt's tokens, if they were asked for."""
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs += more
+
+    @property
     def usage(self) -> Usage:
         return Usage(
             len(self.request.prompt_ids),

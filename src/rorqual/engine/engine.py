@@ -10,6 +10,7 @@ live in one process. `AsyncEngine` puts one behind an asyncio loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rorqual.engine.cache_formats import CacheDtype, check_cache_dtype
 from rorqual.engine.draft_policy import DraftPolicy, Outcome, PayingDrafts
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
-from rorqual.engine.logprobs import token_logprobs
+from rorqual.engine.logprobs import TokenLogprob, token_logprobs
 from rorqual.engine.memory import MIN_BLOCKS, budget_bytes, num_blocks
 from rorqual.engine.new_weights import replace_weights
 from rorqual.engine.offline import Stream, answer_in_order, seeded
@@ -30,11 +31,12 @@ from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.request import Output, Piece, Request, check_prompt, listed
 from rorqual.engine.runner import Runner
-from rorqual.engine.scheduler import Limits, Scheduler, Segment
+from rorqual.engine.scheduler import Limits, Scheduler
+from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 from rorqual.engine.speculative import Speculator
 from rorqual.engine.stats import EngineStats
-from rorqual.engine.verify import Verified, verify
+from rorqual.engine.verify import verify
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.model.served import use_kernels
@@ -177,23 +179,15 @@ class Engine:
         return self.weights_version
 
     def step(self) -> list[tuple[Answer, Piece]]:
-        """Runs the model once; what each answer gained."""
-        num_drafts = self._draft_policy.begin(self._scheduler.num_decoding)
-        segments = self._scheduler.schedule(min(num_drafts, len(self._drafted)))
-        if not segments:
-            return []
-        self._speculator.draft(segments)
-        hidden = self._runner.run([segment.span for segment in segments])
-        verified = self._verify(segments, hidden)
-        is_decode = [segment.is_decode for segment in segments]
-        pieces = self._commit(segments, hidden, verified)
-        outcomes = [
-            Outcome(segments[i].num_drafts, v.num_accepted)
-            for i, v in verified.items()
-            if is_decode[i]
-        ]
-        self._draft_policy.end(outcomes, is_decode=all(is_decode))
-        return pieces
+        """Runs the model once; what each answer gained.
+
+        Up to the last line no answer changes: a step that fails before can be done again.
+        """
+        segments = self._scheduler.schedule(self._num_drafts())
+        segments = self._speculator.draft(segments)
+        segments = self._run(segments)
+        segments = self._verify(segments)
+        return self._commit(segments)
 
     def stats(self) -> EngineStats:
         scheduler, pool = self._scheduler, self._pool
@@ -242,62 +236,87 @@ class Engine:
         self.check_prompt(prompt_ids)
         return Stream(self, Request(prompt_ids, params))
 
-    def _verify(self, segments: list[Segment], hidden: list[Tensor]) -> dict[int, Verified]:
-        """Segment number -> the new tokens, for those that reach the end of their text."""
-        ready = [i for i, segment in enumerate(segments) if segment.is_last]
-        if not ready:
-            return {}
-        rows = [hidden[i][segments[i].num_tokens - 1 :] for i in ready]
-        drafts = [segments[i].drafts for i in ready]
-        states = [segments[i].sequence.answer.state for i in ready]
-        logits_NV = self._runner.logits(torch.cat(rows))
-        verified = verify(logits_NV, drafts, states, is_row_by_row=self._runner.is_row_by_row)
-        return dict(zip(ready, verified, strict=True))
+    def _num_drafts(self) -> int:
+        wanted = self._draft_policy.begin(self._scheduler.num_decoding)
+        return min(wanted, len(self._drafted))
 
-    def _commit(
-        self, segments: list[Segment], hidden: list[Tensor], verified: dict[int, Verified]
-    ) -> list[tuple[Answer, Piece]]:
+    def _run(self, segments: list[Segment]) -> list[Segment]:
+        """With their hidden states."""
+        if not segments:
+            return []
+        hidden = self._runner.run([segment.span for segment in segments])
+        return [replace(s, hidden_TD=h_TD) for s, h_TD in zip(segments, hidden, strict=True)]
+
+    def _verify(self, segments: list[Segment]) -> list[Segment]:
+        """With the new tokens, where they reach the end of their text, and the log-probabilities of
+        the prompt's.
+        """
+        ready = [segment for segment in segments if segment.is_last]
+        if not ready:
+            return [self._with_prompt_logprobs(segment) for segment in segments]
+        logits_NV = self._runner.logits(
+            torch.cat([s.hidden_states[s.num_tokens - 1 :] for s in ready])
+        )
+        results = verify(
+            logits_NV,
+            [segment.drafts for segment in ready],
+            [segment.sequence.answer.state for segment in ready],
+            is_row_by_row=self._runner.is_row_by_row,
+        )
+        verified = {s.sequence: result for s, result in zip(ready, results, strict=True)}
+        return [
+            replace(self._with_prompt_logprobs(s), verified=verified.get(s.sequence))
+            for s in segments
+        ]
+
+    def _commit(self, segments: list[Segment]) -> list[tuple[Answer, Piece]]:
+        """Hands the results to the sequences and answers; what each answer gained."""
         pieces = []
-        prompts = [segment.sequence for segment in segments if not segment.is_decode]
-        answers = [segment.sequence for segment in segments if segment.is_decode]
-        for i, segment in enumerate(segments):
-            sequence, num_kept = segment.sequence, segment.num_tokens
-            answer = sequence.answer
-            if answer.needs_prompt_logprobs:
-                self._add_prompt_logprobs(answer, segment.start, hidden[i])
-            if i in verified:
-                piece = answer.commit(verified[i], len(segment.drafts), self.weights_version)
+        for segment in segments:
+            sequence, answer, num_kept = (
+                segment.sequence,
+                segment.sequence.answer,
+                segment.num_tokens,
+            )
+            answer.add_prompt_logprobs(segment.prompt_logprobs)
+            if segment.verified is not None:
+                piece = answer.commit(segment.verified, len(segment.drafts), self.weights_version)
                 pieces.append((answer, piece))
                 sequence.token_ids += piece.token_ids
                 num_kept += len(piece.token_ids) - 1
-                self._count(piece, len(segment.drafts), verified[i].num_accepted)
-            self._speculator.note(sequence, segment.start, hidden[i][:num_kept])
+                self._count(piece, len(segment.drafts), segment.verified.num_accepted)
+            self._speculator.note(segment, num_kept)
             sequence.num_computed = segment.start + num_kept
-        self._speculator.follow(prompts, answers)
-        for segment in segments:
-            sequence = segment.sequence
+        self._speculator.follow(segments)
+        for sequence in [segment.sequence for segment in segments]:
             self._scheduler.publish(sequence, self._speculator.num_complete(sequence))
             if sequence.answer.finish_reason is not None:
                 self.cancel(sequence.answer)
+        self._draft_policy.end(
+            [Outcome(s.num_drafts, s.num_accepted) for s in segments if s.is_decode],
+            is_decode=all(segment.is_decode for segment in segments),
+        )
         return pieces
 
-    def _add_prompt_logprobs(self, answer: Answer, start: int, h_TD: Tensor) -> None:
-        """How likely each prompt token was that follows one of these from `start` on."""
-        known, num_top = answer.prompt_logprobs, answer.request.params.prompt_logprobs
-        assert known is not None, "nobody asked for them"
-        assert num_top is not None, "nobody asked for them"
+    def _with_prompt_logprobs(self, segment: Segment) -> Segment:
+        """With how likely each prompt token was that follows one of these, if that was asked."""
+        answer, start, found = segment.sequence.answer, segment.start, list[TokenLogprob]()
+        num_top = answer.request.params.prompt_logprobs
+        if not answer.needs_prompt_logprobs or num_top is None:
+            return segment
         prompt_ids = answer.request.prompt_ids
-        stop = min(start + len(h_TD), len(prompt_ids) - 1)
-        for first in range(len(known) - 1, stop, LOGPROB_ROWS):
+        stop = min(start + len(segment.hidden_states), len(prompt_ids) - 1)
+        for first in range(answer.num_prompt_logprobs - 1, stop, LOGPROB_ROWS):
             last = min(first + LOGPROB_ROWS, stop)
-            logits = self._runner.logits(h_TD[first - start : last - start])
-            known += token_logprobs(
+            logits = self._runner.logits(segment.hidden_states[first - start : last - start])
+            found += token_logprobs(
                 logits,
                 list(prompt_ids[first + 1 : last + 1]),
                 num_top,
                 self.tokenizer.vocab_size,
                 is_row_by_row=self._runner.is_row_by_row,
             )
+        return replace(segment, prompt_logprobs=found)
 
     def _count(self, piece: Piece, num_drafted: int, num_accepted: int) -> None:
         self._num_output_tokens += len(piece.token_ids)

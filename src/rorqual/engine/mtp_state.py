@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class DepthState:
     """The slots below `next_slot` are in the depth's cache; `rows_TD` are the hidden states of the
     depth before (the main model's for the first) that belong to the slots from there on.

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 from rorqual.engine.blocks import BlockPool
-from rorqual.engine.flat_step import Span
+from rorqual.engine.segment import Segment, segment_of
 from rorqual.engine.sequence import TokenSequence, Turn
 
 MAX_OVERTAKEN = 32
@@ -37,39 +37,6 @@ class Limits:
     max_batch: int
     max_step_tokens: int
     use_prefix_cache: bool
-
-
-@dataclass
-class Segment:
-    """What one sequence runs in a step: its next `num_tokens` tokens, and drafts behind them."""
-
-    sequence: TokenSequence
-    start: int
-    num_tokens: int
-    num_drafts: int = 0
-    drafts: list[int] = field(default_factory=list)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it reaches the end of the text, so that the next token can be sampled."""
-        return self.start + self.num_tokens == len(self.sequence.token_ids)
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether it is one answer's next token, perhaps with drafts."""
-        return self.is_last and self.num_tokens == 1
-
-    def grow(self, most: int) -> int:
-        """Takes in more of the text, at most so many tokens; how many it were."""
-        num_left = len(self.sequence.token_ids) - self.start - self.num_tokens
-        num_more = min(num_left, most)
-        self.num_tokens += num_more
-        return num_more
-
-    @property
-    def span(self) -> Span:
-        known = self.sequence.token_ids[self.start : self.start + self.num_tokens]
-        return Span(known + self.drafts, self.start, self.sequence.blocks)
 
 
 class Scheduler:
@@ -107,26 +74,29 @@ class Scheduler:
         blocks of all its slots.
         """
         self._make_way()
-        segments = list(self._decodes(num_drafts))
+        segments = {segment.sequence: segment for segment in self._decodes(num_drafts)}
         budget = self._limits.max_step_tokens
-        budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments)
+        budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments.values())
         prompts = [sequence for sequence in self.running if not sequence.is_decoding]
         shares = self._shares(prompts, budget)
-        chunks = [self._chunk(prompt, 0) for prompt in prompts]
-        for chunk in chunks:
-            num_tokens = chunk.grow(shares[chunk.sequence.turn])
-            shares[chunk.sequence.turn] -= num_tokens
-            budget -= num_tokens
-        segments += [chunk for chunk in chunks if chunk.num_tokens]
-        admitted = self._admitted(segments)
+        num_given: Counter[TokenSequence] = Counter()
+        for prompt in prompts:
+            chunk = segment_of(prompt, shares[prompt.turn])
+            num_given[prompt] = chunk.num_tokens
+            shares[prompt.turn] -= chunk.num_tokens
+            budget -= chunk.num_tokens
+            if chunk.num_tokens:
+                segments[prompt] = chunk
+        admitted = self._admitted(segments.values())
         while budget > 0 and (newcomer := next(admitted, None)) is not None:
-            segments.append(self._chunk(newcomer, budget))
-            budget -= segments[-1].num_tokens
-        for chunk in chunks:  # what was kept for newcomers who did not come
-            is_new = not chunk.num_tokens
-            budget -= chunk.grow(budget)
-            segments += [chunk] if is_new and chunk.num_tokens else []
-        return segments
+            segments[newcomer] = segment_of(newcomer, budget)
+            budget -= segments[newcomer].num_tokens
+        for prompt in prompts:  # what was kept for newcomers who did not come
+            chunk = segment_of(prompt, num_given[prompt] + budget)
+            budget -= chunk.num_tokens - num_given[prompt]
+            if chunk.num_tokens:
+                segments[prompt] = chunk
+        return list(segments.values())
 
     def publish(self, sequence: TokenSequence, num_complete: int) -> None:
         """Makes the blocks findable that lie within the first `num_complete` tokens."""
@@ -149,7 +119,7 @@ class Scheduler:
             if self._make_room(sequence, num_tokens):
                 self._grow(sequence, num_tokens + num_drafts)
                 spare -= num_drafts
-                yield Segment(sequence, sequence.num_computed, 1, num_drafts)
+                yield segment_of(sequence, 1, num_drafts)
 
     def _make_room(self, sequence: TokenSequence, num_slots: int) -> bool:
         """Preempts the newest until the sequence can grow; False if it was itself preempted.
@@ -223,11 +193,7 @@ class Scheduler:
                 budget -= shares[turn]
         return shares
 
-    def _chunk(self, sequence: TokenSequence, budget: int) -> Segment:
-        num_left = len(sequence.token_ids) - sequence.num_computed
-        return Segment(sequence, sequence.num_computed, min(num_left, budget))
-
-    def _admitted(self, segments: list[Segment]) -> Iterator[TokenSequence]:
+    def _admitted(self, segments: Collection[Segment]) -> Iterator[TokenSequence]:
         """Each that finds room, admitted when the caller asks for it.
 
         One whose next block is being computed in this very step waits for it: several answers to
@@ -257,7 +223,9 @@ class Scheduler:
         num_full = (len(sequence.token_ids) - 1) // self._limits.block_tokens
         return self._pool.find(sequence.key(number) for number in range(num_full))
 
-    def _is_coming(self, sequence: TokenSequence, number: int, segments: list[Segment]) -> bool:
+    def _is_coming(
+        self, sequence: TokenSequence, number: int, segments: Collection[Segment]
+    ) -> bool:
         """Whether a segment will fill the same block as the sequence's block `number`."""
         size = self._limits.block_tokens
         stop = (number + 1) * size
@@ -266,7 +234,7 @@ class Scheduler:
             is_shared
             and stop < len(sequence.token_ids)
             and any(
-                segment.start < stop <= segment.start + segment.num_tokens
+                segment.start < stop <= segment.stop
                 and segment.sequence.key(number) == sequence.key(number)
                 for segment in segments
             )

@@ -24,7 +24,7 @@ class TokenSequence:
         self.blocks: list[int] = []
         self.num_computed = 0
         self.num_published = 0  # of its blocks
-        self.depths: list[DepthState] | None = None  # of speculation
+        self.depths: tuple[DepthState, ...] | None = None  # of speculation
         self._block_tokens = block_tokens
         self._keys: list[bytes] = []
 

@@ -16,7 +16,7 @@ overwritten then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from rorqual.engine.flat_step import Span
 from rorqual.engine.mtp_state import DepthState
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
-from rorqual.engine.scheduler import Segment
+from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 
 
@@ -36,8 +36,10 @@ class _Guess:
     """
 
     segment: Segment
+    depths: tuple[DepthState, ...]
     last_1D: Tensor
     ahead_TD: Tensor
+    drafts: list[int] = field(default_factory=list)
 
 
 class Speculator:
@@ -48,8 +50,12 @@ class Speculator:
         self._boundary_PND, self._block_tokens = cache.boundary_PND, cache.block_tokens
         self._num_depths = cache.boundary_PND.shape[1]
 
-    def draft(self, segments: Sequence[Segment]) -> None:
-        """Fills `drafts` of the segments, at most `num_drafts` tokens each."""
+    def draft(self, segments: Sequence[Segment]) -> list[Segment]:
+        """The segments with drafts, at most `num_drafts` tokens each, and the depths behind them.
+
+        Of the sequences nothing changes but latents in their blocks, which are written again if the
+        step is done again.
+        """
         live = [
             segment
             for segment in segments
@@ -57,24 +63,40 @@ class Speculator:
             if segment.num_drafts and len(segment.sequence.token_ids) > self._num_depths
         ]
         if not live:
-            return
+            return list(segments)
         sequences = [segment.sequence for segment in live]
-        states = self._catch_up(sequences, [len(s.token_ids) for s in sequences])
-        guesses = [_Guess(s, state, state[:0]) for s, state in zip(live, states, strict=True)]
-        self._put_likeliest(guesses)
+        depths, states = self._catch_up(sequences, [len(s.token_ids) for s in sequences])
+        guesses = {
+            segment.sequence: _Guess(segment, known, state, state[:0])
+            for segment, known, state in zip(live, depths, states, strict=True)
+        }
+        going = list(guesses.values())
+        self._put_likeliest(going)
         for number in range(1, max(segment.num_drafts for segment in live)):
-            guesses = [guess for guess in guesses if guess.segment.num_drafts > number]
-            self._run_ahead(guesses, number)
-            self._put_likeliest(guesses)
-        for segment in segments:
-            segment.drafts = segment.sequence.answer.state.prune(segment.drafts)
+            going = [guess for guess in going if guess.segment.num_drafts > number]
+            self._run_ahead(going, number)
+            self._put_likeliest(going)
+        return [
+            self._drafted(guesses[segment.sequence]) if segment.sequence in guesses else segment
+            for segment in segments
+        ]
 
-    def note(self, sequence: TokenSequence, start: int, h_TD: Tensor) -> None:
-        """Takes the main model's hidden states of tokens that are in the text for good."""
+    def _drafted(self, guess: _Guess) -> Segment:
+        drafts = guess.segment.sequence.answer.state.prune(guess.drafts)
+        return replace(guess.segment, drafts=tuple(drafts), depths=guess.depths)
+
+    def note(self, segment: Segment, num_kept: int) -> None:
+        """Its sequence takes the main model's hidden states of the first `num_kept` tokens, which
+        are in the text for good.
+        """
         if self._num_depths:
-            self._extend(sequence, 0, start + 1, h_TD)
+            sequence = segment.sequence
+            first, *later = segment.depths or self._states(sequence)
+            rows_TD = segment.hidden_states[:num_kept]
+            first = self._extended(sequence, 0, first, segment.start + 1, rows_TD)
+            sequence.depths = (first, *later)
 
-    def follow(self, prompts: Sequence[TokenSequence], answers: Sequence[TokenSequence]) -> None:
+    def follow(self, segments: Sequence[Segment]) -> None:
         """Brings the depths behind prompts that were just computed.
 
         Answers that grow without drafts follow a block at a time, all together: then their blocks
@@ -82,11 +104,15 @@ class Speculator:
         """
         if not self._num_depths:
             return
+        prompts = [segment.sequence for segment in segments if not segment.is_decode]
+        answers = [segment.sequence for segment in segments if segment.is_decode]
         due = [s for s in answers if s.answer.finish_reason is not None and self._has_block(s)]
         if any(s.num_computed - self.num_complete(s) >= self._block_tokens for s in answers):
-            due = list(answers)
+            due = answers
         if late := [*prompts, *due]:
-            self._catch_up(late, [sequence.num_computed for sequence in late])
+            depths, _ = self._catch_up(late, [sequence.num_computed for sequence in late])
+            for sequence, known in zip(late, depths, strict=True):
+                sequence.depths = known
 
     def num_complete(self, sequence: TokenSequence) -> int:
         """How many tokens have their latents in every layer that is in use."""
@@ -98,58 +124,61 @@ class Speculator:
         size = self._block_tokens
         return sequence.num_computed // size > self.num_complete(sequence) // size
 
-    def _states(self, sequence: TokenSequence) -> list[DepthState]:
+    def _states(self, sequence: TokenSequence) -> tuple[DepthState, ...]:
         """Begun where the sequence begins: at its start, or behind blocks from the cache."""
-        if sequence.depths is None:
-            num_known = sequence.num_computed
-            before_ND = self._boundary_PND[sequence.blocks[num_known // self._block_tokens - 1]]
-            sequence.depths = [
-                DepthState(num_known, before_ND[i : i + 1])
-                if num_known
-                else DepthState(i + 1, before_ND[:0])
-                for i in range(self._num_depths)
-            ]
-        return sequence.depths
+        if sequence.depths is not None or not self._num_depths:
+            return sequence.depths or ()
+        num_known = sequence.num_computed
+        before_ND = self._boundary_PND[sequence.blocks[num_known // self._block_tokens - 1]]
+        return tuple(
+            DepthState(num_known, before_ND[i : i + 1])
+            if num_known
+            else DepthState(i + 1, before_ND[:0])
+            for i in range(self._num_depths)
+        )
 
-    def _extend(self, sequence: TokenSequence, index: int, slot: int, rows_TD: Tensor) -> None:
-        """More input states for the depth of this index, the first of them for `slot`.
+    def _extended(
+        self, sequence: TokenSequence, index: int, state: DepthState, slot: int, rows_TD: Tensor
+    ) -> DepthState:
+        """With more input states for the depth of this index, the first of them for `slot`.
 
         The one at the beginning of a block is kept with the block before.
         """
-        state = self._states(sequence)[index]
-        state.rows_TD = torch.cat([state.rows_TD, rows_TD])
         size = self._block_tokens
         for place in range(-slot % size, len(rows_TD), size):
             block = sequence.blocks[(slot + place) // size - 1]
             self._boundary_PND[block, index] = rows_TD[place]
+        return replace(state, rows_TD=torch.cat([state.rows_TD, rows_TD]))
 
-    def _catch_up(self, sequences: Sequence[TokenSequence], stops: Sequence[int]) -> list[Tensor]:
-        """Runs every depth up to the slots before `stops`; the first depth's last states (1, D) of
-        those that it ran for.
+    def _catch_up(
+        self, sequences: Sequence[TokenSequence], stops: Sequence[int]
+    ) -> tuple[list[tuple[DepthState, ...]], list[Tensor]]:
+        """Runs every depth up to the slots before `stops`: each sequence's depths then, and the
+        first depth's last states (1, D) of those that it ran for.
         """
+        depths = [list(self._states(sequence)) for sequence in sequences]
         states = []
         for index in range(self._num_depths):
-            late = [
-                (sequence, self._states(sequence)[index], stop)
-                for sequence, stop in zip(sequences, stops, strict=True)
-                if self._states(sequence)[index].next_slot < stop
-            ]
+            late = [i for i, stop in enumerate(stops) if depths[i][index].next_slot < stop]
             if not late:
                 continue
-            spans = [
-                Span(sequence.token_ids[state.next_slot : stop], state.next_slot, sequence.blocks)
-                for sequence, state, stop in late
-            ]
-            rows = [state.rows_TD[: stop - state.next_slot] for _, state, stop in late]
+            spans, rows = [], []
+            for i in late:
+                first, stop, sequence = depths[i][index].next_slot, stops[i], sequences[i]
+                spans.append(Span(sequence.token_ids[first:stop], first, sequence.blocks))
+                rows.append(depths[i][index].rows_TD[: stop - first])
             outs = self._runner.run_mtp(index + 1, spans, rows)
-            for (sequence, state, stop), out_TD in zip(late, outs, strict=True):
+            for i, out_TD in zip(late, outs, strict=True):
+                state = depths[i][index]
                 if index == 0:
                     states.append(out_TD[-1:])
                 if index + 1 < self._num_depths:
-                    self._extend(sequence, index + 1, state.next_slot + 1, out_TD)
-                state.rows_TD = state.rows_TD[stop - state.next_slot :].clone()
-                state.next_slot = stop
-        return states
+                    depths[i][index + 1] = self._extended(
+                        sequences[i], index + 1, depths[i][index + 1], state.next_slot + 1, out_TD
+                    )
+                left_TD = state.rows_TD[stops[i] - state.next_slot :].clone()
+                depths[i][index] = DepthState(stops[i], left_TD)
+        return [tuple(known) for known in depths], states
 
     def _run_ahead(self, guesses: Sequence[_Guess], number: int) -> None:
         """Moves to the states from which draft `number` (from 0) is read.
@@ -159,11 +188,11 @@ class Speculator:
         """
         spans, rows = [], []
         for guess in guesses:
-            sequence, drafts = guess.segment.sequence, guess.segment.drafts
+            sequence, drafts = guess.segment.sequence, guess.drafts
             end = len(sequence.token_ids)
             if number < self._num_depths:
                 spans.append(Span(drafts, end, sequence.blocks))
-                rows.append(torch.cat([self._states(sequence)[number].rows_TD, guess.ahead_TD]))
+                rows.append(torch.cat([guess.depths[number].rows_TD, guess.ahead_TD]))
             else:
                 spans.append(Span(drafts[-1:], end + number - 1, sequence.blocks))
                 rows.append(guess.last_1D)
@@ -175,4 +204,4 @@ class Speculator:
         last_ND = torch.cat([guess.last_1D for guess in guesses])
         logits_NV = self._runner.logits(last_ND)[:, : self._vocab_size]
         for guess, token_id in zip(guesses, logits_NV.argmax(-1).tolist(), strict=True):
-            guess.segment.drafts.append(token_id)
+            guess.drafts.append(token_id)
