@@ -34,6 +34,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_p 0.95, flat": {"top_p": 0.95},
     "min_p 0.05": {"min_p": 0.05},
     "all penalties": {"repetition_penalty": 1.1, "frequency_penalty": 0.1},
+    "top_p 0.95, penalties": {
+        "top_p": 0.95,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+    },
     "logprobs 20": {"logprobs": 20},
 }
 SCHEMA = {
@@ -71,29 +77,29 @@ def sampling(tokenizer: Tokenizer, num_rows: int, num_rounds: int) -> None:
     logits_NV[:, :30] += 12
     for name, settings in SETTINGS.items():
         params = SamplingParams(**{"temperature": 1.0, "ignore_eos": True} | settings)
-        states = [SamplingState(params, [0], tokenizer) for _ in range(num_rows)]
+        states = [SamplingState(params, range(1000), tokenizer) for _ in range(num_rows)]
         rows_NV = flat_NV if "flat" in name else logits_NV
         took = microseconds(lambda r=rows_NV, s=states: verify(r, [[]] * num_rows, s), num_rounds)
-        print(f"{name:20} {took / num_rows:8.0f} us a row")
+        print(f"{name:22} {took / num_rows:8.0f} us a row")
     took = microseconds(lambda: by_sorting(logits_NV), num_rounds)
-    print(f"{'(full sort, top_p)':20} {took / num_rows:8.0f} us a row")
+    print(f"{'(full sort, top_p)':22} {took / num_rows:8.0f} us a row")
 
 
 def grammar(tokenizer: Tokenizer, num_rounds: int) -> None:
     compiler = GrammarCompiler(tokenizer)
     took = microseconds(lambda: compiler.compile(Grammar("json_object")), 1)
-    print(f"{'grammar: trie':20} {took / 1000:8.0f} ms once")
+    print(f"{'grammar: trie':22} {took / 1000:8.0f} ms once")
     schema = Grammar("json_schema", json.dumps(SCHEMA))
     took = microseconds(lambda: compiler.compile(schema), 1)
-    print(f"{'grammar: schema':20} {took:8.0f} us")
+    print(f"{'grammar: schema':22} {took:8.0f} us")
     took = microseconds(lambda: compiler.compile(schema), num_rounds)
-    print(f"{'grammar: again':20} {took:8.0f} us")
-    matcher = compiler.compile(schema)
-    for text in ('{"name": "', "a whale", '", "tags": ["'):
+    print(f"{'grammar: again':22} {took:8.0f} us")
+    matcher = compiler.compile(schema).matcher()
+    for text in ('{"name":"', "a whale", '","tags":["'):
         for token_id in tokenizer.encode(text):
             matcher.put(token_id)
         took = microseconds(matcher.allowed, num_rounds)
-        print(f"{'grammar: mask':20} {took:8.0f} us after {text!r}")
+        print(f"{'grammar: mask':22} {took:8.0f} us after {text!r}")
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def test_random_numbers_are_the_same_however_far_ahead_they_are_looked_at(
     wanted = []
     for _ in range(count):
         wanted.append(one_by_one.uniform())
-        one_by_one.commit(5)
+        one_by_one.commit([5])
     assert len(set(wanted)) == count
     assert [ahead.uniform(offset) for offset in range(count)] == wanted
     assert ahead.uniform() == wanted[0], "a look takes nothing"
@@ -119,7 +119,7 @@ def test_random_numbers_are_the_same_however_far_ahead_they_are_looked_at(
     while len(got) < count:
         got += [mixed.uniform(offset) for offset in range(min(5, count - len(got)))]
         for _ in range(5):
-            mixed.commit(5)
+            mixed.commit([5])
     assert got == wanted
     ones = torch.Generator().manual_seed(4)
     block = torch.rand(UNIFORMS_AT_ONCE, dtype=torch.float64, generator=ones).tolist()

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import verified
 from torch import Tensor
 
 from rorqual.engine.grammar import Grammar, GrammarCompiler
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.engine.shortest import Letters, Place, shortest_end
-from rorqual.engine.verify import verify
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END, TOOL_CALL_BEGIN, TOOL_CALL_END
 
@@ -95,7 +95,7 @@ def write(
         most = min(drafts, limit - len(ids) - 1)
         guesses = [chance.choice([34, 125, chance.randrange(size)]) for _ in range(most)]
         rows = [logits_at(ids + guesses[:k], seed, size) for k in range(most + 1)]
-        (result,) = verify(torch.stack(rows), [guesses], [state])
+        (result,) = verified(torch.stack(rows), [guesses], [state])
         ids += result.token_ids
     has_ended = ids[-1] in state.end_ids
     return Written(ids, tokenizer.decode(ids[:-1] if has_ended else ids), has_ended)

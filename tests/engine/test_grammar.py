@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import adjusted, put, verified
 
 from rorqual.engine.grammar import Grammar, GrammarCompiler, GrammarKind
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
 from rorqual.errors import UsageError
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import THINK_BEGIN, THINK_END, TOOL_CALL_BEGIN, TOOL_SEP
@@ -97,10 +97,10 @@ def answer(
         logits += pull * (len(ids) > ROOM_TOKENS)
         drafts = [guess.randrange(tokenizer.vocab_size) for _ in range(3)]
         if guess.random() < 0.7:  # the likeliest that the grammar allows: these get accepted
-            drafts[0] = int(state.adjust(logits[0]).argmax())
+            drafts[0] = int(adjusted(state, logits[0]).argmax())
         if guess.random() < 0.5:
             drafts = state.prune(drafts)
-        (result,) = verify(logits[: 1 + len(drafts)], [drafts], [state])
+        (result,) = verified(logits[: 1 + len(drafts)], [drafts], [state])
         ids += result.token_ids
     assert not state.is_cut_short
     return ids
@@ -150,8 +150,8 @@ def test_a_whole_text_leaves_only_the_ends(tokenizer: Tokenizer, compiler: Gramm
     params = SamplingParams(grammar=Grammar("regex", "ab?"), stop_token_ids=(newline,))
     state = SamplingState(params, [0], tokenizer, compiler)
     for text, then in (("a", {*tokenizer.encode("b"), tokenizer.eos_id, newline}), ("b", None)):
-        state.commit(tokenizer.encode(text)[0])
-        left = state.adjust(torch.zeros(tokenizer.vocab_size))
+        put(state, tokenizer.encode(text)[0])
+        left = adjusted(state, torch.zeros(tokenizer.vocab_size))
         ids = set((left == 0).nonzero().flatten().tolist())
         assert ids == (then or {tokenizer.eos_id, newline})
 
@@ -164,9 +164,9 @@ def test_every_end_of_the_answer_ends_a_whole_text_and_no_other(
     params = SamplingParams(grammar=Grammar("regex", "x"), stop_token_ids=(other,))
     state = SamplingState(params, [0], tokenizer, compiler)
     logits_V = torch.zeros(tokenizer.vocab_size)
-    assert (state.adjust(logits_V) > -torch.inf).nonzero().flatten().tolist() == [letter]
-    state.commit(letter)
-    allowed = (state.adjust(logits_V) > -torch.inf).nonzero().flatten().tolist()
+    assert (adjusted(state, logits_V) > -torch.inf).nonzero().flatten().tolist() == [letter]
+    put(state, letter)
+    allowed = (adjusted(state, logits_V) > -torch.inf).nonzero().flatten().tolist()
     assert allowed == sorted([tokenizer.eos_id, other])
 
 
@@ -178,7 +178,7 @@ def test_a_ban_yields_where_nothing_else_is_left(
     params = SamplingParams(grammar=Grammar("regex", "x"), logit_bias=bias)
     state = SamplingState(params, [0], tokenizer, compiler)
     logits = torch.zeros(2, tokenizer.vocab_size)
-    (result,) = verify(logits, [[letter]], [state])
+    (result,) = verified(logits, [[letter]], [state])
     assert result.token_ids == (letter, tokenizer.eos_id)
 
 
@@ -194,14 +194,14 @@ def test_a_model_that_thinks_meets_the_grammar_afterwards(
     for row, token_id in enumerate(thoughts):
         logits[row, token_id] = 9.0
     for row in range(len(free)):
-        assert verify(logits[row : row + 1], [[]], [state])[0].token_ids == (free[row],)
+        assert verified(logits[row : row + 1], [[]], [state])[0].token_ids == (free[row],)
     # The end of the answer is put off: what the grammar asks for has not come.
-    assert verify(logits[-2:-1], [[]], [state])[0].token_ids != (tokenizer.eos_id,)
+    assert verified(logits[-2:-1], [[]], [state])[0].token_ids != (tokenizer.eos_id,)
     assert state.prune([*free, end, letter, letter]) == [*free, end, letter]
-    assert verify(logits[-1:], [[]], [state])[0].token_ids == (end,)
-    assert verify(logits[-1:], [[]], [state])[0].token_ids == (letter,)
+    assert verified(logits[-1:], [[]], [state])[0].token_ids == (end,)
+    assert verified(logits[-1:], [[]], [state])[0].token_ids == (letter,)
     closed = SamplingState(params, [0, begin, end], tokenizer, compiler)
-    assert verify(logits[-1:], [[]], [closed])[0].token_ids == (letter,)
+    assert verified(logits[-1:], [[]], [closed])[0].token_ids == (letter,)
     aware = Grammar("grammar", f'start: {THINK_END} "x"')
     state = SamplingState(SamplingParams(grammar=aware), [begin], tokenizer, compiler)
     assert state.prune([end, letter, letter]) == [end, letter]
@@ -269,7 +269,7 @@ def test_a_grammar_that_grows_too_complex_cuts_its_answer_short(
     logits[0, tokenizer.encode("a")] = 9.0
     ids: list[int] = []
     while tokenizer.eos_id not in ids and len(ids) < 200:
-        ids += verify(logits, [[]], [state])[0].token_ids
+        ids += verified(logits, [[]], [state])[0].token_ids
     assert state.is_cut_short
     assert ids[-1] == tokenizer.eos_id
 

@@ -21,7 +21,7 @@ from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import ROWS, InvariantRunner, TileDispatcher
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
-from rorqual.engine.sampler import draw_rows
+from rorqual.engine.sampler import Row, choose
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.engine.verify import verify
 from rorqual.model import DeepseekV3, build
@@ -174,12 +174,16 @@ def test_how_many_rows_of_logits_there_are_changes_no_bit(num_threads: int) -> N
     torch.set_num_threads(num_threads)
     logits_NV = torch.randn(33, 40_003, generator=torch.Generator().manual_seed(0)) * 4
     ids = logits_NV.argmax(-1).tolist()
-    temperatures, uniforms = [0.7] * 33, torch.linspace(0, 0.999, 33).tolist()
-    drawn = draw_rows(logits_NV, temperatures, uniforms, is_row_by_row=True)
+    kinds: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.01}]
+    rows = [
+        Row(SamplingParams(temperature=0.7, **kinds[n % 3]), u)
+        for n, u in enumerate(torch.linspace(0, 0.999, 33).tolist())
+    ]
+    drawn = choose(logits_NV, range(33), rows, is_row_by_row=True).tolist()
     scored = token_logprobs(logits_NV, ids, 3, 40_003, is_row_by_row=True)
     for n in range(33):
         row = logits_NV[n : n + 1].clone()
-        assert drawn[n] == draw_rows(row, [0.7], [uniforms[n]])[0]
+        assert drawn[n] == int(choose(row, [0], rows[n : n + 1]))
         assert scored[n] == token_logprobs(row, ids[n : n + 1], 3, 40_003)[0]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import verified
 
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.answer import Answer
 from rorqual.engine.grammar import Grammar, GrammarCompiler
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def answer_ids(drafts: list[int], num_steps: int, **settings: Any) -> list[int]:
     params = SamplingParams(temperature=0, stop_token_ids=(STOP_ID,), **settings)
     state, ids = SamplingState(params, [0], SMALL), []
     for _ in range(num_steps):
-        (result,) = verify(ENDING.expand(1 + len(drafts), 6), [drafts], [state])
+        (result,) = verified(ENDING.expand(1 + len(drafts), 6), [drafts], [state])
         ids += result.token_ids
         if ids[-1] in state.end_ids:
             break
@@ -54,7 +54,7 @@ def test_a_seed_draws_the_same_with_and_without_drafts() -> None:
             params = SamplingParams(temperature=3.0, seed=seed, min_tokens=6)
             state, ids = SamplingState(params, [0], SMALL), []
             while not ids or (ids[-1] not in state.end_ids and len(ids) < 40):
-                (result,) = verify(ENDING.expand(1 + len(drafts), 6), [drafts], [state])
+                (result,) = verified(ENDING.expand(1 + len(drafts), 6), [drafts], [state])
                 ids += result.token_ids
             texts.append(ids[:40])
         assert texts[0] == texts[1]
@@ -80,7 +80,7 @@ def test_a_grammar_that_must_end_ends(tokenizer: Tokenizer) -> None:
     state = SamplingState(params, [5], tokenizer, GrammarCompiler(tokenizer))
     ids = []
     for _ in range(3):
-        (result,) = verify(torch.zeros(1, tokenizer.vocab_size), [[]], [state])
+        (result,) = verified(torch.zeros(1, tokenizer.vocab_size), [[]], [state])
         ids += result.token_ids
         if ids[-1] in state.end_ids:
             break
@@ -94,7 +94,7 @@ def test_a_grammar_that_may_end_goes_on(tokenizer: Tokenizer) -> None:
     logits[0, tokenizer.eos_id] = 9.0
     ids: list[int] = []
     while not ids or ids[-1] not in state.end_ids:
-        ids += verify(logits, [[]], [state])[0].token_ids
+        ids += verified(logits, [[]], [state])[0].token_ids
     assert len(ids) == 5
     assert set(tokenizer.decode(ids[:-1])) == {"a"}
 

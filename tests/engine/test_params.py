@@ -63,25 +63,6 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_plain"),
-    [
-        ({}, True),
-        ({"temperature": 0.0, "top_p": 0.5}, True),  # greedy: no filter removes the likeliest
-        ({"top_p": 1.0, "min_p": 0.0}, True),
-        ({"top_p": 0.9}, False),
-        ({"temperature": 0.0, "presence_penalty": 1.0}, False),
-        ({"logit_bias": {1: 1.0}}, False),
-        ({"allowed_token_ids": (1,)}, False),
-        ({"grammar": Grammar("json_object")}, False),
-    ],
-)
-def test_plain_means_that_logits_and_temperature_are_all(
-    settings: dict[str, Any], is_plain: bool
-) -> None:
-    assert SamplingParams(**settings).is_plain == is_plain
-
-
-@pytest.mark.parametrize(
     "settings",
     [
         *[{name: "0.3"} for name in NUMBERS],

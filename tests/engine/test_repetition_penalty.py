@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import adjusted
 from small_models import ALWAYS, greedy_loop, guessing
 from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -60,9 +61,9 @@ def test_the_logits_are_transformers(tokenizer: Tokenizer, penalty: float) -> No
     for count in range(len(answer) + 1):
         seen = torch.tensor([[*prompt, *answer[:count]]])
         wanted_1V = processor(seen, logits_V[None].clone())  # type: ignore[arg-type]
-        assert torch.equal(state.adjust(logits_V), wanted_1V[0])
+        assert torch.equal(adjusted(state, logits_V), wanted_1V[0])
         if count < len(answer):
-            state.commit(answer[count])
+            state.commit([answer[count]])
 
 
 WAYS: dict[str, dict[str, Any]] = {

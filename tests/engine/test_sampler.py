@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sampling_steps import drawn, plain_drawn, probabilities
 from torch import Tensor
 
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampler import (
     BLOCK_PLACES,
-    FIRST_LOOK,
-    ROWS_AT_ONCE,
+    TILE_PLACES,
     check_finite,
-    draw,
-    draw_rows,
-    probabilities,
     random_source,
 )
 from rorqual.errors import CheckpointError
@@ -84,7 +81,7 @@ def by_sorting(logits_V: Tensor, params: SamplingParams) -> Tensor:
     ],
 )
 def test_filters_equal_a_full_sort(scale: float, settings: dict[str, Any]) -> None:
-    num_ids = 10 * FIRST_LOOK
+    num_ids = 5120
     # Exact in bf16, as many models' logits are: plenty of ties at the edges.
     logits_V = (scale * torch.randn(num_ids)).bfloat16().float()
     params = hot(**settings)
@@ -98,7 +95,7 @@ def test_filters_equal_a_full_sort(scale: float, settings: dict[str, Any]) -> No
 def test_of_equal_tokens_the_lower_ids_stay() -> None:
     assert probabilities(torch.zeros(8), hot(top_k=3)).nonzero().flatten().tolist() == [0, 1, 2]
     assert probabilities(torch.zeros(8), hot(top_p=0.4)).nonzero().flatten().tolist() == [*range(4)]
-    assert draw(torch.zeros(8), SamplingParams(temperature=0), 0.9) == 0
+    assert drawn(torch.zeros(1, 8), [SamplingParams(temperature=0)], [0.9]) == [0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7}])
@@ -106,35 +103,33 @@ def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
     params = hot(seed=0, **settings)
     source = random_source(params)
     uniforms = torch.rand(NUM_DRAWS, dtype=torch.float64, generator=source).tolist()
-    if settings:
-        ids = [draw(LOGITS, params, uniform) for uniform in uniforms]
-    else:
-        ids = draw_rows(LOGITS.expand(NUM_DRAWS, -1), [1.0] * NUM_DRAWS, uniforms)
-        assert ids[:200] == [draw(LOGITS, params, uniform) for uniform in uniforms[:200]]
-    drawn = torch.bincount(torch.tensor(ids), minlength=5)
+    ids = drawn(LOGITS.expand(NUM_DRAWS, -1), [params] * NUM_DRAWS, uniforms)
+    assert ids[:200] == [plain_drawn(LOGITS, params, uniform) for uniform in uniforms[:200]]
+    counts = torch.bincount(torch.tensor(ids), minlength=5)
     expected = probabilities(LOGITS, params) * NUM_DRAWS
     possible = expected > 0
-    assert drawn[~possible].sum() == 0
-    chi_square = ((drawn - expected)[possible] ** 2 / expected[possible]).sum()
+    assert counts[~possible].sum() == 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
     assert chi_square < CHI_SQUARE_999[int(possible.sum()) - 1]
 
 
 def test_no_random_number_picks_an_impossible_token() -> None:
     logits = torch.tensor([-1000.0, 0.0, 0.0, -1000.0])
     edges = [0.0, 0.5, 0.75, 1 - 2**-53]
-    assert draw_rows(logits.expand(4, -1), [1.0] * 4, edges) == [1, 2, 2, 2]
+    assert drawn(logits.expand(4, -1), [hot()] * 4, edges) == [1, 2, 2, 2]
 
 
 def test_each_row_has_its_own_temperature() -> None:
     """Also the rows beyond those that are drawn at once."""
-    num_rows = 2 * ROWS_AT_ONCE + 3
-    logits = 3 * torch.randn(num_rows, 50)
+    num_rows, num_ids = 2 * 16 + 3, TILE_PLACES["cpu"] // 16
+    logits = 3 * torch.randn(num_rows, num_ids)
     temperatures = torch.linspace(0.2, 4, num_rows).tolist()
     uniforms = torch.rand(num_rows, dtype=torch.float64).tolist()
     rows = zip(logits, temperatures, uniforms, strict=True)
-    expected = [draw(row, hot(temperature=t), uniform) for row, t, uniform in rows]
-    assert draw_rows(logits, temperatures, uniforms) == expected
-    assert draw_rows(logits, temperatures[::-1], uniforms) != expected
+    expected = [plain_drawn(row, hot(temperature=t), uniform) for row, t, uniform in rows]
+    params = [hot(temperature=t) for t in temperatures]
+    assert drawn(logits, params, uniforms) == expected
+    assert drawn(logits, params[::-1], uniforms) != expected
 
 
 def test_a_seed_fixes_the_random_numbers() -> None:
@@ -149,8 +144,8 @@ def test_a_seed_fixes_the_random_numbers() -> None:
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         with pytest.raises(CheckpointError, match="not finite"):
-            check_finite(torch.tensor([[0.0, bad]]))
-    check_finite(torch.full((2, 8), 3e38))  # large is not infinite, though the sum is
+            check_finite(torch.tensor([[0.0, bad]]), bad)
+    check_finite(torch.full((2, 8), 3e38), float("inf"))  # large is not infinite, though the sum is
 
 
 def test_blocks_change_nothing() -> None:
@@ -159,7 +154,7 @@ def test_blocks_change_nothing() -> None:
     logits[:, BLOCK_PLACES : 2 * BLOCK_PLACES] = -1e9  # a whole block of weight 0
     cumulative = logits.double().softmax(-1).cumsum(-1)
     for uniform in torch.rand(200, dtype=torch.float64).tolist():
-        ids = draw_rows(logits, [1.0] * 4, [uniform] * 4)
+        ids = drawn(logits, [hot()] * 4, [uniform] * 4)
         expected = (cumulative <= uniform).sum(-1).tolist()
         for row, token_id, likely_id in zip(cumulative, ids, expected, strict=True):
             is_edge = (row - uniform).abs().min() < EXACT  # float32 weights may fall on either side

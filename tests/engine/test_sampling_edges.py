@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import adjusted, probabilities
 from small_models import ALWAYS, memory_of
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.answer import Answer, StopFilter
 from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.params import MAX_SEED
-from rorqual.engine.sampler import probabilities
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
@@ -110,8 +110,8 @@ def test_penalties_at_the_second_occurrence(tokenizer: Tokenizer) -> None:
     ):
         state = SamplingState(hot(**settings), [0, 9], tokenizer)
         for wanted in (once, twice):
-            state.commit(7)
-            adjusted_V = state.adjust(logits_V)
+            state.commit([7])
+            adjusted_V = adjusted(state, logits_V)
             assert float(adjusted_V[7]) == wanted
             assert float(adjusted_V[8]) == 2.0
             # The prompt counts for the repetition penalty alone.

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_steps import adjusted, probabilities, verified
 
+from rorqual.engine import verify as verify_module
 from rorqual.engine.grammar import Grammar, GrammarCompiler
 from rorqual.engine.params import SamplingParams
-from rorqual.engine.sampler import probabilities
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.engine.verify import verify
 from rorqual.errors import CheckpointError, UsageError
@@ -52,7 +53,7 @@ def logits_after(*token_ids: int) -> torch.Tensor:
 def plain_ids(num_tokens: int, state: SamplingState) -> list[int]:
     ids = [FIRST_ID]
     for _ in range(num_tokens):
-        (result,) = verify(logits_after(ids[-1]), [[]], [state])
+        (result,) = verified(logits_after(ids[-1]), [[]], [state])
         ids += result.token_ids
         assert result.num_accepted == 0
     return ids[1:]
@@ -70,7 +71,7 @@ def test_speculation_gives_the_text_of_plain_decoding(settings: dict[str, Any]) 
             right = expected[len(ids) - 1 : len(ids) - 1 + num_drafts]
             noise = torch.rand(len(right), generator=guesses) < 0.4
             drafts = [(d + 1) % 6 if bad else d for d, bad in zip(right, noise, strict=True)]
-            (result,) = verify(logits_after(ids[-1], *drafts), [drafts], [state])
+            (result,) = verified(logits_after(ids[-1], *drafts), [drafts], [state])
             num_right = next((i for i, bad in enumerate(noise) if bad), len(drafts))
             assert result.num_accepted == num_right
             assert len(result.token_ids) == num_right + 1
@@ -83,11 +84,11 @@ def joint_law(settings: dict[str, Any]) -> torch.Tensor:
     law = torch.zeros(6, 6)
     for first, second in itertools.product(range(6), repeat=2):
         state = state_of(0, **settings)
-        one = probabilities(state.adjust(TABLE[FIRST_ID, :6]), state.params)[first]
+        one = probabilities(adjusted(state, TABLE[FIRST_ID, :6]), state.params)[first]
         if one > 0:
-            state.commit(first)
+            state.commit([first])
             law[first, second] = (
-                one * probabilities(state.adjust(TABLE[first, :6]), state.params)[second]
+                one * probabilities(adjusted(state, TABLE[first, :6]), state.params)[second]
             )
     return law
 
@@ -118,10 +119,10 @@ def test_two_tokens_with_speculation_follow_the_joint_law(
     drafts = [[int(first_law.argmax())], [int(first_law.argmin())]] * (num_samples // 2)
     states = [state_of(index, **settings) for index in range(num_samples)]
     logits = torch.cat([logits_after(FIRST_ID, draft[0]) for draft in drafts])
-    results = verify(logits, drafts, states)
+    results = verified(logits, drafts, states)
     late = [i for i, result in enumerate(results) if len(result.token_ids) == 1]
     firsts = [results[i].token_ids[0] for i in late]
-    seconds = verify(logits_after(*firsts), [[]] * len(late), [states[i] for i in late])
+    seconds = verified(logits_after(*firsts), [[]] * len(late), [states[i] for i in late])
     pairs = {i: result.token_ids for i, result in enumerate(results)}
     pairs |= {
         i: (first, *second.token_ids)
@@ -149,17 +150,17 @@ def test_penalties_and_bias_are_their_closed_forms() -> None:
         0, (0, 1, 7), repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25
     )
     for token_id in (3, 3, 4):
-        state.commit(token_id)
+        state.commit([token_id])
     logits = torch.tensor([2.0, -2.0, 1.0, 4.0, -1.0, 0.5])
     expected = [1.0, -4.0, 1.0, 2.0 - 1.25, -2.0 - 0.75, 0.5]
-    assert state.adjust(logits).tolist() == expected
+    assert adjusted(state, logits).tolist() == expected
     assert logits.tolist() == [2.0, -2.0, 1.0, 4.0, -1.0, 0.5]
-    biased = state_of(0, logit_bias={1: 3.5, 2: -100}).adjust(logits)
+    biased = adjusted(state_of(0, logit_bias={1: 3.5, 2: -100}), logits)
     assert biased.tolist() == [2.0, 1.5, -torch.inf, 4.0, -1.0, 0.5]
-    barred = state_of(0, allowed_token_ids=(1, 3, 3), logit_bias={1: 3.5}).adjust(logits)
+    barred = adjusted(state_of(0, allowed_token_ids=(1, 3, 3), logit_bias={1: 3.5}), logits)
     assert barred.tolist() == [-torch.inf, 1.5, -torch.inf, 4.0, -torch.inf, -torch.inf]
     # What is banned and allowed is banned, unless nothing else is left.
-    both = state_of(0, allowed_token_ids=(1, 2), logit_bias={1: -100}).adjust(logits)
+    both = adjusted(state_of(0, allowed_token_ids=(1, 2), logit_bias={1: -100}), logits)
     assert both.tolist() == [-torch.inf] * 2 + [1.0] + [-torch.inf] * 3
 
 
@@ -168,7 +169,7 @@ def test_an_end_id_ends_the_step() -> None:
         forced = torch.full((3, 6), 0.0)
         forced[:, EOS_ID] = 99.0
         state = state_of(0, temperature=0.0, ignore_eos=False, **settings)
-        (result,) = verify(forced, [[EOS_ID, EOS_ID]], [state])
+        (result,) = verified(forced, [[EOS_ID, EOS_ID]], [state])
         assert (result.token_ids, result.num_accepted) == ((EOS_ID,), 1)
 
 
@@ -205,12 +206,48 @@ def test_a_grammar_does_not_disturb_speculation(tokenizer: Tokenizer, seed: int)
     logits = torch.randn(40, tokenizer.vocab_size, generator=torch.Generator().manual_seed(seed))
     plain, ids = SamplingState(params, [0], tokenizer, compiler), []
     while not ids or ids[-1] != tokenizer.eos_id:
-        ids += verify(logits[len(ids)][None], [[]], [plain])[0].token_ids
+        ids += verified(logits[len(ids)][None], [[]], [plain])[0].token_ids
     state, got = SamplingState(params, [0], tokenizer, compiler), list[int]()
     while len(got) < len(ids):
         right = ids[len(got) : len(got) + 3]
         drafts = [*right[:2], 9] if len(got) % 2 else right  # 9 is no letter of the grammar
         assert state.prune(drafts) == (right[:2] if len(got) % 2 else right)[: len(drafts)]
-        (result,) = verify(logits[len(got) : len(got) + 1 + len(drafts)], [drafts], [state])
+        (result,) = verified(logits[len(got) : len(got) + 1 + len(drafts)], [drafts], [state])
         got += result.token_ids
     assert got == ids
+
+
+def test_a_failure_between_two_rounds_leaves_the_grammar_where_it_was(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepted drafts have moved it by then."""
+    pytest.importorskip("llguidance")
+    params = SamplingParams(temperature=1.0, seed=1, grammar=Grammar("regex", "[a-e]{12}"))
+    compiler = GrammarCompiler(tokenizer)
+    logits = torch.randn(4, tokenizer.vocab_size, generator=torch.Generator().manual_seed(1))
+
+    def fresh() -> SamplingState:
+        return SamplingState(params, [0], tokenizer, compiler)
+
+    one_by_one, drafts = fresh(), list[int]()
+    for row in logits[:3]:
+        drafts += verified(row[None], [[]], [one_by_one])[0].token_ids
+    expected = verify(logits, [drafts], [fresh()])
+    assert expected[0].num_accepted == 3
+    state, num_calls = fresh(), 0
+    choose = verify_module.choose
+
+    def broken(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
+            raise RuntimeError("out of memory")
+        return choose(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify_module, "choose", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            verify(logits, [drafts], [state])
+    assert verify(logits, [drafts], [state]) == expected
+    assert verify(logits, [drafts], [state]) == expected
+    assert verified(logits, [drafts], [state]) == expected

@@ -131,6 +131,7 @@ class Answer:
             self._first_version = weights_version
         self._last_version = weights_version
         self._count_drafts(num_drafted, verified.num_accepted)
+        self.state.commit(verified.token_ids, verified.guide)
         is_first = not self.token_ids
         text, num_put = "", 0
         for token_id in verified.token_ids:

@@ -7,6 +7,7 @@ When just as many tokens are left as the shortest end takes, only these may come
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,14 @@ class Closing:
         self._next_look = self.num_left = max_tokens
         self._candidate: tuple[int, list[int], bool] | None = None
         self.refused: list[int] = []
+
+    def fork(self) -> Closing:
+        """Another in the same place, beside the same matcher. They share their effort, so that no
+        search is free.
+        """
+        other = copy.copy(self)
+        other.refused = list(self.refused)
+        return other
 
     def only(self) -> int | None:
         """The one token that may come now, if there is no choice left."""

@@ -1,9 +1,8 @@
 """Constrained output: which tokens may follow, so that the answer fits a grammar.
 
 llguidance does the parsing (Earley over regex derivatives). Choice: it and not xgrammar, for it is
-one wheel of 7 MB without dependencies, where installing xgrammar asked for Triton (770 MB) on a CPU
-machine; the two were not timed against each other. It is optional: without it, only a request with
-a grammar fails.
+one wheel of 7 MB without dependencies, and installing xgrammar asked for Triton (770 MB) on a CPU
+machine; they were not timed. It is optional: without it, only a request with a grammar fails.
 
 Special tokens are never text: no string or `.` of a grammar matches one. A grammar of the kind
 "grammar" can ask for one by name (`<｜tool▁sep｜>`), outside its strings.

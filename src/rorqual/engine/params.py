@@ -171,19 +171,6 @@ class SamplingParams:
         """Whether tokens that were seen count."""
         return self.repetition_penalty != 1 or bool(self.frequency_penalty or self.presence_penalty)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the logits alone, at some temperature, are the distribution."""
-        is_changed = self.grammar is not None or self.has_penalties or bool(self.logit_bias)
-        is_changed = is_changed or self.min_tokens > 0 or self.allowed_token_ids is not None
-        is_changed = is_changed or self.max_thinking_tokens is not None
-        return not is_changed and (self.temperature == 0 or not self.has_filters)
-
-    @property
-    def has_filters(self) -> bool:
-        is_cut = self.top_p is not None and self.top_p < 1
-        return is_cut or self.top_k is not None or bool(self.min_p)
-
 
 def check_params(params: object) -> None:
     """UsageError for what is no SamplingParams, such as a list of them."""

@@ -13,15 +13,15 @@ what is promised of texts.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from rorqual.engine.guide import Guide
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
-from rorqual.engine.sampler import check_finite, draw, pick_rows
+from rorqual.engine.sampler import Row, check_finite, choose
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.ops.device import tensor_on
 
 REDRAW = 32.0
 """A random number of 53 bits is good for eight draws more, each of 2^-5 at the coarsest."""
@@ -32,12 +32,14 @@ class Verified:
     """Tokens that an answer takes in one step: `num_accepted` drafts and, unless one of these
     ended the answer, a new one.
 
-    `logprobs` has one entry a token if the request asked for them.
+    `logprobs` has one entry a token if the request asked for them. `guide`: the answer's, behind
+    these tokens.
     """
 
     token_ids: tuple[int, ...]
     num_accepted: int
     logprobs: tuple[TokenLogprob, ...]
+    guide: Guide | None = field(default=None, compare=False)
 
 
 def verify(
@@ -47,7 +49,7 @@ def verify(
     *,
     is_row_by_row: bool = False,
 ) -> list[Verified]:
-    """Chooses the next tokens of each answer, and moves its state past them.
+    """Chooses the next tokens of each answer; the states stay where they are.
 
     Answer i owns the next `1 + len(drafts[i])` rows of float32 logits; its row j stands after its
     first j drafts. CheckpointError if the logits are not numbers. Ids beyond the tokenizer, rows
@@ -57,97 +59,106 @@ def verify(
     assert len(drafts) == len(states), "one list of drafts for each answer"
     if not states:
         return []
-    starts = [0]
-    for draft_ids in drafts:
-        starts.append(starts[-1] + 1 + len(draft_ids))
-    assert len(logits_NV) == starts[-1], f"{len(logits_NV)} rows of logits for {starts[-1]} tokens"
+    walks, num_rows = [], 0
+    for draft_ids, state in zip(drafts, states, strict=True):
+        walks.append(_Walk(num_rows, draft_ids, state))
+        num_rows += 1 + len(draft_ids)
+    assert len(logits_NV) == num_rows, f"{len(logits_NV)} rows of logits for {num_rows} tokens"
     logits_NV = logits_NV[:, : states[0].vocab_size]
-    plain_N = _choose_plain(logits_NV, starts, states, is_row_by_row)
-    is_plain = all(state.params.is_plain for state in states)
-    host_NV = logits_NV if is_plain else logits_NV.cpu()  # one copy for all that need it
-    results = []
-    for start, draft_ids, state in zip(starts[:-1], drafts, states, strict=True):
-        token_ids, num_accepted = _walk(host_NV[start:], plain_N[start:], draft_ids, state)
+    try:
+        _walk_all(logits_NV, walks, is_row_by_row)
+    finally:
+        for walk in walks:
+            walk.rewind()
+    return [walk.verified(logits_NV, is_row_by_row) for walk in walks]
+
+
+def _walk_all(logits_NV: Tensor, walks: Sequence[_Walk], is_row_by_row: bool) -> None:
+    """Round after round all rows that can be drawn now; one is enough where nothing is guided.
+
+    CheckpointError if the logits are not numbers. From a GPU one copy brings sum and ids.
+    """
+    sums = [logits_NV.sum()[None].double()]
+    going = list(walks)
+    while going:
+        numbers: list[int] = []
+        rows: list[Row] = []
+        sizes: list[int] = []
+        for walk in going:
+            more = walk.rows()
+            numbers += range(walk.place, walk.place + len(more))
+            rows += more
+            sizes.append(len(more))
+        ids = choose(logits_NV, numbers, rows, is_row_by_row=is_row_by_row).double()
+        values = torch.cat([*sums, ids]).tolist()
+        if sums:
+            check_finite(logits_NV, values.pop(0))
+            sums = []
+        chosen = iter(map(int, values))
+        for walk, size in zip(going, sizes, strict=True):
+            walk.take([next(chosen) for _ in range(size)])
+        going = [walk for walk in going if not walk.is_over]
+
+
+class _Walk:
+    """One answer's way through its rows, of which the first has the number `first`.
+
+    Without a guide all its rows are drawn at once, each as if the drafts before it were accepted.
+    """
+
+    def __init__(self, first: int, draft_ids: Sequence[int], state: SamplingState) -> None:
+        self._first, self._draft_ids, self._state = first, draft_ids, state
+        self._guide = None if state.guide is None else state.guide.fork()
+        self._token_ids: list[int] = []
+        self._num_accepted = self._num_refused = 0
+        self.is_over = False
+
+    @property
+    def place(self) -> int:
+        """The row that is drawn next."""
+        return self._first + len(self._token_ids)
+
+    def rows(self) -> list[Row]:
+        """How the rows from `place` on are drawn now."""
+        state, drafts = self._state, self._draft_ids
+        if self._guide is None:
+            return [state.row(drafts[:offset]) for offset in range(1 + len(drafts))]
+        row = state.row(self._token_ids, self._guide)
+        for _ in range(self._num_refused):
+            # Its later digits are as random, and say nothing of the token that was refused.
+            row = replace(row, uniform=row.uniform * REDRAW % 1.0)
+        return [row]
+
+    def take(self, chosen: Sequence[int]) -> None:
+        """What those rows chose: tokens up to the first that is no accepted draft."""
+        for token_id in chosen:
+            if self._guide is not None and not self._guide.admits(token_id):
+                self._num_refused += 1
+                return
+            offset, self._num_refused = len(self._token_ids), 0
+            self._token_ids.append(token_id)
+            if self._guide is not None:
+                self._guide.put(token_id)
+            is_draft = offset < len(self._draft_ids) and token_id == self._draft_ids[offset]
+            self._num_accepted += is_draft
+            if not is_draft or token_id in self._state.end_ids:
+                self.is_over = True
+                return
+
+    def rewind(self) -> None:
+        """Leaves the answer's guide where it was."""
+        if self._guide is not None:
+            self._guide.rewind()
+
+    def verified(self, logits_NV: Tensor, is_row_by_row: bool) -> Verified:
         logprobs: tuple[TokenLogprob, ...] = ()
+        state, token_ids = self._state, self._token_ids
         if state.params.logprobs is not None:
-            rows_NV = logits_NV[start : start + len(token_ids)]
             logprobs = token_logprobs(
-                rows_NV,
+                logits_NV[self._first : self._first + len(token_ids)],
                 token_ids,
                 state.params.logprobs,
                 state.vocab_size,
                 is_row_by_row=is_row_by_row,
             )
-        results.append(Verified(tuple(token_ids), num_accepted, logprobs))
-    return results
-
-
-def _walk(
-    logits_NV: Tensor,
-    plain_N: Sequence[int | None],
-    draft_ids: Sequence[int],
-    state: SamplingState,
-) -> tuple[list[int], int]:
-    """(committed ids, how many of them are drafts)."""
-    token_ids: list[int] = []
-    for offset in range(1 + len(draft_ids)):
-        token_id = plain_N[offset]
-        if token_id is None:
-            uniform = state.uniform() if state.params.temperature > 0 else 0.0
-            token_id = draw(state.adjust(logits_NV[offset]), state.params, uniform)
-            while not state.admits(token_id):
-                # Its later digits are as random, and say nothing of the token that was refused.
-                uniform = uniform * REDRAW % 1.0
-                token_id = draw(state.adjust(logits_NV[offset]), state.params, uniform)
-        token_ids.append(token_id)
-        state.commit(token_id)
-        is_draft = offset < len(draft_ids) and token_id == draft_ids[offset]
-        if not is_draft:
-            return token_ids, offset
-        if token_id in state.end_ids:
-            return token_ids, offset + 1
-    raise AssertionError("the row after the last draft has none of its own")
-
-
-def _choose_plain(
-    logits_NV: Tensor,
-    starts: Sequence[int],
-    states: Sequence[SamplingState],
-    is_row_by_row: bool,
-) -> list[int | None]:
-    """What each row chooses, where that depends on nothing before it: all these rows at once.
-
-    CheckpointError if the logits are not numbers. From a GPU one copy brings both.
-    """
-    greedy: list[int] = []
-    drawn: list[int] = []
-    temperatures: list[float] = []
-    uniforms: list[float] = []
-    for index, state in enumerate(states):
-        rows = range(starts[index], starts[index + 1])
-        if not state.params.is_plain:
-            continue
-        if state.params.temperature == 0:
-            greedy += rows
-        else:
-            drawn += rows
-            temperatures += [state.params.temperature] * len(rows)
-            uniforms += [state.uniform(offset) for offset in range(len(rows))]
-    chosen_N: list[int | None] = [None] * len(logits_NV)
-    read = [logits_NV.sum()[None].double()]
-    if greedy:
-        read.append(_take(logits_NV, greedy).argmax(-1).double())
-    if drawn:
-        rows_NV = _take(logits_NV, drawn)
-        read.append(pick_rows(rows_NV, temperatures, uniforms, is_row_by_row).double())
-    total, *ids = torch.cat(read).tolist()
-    check_finite(logits_NV, total)
-    for row, token_id in zip([*greedy, *drawn], ids, strict=True):
-        chosen_N[row] = int(token_id)
-    return chosen_N
-
-
-def _take(logits_NV: Tensor, rows: list[int]) -> Tensor:
-    if len(rows) == len(logits_NV):
-        return logits_NV
-    return logits_NV.index_select(0, tensor_on(logits_NV.device, rows, torch.int64))
+        return Verified(tuple(token_ids), self._num_accepted, logprobs, self._guide)
