@@ -149,6 +149,7 @@ class Answer:
             self.usage if self.finish_reason is not None else None,
             self._whole_prompt_logprobs() if is_first else None,
             self._filter.stop,
+            weights_version,
         )
 
     def put(self, token_id: int) -> str:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
+
+from torch import Tensor
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.engine import Engine
@@ -39,7 +42,31 @@ many others have come, a newcomer finds one.
 """
 
 Item = Piece | BaseException
-Command = tuple[int, Request | None]  # the number of an answer: begin it, or (None) cancel it
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """New weights, and who waits for their version."""
+
+    tensors: Mapping[str, Tensor]
+    version: Future[int] = field(default_factory=Future)
+
+    def run(self, engine: Engine) -> None:
+        """Nothing, if nobody waits any more."""
+        if not self.version.set_running_or_notify_cancel():
+            return
+        try:
+            self.version.set_result(engine.update(self.tensors))
+        except Exception as problem:  # noqa: BLE001  it belongs to whoever waits
+            self.version.set_exception(problem)
+
+    def refuse(self, problem: Exception) -> None:
+        if self.version.set_running_or_notify_cancel():
+            self.version.set_exception(problem)
+
+
+# The number of an answer: begin it, or (None) cancel it.
+Command = tuple[int, Request | None] | _Update
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +158,7 @@ class AsyncEngine:
         if self._thread is not None:
             self._commands.put(None)
             await asyncio.to_thread(self._thread.join)
+            self._refuse_updates()
         trial, self._engine.grammars.trial = self._engine.grammars.trial, None
         if trial is not None:
             await asyncio.to_thread(trial.close)
@@ -142,10 +170,7 @@ class AsyncEngine:
         many are open or none is taken, EngineFailed if there is no engine any more; what else is
         wrong with it comes out of the stream.
         """
-        if self.failure is not None:
-            raise self.failure
-        if not self._is_taking:
-            raise EngineOverloaded("the engine takes no requests now")
+        self._check_taking("requests")
         self._check_place(request)
         self._engine.check_prompt(request.prompt_ids)
         number = next(self._numbers)
@@ -157,6 +182,20 @@ class AsyncEngine:
         """Ends an answer that is not done. Any thread may call it."""
         if self._open.pop(number, None) is not None:
             self._commands.put((number, None))
+
+    async def update(self, tensors: Mapping[str, Tensor]) -> int:
+        """`Engine.update` between two steps: answers that run go on with the new weights. The new
+        version; UsageError, with nothing changed, for what are not this model's weights.
+
+        Any loop of any thread may await it; whoever gives up before its turn has come changes
+        nothing. The tensors must stay as they are until then.
+        """
+        self._check_taking("new weights")
+        update = _Update(tensors)
+        self._commands.put(update)
+        if self.failure is not None or not self._is_taking:  # meanwhile: nobody may be there
+            self._refuse_updates()
+        return await asyncio.wrap_future(update.version)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """A grammar for `Request.compiled`, tried out by another process before this one takes it:
@@ -178,6 +217,22 @@ class AsyncEngine:
             return self._max_open
         factor = 1 if request.is_background else FREE_PLACES_FACTOR
         return -(-factor * self._max_open // (factor + 1))
+
+    def _check_taking(self, what: str) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if not self._is_taking:
+            raise EngineOverloaded(f"the engine takes no {what} now")
+
+    def _refuse_updates(self) -> None:
+        """Those that no thread will do any more, since it has ended."""
+        if self._thread is not None and self._thread.is_alive() and self.failure is None:
+            return
+        with suppress(Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if isinstance(command, _Update):
+                    command.refuse(self.failure or AnswerClosed("the engine was closed"))
 
     def _check_place(self, request: Request) -> None:
         entries = list(self._open.values())  # another thread may cancel one meanwhile
@@ -206,6 +261,7 @@ class AsyncEngine:
     def _fail(self, failure: EngineFailed) -> None:
         """Runs in the loop, at the end of a thread that was not asked to end."""
         self.failure, self._is_taking = failure, False
+        self._refuse_updates()
         self._deliver([(number, failure) for number in list(self._open)])
 
 
@@ -244,6 +300,9 @@ class _Worker:
             command = self._commands.get()
             if command is None:
                 return False
+            if isinstance(command, _Update):
+                command.run(self._engine)
+                continue
             number, request = command
             if request is not None:
                 self._add(number, request)

@@ -171,7 +171,7 @@ class Engine:
         Versions count from 0; an output tells which drew its first token and which its last.
         Answers that run go on with the new weights, over a past that is computed again with them;
         what the prefix cache holds is forgotten. UsageError, with nothing changed, for names or
-        shapes that are not the model's.
+        shapes that are not the model's, and for weights that run in the bytes of their file.
         """
         replace_weights(self.model, tensors)
         self._scheduler.set_all_back()

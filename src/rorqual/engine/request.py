@@ -53,7 +53,7 @@ class Piece:
 
     `usage` comes with the last piece, as does `stop`, the stop string that ended the answer, if one
     did; `prompt_logprobs`, one a prompt token and None for the first, with the first piece if they
-    were asked for.
+    were asked for. `weights_version`: which of `Engine.update`'s drew these tokens.
     """
 
     text: str
@@ -63,6 +63,7 @@ class Piece:
     usage: Usage | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     stop: str | None = None
+    weights_version: int = 0
 
 
 @dataclass(frozen=True)
