@@ -53,7 +53,6 @@ LONGER_FUNCTIONS = {
     "cli/plan.py plan": A_VERB,
     "cli/serve.py serve": A_VERB,
     "cli/train.py train": A_VERB,
-    "engine/engine.py __init__": "an engine's settings, each with its default",
     "eval/lm_eval_model.py __init__": "lm-eval gives its settings as parameters",
     "serve/app.py create_app": "what an application is put together from, in its order",
     "serve/batch_routes.py batch_router": ROUTES,

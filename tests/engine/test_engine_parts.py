@@ -9,12 +9,11 @@ import pytest
 import torch
 from small_models import ALWAYS, CONFIG
 
-from rorqual.engine import Engine, Request, SamplingParams, memory
+from rorqual.engine import Engine, EngineOptions, Request, SamplingParams, memory
 from rorqual.engine import engine as engine_module
 from rorqual.engine.cache_formats import E4M3_MAX, store
 from rorqual.engine.conversation import Conversation
 from rorqual.engine.draft_policy import Outcome
-from rorqual.engine.engine import check_settings
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import Tokenizer
@@ -60,7 +59,7 @@ def checked(**changes: int) -> None:
     )
     model: Any = SimpleNamespace(config=config)
     tokenizer: Any = SimpleNamespace(vocab_size=values.pop("ids"))
-    check_settings(model, tokenizer, **values)
+    EngineOptions(**values).check(model, tokenizer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +78,21 @@ def test_settings_at_their_limits(good: dict[str, int], bad: dict[str, int], wor
     checked(**good)
     with pytest.raises(UsageError, match=words):
         checked(**bad)
+
+
+def test_options_come_whole_by_name_or_both(model: DeepseekV3, tokenizer: Tokenizer) -> None:
+    """A name beats what the whole says; what is no option is named."""
+    options = EngineOptions(speculate=1, max_batch=3)
+    whole = Engine(model, tokenizer, options)
+    by_name = Engine(model, tokenizer, speculate=1, max_batch=3)
+    both = Engine(model, tokenizer, options, max_batch=5)
+    assert whole.options == by_name.options == options
+    assert (both.options.speculate, both.max_batch, whole.max_batch) == (1, 5, 3)
+    assert Engine(model, tokenizer).options == EngineOptions()
+    with pytest.raises(TypeError, match="specualte"):
+        Engine(model, tokenizer, specualte=1)
+    with pytest.raises(AttributeError):
+        options.speculate = 2  # type: ignore[misc]
 
 
 def test_the_context_and_the_cache_that_belongs_to_it(

@@ -158,7 +158,7 @@ def serve(
                 max_batch=max_batch,
                 max_step_tokens=options.max_step_tokens,
                 cache_memory=memory,
-                kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # Engine checks it
+                kv_cache_dtype=kv_cache_dtype,
                 block_tokens=options.block_tokens,
                 use_prefix_cache=options.use_prefix_cache,
                 is_batch_invariant=batch_invariant,

@@ -7,6 +7,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.grammar import CompiledGrammar, Grammar
 from rorqual.engine.logprobs import TokenLogprob
 from rorqual.engine.offline import Stream, seeded
+from rorqual.engine.options import EngineOptions
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
 from rorqual.engine.stats import EngineStats
@@ -24,6 +25,7 @@ __all__ = [
     "Conversation",
     "Engine",
     "EngineFailed",
+    "EngineOptions",
     "EngineOverloaded",
     "EngineStats",
     "FinishReason",

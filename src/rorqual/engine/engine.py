@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
-from rorqual.engine.cache_formats import CacheDtype, check_cache_dtype
-from rorqual.engine.draft_policy import DraftPolicy, Outcome, PayingDrafts
+from rorqual.engine.draft_policy import Outcome, PayingDrafts
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
 from rorqual.engine.memory import MIN_BLOCKS, budget_bytes, num_blocks
 from rorqual.engine.new_weights import replace_weights
 from rorqual.engine.offline import Stream, answer_in_order, seeded
+from rorqual.engine.options import EngineOptions
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.request import Output, Piece, Request, check_prompt, listed
@@ -50,12 +51,7 @@ LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probab
 class Engine:
     """Answers requests with one model: a folder's, or one that is there with its tokenizer.
 
-    At most `speculate` tokens are drafted a step, as many as pay unless `draft_policy` says
-    otherwise. `device` (auto, cpu, cuda, cuda:N) is where a folder's weights go; a model that is
-    there stays where it is, with all that the engine keeps. `cache_memory` is bytes (int) or a
-    share of the free memory (float). Where the cache is smaller than the model's context, it is the
-    context's limit. `kernels` is auto, the fastest that this machine has for what the model
-    stores, or one of `ops.kernels.NAMES`, to compare; they stay with the model.
+    `EngineOptions` says what it may be told, as a whole or by names: `Engine("DIR", speculate=2)`.
 
     What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
     in any company, to the last bit in every dtype, on one machine with one and the same number of
@@ -67,67 +63,41 @@ class Engine:
         self,
         model: str | Path | DeepseekV3,
         tokenizer: Tokenizer | None = None,
-        *,
-        dtype: str = "auto",
-        device: str | torch.device = "auto",
-        speculate: int = 0,
-        max_batch: int = 32,
-        max_step_tokens: int = 512,
-        cache_memory: int | float | None = None,
-        kv_cache_dtype: CacheDtype = "auto",
-        block_tokens: int = 16,
-        use_prefix_cache: bool = True,
-        is_batch_invariant: bool = False,
-        max_model_len: int | None = None,
-        draft_policy: DraftPolicy | None = None,
-        kernels: str = "auto",
+        options: EngineOptions | None = None,
+        **changes: Any,
     ) -> None:
-        if not isinstance(model, DeepseekV3):
-            folder = ModelFolder.find(str(model))
-            tokenizer = tokenizer or folder.load_tokenizer()
-            model = folder.load_model(dtype, device)
-        elif device != "auto" and resolve_device(device) != model.device:
-            raise UsageError(
-                "the model is on another device",
-                found=model.device,
-                expected=device,
-                fix="move it there first: model.to(device)",
-            )
-        if tokenizer is None:
-            raise UsageError("a model without a folder needs a tokenizer", fix="give it both")
-        check_settings(model, tokenizer, speculate, max_batch, max_step_tokens, block_tokens)
-        check_cache_dtype(kv_cache_dtype)
-        use_kernels(model, kernels)
-        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        config = model.config
-        like = torch.empty(0, dtype=model.dtype, device=model.device)
-        max_positions = _max_positions(model, max_model_len)
-        num_depths = min(speculate, config.num_nextn_predict_layers)
-        size = block_bytes(config, block_tokens, kv_cache_dtype, like.dtype, num_depths)
-        wanted = max(max_batch * -(-max_positions // block_tokens), MIN_BLOCKS) * size
-        blocks = num_blocks(budget_bytes(cache_memory, wanted, like.device), size)
-        self.max_positions = min(max_positions, blocks * block_tokens)
-        self._cache = PagedLatentCache(
-            config, (blocks + 1, block_tokens), kv_cache_dtype, like, num_depths
-        )
+        self.options = options = replace(options or EngineOptions(), **changes)
+        model, tokenizer = _loaded(model, tokenizer, options)
+        options.check(model, tokenizer)
+        use_kernels(model, options.kernels)
+        self.model, self.tokenizer, self.max_batch = model, tokenizer, options.max_batch
+        max_positions = options.max_positions(model.config.max_position_embeddings)
+        self._cache, blocks = _make_cache(model, options, max_positions)
+        self.max_positions = min(max_positions, blocks * options.block_tokens)
         self._pool = BlockPool(blocks)
-        limits = Limits(block_tokens, max_batch, max_step_tokens, use_prefix_cache)
-        self._scheduler = Scheduler(self._pool, limits)
+        self._scheduler = Scheduler(
+            self._pool,
+            Limits(
+                options.block_tokens,
+                options.max_batch,
+                options.max_step_tokens,
+                options.use_prefix_cache,
+            ),
+        )
         # The last block of the cache is not in the pool: it is there for dummy tokens.
         self._runner = (
             InvariantRunner(model, self._cache, spare_block=blocks)
-            if is_batch_invariant
+            if options.is_batch_invariant
             else Runner(model, self._cache)
         )
         self._speculator = Speculator(self._runner, self._cache, tokenizer.vocab_size)
-        self._draft_policy = draft_policy or PayingDrafts(speculate)
+        self._draft_policy = options.draft_policy or PayingDrafts(options.speculate)
         self.grammars = GrammarCompiler(tokenizer)
         self._sequences: dict[Answer, TokenSequence] = {}
         self.weights_version = 0
         self._arrivals = count()
-        self._block_tokens = block_tokens
         self._num_prompt_tokens = self._num_output_tokens = 0
-        self._drafted, self._accepted = [0] * speculate, [0] * speculate
+        self._drafted, self._accepted = [0] * options.speculate, [0] * options.speculate
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +116,7 @@ class Engine:
         """Queues a request; UsageError if there can be no answer."""
         self.check_prompt(request.prompt_ids)
         answer = Answer(request, self.tokenizer, self.max_positions, self.grammars)
-        sequence = TokenSequence(answer, next(self._arrivals), self._block_tokens)
+        sequence = TokenSequence(answer, next(self._arrivals), self.options.block_tokens)
         self._sequences[answer] = sequence
         self._scheduler.add(sequence)
         self._num_prompt_tokens += len(request.prompt_ids)
@@ -325,54 +295,36 @@ class Engine:
             self._accepted[position] += position < num_accepted
 
 
-def check_settings(
-    model: DeepseekV3,
-    tokenizer: Tokenizer,
-    speculate: int,
-    max_batch: int,
-    max_step_tokens: int,
-    block_tokens: int,
-) -> None:
-    """UsageError for what has no meaning with this model."""
-    config = model.config
-    if tokenizer.vocab_size > config.vocab_size:
+def _loaded(
+    model: str | Path | DeepseekV3, tokenizer: Tokenizer | None, options: EngineOptions
+) -> tuple[DeepseekV3, Tokenizer]:
+    """A folder's model and tokenizer, or those that are there."""
+    device = options.device
+    if not isinstance(model, DeepseekV3):
+        folder = ModelFolder.find(str(model))
+        tokenizer = tokenizer or folder.load_tokenizer()
+        model = folder.load_model(options.dtype, device)
+    elif device != "auto" and resolve_device(device) != model.device:
         raise UsageError(
-            "the tokenizer does not belong to the model",
-            found=f"{tokenizer.vocab_size} ids",
-            expected=f"at most the model's vocabulary of {config.vocab_size}",
+            "the model is on another device",
+            found=model.device,
+            expected=device,
+            fix="move it there first: model.to(device)",
         )
-    sizes = {
-        "max_batch": max_batch,
-        "max_step_tokens": max_step_tokens,
-        "block_tokens": block_tokens,
-    }
-    for name, value in sizes.items():
-        if value < 1:
-            raise UsageError(f"{name} is out of range", found=value, expected="1 or more")
-    if speculate < 0:
-        raise UsageError("speculate is out of range", found=speculate, expected="0 or more")
-    if speculate and not config.num_nextn_predict_layers:
-        raise UsageError(
-            "the model has no MTP module to speculate with",
-            found=f"speculate {speculate}",
-            fix="leave out speculation, or use a checkpoint with num_nextn_predict_layers",
-        )
-    if speculate and block_tokens < config.num_nextn_predict_layers:
-        raise UsageError(
-            "blocks are too small to speculate with",
-            found=f"{block_tokens} tokens",
-            expected=f"at least the {config.num_nextn_predict_layers} MTP modules",
-        )
+    if tokenizer is None:
+        raise UsageError("a model without a folder needs a tokenizer", fix="give it both")
+    return model, tokenizer
 
 
-def _max_positions(model: DeepseekV3, max_model_len: int | None) -> int:
-    limit = model.config.max_position_embeddings
-    if max_model_len is None:
-        return limit
-    if not 2 <= max_model_len <= limit:
-        raise UsageError(
-            "max_model_len is out of range",
-            found=max_model_len,
-            expected=f"2 to the model's context of {limit}",
-        )
-    return max_model_len
+def _make_cache(
+    model: DeepseekV3, options: EngineOptions, max_positions: int
+) -> tuple[PagedLatentCache, int]:
+    """A cache with a block more than the number that sequences may have, and this number."""
+    config, size = model.config, options.block_tokens
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    num_depths = min(options.speculate, config.num_nextn_predict_layers)
+    num_bytes = block_bytes(config, size, options.kv_cache_dtype, like.dtype, num_depths)
+    wanted = max(options.max_batch * -(-max_positions // size), MIN_BLOCKS) * num_bytes
+    blocks = num_blocks(budget_bytes(options.cache_memory, wanted, like.device), num_bytes)
+    shape = (blocks + 1, size)
+    return PagedLatentCache(config, shape, options.kv_cache_dtype, like, num_depths), blocks
