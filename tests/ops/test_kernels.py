@@ -17,6 +17,7 @@ from torch import Tensor
 from rorqual.errors import UsageError
 from rorqual.model.stored import StoredStack
 from rorqual.ops import compiled
+from rorqual.ops import kernels as kernels_module
 from rorqual.ops.block_fp8 import quantise_blocks
 from rorqual.ops.kernels import (
     AUTO,
@@ -253,13 +254,33 @@ def test_kernels_are_values() -> None:
         assert pickle.loads(pickle.dumps(kernels)) is kernels
 
 
-def test_the_machine_is_looked_at_once() -> None:
-    here = Machine.of(torch.device("cpu"))
-    assert Machine.of(torch.device("cpu")) is here
-    assert here.has_bfloat16 == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert Machine.of(torch.device("cuda", 0)) == Machine("cuda", True)
-    looked = Machine.of(torch.device("cpu"), needs_compiler=True)
-    assert looked.has_compiler is compiled.can_compile()
+def test_the_machine_is_looked_at_as_far_as_the_choice_depends_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A compiler is looked for where widened weights would use it; that takes a second."""
+    cpu = torch.device("cpu")
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert Machine.of(cpu, "float32") == Machine("cpu", has_bfloat16)
+    assert Machine.of(torch.device("cuda", 0), "bfloat16") == Machine("cuda", True)
+    monkeypatch.setattr(kernels_module, "can_compile", lambda: True)
+    for here in (Machine("cpu", True), Machine("cpu", False)):
+        monkeypatch.setattr(kernels_module, "_machine", lambda kind, here=here: here)
+        looked = {
+            (storage, name): Machine.of(cpu, storage, name).has_compiler
+            for storage in ("float32", "bfloat16", "Q4_K")
+            for name in (AUTO, *NAMES)
+        }
+        wanted = {("bfloat16", "widened-compiled")}
+        if not here.has_bfloat16:
+            wanted.add(("bfloat16", AUTO))
+        assert {key for key, has_compiler in looked.items() if has_compiler} == wanted
+
+
+def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some ARM machines, where the question itself is missing."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert kernels_module._machine.__wrapped__("cpu") == Machine("cpu", False)
 
 
 def test_a_compiler_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ def _kernels(kinds: Sequence[str]) -> dict[str, Any]:
     from rorqual.ops.device import resolve_device
     from rorqual.ops.kernels import OPERATIONS, Machine, choose, serving
 
-    machine = Machine.of(resolve_device("auto"))
+    machine = Machine.of(resolve_device("auto"), "bfloat16")
     storages = {"float32": "float32", "bfloat16": "bfloat16"}
     if machine.device == "cpu":
         storages |= {f"stored {kind}": kind for kind in kinds}

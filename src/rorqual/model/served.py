@@ -47,12 +47,10 @@ def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = No
     kernels that can serve none of its parts on this machine.
     """
     parts = [module for module in model.modules() if isinstance(module, Served)]
-    needs_compiler = name != AUTO
     chosen = []
     for part in parts:
         storage, device = part.storage()
-        here = machine or Machine.of(device, needs_compiler=needs_compiler)
-        chosen.append(choose(storage, here, name))
+        chosen.append(choose(storage, machine or Machine.of(device, storage, name), name))
     if WIDENED in chosen and name == AUTO:
         log.warning(
             "no C++ compiler: bfloat16 decodes several times slower on this processor, which has "

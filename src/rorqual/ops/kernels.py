@@ -10,7 +10,7 @@ whoever chooses need not know whether a gradient will be wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -134,7 +134,7 @@ class Machine:
     """What a choice depends on besides the storage.
 
     `device` is a kind: cpu, cuda. `has_bfloat16`: its processor multiplies bfloat16. `has_compiler`
-    is None where nobody looked, since only a CPU without bfloat16 has use for one.
+    is None where nobody looked, since nothing depends on it: to look takes a second.
     """
 
     device: str
@@ -142,18 +142,26 @@ class Machine:
     has_compiler: bool | None = None
 
     @staticmethod
-    def of(device: torch.device, *, needs_compiler: bool = False) -> Machine:
-        """The machine that this runs on; looked at once."""
-        return _machine(device.type, needs_compiler)
+    def of(device: torch.device, storage: str, name: str = AUTO) -> Machine:
+        """The machine that this runs on, as far as `choose` asks; looked at once."""
+        machine = _machine(device.type)
+        depends = any(
+            rule.needs_compiler
+            and storage in rule.storages
+            and (rule.kernels.name == name or (name == AUTO and rule.pays(machine)))
+            for rule in RULES
+        )
+        return replace(machine, has_compiler=can_compile()) if depends else machine
 
 
 @cache
-def _machine(kind: str, needs_compiler: bool) -> Machine:
+def _machine(kind: str) -> Machine:
     if kind != "cpu":
         return Machine(kind, True)
-    has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    is_looked_for = needs_compiler or not has_bfloat16
-    return Machine(kind, has_bfloat16, can_compile() if is_looked_for else None)
+    # torch without oneDNN has neither the question nor products of bfloat16 that are worth having.
+    has_onednn = torch.backends.mkldnn.is_available()
+    has_bfloat16 = has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return Machine(kind, has_bfloat16)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def measure() -> dict[str, Any]:
     with torch.no_grad():
         for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
             a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
-            linear = choose(storage_of(a), Machine.of(a.device)).linear
+            linear = choose(storage_of(a), Machine.of(a.device, storage_of(a))).linear
             seconds = _best_seconds(lambda a=a, linear=linear: linear(a, a))  # type: ignore[misc]
             flops[name] = 2 * GEMM_SIZE**3 / seconds
     return {"bandwidth": bandwidth, "flops": flops}
