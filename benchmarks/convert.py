@@ -69,29 +69,29 @@ def make_checkpoint(folder: Path) -> int:
     import torch
 
     from rorqual.files import write_json
-    from rorqual.weights.huggingface_writer import QUANTISATION, plan_shards, shard_name
-    from rorqual.weights.names import stored_tensors
-    from rorqual.weights.safetensors_file import NAMES, as_bytes, lay_out, write_at
+    from rorqual.weights.folder import shard_name
+    from rorqual.weights.fp8 import E4M3, QUANTISATION
+    from rorqual.weights.planned import cut_files, planned_tensors
+    from rorqual.weights.safetensors_file import DTYPES, as_bytes, lay_out, write_at
 
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(0, 256, (1 << 26,), generator=generator, dtype=torch.uint8)
     pool[(pool & 0x7F) == 0x7F] = 0
-    shards = plan_shards(stored_tensors(config(), "fp8"), "fp8", SHARD_BYTES)
+    shards = cut_files(planned_tensors(config(), "fp8"), SHARD_BYTES)
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, 1):
         name = shard_name(number, len(shards))
-        kinds = [(t.name, NAMES[t.dtype_in("fp8")], t.shape) for t in shard]
-        layout = lay_out(kinds)
+        layout = lay_out(shard)
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         write_at(descriptor, memoryview(layout.header), 0)
         for tensor in shard:
-            dtype, num = tensor.dtype_in("fp8"), math.prod(tensor.shape)
-            if dtype == torch.float8_e4m3fn:
+            num = math.prod(tensor.shape)
+            if tensor.dtype == E4M3:
                 values = pool.repeat(-(-num // len(pool)))[:num]
             else:
-                values = (torch.rand(num, generator=generator) * 1e-3).to(dtype)
-            write_at(descriptor, as_bytes(values), layout.places[tensor.name].offset)
+                values = (torch.rand(num, generator=generator) * 1e-3).to(DTYPES[tensor.dtype])
+            write_at(descriptor, as_bytes(values), layout.offsets[tensor.name])
             weight_map[tensor.name] = name
         os.fsync(descriptor)
         os.close(descriptor)

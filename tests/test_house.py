@@ -57,7 +57,6 @@ LONGER_FUNCTIONS = {
     "serve/app.py create_app": "what an application is put together from, in its order",
     "serve/batch_routes.py batch_router": ROUTES,
     "serve/routes.py api_router": ROUTES,
-    "weights/gguf/writer.py write_gguf": "a file's parts in the order in which they are written",
 }
 # Rooms that own weights: others ask these, so that a weight may be stored in any form.
 WEIGHT_ROOMS = ("model", "ops")

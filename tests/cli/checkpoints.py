@@ -14,7 +14,7 @@ from rorqual.engine import Engine, SamplingParams
 from rorqual.weights import ModelFolder
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
-from rorqual.weights.gguf.writer import write_gguf
+from rorqual.weights.gguf.writer import GgufOptions, write_gguf
 from rorqual.weights.open import open_source
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -46,7 +46,7 @@ def greedy_ids(folder: Path, prompt: str, count: int) -> list[int]:
 def split_gguf(source: Path, path: Path) -> Path:
     """The second part of several."""
     with open_source(source) as opened:
-        write_gguf(opened, path, "F32", max_file_bytes=PART_BYTES)
+        write_gguf(opened, path, GgufOptions("F32", max_file_bytes=PART_BYTES))
     parts = sorted(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
     assert len(parts) > 2
     return parts[1]

@@ -27,8 +27,7 @@ from rorqual.weights import save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.gguf.file import read_gguf
-from rorqual.weights.gguf.mixes import MIXES
-from rorqual.weights.gguf.writer import gguf_bytes
+from rorqual.weights.gguf.mixes import MIXES, gguf_bytes
 
 V3 = preset("671b")
 # unsloth's list of V3's files, in its own mixed units: GiB rounded up, but Q8_0 in decimal GB.

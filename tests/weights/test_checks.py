@@ -19,7 +19,7 @@ from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import save
 from rorqual.weights.checks import check_folder
 from rorqual.weights.folder import SINGLE
-from rorqual.weights.names import stored_tensors
+from rorqual.weights.planned import planned_tensors
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
 
@@ -97,10 +97,10 @@ def test_command_on_a_folder(folder: Path) -> None:
     code, output = run(str(folder), "--json")
     assert code == 0
     report = json.loads(output)
-    stored = stored_tensors(CONFIG, "fp8")
+    stored = planned_tensors(CONFIG, "fp8")
     total = report["stored"][-1]
     assert total["tensors"] == len(stored)
-    assert total["bytes"] == sum(tensor.num_bytes_in("fp8") for tensor in stored)
+    assert total["bytes"] == sum(tensor.num_bytes for tensor in stored)
     data = (folder / SINGLE).read_bytes()
     (folder / SINGLE).write_bytes(data[:-10])
     code, output = run(str(folder), "--json")

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from rorqual.errors import UsageError
 from rorqual.model import build
 from rorqual.weights import load, save
-from rorqual.weights.convert.plan import Options, Target, plan_files
+from rorqual.weights.convert.plan import MAX_SHARD_BYTES, Options, Target, plan_files
 from rorqual.weights.convert.run import Conversion, convert
 from rorqual.weights.folder import SINGLE
-from rorqual.weights.huggingface_writer import MAX_SHARD_BYTES
 from rorqual.weights.names import tensors_of
 from rorqual.weights.open import open_source
 

@@ -30,7 +30,7 @@ from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.gguf.format import TensorInfo
 from rorqual.weights.gguf.mixes import MIXES
 from rorqual.weights.gguf.names import gguf_tensors
-from rorqual.weights.names import StoredTensor, stored_tensors
+from rorqual.weights.names import StoredTensor, tensors_of
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import byte_progress
 from rorqual.weights.source import TensorSource
@@ -416,7 +416,7 @@ def test_any_rows_are_those_of_the_whole(sources: dict[str, Path], to: str, tmp_
     converted(sources["fp8"], tmp_path / "a", to)
     num_tensors = 0
     with open_source(sources["fp8"]) as ours, open_source(tmp_path / "a") as theirs:
-        for tensor in stored_tensors(theirs.config, "float32"):
+        for tensor in tensors_of(theirs.config):
             if tensor.name not in theirs.entries or len(tensor.shape) < 2:
                 continue
             whole = _dequantised(ours, tensor)

@@ -26,16 +26,17 @@ from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import load, save
 from rorqual.weights.advice import SAMPLING_KEYS, Advice, advice_of_gguf
 from rorqual.weights.gguf import file as gguf_file
-from rorqual.weights.gguf.container import GgufWriter, PlannedTensor
+from rorqual.weights.gguf.container import GgufWriter
 from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.gguf.metadata import config_of, metadata_of
-from rorqual.weights.gguf.mixes import MIXES, mix_of, type_of
+from rorqual.weights.gguf.mixes import MIXES, gguf_bytes, mix_of, type_of
 from rorqual.weights.gguf.names import gguf_tensors
 from rorqual.weights.gguf.reader import load_gguf_tokenizer, open_gguf
 from rorqual.weights.gguf.summary import faulty_values
 from rorqual.weights.gguf.tokenizer import tokenizer_metadata, tokenizer_of
-from rorqual.weights.gguf.writer import gguf_bytes, write_gguf
+from rorqual.weights.gguf.writer import GgufOptions, write_gguf
 from rorqual.weights.open import open_source
+from rorqual.weights.planned import PlannedTensor
 
 MTP = oracle.CONFIGS["mtp_groups_yarn"]
 WIDE = oracle.WIDE.with_changes(
@@ -65,9 +66,10 @@ def stored(model: DeepseekV3, folder: Path, dtype: str = "float32", **options: o
     return folder
 
 
-def convert(folder: Path, path: Path, mix: str, **options: object) -> Path:
+def convert(folder: Path, path: Path, mix: str, **options: Any) -> Path:
+    how = {name: options.pop(name) for name in ("workers", "advance") if name in options}
     with open_source(folder) as source:
-        write_gguf(source, path, mix, **options)  # type: ignore[arg-type]
+        write_gguf(source, path, GgufOptions(mix, **options), **how)
     return path
 
 
@@ -128,13 +130,13 @@ def test_every_mix_loads_as_gguf_dequantises_it(tmp_path: Path, mix: str, dtype:
         values = torch.from_numpy(found[tensor.name].copy())
         for index, source in enumerate(tensor.sources):
             part = source.part_of(parameters[source.parameter])
-            if tensor.part in ("k_b", "v_b"):
+            if tensor.role in ("k_b", "v_b"):
                 heads = part.view(WIDE.num_attention_heads, -1, WIDE.kv_lora_rank)
                 nope = WIDE.qk_nope_head_dim
-                half = heads[:, :nope].transpose(1, 2) if tensor.part == "k_b" else heads[:, nope:]
+                half = heads[:, :nope].transpose(1, 2) if tensor.role == "k_b" else heads[:, nope:]
                 assert torch.equal(half, values)
             else:
-                theirs = values[index] if tensor.part == "stack" else values
+                theirs = values[index] if tensor.role == "stack" else values
                 assert torch.equal(part, theirs)
 
 
@@ -216,7 +218,7 @@ def test_values_that_cannot_be_stored_are_named(tmp_path: Path) -> None:
 
 def test_other_architectures_are_refused_but_listed(tmp_path: Path) -> None:
     path = tmp_path / "smol.gguf"
-    tensor = PlannedTensor("token_embd.weight", QUANT_TYPES["IQ4_XS"], (2, 256))
+    tensor = PlannedTensor("token_embd.weight", "IQ4_XS", (2, 256))
     with GgufWriter(path, {"general.architecture": "llama"}, [tensor]) as writer:
         writer.write(tensor, [torch.zeros(tensor.num_bytes, dtype=torch.uint8)])
     with read_gguf(path) as file:
@@ -251,7 +253,7 @@ def rewritten(path: Path, other: Path, **changes: object) -> Path:
         metadata = {**file.metadata, **changes}
         metadata = {k: v for k, v in metadata.items() if v is not None}
         infos = [info for name, info in file.tensors.items() if name not in drop]  # type: ignore[operator]
-        planned = [PlannedTensor(i.name, i.kind, i.shape) for i in infos]
+        planned = [PlannedTensor(i.name, i.kind.name, i.shape) for i in infos]
         with GgufWriter(other, metadata, planned) as writer:
             for info, tensor in zip(infos, planned, strict=True):
                 writer.write(tensor, [file.read_raw(info.name, 0, info.num_rows)])
@@ -265,17 +267,18 @@ def with_types(path: Path, other: Path, types: dict[str, str]) -> Path:
         planned = []
         for tensor in file.tensors.values():
             kind = next((types[end] for end in types if tensor.name.endswith(end)), "F32")
-            planned.append(PlannedTensor(tensor.name, QUANT_TYPES[kind], tensor.shape))
+            planned.append(PlannedTensor(tensor.name, kind, tensor.shape))
         with GgufWriter(other, file.metadata, planned) as writer:
             for tensor in writer.remaining:
                 info = file.tensors[tensor.name]
-                if tensor.kind.name == "F32":
+                if tensor.dtype == "F32":
                     writer.write(tensor, [file.read_raw(tensor.name, 0, info.num_rows)])
                     continue
-                shape = (info.num_values // tensor.kind.block_values, tensor.kind.block_bytes)
+                kind = QUANT_TYPES[tensor.dtype]
+                shape = (info.num_values // kind.block_values, kind.block_bytes)
                 raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
                 # A small scale: float16 0.0039 in two bytes, or 2^-9 in MXFP4's one.
-                scale = [118] if tensor.kind.name == "MXFP4" else [0, 28]
+                scale = [118] if tensor.dtype == "MXFP4" else [0, 28]
                 raw[:, : len(scale)] = torch.tensor(scale, dtype=torch.uint8)
                 writer.write(tensor, [raw])
     return other
@@ -328,7 +331,7 @@ def test_foreign_types_are_read_as_gguf_dequantises_them(
             kind = read[tensor.name].tensor_type
             seen.add(kind.name)
             values = gguf.dequantize(read[tensor.name].data, kind)
-            if tensor.part == "stack":
+            if tensor.role == "stack":
                 for expert_id, stored_tensor in enumerate(tensor.sources):
                     found = source.read(stored_tensor.name).numpy()
                     np.testing.assert_array_equal(found, values[expert_id])
@@ -336,7 +339,7 @@ def test_foreign_types_are_read_as_gguf_dequantises_them(
     assert set(FOREIGN_TYPES.values()) < seen
     model = load(path)
     with open_source(path) as source:
-        write_gguf(source, tmp_path / "again.gguf", "F32")
+        write_gguf(source, tmp_path / "again.gguf", GgufOptions("F32"))
     assert same_weights(load(tmp_path / "again.gguf"), model)
 
 
@@ -426,7 +429,7 @@ def test_split_keys_of_any_type_are_read_or_refused(tmp_path: Path) -> None:
     def write(number: int, **changes: Any) -> Path:
         path = tmp_path / f"m-0000{number + 1}-of-00002.gguf"
         keys = {"split.no": number, "split.count": 2, "split.tensors.count": 2, **changes}
-        planned = PlannedTensor(f"t{number}", QUANT_TYPES["F32"], (4,))
+        planned = PlannedTensor(f"t{number}", "F32", (4,))
         with GgufWriter(path, keys, [planned]) as writer:
             writer.write(planned, [torch.zeros(1, 16, dtype=torch.uint8)])
         return path
@@ -471,10 +474,10 @@ def test_tensor_names_are_llama_cpps() -> None:
                 continue
             for source in tensor.sources:
                 name = source.name.replace("e_score_correction_bias", "e_score_correction.bias")
-                if tensor.part == "stack":
+                if tensor.role == "stack":
                     name = name.replace(f"experts.{tensor.sources.index(source)}.", "experts.")
-                if tensor.part in ("k_b", "v_b"):
-                    name = name.replace("kv_b_proj", f"{tensor.part}_proj")
+                if tensor.role in ("k_b", "v_b"):
+                    name = name.replace("kv_b_proj", f"{tensor.role}_proj")
                 assert table.get_name(name, try_suffixes=(".weight", ".bias")) == tensor.name
 
 
@@ -512,7 +515,7 @@ def test_a_fused_gate_and_up_is_taken_apart(tmp_path: Path) -> None:
             if name.endswith("ffn_gate_exps.weight"):
                 data = torch.cat([data, file.read(name.replace("gate", "up"))], 1)
                 name = name.replace("ffn_gate_exps", "ffn_gate_up_exps")
-            plan.append((PlannedTensor(name, info.kind, tuple(data.shape)), data))
+            plan.append((PlannedTensor(name, info.kind.name, tuple(data.shape)), data))
         with GgufWriter(path, file.metadata, [tensor for tensor, _ in plan]) as writer:
             for tensor, data in plan:
                 writer.write(tensor, [data.contiguous().view(torch.uint8)])

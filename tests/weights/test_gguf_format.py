@@ -20,9 +20,10 @@ import torch
 
 from rorqual.errors import CheckpointError
 from rorqual.ops.quant_types import QUANT_TYPES
-from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short, header_of
+from rorqual.weights.gguf.container import GgufWriter, Short, header_of
 from rorqual.weights.gguf.file import gguf_files, read_gguf
 from rorqual.weights.gguf.format import MAX_KEYS, MAX_TENSORS, read_header
+from rorqual.weights.planned import PlannedTensor
 
 NUM_MUTATIONS = 2000
 MAX_SECONDS = 1.0  # of the processor: other programs run here too
@@ -39,9 +40,9 @@ METADATA: dict[str, Any] = {
     "a.long": 1 << 40,
 }
 TENSORS = [
-    PlannedTensor("token_embd.weight", QUANT_TYPES["Q8_0"], (4, 64)),
-    PlannedTensor("blk.0.ffn_gate_exps.weight", QUANT_TYPES["Q4_K"], (2, 3, 256)),
-    PlannedTensor("output_norm.weight", QUANT_TYPES["F32"], (7,)),
+    PlannedTensor("token_embd.weight", "Q8_0", (4, 64)),
+    PlannedTensor("blk.0.ffn_gate_exps.weight", "Q4_K", (2, 3, 256)),
+    PlannedTensor("output_norm.weight", "F32", (7,)),
 ]
 
 
@@ -72,7 +73,7 @@ def test_gguf_reads_what_we_write(tmp_path: Path, alignment: int) -> None:
     assert [t.name for t in reader.tensors] == [t.name for t in TENSORS]
     for found, tensor in zip(reader.tensors, TENSORS, strict=True):
         assert tuple(reversed(found.shape.tolist())) == tensor.shape
-        assert found.tensor_type.value == tensor.kind.type_id
+        assert found.tensor_type.value == QUANT_TYPES[tensor.dtype].type_id
         assert found.data.tobytes() == bytes_of(tensor).numpy().tobytes()
 
 
@@ -363,7 +364,7 @@ def test_a_file_that_shrinks_after_opening_is_an_error(file: Path) -> None:
 
 def test_a_million_strings_are_read_at_once(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(header_of({"a": ["token"] * 1_000_000}, [])[0])
+    path.write_bytes(header_of({"a": ["token"] * 1_000_000}, []).header)
     began = time.process_time()
     assert len(read_header(path).metadata["a"]) == 1_000_000
     assert time.process_time() - began < MAX_SECONDS

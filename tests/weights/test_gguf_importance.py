@@ -16,15 +16,15 @@ import torch
 
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import build
-from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights import save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.gguf import importance as gguf_importance
-from rorqual.weights.gguf.container import GgufWriter, PlannedTensor
+from rorqual.weights.gguf.container import GgufWriter
 from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.gguf.importance import check_importance, fit_importance, read_importance
 from rorqual.weights.gguf.names import gguf_tensors
+from rorqual.weights.planned import PlannedTensor
 
 CONFIG = oracle.WIDE.with_changes(
     vocab_size=320, moe_intermediate_size=256, kv_lora_rank=256, q_lora_rank=256
@@ -129,7 +129,7 @@ def test_broken_files_are_refused(tmp_path: Path, message: str) -> None:
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    tensor = PlannedTensor("a.weight", QUANT_TYPES["Q4_K"], (3, 8, 256))
+    tensor = PlannedTensor("a.weight", "Q4_K", (3, 8, 256))
     fitted = fit_importance({"a.weight": torch.ones(768)}, [tensor], tmp_path)
     assert fitted["a.weight"].shape == (3, 256)
     with pytest.raises(UsageError, match=r"a\.weight does not fit") as problem:
@@ -224,14 +224,14 @@ def test_the_new_form_of_an_importance(tmp_path: Path) -> None:
     path = write_gguf_form(tmp_path / "i.gguf", {"a": sums}, {"a": counts})
     assert read_importance(path)["a"].tolist() == [2.0, 4.0, 1.0, 3.0]
     for lone in ("a.in_sum2", "a.counts"):
-        planned = PlannedTensor(lone, QUANT_TYPES["F32"], (1,))
+        planned = PlannedTensor(lone, "F32", (1,))
         with GgufWriter(path, {}, [planned]) as writer:
             writer.write(planned, [torch.ones(1).view(torch.uint8)])
         with pytest.raises(CheckpointError, match="a without its"):
             read_importance(path)
     for kinds in (("F16", "F32"), ("F32", "F16")):
         pairs = zip(("a.in_sum2", "a.counts"), kinds, strict=True)
-        halves = [PlannedTensor(name, QUANT_TYPES[kind], (1,)) for name, kind in pairs]
+        halves = [PlannedTensor(name, kind, (1,)) for name, kind in pairs]
         with GgufWriter(path, {}, halves) as writer:
             for tensor in halves:
                 writer.write(tensor, [torch.zeros(tensor.num_bytes, dtype=torch.uint8)])
@@ -240,7 +240,7 @@ def test_the_new_form_of_an_importance(tmp_path: Path) -> None:
 
 
 def test_an_importance_is_columns_or_columns_of_each_matrix() -> None:
-    tensor = PlannedTensor("a", QUANT_TYPES["F32"], (3, 8, 4))
+    tensor = PlannedTensor("a", "F32", (3, 8, 4))
     for shape in ((4,), (3, 4)):
         check_importance({"a": torch.ones(shape), "unknown": torch.ones(9)}, [tensor])
     for shape in ((8,), (3, 8), (4, 3), (12,), (1, 4)):

@@ -21,7 +21,7 @@ from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import load, save
 from rorqual.weights.gguf.metadata import config_of, metadata_of
 from rorqual.weights.gguf.tokenizer import tokenizer_metadata, tokenizer_of
-from rorqual.weights.gguf.writer import PIECES_AHEAD, _in_order, write_gguf
+from rorqual.weights.gguf.writer import PIECES_AHEAD, GgufOptions, _in_order, write_gguf
 from rorqual.weights.open import open_source
 from rorqual.weights.shards.model_args import (
     config_from_model_args,
@@ -195,10 +195,10 @@ def test_a_tokenizer_may_have_an_id_for_every_row(tokenizer: Tokenizer, tmp_path
         save(build(BASE.with_changes(vocab_size=rows)), folder)
         with open_source(folder) as source:
             if is_fine:
-                write_gguf(source, tmp_path / "m.gguf", "F32", tokenizer=tokenizer)
+                write_gguf(source, tmp_path / "m.gguf", GgufOptions("F32", tokenizer=tokenizer))
                 continue
             with pytest.raises(UsageError, match="more ids"):
-                write_gguf(source, tmp_path / "n.gguf", "F32", tokenizer=tokenizer)
+                write_gguf(source, tmp_path / "n.gguf", GgufOptions("F32", tokenizer=tokenizer))
     assert load(tmp_path / "m.gguf").config.vocab_size == tokenizer.vocab_size
 
 
@@ -208,7 +208,7 @@ def test_progress_is_told_of_every_byte_of_a_weight(dtype: Any, tmp_path: Path) 
     save(build(BASE), tmp_path / "hf", dtype)
     counts: list[int] = []
     with open_source(tmp_path / "hf") as source:
-        write_gguf(source, tmp_path / "m.gguf", "F16", advance=counts.append)
+        write_gguf(source, tmp_path / "m.gguf", GgufOptions("F16"), advance=counts.append)
         sizes = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
         wanted = sum(
             torch.Size(entry.shape).numel() * sizes[entry.dtype]

@@ -17,19 +17,19 @@ import torch
 from test_gguf_format import crafted, key, tensor_entry, text
 
 from rorqual.errors import CheckpointError, UsageError
-from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights.checks import check_gguf
 from rorqual.weights.gguf import container as gguf_container
 from rorqual.weights.gguf import format as gguf_format
 from rorqual.weights.gguf import job as gguf_job
 from rorqual.weights.gguf import summary as gguf_summary
 from rorqual.weights.gguf import writer as gguf_writer
-from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short, header_of
+from rorqual.weights.gguf.container import GgufWriter, Short, header_of
 from rorqual.weights.gguf.file import GgufFile, gguf_files, read_gguf
 from rorqual.weights.gguf.format import read_header
 from rorqual.weights.gguf.mixes import MIXES, type_of
+from rorqual.weights.planned import PlannedTensor
 
-F32 = QUANT_TYPES["F32"]
+F32 = "F32"
 
 
 def written(path: Path, keys: dict[str, Any], **tensors: torch.Tensor) -> Path:
@@ -196,12 +196,12 @@ def test_the_journal_grows_with_what_is_on_the_disk(
 
     first = write(5)
     assert notes == [2, 4, 5, -1]
-    assert first.num_bytes == first.offsets[-1] + 32
+    assert first.num_bytes == first.layout.offsets["t5"] + 32
     left = GgufWriter(path, {}, tensors, fingerprint="x")
     assert left.num_bytes_left == 32
     assert GgufWriter(path, {}, tensors, fingerprint="y").num_bytes_left == first.num_bytes
     size = first.partial.stat().st_size
-    assert size == first.offsets[5]
+    assert size == first.layout.offsets["t5"]
     with first.partial.open("r+b") as file:
         file.truncate(size - 1)
     assert left.num_bytes_left == first.num_bytes
@@ -214,9 +214,9 @@ def test_the_journal_grows_with_what_is_on_the_disk(
 
 def test_parts_are_cut_before_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(limit: float | None, *sizes: int) -> list[list[int]]:
-        tasks = [SimpleNamespace(planned=SimpleNamespace(num_bytes=size)) for size in sizes]
-        parts = gguf_writer._cut(tasks, limit)  # type: ignore[arg-type]
-        return [[task.planned.num_bytes for task in part] for part in parts]
+        tensors = [PlannedTensor(f"t{size}", "I8", (size,)) for size in sizes]
+        parts = gguf_writer._cut(tensors, limit)
+        return [[tensor.num_bytes for tensor in part] for part in parts]
 
     assert cut(None, 5, 5) == [[5, 5]]
     assert cut(10, 5, 5, 1, 9, 1) == [[5, 5], [1, 9], [1]]
@@ -334,7 +334,7 @@ def test_every_row_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         _, found = check_gguf(file, is_deep=True)
         assert (found.status, found.detail) == ("failed", "a.weight has NaN or infinity")
     path = tmp_path / "odd.gguf"
-    planned = PlannedTensor("c.weight", QUANT_TYPES["Q8_K"], (1, 256))
+    planned = PlannedTensor("c.weight", "Q8_K", (1, 256))
     with GgufWriter(path, {}, [planned]) as writer:
         writer.write(planned, [torch.zeros(planned.num_bytes, dtype=torch.uint8)])
     with read_gguf(path) as file:

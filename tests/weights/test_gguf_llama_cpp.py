@@ -19,7 +19,7 @@ from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from rorqual.weights import load, save
 from rorqual.weights.gguf.mixes import MIXES
-from rorqual.weights.gguf.writer import write_gguf
+from rorqual.weights.gguf.writer import GgufOptions, write_gguf
 from rorqual.weights.open import open_source
 
 pytestmark = [pytest.mark.slow, llama_cpp.needs_llama_cpp]
@@ -102,7 +102,7 @@ def random_model(config: ModelConfig) -> DeepseekV3:
 
 def written(folder: Path, path: Path, mix: str, **options: bool) -> Path:
     with open_source(folder) as source:
-        write_gguf(source, path, mix, **options)  # type: ignore[arg-type]
+        write_gguf(source, path, GgufOptions(mix, **options))  # type: ignore[arg-type]
     return path
 
 

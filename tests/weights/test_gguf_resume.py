@@ -294,13 +294,12 @@ def growth(source: Path, destination: Path, to: str = MIX) -> tuple[int, int]:
 def zeros(folder: Path, config: ModelConfig) -> int:
     """An FP8 checkpoint whose weights take no disk: a file with holes. Returns its bytes."""
     from rorqual.files import write_json
-    from rorqual.weights.huggingface_writer import QUANTISATION
-    from rorqual.weights.names import stored_tensors
-    from rorqual.weights.safetensors_file import NAMES, lay_out
+    from rorqual.weights.fp8 import QUANTISATION
+    from rorqual.weights.planned import planned_tensors
+    from rorqual.weights.safetensors_file import lay_out
 
     folder.mkdir()
-    tensors = stored_tensors(config, "fp8")
-    layout = lay_out([(t.name, NAMES[t.dtype_in("fp8")], t.shape) for t in tensors])
+    layout = lay_out(planned_tensors(config, "fp8"))
     with (folder / "model.safetensors").open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.num_bytes)

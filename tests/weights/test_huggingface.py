@@ -17,8 +17,8 @@ from rorqual.model import DeepseekV3, ModelConfig, build
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save
 from rorqual.weights.folder import INDEX, SINGLE, open_folder
-from rorqual.weights.huggingface_writer import plan_shards
-from rorqual.weights.names import Format, stored_tensors
+from rorqual.weights.fp8 import Format
+from rorqual.weights.planned import cut_files, planned_tensors
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
 # Edge blocks in both directions: 576 rows, 144 and 160 columns.
@@ -87,7 +87,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     limit = 100_000
     save(make(CONFIG), tmp_path, "bfloat16", max_shard_bytes=limit)
     index = json.loads((tmp_path / INDEX).read_text())
-    names = {tensor.name for tensor in stored_tensors(CONFIG, "bfloat16")}
+    names = {tensor.name for tensor in planned_tensors(CONFIG, "bfloat16")}
     assert index["weight_map"].keys() == names
     files = sorted(tmp_path.glob("*.safetensors"))
     assert [file.name for file in files] == [
@@ -106,10 +106,10 @@ def test_shards_and_index(tmp_path: Path) -> None:
 
 
 def test_a_scale_stays_with_its_weight_and_large_tensors_stand_alone() -> None:
-    shards = plan_shards(stored_tensors(EDGES, "fp8"), "fp8", 1)
-    assert [tensor for shard in shards for tensor in shard] == stored_tensors(EDGES, "fp8")
+    shards = cut_files(planned_tensors(EDGES, "fp8"), 1)
+    assert [tensor for shard in shards for tensor in shard] == planned_tensors(EDGES, "fp8")
     for shard in shards:
-        assert [t.kind for t in shard[1:]] == (["scale"] if shard[0].kind == "projection" else [])
+        assert [t.role for t in shard[1:]] == (["scale"] if shard[0].dtype == "F8_E4M3" else [])
 
 
 def test_weight_and_scale_in_different_shards(tmp_path: Path) -> None:
@@ -224,9 +224,7 @@ def test_settings_and_tokenizer(tmp_path: Path) -> None:
 def test_only_headers_are_read_to_open(tmp_path: Path) -> None:
     save(make(CONFIG), tmp_path)
     with open_folder(tmp_path) as folder:
-        assert folder.num_bytes() == sum(
-            t.num_bytes_in("float32") for t in stored_tensors(CONFIG, "float32")
-        )
+        assert folder.num_bytes() == sum(t.num_bytes for t in planned_tensors(CONFIG, "float32"))
         assert folder.num_files == 1
 
 

@@ -13,29 +13,30 @@ from safetensors import safe_open
 
 from rorqual.errors import UsageError
 from rorqual.model import empty, preset
-from rorqual.weights.names import HEAD, IGNORED, stored_tensors, tensors_of
+from rorqual.weights.names import HEAD, IGNORED, tensors_of
+from rorqual.weights.planned import planned_tensors
 
 
 def test_the_released_checkpoint() -> None:
-    stored = stored_tensors(preset("671b"), "fp8")
+    stored = planned_tensors(preset("671b"), "fp8")
     assert len(stored) == len({tensor.name for tensor in stored}) == 91_991
     assert sum(torch.Size(tensor.shape).numel() for tensor in stored) == 684_531_386_000
 
 
 def test_what_is_fp8() -> None:
-    stored = {t.name: t for t in stored_tensors(preset("671b"), "fp8")}
-    dtype = {name: tensor.dtype_in("fp8") for name, tensor in stored.items()}
-    assert dtype["model.layers.61.eh_proj.weight"] == torch.bfloat16
-    assert dtype["model.layers.61.embed_tokens.weight"] == torch.bfloat16
-    assert dtype["model.layers.61.shared_head.head.weight"] == torch.bfloat16
-    assert dtype["model.layers.3.mlp.gate.weight"] == torch.bfloat16
-    assert dtype["model.layers.3.mlp.gate.e_score_correction_bias"] == torch.float32
-    assert dtype["model.layers.0.mlp.down_proj.weight"] == torch.float8_e4m3fn
+    stored = {t.name: t for t in planned_tensors(preset("671b"), "fp8")}
+    dtype = {name: tensor.dtype for name, tensor in stored.items()}
+    assert dtype["model.layers.61.eh_proj.weight"] == "BF16"
+    assert dtype["model.layers.61.embed_tokens.weight"] == "BF16"
+    assert dtype["model.layers.61.shared_head.head.weight"] == "BF16"
+    assert dtype["model.layers.3.mlp.gate.weight"] == "BF16"
+    assert dtype["model.layers.3.mlp.gate.e_score_correction_bias"] == "F32"
+    assert dtype["model.layers.0.mlp.down_proj.weight"] == "F8_E4M3"
     name = "model.layers.61.self_attn.kv_a_proj_with_mqa.weight"
-    assert dtype[name] == torch.float8_e4m3fn
+    assert dtype[name] == "F8_E4M3"
     assert stored[name].shape == (576, 7168)
     assert stored[name + "_scale_inv"].shape == (5, 56)
-    fp8 = {name.split(".")[3] for name, kind in dtype.items() if kind == torch.float8_e4m3fn}
+    fp8 = {name.split(".")[3] for name, kind in dtype.items() if kind == "F8_E4M3"}
     assert fp8 == {"self_attn", "mlp"}
 
 
@@ -62,17 +63,17 @@ def test_names_are_those_transformers_writes(name: str, tmp_path: Path) -> None:
     oracle.make(config).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         theirs = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    ours = {tensor.name: tensor.shape for tensor in stored_tensors(config, "float32")}
+    ours = {tensor.name: tensor.shape for tensor in planned_tensors(config, "float32")}
     assert ours == theirs
 
 
 def test_options() -> None:
     config = oracle.CONFIGS["tied_mtp"]
-    names = {tensor.name for tensor in stored_tensors(config, "bfloat16")}
-    short = {t.name for t in stored_tensors(config, "bfloat16", repeat_mtp_embedding=False)}
+    names = {tensor.name for tensor in planned_tensors(config, "bfloat16")}
+    short = {t.name for t in planned_tensors(config, "bfloat16", repeat_mtp_embedding=False)}
     layer = "model.layers.3."
     assert names - short == {layer + "embed_tokens.weight", layer + "shared_head.head.weight"}
     assert HEAD not in names
     assert IGNORED.search("model.layers.0.self_attn.rotary_emb.inv_freq")
     with pytest.raises(UsageError, match="int4"):
-        stored_tensors(config, "int4")  # type: ignore[arg-type]
+        planned_tensors(config, "int4")  # type: ignore[arg-type]

@@ -26,12 +26,13 @@ from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.folder import SINGLE, open_folder, refuse_absurd
 from rorqual.weights.gguf.reader import open_gguf
-from rorqual.weights.names import layer_of, stored_tensors
+from rorqual.weights.names import layer_of
 from rorqual.weights.not_weights import pickle_fix
 from rorqual.weights.open import kind_of, load_config, open_source
+from rorqual.weights.planned import PlannedTensor, Region, planned_tensors
 from rorqual.weights.quantization_config import quantisation_of, unknown_quantisation_keys
 from rorqual.weights.safetensors_file import RowFiles, lay_out, looks_like_safetensors, read_places
-from rorqual.weights.shards.names import Part, part_of, scale_part
+from rorqual.weights.shards.names import region_of, scale_region
 from rorqual.weights.source import Quantisation
 
 CONFIG = oracle.CONFIGS["mtp"]
@@ -126,13 +127,14 @@ def test_a_planned_file_is_the_librarys(tmp_path: Path) -> None:
         for letter in ("ö", "z", "Z"):
             shape = (number + 1, 3) if letter != "z" else (0,)
             tensors[letter + name] = torch.ones(shape).to(dtype)
-            plan.append((letter + name, name, shape))
+            plan.append(PlannedTensor(letter + name, name, shape))
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
     layout = lay_out(plan)
     theirs = (tmp_path / "theirs").read_bytes()
     assert theirs.startswith(layout.header)
     assert layout.num_bytes == len(theirs)
-    assert layout.places == read_places(tmp_path / "theirs")
+    places = read_places(tmp_path / "theirs")
+    assert layout.offsets == {name: place.offset for name, place in places.items()}
 
 
 def test_files_are_opened_once_and_closed(tmp_path: Path) -> None:
@@ -333,16 +335,16 @@ def test_pickles_are_told_by_their_first_bytes(tmp_path: Path) -> None:
 def test_the_parts_of_ranks() -> None:
     """The second of four ranks; blocks of 128 under a rank that begins and ends between them."""
     projection = "model.layers.0.self_attn.{}.weight"
-    assert part_of(projection.format("q_b_proj"), (16, 6), 1, 4, 8) == Part((4, 8))
-    assert part_of(projection.format("o_proj"), (6, 16), 1, 4, 8) == Part((0, 6), (4, 8))
-    assert part_of(projection.format("q_a_proj"), (16, 6), 1, 4, 8) == Part((0, 16))
+    assert region_of(projection.format("q_b_proj"), (16, 6), 1, 4, 8) == Region((4, 8))
+    assert region_of(projection.format("o_proj"), (6, 16), 1, 4, 8) == Region((0, 6), (4, 8))
+    assert region_of(projection.format("q_a_proj"), (16, 6), 1, 4, 8) == Region((0, 16))
     for expert_id in range(8):
         name = f"model.layers.1.mlp.experts.{expert_id}.up_proj.weight"
-        part = part_of(name, (16, 6), 1, 4, 8)
-        assert part == (Part((0, 16)) if expert_id in (2, 3) else None)
-    assert scale_part(Part((128, 384), (256, 300))) == Part((1, 3), (2, 3))
-    assert scale_part(Part((0, 129)), (64, 128)) == Part((0, 3))
-    assert scale_part(Part((0, 129), (128, 300)), (64, 100)) == Part((0, 3), (1, 3))
+        part = region_of(name, (16, 6), 1, 4, 8)
+        assert part == (Region((0, 16)) if expert_id in (2, 3) else None)
+    assert scale_region(Region((128, 384), (256, 300))) == Region((1, 3), (2, 3))
+    assert scale_region(Region((0, 129)), (64, 128)) == Region((0, 3))
+    assert scale_region(Region((0, 129), (128, 300)), (64, 100)) == Region((0, 3), (1, 3))
 
 
 def test_a_folder_of_shards_says_which_rank_lacks_what(tmp_path: Path) -> None:
@@ -376,7 +378,7 @@ def test_gguf_of_a_shape_that_its_file_cannot_have(tmp_path: Path) -> None:
     path = run(tmp_path / "hf", tmp_path / "m.gguf", "gguf:F32")
     with open_gguf(path) as source:
         file = source.file
-        names = {tensor.name for tensor in stored_tensors(CONFIG, "float32")}
+        names = {tensor.name for tensor in planned_tensors(CONFIG, "float32")}
         assert set(source.entries) <= names
         assert (source.num_files, source.faults) == (1, [])
         for num, is_possible in ((len(file.tensors), True), (len(file.tensors) + 1, False)):

@@ -238,17 +238,18 @@ def _kernels(kinds: Sequence[str]) -> dict[str, Any]:
 def _preset_sizes(config: ModelConfig) -> dict[str, Any]:
     import torch
 
-    from rorqual.weights.names import FORMATS, stored_tensors
+    from rorqual.weights.fp8 import FORMATS
+    from rorqual.weights.planned import planned_tensors
 
     stored = []
     for name in FORMATS:
-        tensors = stored_tensors(config, name)
+        tensors = planned_tensors(config, name)
         stored.append(
             {
                 "dtype": f"saved as {name}",
                 "tensors": len(tensors),
                 "elements": sum(torch.Size(tensor.shape).numel() for tensor in tensors),
-                "bytes": sum(tensor.num_bytes_in(name) for tensor in tensors),
+                "bytes": sum(tensor.num_bytes for tensor in tensors),
             }
         )
     return {"stored": stored, "checks": []}

@@ -9,14 +9,14 @@ from functools import lru_cache
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import FLOAT_TYPES
+from rorqual.weights.fp8 import FORMAT_OF
 from rorqual.weights.gguf.format import DEFAULT_ALIGNMENT
-from rorqual.weights.gguf.mixes import MIXES, mix_of
-from rorqual.weights.gguf.writer import gguf_bytes, plan_tasks
-from rorqual.weights.names import EMBEDDING, HEAD, Format, stored_tensors
+from rorqual.weights.gguf.mixes import MIXES, gguf_bytes, planned_gguf
+from rorqual.weights.names import EMBEDDING, HEAD
+from rorqual.weights.planned import planned_tensors
 
-SAFETENSORS: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}
 GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
-WEIGHT_FORMATS = (*SAFETENSORS, *GGUF)
+WEIGHT_FORMATS = (*FORMAT_OF, *GGUF)
 GIB = 1 << 30
 # unsloth's list for V3 counts GiB, rounded up, but Q8_0 in decimal GB.
 DECIMAL_MIXES = ("Q8_0",)
@@ -43,10 +43,10 @@ def disk_bytes(config: ModelConfig, format: str) -> int:
     With the config's MTP layer: in safetensors with its copies of embedding and head, in GGUF
     without. GGUF's tensors are padded to their alignment.
     """
-    if format in SAFETENSORS:
-        stored = SAFETENSORS[format]
-        return sum(tensor.num_bytes_in(stored) for tensor in stored_tensors(config, stored))
-    sizes = [task.planned.num_bytes for task in plan_tasks(config, mix_of(format))]
+    if format in FORMAT_OF:
+        tensors = planned_tensors(config, FORMAT_OF[format])
+        return sum(tensor.num_bytes for tensor in tensors)
+    sizes = [tensor.num_bytes for tensor in planned_gguf(config, format)]
     return sum(-(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT for size in sizes)
 
 
@@ -109,13 +109,12 @@ def main_part(config: ModelConfig) -> ModelConfig:
 
 def _tensors(config: ModelConfig, format: str) -> Iterator[tuple[str, int]]:
     """(name in the files, bytes) of the tensors in memory, FP8 scales included."""
-    if format in SAFETENSORS:
-        stored = SAFETENSORS[format]
-        for tensor in stored_tensors(config, stored, repeat_mtp_embedding=False):
-            yield tensor.name, tensor.num_bytes_in(stored)
-        return
-    for task in plan_tasks(config, mix_of(format)):
-        yield task.tensor.name, task.planned.num_bytes
+    if format in FORMAT_OF:
+        tensors = planned_tensors(config, FORMAT_OF[format], repeat_mtp_embedding=False)
+    else:
+        tensors = planned_gguf(config, format)
+    for tensor in tensors:
+        yield tensor.name, tensor.num_bytes
 
 
 def _is_expert(name: str) -> bool:

@@ -11,9 +11,9 @@ from rorqual.model import ModelConfig, unknown_keys
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.folder import RESTORE, refuse_absurd
+from rorqual.weights.fp8 import E4M3, SCALE_DTYPES, SCALE_SUFFIX, may_be_fp8
 from rorqual.weights.names import (
     IGNORED,
-    SCALE_SUFFIX,
     StoredTensor,
     layer_of,
     layer_prefix,
@@ -23,8 +23,6 @@ from rorqual.weights.quantization_config import unknown_quantisation_keys
 from rorqual.weights.source import Entry, TensorSource
 
 FLOATS = ("F32", "BF16", "F16")
-E4M3 = "F8_E4M3"
-SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 
 
 @dataclass
@@ -133,7 +131,7 @@ def _check_tensor(folder: TensorSource, tensor: StoredTensor, report: Audit) -> 
         report.add("shapes", f"wrong shape: {tensor.name} is {found}, expected {wanted}")
         return
     scale = folder.entries.get(tensor.scale_name)
-    if entry.dtype == E4M3 and tensor.kind in ("projection", "plain") and len(tensor.shape) == 2:
+    if entry.dtype == E4M3 and may_be_fp8(tensor.kind, tensor.shape):
         _check_scale(folder, tensor, scale, report)
         return
     kind = QUANT_TYPES.get(entry.dtype)
@@ -144,7 +142,7 @@ def _check_tensor(folder: TensorSource, tensor: StoredTensor, report: Audit) -> 
             f"{entry.file}",
         )
     elif entry.dtype not in FLOATS:
-        allowed = ", ".join((*FLOATS, E4M3) if tensor.kind == "projection" else FLOATS)
+        allowed = ", ".join((*FLOATS, E4M3) if may_be_fp8(tensor.kind, tensor.shape) else FLOATS)
         report.add(
             "dtypes", f"wrong dtype: {tensor.name} is {entry.dtype}, expected one of {allowed}"
         )

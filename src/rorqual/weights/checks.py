@@ -12,11 +12,12 @@ import torch
 from rorqual.errors import MAX_LISTED, RorqualError
 from rorqual.tokenizer import has_tokenizer, load_tokenizer
 from rorqual.weights.audit import Audit, audit
+from rorqual.weights.fp8 import SCALE_SUFFIX
 from rorqual.weights.gguf.file import GgufFile
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.gguf.summary import faulty_values
 from rorqual.weights.gguf.tokenizer import TOKENS
-from rorqual.weights.names import IGNORED, SCALE_SUFFIX
+from rorqual.weights.names import IGNORED
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
 from rorqual.weights.source import TensorSource

@@ -37,6 +37,10 @@ NO_MODEL = "is a file, but no GGUF model"
 RESTORE = "download or copy the listed files again from the checkpoint's source"
 
 
+def shard_name(number: int, num_shards: int) -> str:
+    return f"model-{number:05d}-of-{num_shards:05d}.safetensors"
+
+
 @dataclass
 class Folder:
     """An opened checkpoint: its configuration, its entries, and what is wrong with its files."""

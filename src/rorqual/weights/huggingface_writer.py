@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,23 +18,19 @@ from rorqual.errors import CheckpointError, RorqualError, UsageError
 from rorqual.files import atomic_directory, write_json
 from rorqual.model import DeepseekV3
 from rorqual.model.stored import StoredStack
-from rorqual.ops.block_fp8 import BLOCK, quantise_blocks
-from rorqual.weights.folder import CONFIG, INDEX, SINGLE
-from rorqual.weights.names import Format, Kind, StoredTensor, stored_tensors
+from rorqual.ops.block_fp8 import quantise_blocks
+from rorqual.weights.convert.plan import MAX_SHARD_BYTES
+from rorqual.weights.folder import CONFIG, INDEX, SINGLE, shard_name
+from rorqual.weights.fp8 import E4M3, QUANTISATION, Format
+from rorqual.weights.planned import PlannedTensor, cut_files, planned_tensors
 from rorqual.weights.progress import track
+from rorqual.weights.safetensors_file import DTYPES
 
 if TYPE_CHECKING:
     from rorqual.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
 CHAT_CARD = "chat.json"  # what a chat says first, and how the model likes to be sampled
-MAX_SHARD_BYTES = 5_000_000_000
-QUANTISATION = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [BLOCK, BLOCK],
-}
 
 
 def save(
@@ -64,15 +59,15 @@ def save(
             "a model whose weights run as they are stored cannot be saved",
             fix="convert its file instead (rorqual convert), or load it as float32",
         )
-    stored = stored_tensors(model.config, dtype, repeat_mtp_embedding=repeat_mtp_embedding)
-    shards = plan_shards(stored, dtype, max_shard_bytes)
+    tensors = planned_tensors(model.config, dtype, repeat_mtp_embedding=repeat_mtp_embedding)
+    shards = cut_files(tensors, max_shard_bytes)
     places: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
     with atomic_directory(folder, replace=replace) as temporary:
-        num_bytes = sum(tensor.num_bytes_in(dtype) for tensor in stored)
+        num_bytes = sum(tensor.num_bytes for tensor in tensors)
         weight_map: dict[str, str] = {}
         for number, shard in track(list(enumerate(shards, 1)), "saving", num_bytes):
             file = SINGLE if len(shards) == 1 else shard_name(number, len(shards))
-            values = dict(_values(shard, places, dtype))
+            values = dict(_values(shard, places))
             save_file(values, temporary / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(values, file)
         if len(shards) > 1:
@@ -81,55 +76,16 @@ def save(
         _write_settings(model, temporary, dtype, tokenizer, generation or {})
 
 
-def plan_shards(
-    stored: Sequence[StoredTensor], dtype: Format, max_shard_bytes: float
-) -> list[list[StoredTensor]]:
-    """Tensors in order, cut before a shard would exceed the limit; see `cut_shards`."""
-    return cut_shards(stored, lambda tensor: tensor.num_bytes_in(dtype), max_shard_bytes)
-
-
-class _HasKind(Protocol):
-    @property
-    def kind(self) -> Kind: ...
-
-
-T = TypeVar("T", bound=_HasKind)
-
-
-def cut_shards(
-    tensors: Sequence[T], size_of: Callable[[T], int], max_shard_bytes: float
-) -> list[list[T]]:
-    """Lists of at most `max_shard_bytes`, in order; a scale stays with its weight.
-
-    A tensor larger than the limit is a shard by itself.
-    """
-    shards: list[list[T]] = [[]]
-    num_bytes = 0
-    for tensor in tensors:
-        size = size_of(tensor)
-        if shards[-1] and tensor.kind != "scale" and num_bytes + size > max_shard_bytes:
-            shards.append([])
-            num_bytes = 0
-        shards[-1].append(tensor)
-        num_bytes += size
-    return shards
-
-
-def shard_name(number: int, num_shards: int) -> str:
-    return f"model-{number:05d}-of-{num_shards:05d}.safetensors"
-
-
 def _values(
-    shard: Sequence[StoredTensor], places: dict[str, Tensor], dtype: Format
+    shard: Sequence[PlannedTensor], places: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a shard as they are stored, each in memory of its own."""
     for tensor in shard:
-        if tensor.kind == "scale":
+        if tensor.role == "scale":
             continue  # comes with its weight
-        values = tensor.part_of(places[tensor.parameter]).detach()
-        stored_dtype = tensor.dtype_in(dtype)
-        if stored_dtype != torch.float8_e4m3fn:
-            yield tensor.name, values.to("cpu", stored_dtype, copy=True).contiguous()
+        values = tensor.source.part_of(places[tensor.source.parameter]).detach()
+        if tensor.dtype != E4M3:
+            yield tensor.name, values.to("cpu", DTYPES[tensor.dtype], copy=True).contiguous()
             continue
         try:
             quantised, scale = quantise_blocks(values)
@@ -140,7 +96,7 @@ def _values(
                 fix=problem.fix,
             ) from None
         yield tensor.name, quantised.cpu()
-        yield tensor.scale_name, scale.cpu()
+        yield tensor.source.scale_name, scale.cpu()
 
 
 def _write_settings(

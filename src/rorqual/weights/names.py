@@ -13,33 +13,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
-from rorqual.ops.block_fp8 import num_blocks
-
-Format = Literal["float32", "bfloat16", "fp8"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+from rorqual.weights import fp8
+from rorqual.weights.fp8 import Kind
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-SCALE_SUFFIX = "_scale_inv"
 # Buffers that old checkpoints carry although they follow from the configuration.
 IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-
-Kind = Literal["plain", "projection", "bias", "copy", "scale"]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file. `parameter[index]` of the model is its place.
 
-    kind: "projection" may be FP8, with a "scale" beside it; "bias" is float32 always; "copy"
-    repeats `parameter` in the file and may be absent; all else is "plain".
+    kind: "projection" is FP8 where the checkpoint is (`fp8.py` knows which those are); "bias" is
+    float32 always; "copy" repeats `parameter` in the file and may be absent; all else is "plain".
     """
 
     name: str
@@ -54,21 +46,10 @@ class StoredTensor:
 
     @property
     def scale_name(self) -> str:
-        return self.name + SCALE_SUFFIX
+        return fp8.scale_name(self.name)
 
-    def scale_shape(self, block: tuple[int, int] = (128, 128)) -> tuple[int, int]:
-        return num_blocks(self.shape[0], block[0]), num_blocks(self.shape[1], block[1])
-
-    def dtype_in(self, format: Format) -> torch.dtype:
-        """What the tensor is stored as: FP8 is for `self_attn` and `mlp` projections."""
-        if self.kind in ("bias", "scale") or format == "float32":
-            return torch.float32
-        if format == "fp8" and self.kind == "projection":
-            return torch.float8_e4m3fn
-        return torch.bfloat16
-
-    def num_bytes_in(self, format: Format) -> int:
-        return torch.Size(self.shape).numel() * self.dtype_in(format).itemsize
+    def scale_shape(self, block: tuple[int, int] = fp8.BLOCK_PAIR) -> tuple[int, int]:
+        return fp8.scale_shape(self.shape, block)
 
 
 @dataclass
@@ -79,33 +60,29 @@ class _Layer:
     prefix: str
     tensors: list[StoredTensor] = field(default_factory=list)
 
-    def add(self, name: str, shape: tuple[int, ...], kind: Kind = "plain") -> None:
+    def add(self, name: str, shape: tuple[int, ...], kind: Kind | None = None) -> None:
         full = f"{self.prefix}{name}"
-        self.tensors.append(StoredTensor(full, shape, full, kind=kind))
+        self.tensors.append(StoredTensor(full, shape, full, kind=kind or _kind_of(full)))
 
     def add_attention(self) -> None:
         c, heads = self.config, self.config.num_attention_heads
         if c.q_lora_rank is None:
-            self.add(
-                "self_attn.q_proj.weight", (heads * c.qk_head_dim, c.hidden_size), "projection"
-            )
+            self.add("self_attn.q_proj.weight", (heads * c.qk_head_dim, c.hidden_size))
         else:
-            self.add("self_attn.q_a_proj.weight", (c.q_lora_rank, c.hidden_size), "projection")
+            self.add("self_attn.q_a_proj.weight", (c.q_lora_rank, c.hidden_size))
             self.add("self_attn.q_a_layernorm.weight", (c.q_lora_rank,))
-            self.add(
-                "self_attn.q_b_proj.weight", (heads * c.qk_head_dim, c.q_lora_rank), "projection"
-            )
+            self.add("self_attn.q_b_proj.weight", (heads * c.qk_head_dim, c.q_lora_rank))
         kv_width = heads * (c.qk_nope_head_dim + c.v_head_dim)
-        self.add("self_attn.kv_a_proj_with_mqa.weight", (c.latent_dim, c.hidden_size), "projection")
+        self.add("self_attn.kv_a_proj_with_mqa.weight", (c.latent_dim, c.hidden_size))
         self.add("self_attn.kv_a_layernorm.weight", (c.kv_lora_rank,))
-        self.add("self_attn.kv_b_proj.weight", (kv_width, c.kv_lora_rank), "projection")
-        self.add("self_attn.o_proj.weight", (c.hidden_size, heads * c.v_head_dim), "projection")
+        self.add("self_attn.kv_b_proj.weight", (kv_width, c.kv_lora_rank))
+        self.add("self_attn.o_proj.weight", (c.hidden_size, heads * c.v_head_dim))
 
     def add_feed_forward(self, name: str, inner: int) -> None:
         dim = self.config.hidden_size
-        self.add(f"{name}.gate_proj.weight", (inner, dim), "projection")
-        self.add(f"{name}.up_proj.weight", (inner, dim), "projection")
-        self.add(f"{name}.down_proj.weight", (dim, inner), "projection")
+        self.add(f"{name}.gate_proj.weight", (inner, dim))
+        self.add(f"{name}.up_proj.weight", (inner, dim))
+        self.add(f"{name}.down_proj.weight", (dim, inner))
 
     def add_experts(self) -> None:
         c = self.config
@@ -113,34 +90,28 @@ class _Layer:
         self.add("mlp.gate.weight", (num, dim))
         if c.has_correction_bias:
             self.add("mlp.gate.e_score_correction_bias", (num,), "bias")
-        stacked = f"{self.prefix}mlp.experts."
-        rows = {"gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner)}
+        both, down = (f"{self.prefix}mlp.experts.{name}_proj" for name in ("gate_up", "down"))
+        gate_rows, up_rows = slice(0, inner), slice(inner, 2 * inner)
         for expert_id in range(num):
-            for part, place in rows.items():
-                self.tensors.append(
-                    StoredTensor(
-                        f"{stacked}{expert_id}.{part}.weight",
-                        (inner, dim),
-                        f"{stacked}gate_up_proj",
-                        (expert_id, place),
-                        "projection",
-                    )
-                )
-            self.tensors.append(
-                StoredTensor(
-                    f"{stacked}{expert_id}.down_proj.weight",
-                    (dim, inner),
-                    f"{stacked}down_proj",
-                    (expert_id,),
-                    "projection",
-                )
-            )
+            self.add_expert(f"{expert_id}.gate_proj", (inner, dim), both, (expert_id, gate_rows))
+            self.add_expert(f"{expert_id}.up_proj", (inner, dim), both, (expert_id, up_rows))
+            self.add_expert(f"{expert_id}.down_proj", (dim, inner), down, (expert_id,))
         if c.n_shared_experts:
             self.add_feed_forward("mlp.shared_experts", inner * c.n_shared_experts)
+
+    def add_expert(
+        self, name: str, shape: tuple[int, int], stack: str, index: tuple[int | slice, ...]
+    ) -> None:
+        full = f"{self.prefix}mlp.experts.{name}.weight"
+        self.tensors.append(StoredTensor(full, shape, stack, index, _kind_of(full)))
 
     def add_copy(self, name: str, parameter: str) -> None:
         shape = (self.config.vocab_size, self.config.hidden_size)
         self.tensors.append(StoredTensor(f"{self.prefix}{name}", shape, parameter, kind="copy"))
+
+
+def _kind_of(name: str) -> Kind:
+    return "projection" if fp8.is_projection(name) else "plain"
 
 
 def layer_prefix(layer_id: int) -> str:
@@ -188,31 +159,3 @@ def tensors_of(config: ModelConfig) -> Iterator[StoredTensor]:
         yield StoredTensor(HEAD, shape, EMBEDDING, kind="copy")
     else:
         yield StoredTensor(HEAD, shape, HEAD)
-
-
-def stored_tensors(
-    config: ModelConfig, format: Format, *, repeat_mtp_embedding: bool = True
-) -> list[StoredTensor]:
-    """What a checkpoint that we write holds, FP8 scales included, in the order of the file.
-
-    A tied head is left out; the MTP copies of embedding and head are there on request.
-    """
-    if format not in FORMATS:
-        raise UsageError(f"no such format {format!r}", expected=", ".join(FORMATS))
-    stored = []
-    for tensor in tensors_of(config):
-        is_absent = tensor.name == HEAD if config.tie_word_embeddings else False
-        if is_absent or (tensor.kind == "copy" and not repeat_mtp_embedding):
-            continue
-        stored.append(tensor)
-        if format == "fp8" and tensor.kind == "projection":
-            stored.append(
-                StoredTensor(
-                    tensor.scale_name,
-                    tensor.scale_shape(),
-                    tensor.parameter,
-                    tensor.index,
-                    "scale",
-                )
-            )
-    return stored

@@ -10,11 +10,12 @@ from typing import Any
 
 from rorqual.errors import CheckpointError
 from rorqual.model.config_keys import refuse_misspelt
+from rorqual.weights.fp8 import BLOCK_PAIR
 from rorqual.weights.source import Quantisation
 
 KEY = "quantization_config"
 MAX_FOUND = 200  # letters of an error: some programs have an entry here for each layer
-E4M3 = (None, "e4m3", "float8_e4m3fn", "float8_e4m3")
+E4M3_NAMES = (None, "e4m3", "float8_e4m3fn", "float8_e4m3")
 SCALE_FORMATS = (None, "ue8m0", "float32", "float")
 _READ = ("quant_method", "fmt", "weight_block_size", "scale_fmt", "activation_scheme")
 _KNOWN = (*_READ, "modules_to_not_convert", "ignored_layers", "dequantize")
@@ -58,11 +59,11 @@ def quantisation_of(table: dict[str, Any], where: Path) -> Quantisation | None:
     if method != "fp8":
         raise _unsupported(method, f"{KEY}.quant_method {method!r}", where)
     refuse_misspelt(value, _KNOWN, where, f"{KEY}.")
-    if value.get("fmt") not in E4M3:
+    if value.get("fmt") not in E4M3_NAMES:
         raise _unsupported("fp8", f"{KEY}.fmt {value['fmt']!r}", where)
     if value.get("scale_fmt") not in SCALE_FORMATS:
         raise _unsupported("fp8", f"{KEY}.scale_fmt {value['scale_fmt']!r}", where)
-    block = value.get("weight_block_size", [128, 128])
+    block = value.get("weight_block_size", list(BLOCK_PAIR))
     is_pair = isinstance(block, list) and len(block) == 2
     if not is_pair or not all(type(size) is int and size > 0 for size in block):
         raise CheckpointError(

@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,18 @@ from torch import Tensor
 from rorqual import files
 from rorqual.errors import CheckpointError
 from rorqual.runs import mend_of_checkpoint
+from rorqual.weights.fp8 import E4M3, E8M0
+from rorqual.weights.planned import Layout, PlannedTensor
 
 DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.float8_e8m0fnu,
+    E4M3: torch.float8_e4m3fn,
+    E8M0: torch.float8_e8m0fnu,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ORDER = ("F32", "BF16", "F16", "F8_E8M0", "F8_E4M3")  # the library's order of the data
+_ORDER = ("F32", "BF16", "F16", E8M0, E4M3)  # the library's order of the data
 _ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4} | {
     "I64": 8,
     "U64": 8,
@@ -59,31 +61,19 @@ class Place:
     num_bytes: int
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A file before its data: the header's bytes, each tensor's place, the whole file's size."""
-
-    header: bytes
-    places: Mapping[str, Place]
-    num_bytes: int
-
-
-def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
-    """Plans a file of (name, dtype, shape) with the metadata `format: pt`."""
-    ordered = sorted(tensors, key=lambda t: (_ORDER.index(t[1]), t[0].encode()))
+def lay_out(tensors: Iterable[PlannedTensor]) -> Layout:
+    """A file of these tensors, with the metadata `format: pt`."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape in ordered:
-        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    starts, end = {}, 0
+    for tensor in sorted(tensors, key=lambda t: (_ORDER.index(t.dtype), t.name.encode())):
+        start, end = end, end + tensor.num_bytes
+        entry = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        starts[tensor.name], table[tensor.name] = start, entry
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     first = _LENGTH.size + len(text)
-    places = {}
-    for name, dtype, shape in ordered:
-        start, stop = table[name]["data_offsets"]
-        places[name] = Place(dtype, tuple(shape), first + start, stop - start)
-    return Layout(_LENGTH.pack(len(text)) + text, places, first + end)
+    offsets = {name: first + start for name, start in starts.items()}
+    return Layout(_LENGTH.pack(len(text)) + text, offsets, first + end)
 
 
 def looks_like_safetensors(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from rorqual.model import ModelConfig
+from rorqual.weights.fp8 import BLOCK_PAIR
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Entry:
 class Quantisation:
     """What `quantization_config` says: the block of a scale, and whether scales are ue8m0."""
 
-    block: tuple[int, int] = (128, 128)
+    block: tuple[int, int] = BLOCK_PAIR
     is_ue8m0: bool = False
 
 
@@ -79,3 +80,8 @@ class TensorSource(Protocol):
     def __enter__(self) -> TensorSource: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+def block_of(source: TensorSource) -> tuple[int, int]:
+    """What one FP8 scale stands for, rows and columns."""
+    return BLOCK_PAIR if source.quantisation is None else source.quantisation.block

@@ -32,15 +32,9 @@ from rorqual.weights.audit import audit
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.progress import track
-from rorqual.weights.source import StoredBytes, TensorSource
+from rorqual.weights.safetensors_file import NAMES
+from rorqual.weights.source import StoredBytes, TensorSource, block_of
 from rorqual.weights.values import read_scale, read_values
-
-_KINDS = {
-    torch.float8_e4m3fn: FP8,
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-}
 
 
 def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
@@ -129,9 +123,7 @@ class _Reader:
         return stack
 
     def _stack(self, stored: StoredBytes, shape: tuple[int, int, int]) -> StoredStack:
-        quantisation = self.source.quantisation
-        block = (128, 128) if quantisation is None else quantisation.block
-        return StoredStack(stored.kind, shape, stored.codes_RB.shape[1], block)
+        return StoredStack(stored.kind, shape, stored.codes_RB.shape[1], block_of(self.source))
 
     def _fill(
         self, stack: StoredStack, index: int, tensor: StoredTensor, stored: StoredBytes
@@ -147,7 +139,7 @@ class _Reader:
         # In memory of their own: pages of a mapped file would count beside the copies.
         values = self.source.read_rows(tensor.name, 0, tensor.shape[0])
         codes = values.contiguous().view(torch.uint8).view(values.shape[0], -1)
-        return StoredBytes(_KINDS[values.dtype], codes)
+        return StoredBytes(NAMES[values.dtype], codes)
 
     def _replace(self, name: str, module: nn.Module) -> None:
         owner, _, key = name.rpartition(".")

@@ -10,8 +10,9 @@ from torch import Tensor
 from rorqual.errors import CheckpointError
 from rorqual.ops.block_fp8 import dequantise_blocks, dequantise_into, num_blocks
 from rorqual.weights.folder import RESTORE
+from rorqual.weights.fp8 import BLOCK_PAIR, E4M3
 from rorqual.weights.names import StoredTensor
-from rorqual.weights.source import TensorSource
+from rorqual.weights.source import TensorSource, block_of
 
 CHUNK_ELEMENTS = 2_000_000  # read, converted and written at once: a few megabytes a worker
 
@@ -49,13 +50,14 @@ class StoredRows:
     def __init__(self, source: TensorSource, tensor: StoredTensor) -> None:
         self.source, self.tensor = source, tensor
         self.entry = source.entries[tensor.name]
-        self.is_fp8 = self.entry.dtype == "F8_E4M3"
+        self.is_fp8 = self.entry.dtype == E4M3
         self.scale = read_scale(source, tensor) if self.is_fp8 else None
+        self._block = block_of(source)
 
     def chunks(self, rows: tuple[int, int] | None = None) -> list[tuple[int, int]]:
         """Ranges of rows that fit into a chunk, cut between blocks of an FP8 scale."""
         first, last = rows or (0, self.entry.shape[0])
-        block = math.lcm(self._block[0], 128) if len(self.entry.shape) > 1 else 1
+        block = math.lcm(self._block[0], BLOCK_PAIR[0]) if len(self.entry.shape) > 1 else 1
         width = math.prod(self.entry.shape[1:])
         step = block * max(1, CHUNK_ELEMENTS // (width * block))
         return [(start, min(start + step, last)) for start in range(first, last, step)]
@@ -73,11 +75,6 @@ class StoredRows:
         scale = self.scale[first // height : num_blocks(stop, height)]
         out = torch.empty(stored.shape, dtype=dtype)
         return dequantise_into(out, stored, scale, self._block)[start - first :]
-
-    @property
-    def _block(self) -> tuple[int, int]:
-        quantisation = self.source.quantisation
-        return (128, 128) if quantisation is None else quantisation.block
 
 
 def read_float_rows(source: TensorSource, tensor: StoredTensor, start: int, stop: int) -> Tensor:

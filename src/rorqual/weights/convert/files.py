@@ -22,8 +22,9 @@ from rorqual.errors import CheckpointError
 from rorqual.files import BINARY, fsync_path
 from rorqual.ops.device import num_processors
 from rorqual.weights.convert.encode import encode
-from rorqual.weights.convert.plan import Options, Output, PlannedFile
+from rorqual.weights.convert.plan import Options, PlannedFile
 from rorqual.weights.convert.record import Record
+from rorqual.weights.planned import PlannedTensor
 from rorqual.weights.safetensors_file import as_bytes, write_at
 from rorqual.weights.source import TensorSource
 
@@ -54,11 +55,12 @@ class FileInWork:
                 os.ftruncate(self._descriptor, self.layout.num_bytes)
                 write_at(self._descriptor, memoryview(self.layout.header), 0)
 
-    def put(self, name: str, first_row: int, rows: Tensor) -> None:
-        place = self.layout.places[name]
-        row_bytes = place.num_bytes // place.shape[0] if place.shape[0] else 0
-        assert rows.nbytes == rows.shape[0] * row_bytes, f"{name}: rows of another width or dtype"
-        write_at(self._descriptor, as_bytes(rows), place.offset + first_row * row_bytes)
+    def put(self, tensor: PlannedTensor, first_row: int, rows: Tensor) -> None:
+        row_bytes = tensor.num_bytes // tensor.shape[0] if tensor.shape[0] else 0
+        is_alike = rows.nbytes == rows.shape[0] * row_bytes
+        assert is_alike, f"{tensor.name}: rows of another width or dtype"
+        offset = self.layout.offsets[tensor.name] + first_row * row_bytes
+        write_at(self._descriptor, as_bytes(rows), offset)
 
     def count_down(self) -> bool:
         """After each tensor; true after the last."""
@@ -105,9 +107,9 @@ class Writer:
             ThreadPoolExecutor(workers, "convert") as pool,
         ):
             tasks = [
-                pool.submit(self._convert, index, file, output, scale, closer)
+                pool.submit(self._convert, index, file, tensor, scale, closer)
                 for index, file in enumerate(opened)
-                for output, scale in file.plan.weights()
+                for tensor, scale in file.plan.weights()
             ]
             try:
                 for task in as_completed(tasks):
@@ -126,23 +128,23 @@ class Writer:
         self,
         index: int,
         file: FileInWork,
-        output: Output,
-        scale: Output | None,
+        tensor: PlannedTensor,
+        scale: PlannedTensor | None,
         closer: ThreadPoolExecutor,
     ) -> None:
         self._wait_for_turn(index)
 
-        def put(name: str, first_row: int, rows: Tensor) -> None:
+        def put(planned: PlannedTensor, first_row: int, rows: Tensor) -> None:
             if self._has_stopped:
                 raise _StoppedError
-            file.put(name, first_row, rows)
+            file.put(planned, first_row, rows)
             if self._is_sync_due(rows.nbytes):
                 self._closing.append(closer.submit(file.sync))
 
         try:
             if not self._has_stopped:
                 file.open()
-                encode(self.source, output, scale, self.options, put)
+                encode(self.source, tensor, scale, self.options, put)
         except _StoppedError:
             return
         if not self._has_stopped and file.count_down():

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
-from rorqual.weights.folder import SINGLE
+from rorqual.weights.folder import SINGLE, shard_name
+from rorqual.weights.fp8 import BLOCK_PAIR, E4M3, FORMAT_OF, dtype_in, scale_name
 from rorqual.weights.gguf.mixes import MIXES, mix_of
-from rorqual.weights.huggingface_writer import MAX_SHARD_BYTES, cut_shards, shard_name
-from rorqual.weights.names import EMBEDDING, HEAD, Kind, StoredTensor, layer_of
-from rorqual.weights.safetensors_file import DTYPES, Layout, lay_out
-from rorqual.weights.shards.names import Part, check_world, part_of, scale_part, shard_file
+from rorqual.weights.names import EMBEDDING, HEAD, StoredTensor, layer_of
+from rorqual.weights.planned import Layout, PlannedTensor, Region, cut_files, planned_scale
+from rorqual.weights.safetensors_file import lay_out
+from rorqual.weights.shards.names import check_world, region_of, scale_region, shard_file
 from rorqual.weights.shards.names import shard_name as rank_name
-from rorqual.weights.source import TensorSource
+from rorqual.weights.source import TensorSource, block_of
 
-E4M3 = "F8_E4M3"
-BLOCK_PAIR = (128, 128)
+MAX_SHARD_BYTES = 5_000_000_000
 ScaleFormat = Literal["float32", "ue8m0"]
 TARGETS = (
     "bf16, fp8, float32, hf, shards:N, shards:N:bf16, or gguf:MIX with MIX one of "
@@ -115,41 +114,24 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Output:
-    """A tensor to be written. A "scale" is written with the weight before it in the list."""
-
-    name: str  # in the file
-    tensor: StoredTensor  # the Hugging Face tensor it is made of (its weight, if a scale)
-    dtype: str
-    shape: tuple[int, ...]
-    part: Part
-    kind: Kind
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-
-@dataclass(frozen=True)
 class PlannedFile:
     name: str
-    outputs: tuple[Output, ...]
+    tensors: tuple[PlannedTensor, ...]
 
     def layout(self) -> Layout:
-        return lay_out((output.name, output.dtype, output.shape) for output in self.outputs)
+        return lay_out(self.tensors)
 
     @property
     def num_bytes(self) -> int:
         """Of the tensors; the header comes on top."""
-        return sum(output.num_bytes for output in self.outputs)
+        return sum(tensor.num_bytes for tensor in self.tensors)
 
-    def weights(self) -> Iterable[tuple[Output, Output | None]]:
+    def weights(self) -> Iterator[tuple[PlannedTensor, PlannedTensor | None]]:
         """Each tensor with its scale."""
-        scales = {output.tensor.name: output for output in self.outputs if output.kind == "scale"}
-        for output in self.outputs:
-            if output.kind != "scale":
-                is_fp8 = output.dtype == E4M3
-                yield output, scales[output.tensor.name] if is_fp8 else None
+        scales = {tensor.source.name: tensor for tensor in self.tensors if tensor.role == "scale"}
+        for tensor in self.tensors:
+            if tensor.role != "scale":
+                yield tensor, scales[tensor.source.name] if tensor.dtype == E4M3 else None
 
 
 def plan_files(
@@ -161,10 +143,10 @@ def plan_files(
         return _plan_ranks(source, kept, config, options)
     if config.tie_word_embeddings and not source.is_huggingface:
         kept = [t for t in kept if t.name != HEAD]  # other formats repeat it, ours does not
-    outputs = []
+    planned = []
     for tensor in kept:
-        outputs += _with_scale(source, tensor, Part((0, tensor.shape[0])), options)
-    shards = cut_shards(outputs, lambda output: output.num_bytes, options.shard_bytes)
+        planned += _with_scale(source, tensor, options)
+    shards = cut_files(planned, options.shard_bytes)
     if len(shards) == 1:
         return [PlannedFile(SINGLE, tuple(shards[0]))]
     return [
@@ -178,11 +160,11 @@ def _plan_ranks(
 ) -> list[PlannedFile]:
     world = options.target.world
     is_fp8 = any(stored_dtype(source, tensor, options) == E4M3 for tensor in tensors)
-    if is_fp8 and options.target.dtype is None and _block(source) != BLOCK_PAIR:
+    if is_fp8 and options.target.dtype is None and block_of(source) != BLOCK_PAIR:
         raise UsageError(
             "the demo knows FP8 blocks of 128x128 only",
             where=source.path,
-            found=f"weight_block_size {list(_block(source))}",
+            found=f"weight_block_size {list(block_of(source))}",
             fix=f"quantise anew, or go to bfloat16: --to shards:{world}:fp8 or shards:{world}:bf16",
         )
     check_world(config, world, is_fp8=is_fp8)
@@ -191,59 +173,51 @@ def _plan_ranks(
         names[HEAD] = names[EMBEDDING]
     files = []
     for rank in range(world):
-        outputs = []
+        planned = []
         for name, tensor in names.items():
-            part = part_of(name, tensor.shape, rank, world, config.n_routed_experts)
-            if part is not None:
-                outputs += _with_scale(source, tensor, part, options, as_rank=name)
-        files.append(PlannedFile(shard_file(rank, world), tuple(outputs)))
+            region = region_of(name, tensor.shape, rank, world, config.n_routed_experts)
+            if region is not None:
+                whole = _with_scale(source, tensor, options)
+                planned += [_of_rank(one, name, region) for one in whole]
+        files.append(PlannedFile(shard_file(rank, world), tuple(planned)))
     return files
 
 
 def _with_scale(
-    source: TensorSource,
-    tensor: StoredTensor,
-    part: Part,
-    options: Options,
-    as_rank: str | None = None,
-) -> list[Output]:
-    """The part of a tensor as it will be stored, and its scale if that is FP8."""
-    name = as_rank or tensor.name
+    source: TensorSource, tensor: StoredTensor, options: Options
+) -> list[PlannedTensor]:
+    """A tensor as it will be stored, and its scale if that is FP8."""
     dtype = stored_dtype(source, tensor, options)
-    shape = _shape(tensor.shape, part)
-    file_name = rank_name(name) if as_rank else name
-    outputs = [Output(file_name, tensor, dtype, shape, part, tensor.kind)]
+    planned = [PlannedTensor(tensor.name, dtype, tensor.shape, (tensor,))]
     if dtype == E4M3:
-        scale_name = rank_name(name + "_scale_inv") if as_rank else tensor.scale_name
-        block = _block(source) if is_copied(source, tensor, options) else BLOCK_PAIR
-        blocks = scale_part(part, block)
-        scale_shape = _shape(tensor.scale_shape(block), blocks)
-        scale_dtype = _scale_dtype(source, tensor, options)
-        outputs.append(Output(scale_name, tensor, scale_dtype, scale_shape, blocks, "scale"))
-    return outputs
+        block = block_of(source) if is_copied(source, tensor, options) else BLOCK_PAIR
+        planned.append(planned_scale(tensor, _scale_dtype(source, tensor, options), block))
+    return planned
 
 
-def _shape(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
-    rest = shape[1:]
-    if part.columns is not None:
-        rest = (part.columns[1] - part.columns[0],)
-    return (part.rows[1] - part.rows[0], *rest)
+def _of_rank(whole: PlannedTensor, name: str, region: Region) -> PlannedTensor:
+    """What a rank has of a tensor or of its scales, under the demo's name for `name`."""
+    if whole.role == "scale":
+        name, region = scale_name(name), scale_region(region)
+    rest = whole.shape[1:]
+    if region.columns is not None:
+        rest = (region.columns[1] - region.columns[0],)
+    shape = (region.rows[1] - region.rows[0], *rest)
+    return replace(whole, name=rank_name(name), shape=shape, region=region)
 
 
 def stored_dtype(source: TensorSource, tensor: StoredTensor, options: Options) -> str:
-    """safetensors' name of what a tensor becomes: FP8 is for `self_attn` and `mlp`."""
-    wanted, found = options.target.dtype, source.entries[tensor.name].dtype
-    if tensor.kind == "bias" or wanted == "float32":
-        return "F32"
-    if wanted is None:
-        return found if source.is_verbatim else "BF16"
-    return E4M3 if wanted == "fp8" and tensor.kind == "projection" else "BF16"
+    """safetensors' name of what a tensor becomes."""
+    wanted = options.target.dtype
+    if wanted is not None or tensor.kind == "bias":
+        return dtype_in(FORMAT_OF[wanted or "bf16"], tensor.kind)
+    return source.entries[tensor.name].dtype if source.is_verbatim else "BF16"
 
 
 def is_copied(source: TensorSource, tensor: StoredTensor, options: Options) -> bool:
     """FP8 blocks that are carried over as they are (scales may still change their form)."""
     is_fp8 = source.entries[tensor.name].dtype == E4M3
-    keeps_blocks = options.target.dtype is None or _block(source) == BLOCK_PAIR
+    keeps_blocks = options.target.dtype is None or block_of(source) == BLOCK_PAIR
     return is_fp8 and keeps_blocks and stored_dtype(source, tensor, options) == E4M3
 
 
@@ -251,10 +225,6 @@ def _scale_dtype(source: TensorSource, tensor: StoredTensor, options: Options) -
     if options.scale_format is None and is_copied(source, tensor, options):
         return source.entries[tensor.scale_name].dtype
     return "F32"  # powers of two too, as V3.1 is published
-
-
-def _block(source: TensorSource) -> tuple[int, int]:
-    return BLOCK_PAIR if source.quantisation is None else source.quantisation.block
 
 
 def _is_mtp(name: str, config: ModelConfig) -> bool:

@@ -33,7 +33,7 @@ from rorqual.weights.convert.files import (
     disk_full_explained,
     one_thread_each,
 )
-from rorqual.weights.convert.plan import E4M3, Options, PlannedFile, plan_files, stored_dtype
+from rorqual.weights.convert.plan import Options, PlannedFile, plan_files, stored_dtype
 from rorqual.weights.convert.record import (
     Record,
     check_places,
@@ -43,10 +43,10 @@ from rorqual.weights.convert.record import (
     side_files,
 )
 from rorqual.weights.folder import CONFIG, INDEX
+from rorqual.weights.fp8 import E4M3, QUANTISATION
 from rorqual.weights.gguf.importance import fit_importance, read_importance
-from rorqual.weights.gguf.mixes import mix_of
-from rorqual.weights.gguf.writer import advice_of, plan_tasks, write_gguf
-from rorqual.weights.huggingface_writer import QUANTISATION
+from rorqual.weights.gguf.mixes import planned_gguf
+from rorqual.weights.gguf.writer import GgufOptions, advice_of, write_gguf
 from rorqual.weights.open import open_source
 from rorqual.weights.shards.model_args import MODEL_ARGS, model_args, unsaid
 from rorqual.weights.source import TensorSource
@@ -104,7 +104,7 @@ def _to_safetensors(
     progress: Progress,
 ) -> Conversion:
     files = plan_files(source, report.tensors, report.config, options)
-    options.check_scales(output.dtype for file in files for output in file.outputs)
+    options.check_scales(tensor.dtype for file in files for tensor in file.tensors)
     target, scales = options.target, options.scale_format
     job = job_of(
         source,
@@ -152,7 +152,7 @@ def _write_settings(
     if write_side_files is not None:  # GGUF carries its tokenizer inside
         write_side_files(folder)
     if options.target.kind == "huggingface" and len(files) > 1:
-        weight_map = {output.name: file.name for file in files for output in file.outputs}
+        weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         total = sum(file.num_bytes for file in files)
         table = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / INDEX, table)
@@ -226,7 +226,7 @@ def _to_gguf(
     mix = options.target.mix
     assert mix is not None, "a target of this kind names its mix"
     has_mtp = options.is_mtp_kept and report.config.num_nextn_predict_layers > 0
-    importance: dict[str, Tensor] | None = None
+    importance: dict[str, Tensor] = {}
     notes = []
     if unsaid := advice_of(source).unsaid:
         notes.append(f"GGUF has no place for {listing(unsaid)}: left out")
@@ -238,13 +238,15 @@ def _to_gguf(
         files = write_gguf(
             source,
             destination,
-            mix,
-            keep_mtp=has_mtp,
+            GgufOptions(
+                mix,
+                keep_mtp=has_mtp,
+                importance=importance,
+                max_file_bytes=options.max_shard_bytes,
+                replace=False,
+            ),
             workers=workers,
             advance=advance,
-            importance=importance,
-            max_file_bytes=options.max_shard_bytes,
-            replace=False,
         )
     size = sum(file.stat().st_size for file in files)
     return Conversion(files[0], [file.name for file in files], size, size, 0.0, notes)
@@ -256,9 +258,9 @@ def _importance(
     """The weights of the file's tensors, and a note if some will be quantised without."""
     if not has_mtp:
         config = config.with_changes(num_nextn_predict_layers=0)
-    tensors = [task.planned for task in plan_tasks(config, mix_of(mix))]
+    tensors = planned_gguf(config, mix)
     importance = fit_importance(read_importance(path), tensors, path)
-    quantised = {tensor.name for tensor in tensors if tensor.kind.name not in FLOAT_TYPES}
+    quantised = {tensor.name for tensor in tensors if tensor.dtype not in FLOAT_TYPES}
     plain = sorted(quantised - set(importance))
     if not plain:
         return importance, []

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from rorqual.files import fsync_path, write_json
-from rorqual.ops.quant_types import QuantType
+from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights.gguf.format import (
     ALIGNMENT_KEY,
     ARRAY,
@@ -32,26 +32,11 @@ from rorqual.weights.gguf.format import (
     VERSION,
     Value,
 )
+from rorqual.weights.planned import Layout, PlannedTensor
 from rorqual.weights.safetensors_file import WRITE_BYTES
 
 _UINT16, _UINT32, _INT32, _FLOAT32, _UINT64, _INT64 = 2, 4, 5, 6, 10, 11
 JOURNAL_BYTES = 1 << 28  # what at most is written again after a crash
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor to be written; `shape` is torch's, outermost first."""
-
-    name: str
-    kind: QuantType
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        num_rows = 1
-        for size in self.shape[:-1]:
-            num_rows *= size
-        return num_rows * self.kind.num_bytes(self.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -65,8 +50,8 @@ def header_of(
     metadata: Mapping[str, Value | Short],
     tensors: Sequence[PlannedTensor],
     alignment: int = DEFAULT_ALIGNMENT,
-) -> tuple[bytes, list[int]]:
-    """The header, padded to where the data begins, and each tensor's offset in the file.
+) -> Layout:
+    """A file of these keys and tensors; the header is padded to where the data begins.
 
     Python's int becomes uint32 (or int32, uint64 where it must), float becomes float32.
     """
@@ -76,16 +61,17 @@ def header_of(
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
     for key, value in keys.items():
         parts += [_text(key), _typed(value, key)]
-    offset, offsets = 0, []
+    end, starts = 0, {}
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))
         parts += [_text(tensor.name), struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)]
-        parts.append(struct.pack("<IQ", tensor.kind.type_id, offset))
-        offsets.append(offset)
-        offset += -(-tensor.num_bytes // alignment) * alignment
+        parts.append(struct.pack("<IQ", QUANT_TYPES[tensor.dtype].type_id, end))
+        starts[tensor.name] = end
+        end += -(-tensor.num_bytes // alignment) * alignment
     header = b"".join(parts)
     header += b"\0" * (-len(header) % alignment)
-    return header, [len(header) + offset for offset in offsets]
+    offsets = {name: len(header) + start for name, start in starts.items()}
+    return Layout(header, offsets, len(header) + end)
 
 
 def _text(text: str) -> bytes:
@@ -142,11 +128,11 @@ class GgufWriter:
         self.path = path
         self.is_hidden = is_hidden
         self.tensors = list(tensors)
-        self.header, self.offsets = header_of(metadata, tensors, alignment)
+        self.layout = header_of(metadata, tensors, alignment)
         self.alignment = alignment
         self.partial = path.with_name(f".{path.name}.partial")
         self.journal = path.with_name(f".{path.name}.partial.json")
-        identity = hashlib.sha256(self.header + (fingerprint or "").encode()).hexdigest()
+        identity = hashlib.sha256(self.layout.header + (fingerprint or "").encode()).hexdigest()
         self.identity = None if fingerprint is None else identity
         self.num_done = 0
         self._num_unsynced = 0
@@ -158,7 +144,7 @@ class GgufWriter:
         self._file = open(self.partial, "r+b" if self.num_done else "wb", buffering=0)
         try:
             if self.num_done == 0:
-                self._write(self.header)
+                self._write(self.layout.header)
             self._file.truncate(self._end_of(self.num_done))
             self._file.seek(0, os.SEEK_END)
         except BaseException:
@@ -202,7 +188,7 @@ class GgufWriter:
     @property
     def num_bytes(self) -> int:
         """Of the whole file."""
-        return self._end_of(len(self.tensors))
+        return self.layout.num_bytes
 
     @property
     def num_bytes_left(self) -> int:
@@ -245,10 +231,9 @@ class GgufWriter:
             rest = rest[self._file.write(rest[:WRITE_BYTES]) or 0 :]
 
     def _end_of(self, num_done: int) -> int:
-        if num_done == 0:
-            return len(self.header)
-        size = self.tensors[num_done - 1].num_bytes
-        return self.offsets[num_done - 1] + -(-size // self.alignment) * self.alignment
+        if num_done == len(self.tensors):
+            return self.layout.num_bytes
+        return self.layout.offsets[self.tensors[num_done].name]
 
     def _num_done_before(self) -> int:
         """Tensors that the journal of an interrupted writer of the same file vouches for."""

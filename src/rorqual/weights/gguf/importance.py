@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import CheckpointError, UsageError, listing
-from rorqual.weights.gguf.container import PlannedTensor
 from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.gguf.format import is_gguf
+from rorqual.weights.planned import PlannedTensor
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_ENTRIES = 1_000_000

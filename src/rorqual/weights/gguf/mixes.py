@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rorqual.errors import UsageError
+from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import QUANT_TYPES, QuantType
+from rorqual.weights.gguf.names import gguf_tensors
+from rorqual.weights.planned import PlannedTensor
 
 Rule = Literal["first_sixteenth", "more_bits"]
 
@@ -91,6 +94,27 @@ def type_of(
     is_output = name == "output.weight" or (is_tied and name == "token_embd.weight")
     other = "Q8_0" if is_output and wanted in FALLBACK else FALLBACK.get(wanted, wanted)
     return QUANT_TYPES[other if QUANT_TYPES[other].fits(shape[-1]) else "F16"]
+
+
+def planned_gguf(
+    config: ModelConfig, mix: str, *, is_split_mla: bool = True
+) -> list[PlannedTensor]:
+    """Every tensor of such a file with its type, in the order of the file."""
+    chosen, num_blocks, is_tied = (
+        mix_of(mix),
+        config.num_layers_with_mtp,
+        config.tie_word_embeddings,
+    )
+
+    def dtype_of(name: str, shape: tuple[int, ...]) -> str:
+        return type_of(chosen, name, shape, num_blocks, is_tied=is_tied).name
+
+    return list(gguf_tensors(config, dtype_of, is_split=is_split_mla))
+
+
+def gguf_bytes(config: ModelConfig, mix: str) -> int:
+    """Bytes of the tensors of such a file."""
+    return sum(tensor.num_bytes for tensor in planned_gguf(config, mix))
 
 
 def _wanted(mix: Mix, name: str, num_blocks: int, is_tied: bool) -> str:

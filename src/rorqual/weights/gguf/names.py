@@ -7,17 +7,14 @@ of a layer are stacked into one tensor. `kv_b_proj` is one tensor in files up to
 `nextn.*` beside the usual names; its copies of embedding and head are left out, being the model's.
 """
 
-# H heads, N width of a head without rotary part, V of its value, R latent, E experts
-
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
 from rorqual.model import ModelConfig
 from rorqual.weights.names import StoredTensor, tensors_of
+from rorqual.weights.planned import PlannedTensor, Role
 
 ARCHITECTURE = "deepseek2"
 
@@ -55,22 +52,6 @@ _IN_BLOCK = {
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
-Part = Literal["whole", "stack", "k_b", "v_b"]
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """A tensor of a file, its shape outermost first, and what fills it.
-
-    part: "stack" has a source an expert; "k_b" is (H, R, N) and "v_b" is (H, V, R), both halves of
-    the one source, kv_b_proj (H * (N + V), R).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    sources: tuple[StoredTensor, ...]
-    part: Part = "whole"
-
 
 def gguf_name(name: str) -> str:
     """The file's name of a checkpoint tensor; experts have the name of their stack."""
@@ -84,13 +65,24 @@ def gguf_name(name: str) -> str:
 
 
 def gguf_tensors(
-    config: ModelConfig, *, is_split: bool = True, has_copies: bool = False
-) -> Iterator[GgufTensor]:
-    """The tensors of a file of this shape, in the model's order.
+    config: ModelConfig,
+    dtype_of: Callable[[str, tuple[int, ...]], str] = lambda name, shape: "F32",
+    *,
+    is_split: bool = True,
+    has_copies: bool = False,
+) -> Iterator[PlannedTensor]:
+    """The tensors of a file of this shape, in the model's order, with a type by name and shape.
 
     `is_split` is the newer form of `kv_b_proj`; `has_copies` adds the MTP layers' embedding and
     head. A tied head is left out.
     """
+
+    def planned(
+        name: str, shape: tuple[int, ...], sources: Sequence[StoredTensor], role: Role = "whole"
+    ) -> PlannedTensor:
+        return PlannedTensor(name, dtype_of(name, shape), shape, tuple(sources), role)
+
+    heads, latent = config.num_attention_heads, config.kv_lora_rank
     stacks: dict[str, list[StoredTensor]] = {}
     for tensor in tensors_of(config):
         name = gguf_name(tensor.name)
@@ -100,16 +92,13 @@ def gguf_tensors(
             stack = stacks.setdefault(name, [])
             stack.append(tensor)
             if len(stack) == config.n_routed_experts:
-                shape = (len(stack), *tensor.shape)
-                yield GgufTensor(name, shape, tuple(stacks.pop(name)), "stack")
+                yield planned(name, (len(stack), *tensor.shape), stacks.pop(name), "stack")
         elif is_split and name.endswith("attn_kv_b.weight"):
-            heads, latent = config.num_attention_heads, config.kv_lora_rank
             k_name, v_name = half_names(name)
-            k_shape = (heads, latent, config.qk_nope_head_dim)
-            yield GgufTensor(k_name, k_shape, (tensor,), "k_b")
-            yield GgufTensor(v_name, (heads, config.v_head_dim, latent), (tensor,), "v_b")
+            yield planned(k_name, (heads, latent, config.qk_nope_head_dim), [tensor], "k_b")
+            yield planned(v_name, (heads, config.v_head_dim, latent), [tensor], "v_b")
         else:
-            yield GgufTensor(name, tensor.shape, (tensor,))
+            yield planned(name, tensor.shape, [tensor])
 
 
 def half_names(kv_b_name: str) -> tuple[str, str]:

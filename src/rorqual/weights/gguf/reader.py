@@ -26,9 +26,10 @@ from rorqual.weights.advice import Advice, advice_of_gguf
 from rorqual.weights.gguf.file import GgufFile, read_gguf
 from rorqual.weights.gguf.format import TensorInfo
 from rorqual.weights.gguf.metadata import config_of, require_deepseek2
-from rorqual.weights.gguf.names import GgufTensor, gguf_tensors, half_names
+from rorqual.weights.gguf.names import gguf_tensors, half_names
 from rorqual.weights.gguf.tokenizer import TOKENS, tokenizer_of
 from rorqual.weights.huggingface_writer import GENERATION
+from rorqual.weights.planned import PlannedTensor
 from rorqual.weights.source import Entry, Quantisation, StoredBytes
 
 ABSURD_TENSORS = 10_000_000
@@ -176,7 +177,7 @@ class GgufSource:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _find(self, tensor: GgufTensor) -> set[str]:
+    def _find(self, tensor: PlannedTensor) -> set[str]:
         """Notes where a tensor's sources lie; returns the file's names that were used."""
         infos = self.file.tensors
         if tensor.name.endswith("attn_kv_b.weight"):
@@ -187,14 +188,14 @@ class GgufSource:
         if tensor.name in infos:
             info = infos[tensor.name]
             shape = _full_shape(info, len(tensor.shape))
-            if tensor.part == "stack":
+            if tensor.role == "stack":
                 self._add_stack(tensor, info, 0, shape[-2])
             else:
-                self._add(tensor.sources[0].name, _Rows(info, 0, shape), info)
+                self._add(tensor.source.name, _Rows(info, 0, shape), info)
             return {tensor.name}
         prefix, _, last = tensor.name.rpartition("ffn_")
         fused = prefix + _FUSED
-        if tensor.part == "stack" and last != "down_exps.weight" and fused in infos:
+        if tensor.role == "stack" and last != "down_exps.weight" and fused in infos:
             rows = _full_shape(infos[fused], 3)[-2] // 2
             self._add_stack(tensor, infos[fused], rows if last.startswith("up") else 0, rows)
             return {fused}
@@ -209,7 +210,7 @@ class GgufSource:
         self.entries[name] = Entry(name, infos[0].file.name, place.shape, shown)
         self._places[name] = place
 
-    def _add_stack(self, tensor: GgufTensor, info: TensorInfo, first: int, rows: int) -> None:
+    def _add_stack(self, tensor: PlannedTensor, info: TensorInfo, first: int, rows: int) -> None:
         """Expert e has `rows` rows from `first` on of the e-th matrix."""
         shape = _full_shape(info, 3)
         if len(shape) != 3 or shape[0] != len(tensor.sources) or rows == 0:
@@ -221,7 +222,7 @@ class GgufSource:
             place = _Rows(info, expert_id * shape[1] + first, (rows, shape[2]))
             self._add(source.name, place, info)
 
-    def _add_halves(self, tensor: GgufTensor, k_info: TensorInfo, v_info: TensorInfo) -> None:
+    def _add_halves(self, tensor: PlannedTensor, k_info: TensorInfo, v_info: TensorInfo) -> None:
         c = self.config
         heads, latent = c.num_attention_heads, c.kv_lora_rank
         wanted = {
@@ -234,7 +235,7 @@ class GgufSource:
                     f"wrong shape: {info.name} is {list(info.shape)}, expected {list(shape)}"
                 )
                 return
-        source = tensor.sources[0]
+        source = tensor.source
         self._add(source.name, _Halves(k_info, v_info, source.shape), k_info, v_info)
 
     def _join(

@@ -8,10 +8,11 @@ way, so that no other copy of the weights is needed. An interrupted file is cont
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,17 +24,17 @@ from rorqual.ops.quantise import encode_blocks
 from rorqual.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rorqual.weights.advice import Advice, advice_of_folder
 from rorqual.weights.convert.files import one_thread_each
-from rorqual.weights.gguf.container import GgufWriter, PlannedTensor, Short
+from rorqual.weights.gguf.container import GgufWriter, Short
 from rorqual.weights.gguf.file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from rorqual.weights.gguf.format import Value
 from rorqual.weights.gguf.importance import check_importance
 from rorqual.weights.gguf.job import files_in_work, fingerprint_of, part_names
 from rorqual.weights.gguf.metadata import metadata_of
-from rorqual.weights.gguf.mixes import Mix, mix_of, type_of
-from rorqual.weights.gguf.names import GgufTensor, gguf_tensors
+from rorqual.weights.gguf.mixes import mix_of, planned_gguf
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.gguf.tokenizer import MODEL, NO_TOKENIZER, tokenizer_metadata
 from rorqual.weights.names import StoredTensor
+from rorqual.weights.planned import PlannedTensor, cut_files
 from rorqual.weights.source import TensorSource
 from rorqual.weights.values import StoredRows
 
@@ -43,94 +44,88 @@ PIECES_AHEAD = 2  # a worker, so that none waits while a piece is written
 
 
 @dataclass(frozen=True)
-class _Task:
-    """A tensor of the file, and how it is stored."""
+class GgufOptions:
+    """How to write a model. `tokenizer` None: the source's own.
 
-    tensor: GgufTensor
-    planned: PlannedTensor
+    `importance` maps the file's tensor names to (columns,) or (experts, columns).
+    `is_split_mla=False` writes `attn_kv_b` as before April 2025. With `max_file_bytes` parts
+    `NAME-00001-of-00003.gguf` are cut between tensors. Without `replace` files that exist are kept.
+    """
+
+    mix: str
+    keep_mtp: bool = True
+    tokenizer: Tokenizer | None = None
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    is_split_mla: bool = True
+    max_file_bytes: float | None = None
+    replace: bool = True
 
 
 def write_gguf(
     source: TensorSource,
     destination: Path,
-    mix: str,
+    options: GgufOptions,
     *,
-    keep_mtp: bool = True,
     workers: int = 1,
-    advance: Advance | None = None,
-    tokenizer: Tokenizer | None = None,
-    importance: Mapping[str, Tensor] | None = None,
-    is_split_mla: bool = True,
-    max_file_bytes: float | None = None,
-    replace: bool = True,
+    advance: Advance = lambda num_bytes: None,
 ) -> list[Path]:
     """Writes the model and returns the files; `destination` names the one, or the parts' prefix.
 
-    `tokenizer` is the source's own if not given. `importance` maps the file's tensor names to
-    (columns,) or (experts, columns). `is_split_mla=False` writes `attn_kv_b` as before April 2025.
-    With `max_file_bytes` parts `NAME-00001-of-00003.gguf` are cut between tensors. `advance` is
-    told the source's bytes as they are read. UsageError for an unknown mix, a tokenizer or an
-    importance that does not fit, or without `replace` for files that exist; CheckpointError for
-    values that cannot be stored, or a full disk.
+    `advance` is told the source's bytes as they are read. UsageError for an unknown mix, a
+    tokenizer or an importance that does not fit, or files that exist and are to be kept;
+    CheckpointError for values that cannot be stored, or a full disk.
     """
-    chosen = mix_of(mix)
-    config = source.config if keep_mtp else source.config.with_changes(num_nextn_predict_layers=0)
-    tokenizer = tokenizer or _tokenizer_of(source)
-    metadata = metadata_of(config, chosen.file_type, is_split=is_split_mla)
-    metadata["general.name"] = destination.name.removesuffix(".gguf")
-    advice = advice_of(source)
-    metadata |= advice.gguf_keys(None if tokenizer is None else tokenizer.eos_id)
-    if tokenizer is None:
-        metadata[MODEL] = NO_TOKENIZER  # llama.cpp wants the key, and then `vocab_size`
-    else:
-        _check_tokenizer(tokenizer, config)
-        metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
-    tasks = plan_tasks(config, chosen, is_split_mla=is_split_mla)
-    importance = importance or {}
-    check_importance(importance, [task.planned for task in tasks])
-    pieces = _Pieces(source, importance, advance or (lambda num_bytes: None))
-    parts = _cut(tasks, max_file_bytes)
-    files = part_names(destination, len(parts))
-    fingerprint = fingerprint_of(source, mix, importance)
-    writers = []
-    for number, (file, part) in enumerate(zip(files, parts, strict=True)):
-        keys: dict[str, Value | Short] = dict(metadata) if number == 0 else {}
-        if len(parts) > 1:
-            keys |= _split_keys(number, len(parts), len(tasks))
-        planned = [task.planned for task in part]
-        writers.append(GgufWriter(file, keys, planned, fingerprint=fingerprint, is_hidden=True))
+    config = source.config
+    if not options.keep_mtp:
+        config = config.with_changes(num_nextn_predict_layers=0)
+    tensors = planned_gguf(config, options.mix, is_split_mla=options.is_split_mla)
+    check_importance(options.importance, tensors)
+    pieces = _Pieces(source, options.importance, advance)
+    metadata = _metadata(source, config, destination, options)
+    fingerprint = fingerprint_of(source, options.mix, options.importance)
+    writers = _writers(destination, metadata, _cut(tensors, options.max_file_bytes), fingerprint)
     with (
-        files_in_work(destination, writers, replace=replace) as left,
+        files_in_work(destination, writers, replace=options.replace) as left,
         one_thread_each(),
         ThreadPoolExecutor(workers, "gguf", _one_thread) as pool,
     ):
-        for writer, part in zip(writers, parts, strict=True):
-            if writer not in left:
-                continue
+        for writer in left:
             with writer:
-                for task in part[writer.num_done :]:
-                    writer.write(task.planned, _in_order(pool, pieces.jobs(task), workers))
-    return files
+                for tensor in writer.remaining:
+                    writer.write(tensor, _in_order(pool, pieces.jobs(tensor), workers))
+    return [writer.path for writer in writers]
 
 
-def plan_tasks(config: ModelConfig, mix: Mix, *, is_split_mla: bool = True) -> list[_Task]:
-    """Every tensor of the file with its type, in the order of the file."""
-    tasks = []
-    for tensor in gguf_tensors(config, is_split=is_split_mla):
-        kind = type_of(
-            mix,
-            tensor.name,
-            tensor.shape,
-            config.num_layers_with_mtp,
-            is_tied=config.tie_word_embeddings,
-        )
-        tasks.append(_Task(tensor, PlannedTensor(tensor.name, kind, tensor.shape)))
-    return tasks
+def _metadata(
+    source: TensorSource, config: ModelConfig, destination: Path, options: GgufOptions
+) -> dict[str, Value]:
+    """The keys: the shape, the advice, the tokenizer."""
+    tokenizer = options.tokenizer or _tokenizer_of(source)
+    file_type = mix_of(options.mix).file_type
+    metadata = metadata_of(config, file_type, is_split=options.is_split_mla)
+    metadata["general.name"] = destination.name.removesuffix(".gguf")
+    metadata |= advice_of(source).gguf_keys(None if tokenizer is None else tokenizer.eos_id)
+    if tokenizer is None:
+        return metadata | {MODEL: NO_TOKENIZER}  # llama.cpp wants the key, and then `vocab_size`
+    _check_tokenizer(tokenizer, config)
+    return metadata | tokenizer_metadata(tokenizer, config.vocab_size)
 
 
-def gguf_bytes(config: ModelConfig, mix: str) -> int:
-    """Bytes of the tensors of such a file: what `rorqual plan` shows."""
-    return sum(task.planned.num_bytes for task in plan_tasks(config, mix_of(mix)))
+def _writers(
+    destination: Path,
+    metadata: Mapping[str, Value],
+    parts: Sequence[Sequence[PlannedTensor]],
+    fingerprint: str,
+) -> list[GgufWriter]:
+    """One a part; the first has the keys."""
+    writers = []
+    for number, file in enumerate(part_names(destination, len(parts))):
+        keys: dict[str, Value | Short] = dict(metadata) if number == 0 else {}
+        if len(parts) > 1:
+            keys |= _split_keys(number, len(parts), sum(map(len, parts)))
+        part = parts[number]
+        writers.append(GgufWriter(file, keys, part, fingerprint=fingerprint, is_hidden=True))
+    return writers
 
 
 Job = Callable[[], Tensor]
@@ -144,12 +139,12 @@ class _Pieces:
     ) -> None:
         self.source, self.importance, self.advance = source, importance, advance
 
-    def jobs(self, task: _Task) -> Iterator[Job]:
-        tensor, kind = task.tensor, task.planned.kind.name
+    def jobs(self, tensor: PlannedTensor) -> Iterator[Job]:
+        kind = tensor.dtype
         weights = self.importance.get(tensor.name)
         for index, stored in enumerate(tensor.sources):
-            if tensor.part in ("k_b", "v_b"):
-                yield self._half_job(task, stored, weights)
+            if tensor.role in ("k_b", "v_b"):
+                yield self._half_job(tensor, weights)
                 continue
             weight = weights[index] if weights is not None and weights.dim() == 2 else weights
             rows = StoredRows(self.source, stored)
@@ -178,9 +173,9 @@ class _Pieces:
 
         return run
 
-    def _half_job(self, task: _Task, stored: StoredTensor, weights: Tensor | None) -> Job:
+    def _half_job(self, tensor: PlannedTensor, weights: Tensor | None) -> Job:
         """kv_b_proj is small enough to be read whole; `weights` (N) or (H, N), as it has heads."""
-        is_key = task.tensor.part == "k_b"
+        stored, kind, is_key = tensor.source, tensor.dtype, tensor.role == "k_b"
 
         def run() -> Tensor:
             c = self.source.config
@@ -188,7 +183,6 @@ class _Pieces:
             heads = values.view(c.num_attention_heads, -1, c.kv_lora_rank)
             split = c.qk_nope_head_dim
             half = heads[:, :split].transpose(1, 2) if is_key else heads[:, split:]
-            kind = task.planned.kind.name
             if weights is not None and weights.dim() == 2:
                 pairs = zip(half, weights, strict=True)
                 encoded = torch.cat([_encode(stored, head, kind, w) for head, w in pairs])
@@ -261,19 +255,10 @@ def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
-def _cut(tasks: Sequence[_Task], max_file_bytes: float | None) -> list[list[_Task]]:
-    """Tensors in order, cut before a file's tensors would exceed the limit."""
-    if max_file_bytes is None:
-        return [list(tasks)]
-    parts: list[list[_Task]] = [[]]
-    num_bytes = 0
-    for task in tasks:
-        size = task.planned.num_bytes
-        if parts[-1] and num_bytes + size > max_file_bytes:
-            parts.append([])
-            num_bytes = 0
-        parts[-1].append(task)
-        num_bytes += size
+def _cut(
+    tensors: Sequence[PlannedTensor], max_file_bytes: float | None
+) -> list[list[PlannedTensor]]:
+    parts = cut_files(tensors, math.inf if max_file_bytes is None else max_file_bytes)
     if len(parts) > MAX_PARTS:
         raise UsageError("max_file_bytes is too small", found=f"{len(parts):,} files")
     return parts

@@ -10,13 +10,13 @@ are cut as their weights are. The demo leaves the MTP layer out; asked for, it k
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import BLOCK, num_blocks
-from rorqual.weights.names import SCALE_SUFFIX
+from rorqual.weights.fp8 import BLOCK_PAIR, SCALE_SUFFIX
+from rorqual.weights.planned import Region
 
 Cut = Literal["rows", "columns", "expert", "whole"]
 
@@ -84,29 +84,21 @@ def expert_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a rank has of a tensor: ranges of rows and columns (None: all columns, or no such)."""
-
-    rows: tuple[int, int]
-    columns: tuple[int, int] | None = None
-
-
-def part_of(
+def region_of(
     name: str, shape: tuple[int, ...], rank: int, world: int, num_experts: int
-) -> Part | None:
+) -> Region | None:
     """The rank's part of a tensor of this shape, None if it has none. The sizes must divide."""
     cut = cut_of(name)
     if cut == "expert":
         owner = (expert_of(name) or 0) // (num_experts // world)
-        return Part((0, shape[0])) if owner == rank else None
+        return Region((0, shape[0])) if owner == rank else None
     if cut == "whole":
-        return Part((0, shape[0]))
+        return Region((0, shape[0]))
     size = shape[0] if cut == "rows" else shape[1]
     assert size % world == 0, f"{name}: {size} {cut} among {world} ranks"
     width = size // world
-    part = (rank * width, (rank + 1) * width)
-    return Part(part) if cut == "rows" else Part((0, shape[0]), part)
+    span = (rank * width, (rank + 1) * width)
+    return Region(span) if cut == "rows" else Region((0, shape[0]), span)
 
 
 def check_world(config: ModelConfig, world: int, *, is_fp8: bool) -> None:
@@ -166,11 +158,11 @@ def _worlds(config: ModelConfig, *, is_fp8: bool) -> str:
     return ", ".join(map(str, worlds))
 
 
-def scale_part(part: Part, block: tuple[int, int] = (BLOCK, BLOCK)) -> Part:
-    """The blocks of a weight's part, whose cuts lie between blocks."""
+def scale_region(region: Region, block: tuple[int, int] = BLOCK_PAIR) -> Region:
+    """The blocks of a weight's region, whose cuts lie between blocks."""
 
     def blocks(span: tuple[int, int], size: int) -> tuple[int, int]:
         return span[0] // size, num_blocks(span[1], size)
 
-    columns = blocks(part.columns, block[1]) if part.columns else None
-    return Part(blocks(part.rows, block[0]), columns)
+    columns = blocks(region.columns, block[1]) if region.columns else None
+    return Region(blocks(region.rows, block[0]), columns)

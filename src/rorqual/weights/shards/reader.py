@@ -20,6 +20,7 @@ from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import BLOCK
 from rorqual.weights.folder import CONFIG, config_of, refuse_absurd
+from rorqual.weights.fp8 import E4M3
 from rorqual.weights.names import IGNORED, StoredTensor, tensors_of
 from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, Place, RowFiles, looks_like_safetensors
@@ -124,7 +125,7 @@ def open_shards(path: Path, config: ModelConfig | None = None) -> ShardFolder:
             if name not in known and not IGNORED.search(name):
                 shape = list(place.shape)
                 folder.faults.append(f"unexpected: {name} {shape} in {files[rank]}")
-    if any(entry.dtype == "F8_E4M3" for entry in folder.entries.values()):
+    if any(entry.dtype == E4M3 for entry in folder.entries.values()):
         folder.quantisation = quantisation_of(table, path / CONFIG) or Quantisation()
     return folder
 
@@ -232,7 +233,7 @@ def _add_entry(
         if axis >= len(shape):
             folder.faults.append(f"wrong shape: {shard_name(name)} is {shape}")
             return
-        is_cut = first.dtype == "F8_E4M3" and len(parts) > 1 and shape[axis] % BLOCK
+        is_cut = first.dtype == E4M3 and len(parts) > 1 and shape[axis] % BLOCK
         if is_cut:
             folder.faults.append(
                 f"cut FP8 blocks: {shard_name(name)} has {shape[axis]} {cut} a rank, "
