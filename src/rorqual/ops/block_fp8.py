@@ -45,7 +45,7 @@ def quantise_blocks(
         raise RorqualError(
             "a weight has values that are not finite, which FP8 cannot hold",
             found="NaN or infinity",
-            fix="save in bfloat16 to look at it, or go back to a checkpoint before the fault",
+            fix="write bfloat16 to look at it, or go back to a checkpoint before the fault",
         )
     scale = _power_of_two_scale(amax) if use_ue8m0 else _lossless_scale(blocks, amax)
     values = _to_e4m3(blocks, scale)

@@ -20,9 +20,10 @@ from rorqual.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.files import is_there, read_json
 from rorqual.weights.folder import CONFIG
 from rorqual.weights.gguf.format import Value, single
-from rorqual.weights.huggingface_writer import CHAT_CARD, GENERATION
 from rorqual.weights.source import TensorSource
 
+GENERATION = "generation_config.json"
+CHAT_CARD = "chat.json"  # what a chat says first, and how the model likes to be sampled
 END_KEYS = (
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",

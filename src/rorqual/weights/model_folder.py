@@ -23,6 +23,7 @@ from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights.advice import (
+    CHAT_CARD,
     Advice,
     ChatCard,
     advice_of_folder,
@@ -34,7 +35,6 @@ from rorqual.weights.gguf.file import SPLIT_NAME, GgufFile, read_gguf
 from rorqual.weights.gguf.metadata import require_deepseek2
 from rorqual.weights.gguf.reader import GgufSource, load_gguf_tokenizer
 from rorqual.weights.gguf.tokenizer import TEMPLATE, tokenizer_of
-from rorqual.weights.huggingface_writer import CHAT_CARD
 from rorqual.weights.model_reader import LoadDtype, load_from
 from rorqual.weights.open import SourceKind, kind_of, load_config, open_source
 from rorqual.weights.shards.reader import open_shards

@@ -159,3 +159,17 @@ def tensors_of(config: ModelConfig) -> Iterator[StoredTensor]:
         yield StoredTensor(HEAD, shape, EMBEDDING, kind="copy")
     else:
         yield StoredTensor(HEAD, shape, HEAD)
+
+
+def written_tensors(
+    config: ModelConfig, *, repeat_mtp_embedding: bool = True
+) -> list[StoredTensor]:
+    """Those of a checkpoint that we write, but the scales: a tied head is left out, the MTP copies
+    of embedding and head are there on request.
+    """
+    absent = {HEAD} if config.tie_word_embeddings else set()
+    return [
+        tensor
+        for tensor in tensors_of(config)
+        if tensor.name not in absent and (repeat_mtp_embedding or tensor.kind != "copy")
+    ]

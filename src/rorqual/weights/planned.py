@@ -16,7 +16,7 @@ from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights.fp8 import BLOCK_PAIR, E4M3, E8M0, FORMATS, Format, dtype_in
-from rorqual.weights.names import HEAD, StoredTensor, tensors_of
+from rorqual.weights.names import StoredTensor, written_tensors
 
 Role = Literal["whole", "stack", "k_b", "v_b", "scale"]
 
@@ -78,17 +78,11 @@ class Layout:
 def planned_tensors(
     config: ModelConfig, format: Format, *, repeat_mtp_embedding: bool = True
 ) -> list[PlannedTensor]:
-    """A checkpoint that we write in safetensors, FP8 scales included, in the model's order.
-
-    A tied head is left out; the MTP copies of embedding and head are there on request.
-    """
+    """A checkpoint that we write in safetensors, FP8 scales included; see `written_tensors`."""
     if format not in FORMATS:
         raise UsageError(f"no such format {format!r}", expected=", ".join(FORMATS))
     planned = []
-    for tensor in tensors_of(config):
-        is_absent = tensor.name == HEAD if config.tie_word_embeddings else False
-        if is_absent or (tensor.kind == "copy" and not repeat_mtp_embedding):
-            continue
+    for tensor in written_tensors(config, repeat_mtp_embedding=repeat_mtp_embedding):
         dtype = dtype_in(format, tensor.kind)
         planned.append(PlannedTensor(tensor.name, dtype, tensor.shape, (tensor,)))
         if dtype == E4M3:

@@ -51,7 +51,7 @@ def encode(
                 f"{tensor.source.name} has values that are not finite, which FP8 cannot hold",
                 where=source.path,
                 found=problem.found,
-                fix="convert to bf16 to look at it, or go back to a checkpoint before the fault",
+                fix=problem.fix,
             ) from None
         put(tensor, start - first_row, quantised)
         put(scale, (start - first_row) // BLOCK, scales)

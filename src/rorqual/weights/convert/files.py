@@ -23,7 +23,6 @@ from rorqual.files import BINARY, fsync_path
 from rorqual.ops.device import num_processors
 from rorqual.weights.convert.encode import encode
 from rorqual.weights.convert.plan import Options, PlannedFile
-from rorqual.weights.convert.record import Record
 from rorqual.weights.planned import PlannedTensor
 from rorqual.weights.safetensors_file import as_bytes, write_at
 from rorqual.weights.source import TensorSource
@@ -86,13 +85,21 @@ class FileInWork:
 
 
 class Writer:
-    """Converts the tensors of files one after another, `workers` tensors at a time."""
+    """Converts the tensors of files one after another, `workers` tensors at a time.
+
+    `advance` is told the bytes written, `finished` the name of each file that is whole.
+    """
 
     def __init__(
-        self, source: TensorSource, options: Options, record: Record, advance: Advance
+        self,
+        source: TensorSource,
+        options: Options,
+        folder: Path,
+        advance: Advance,
+        finished: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.source, self.options, self.record = source, options, record
-        self._advance = advance
+        self.source, self.options, self.folder = source, options, folder
+        self._advance, self._finished = advance, finished
         self._turn = threading.Condition()  # guards what follows
         self._num_finished = 0
         self._num_unsynced_bytes = 0
@@ -101,7 +108,7 @@ class Writer:
 
     def write(self, files: Sequence[PlannedFile], workers: int) -> None:
         """Returns when every file has its name. On an error, or Ctrl-C, the rest is given up."""
-        opened = [FileInWork(self.record.folder, plan) for plan in files]
+        opened = [FileInWork(self.folder, plan) for plan in files]
         with (
             ThreadPoolExecutor(1, "sync") as closer,
             ThreadPoolExecutor(workers, "convert") as pool,
@@ -171,7 +178,7 @@ class Writer:
             return
         try:
             file.finish()
-            self.record.add(file.plan.name)
+            self._finished(file.plan.name)
         except BaseException:
             self._stop()  # those who wait for their turn would wait for ever
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
@@ -132,6 +132,13 @@ class PlannedFile:
         for tensor in self.tensors:
             if tensor.role != "scale":
                 yield tensor, scales[tensor.source.name] if tensor.dtype == E4M3 else None
+
+
+def index_of(files: Sequence[PlannedFile]) -> dict[str, Any]:
+    """`model.safetensors.index.json`."""
+    weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
+    total = sum(file.num_bytes for file in files)
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
 def plan_files(

@@ -33,7 +33,7 @@ from rorqual.weights.convert.files import (
     disk_full_explained,
     one_thread_each,
 )
-from rorqual.weights.convert.plan import Options, PlannedFile, plan_files, stored_dtype
+from rorqual.weights.convert.plan import Options, PlannedFile, index_of, plan_files, stored_dtype
 from rorqual.weights.convert.record import (
     Record,
     check_places,
@@ -125,7 +125,7 @@ def _to_safetensors(
         with disk_full_explained(destination, needed):
             num_bytes = sum(file.num_bytes for file in left)
             with progress("converting", num_bytes) as advance:
-                Writer(source, options, record, advance).write(left, workers)
+                Writer(source, options, destination, advance, record.add).write(left, workers)
             _write_settings(source, report, record, files, options)
         record.close()
     return Conversion(
@@ -152,10 +152,7 @@ def _write_settings(
     if write_side_files is not None:  # GGUF carries its tokenizer inside
         write_side_files(folder)
     if options.target.kind == "huggingface" and len(files) > 1:
-        weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
-        total = sum(file.num_bytes for file in files)
-        table = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / INDEX, table)
+        write_json(folder / INDEX, index_of(files))
     is_fp8, is_ue8m0 = _is_fp8(source, report, options), _is_ue8m0(source, options)
     if options.target.kind == "shards":
         dtype = "fp8" if is_fp8 else "bf16"

@@ -22,13 +22,12 @@ from rorqual.ops.quant_bounds import Limits, floating_limits
 from rorqual.ops.quant_types import READABLE
 from rorqual.ops.quantise import FLOAT_DTYPES, limits_of
 from rorqual.tokenizer import Tokenizer
-from rorqual.weights.advice import Advice, advice_of_gguf
+from rorqual.weights.advice import GENERATION, Advice, advice_of_gguf
 from rorqual.weights.gguf.file import GgufFile, read_gguf
 from rorqual.weights.gguf.format import TensorInfo
 from rorqual.weights.gguf.metadata import config_of, require_deepseek2
 from rorqual.weights.gguf.names import gguf_tensors, half_names
 from rorqual.weights.gguf.tokenizer import TOKENS, tokenizer_of
-from rorqual.weights.huggingface_writer import GENERATION
 from rorqual.weights.planned import PlannedTensor
 from rorqual.weights.source import Entry, Quantisation, StoredBytes
 
