@@ -2,7 +2,7 @@
 
 from rorqual.weights.model_folder import ModelFolder
 from rorqual.weights.model_reader import load
+from rorqual.weights.model_writer import save
 from rorqual.weights.open import load_config
-from rorqual.weights.save import save
 
 __all__ = ["ModelFolder", "load", "load_config", "save"]

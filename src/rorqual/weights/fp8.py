@@ -13,6 +13,7 @@ import re
 from typing import Any, Literal, get_args
 
 from rorqual.ops.block_fp8 import BLOCK, num_blocks
+from rorqual.ops.kernels import FP8
 
 Format = Literal["float32", "bfloat16", "fp8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -20,7 +21,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 FORMAT_OF: dict[str, Format] = {"float32": "float32", "bf16": "bfloat16", "fp8": "fp8"}
 Kind = Literal["plain", "projection", "bias", "copy"]
 
-E4M3, E8M0 = "F8_E4M3", "F8_E8M0"  # as safetensors names them
+E4M3, E8M0 = FP8, "F8_E8M0"  # as safetensors names them
 SCALE_DTYPES = ("F32", "BF16", E8M0)
 SCALE_SUFFIX = "_scale_inv"
 BLOCK_PAIR = (BLOCK, BLOCK)

@@ -27,7 +27,6 @@ from rorqual.model.stored import (
     StoredLinear,
     StoredStack,
 )
-from rorqual.ops.kernels import FP8
 from rorqual.weights.audit import audit
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor

@@ -17,10 +17,10 @@ from rorqual.weights import save
 from rorqual.weights.audit import audit
 from rorqual.weights.convert import files as convert_files
 from rorqual.weights.folder import SINGLE
+from rorqual.weights.model_writer import ModelSource
 from rorqual.weights.names import written_tensors
 from rorqual.weights.planned import planned_tensors
 from rorqual.weights.safetensors_file import DTYPES
-from rorqual.weights.save import ModelSource
 
 CONFIG = oracle.CONFIGS["tied_mtp"]
 
