@@ -54,7 +54,7 @@ def generate(model: object, prompt: str = "The sea", *flags: object) -> Done:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_greedy_text(model_folder: Path, kinds: dict[str, Path], kind: str) -> None:
-    for flags in ((), ("--raw",), ("--dtype", "bfloat16")):
+    for flags in ((), ("--raw",), ("--dtype", "bfloat16"), ("--dtype", "stored")):
         wanted = generate(model_folder, "The sea", *flags)
         assert wanted.code == 0
         assert json.loads(wanted.out)["usage"]["completion_tokens"] == 24
@@ -102,6 +102,22 @@ def test_the_bundled_model_says_the_same(tiny_gguf: Path, tmp_path: Path) -> Non
         assert generate(tiny_gguf, prompt) == wanted
 
 
+@pytest.mark.parametrize(
+    "to",
+    [
+        "gguf:Q8_0",
+        *(pytest.param(to, marks=pytest.mark.slow) for to in ("gguf:Q4_K_M", "shards:1", "fp8")),
+    ],
+)
+def test_what_runs_as_it_is_stored_says_the_same(to: str, tmp_path: Path) -> None:
+    """As the same file decoded to float32: generated, and in a chat, where MTP drafts."""
+    made = converted(TINY, tmp_path / ("m.gguf" if to.startswith("gguf") else "m"), to)
+    stored = ("--dtype", "stored")
+    assert generate(made, PROMPTS[1], *stored) == generate(made, PROMPTS[1])
+    chat = ("chat", "--model", made, "--temperature", 0, "--max-new-tokens", 12)
+    assert run(*chat, *stored, input=PROMPTS[2]) == run(*chat, input=PROMPTS[2])
+
+
 def test_bfloat16_shards_say_what_the_bfloat16_folder_says(tmp_path: Path) -> None:
     folder = converted(TINY, tmp_path / "bf16", "bf16")
     shards = converted(TINY, tmp_path / "shards", "shards:4:bf16")
@@ -126,10 +142,11 @@ def test_eval(tiny_gguf: Path) -> None:
     assert run("eval", tiny_gguf, *flags) == wanted
 
 
-@pytest.mark.parametrize("kind", ["shards", "split gguf"])
-def test_serve(model_folder: Path, kinds: dict[str, Path], kind: str) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("shards", "auto"), ("split gguf", "stored")])
+def test_serve(model_folder: Path, kinds: dict[str, Path], kind: str, dtype: str) -> None:
     wanted = json.loads(generate(model_folder).out)["text"]
-    with serving(kinds[kind], "--cache-memory", "64MiB") as (_, address):
+    flags = ("--cache-memory", "64MiB", "--dtype", dtype)
+    with serving(kinds[kind], *flags) as (_, address):
         client = OpenAI(base_url=address + "/v1", api_key="none", timeout=HANG_SECONDS)
         (served,) = client.models.list()
         assert served.id == {"shards": "shards", "split gguf": "parts"}[kind]

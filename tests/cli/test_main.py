@@ -108,3 +108,24 @@ def test_ctrl_c_while_modules_load_is_told_and_130(module: str) -> None:
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, out) == (130, b""), err.decode()
     assert err.decode() == "\nrorqual: interrupted\n"
+
+
+INTERRUPTED_LOAD = """
+import os, signal
+from rorqual.weights import model_reader, stored_reader
+def interrupting(items, *arguments):
+    for number, item in enumerate(items):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield item
+model_reader.track = stored_reader.track = interrupting
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "stored"])
+def test_ctrl_c_while_weights_load_is_told_and_130(dtype: str) -> None:
+    flags = ("--prompt", "a", "--dtype", dtype)
+    process = start("generate", *flags, setup=INTERRUPTED_LOAD)
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert (process.returncode, out) == (130, b""), err.decode()
+    assert err.decode() == "\nrorqual: interrupted\n"

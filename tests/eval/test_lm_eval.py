@@ -153,6 +153,9 @@ class TestScores:
         chatted = harness("local-chat-completions", served.chat, BOTH[1:], True)
         assert chatted.scores == {BOTH[1]: direct.scores[BOTH[1]]}
         assert chatted.answers == {BOTH[1]: direct.answers[BOTH[1]]}
+        stored = harness("rorqual", weights(dtype="stored"), BOTH, True)
+        assert stored.scores == direct.scores
+        assert stored.answers[BOTH[1]] == direct.answers[BOTH[1]]
         self.compare_with_transformers(harness, direct, tmp_path)
 
     def compare_with_transformers(self, harness: Harness, ours: Scored, folder: Path) -> None:
