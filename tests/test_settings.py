@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from pydantic import ValidationError
 
-from rorqual.cli.serve import EngineOptions
+from rorqual.cli.serve import SetOptions
 from rorqual.config import apply_overrides, fill, read_toml, settings
 from rorqual.data import DataSettings, Inputs, SourceSettings, TokenizerSettings
 from rorqual.data.settings import BuildSettings
@@ -32,7 +32,7 @@ from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
     BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, CorporaStage,
-    CorporaTraining, DataSettings, EngineOptions, Inputs, LrSchedule, ModelConfig, MtpSettings,
+    CorporaTraining, DataSettings, SetOptions, Inputs, LrSchedule, ModelConfig, MtpSettings,
     OptimizerSettings, Pretrain, Progress, Recipe, SamplingDefaults, ServerSettings, Sft,
     SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
 )  # fmt: skip

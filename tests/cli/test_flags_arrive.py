@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import run
 
 import rorqual.cli.serve
@@ -15,7 +16,7 @@ import rorqual.engine
 import rorqual.eval
 import rorqual.weights
 from rorqual.corpus_writer import SKILLS
-from rorqual.engine import SamplingParams
+from rorqual.engine import EngineOptions, SamplingParams
 from rorqual.errors import UsageError
 from rorqual.serve.store import default_folder
 from rorqual.weights.convert import run as conversion
@@ -26,12 +27,16 @@ from rorqual.weights.convert.run import Conversion
 
 ENGINE_FLAGS: list[tuple[list[object], str, object]] = [
     (["--speculate", 1], "speculate", 1),
-    (["--max-batch", 3], "max_batch", 3),
     (["--cache-memory", "2MiB"], "cache_memory", 2 << 20),
     (["--cache-memory", "0.25"], "cache_memory", 0.25),
     (["--kv-cache-dtype", "fp8"], "kv_cache_dtype", "fp8"),
     (["--max-model-len", 77], "max_model_len", 77),
     (["--batch-invariant"], "is_batch_invariant", True),
+    (["--dtype", "stored"], "dtype", "stored"),
+    (["--kernels", "plain"], "kernels", "plain"),
+]
+SERVE_FLAGS: list[tuple[list[object], str, object]] = [
+    (["--max-batch", 3], "max_batch", 3),
     (["--set", "engine.max_step_tokens=64"], "max_step_tokens", 64),
     (["--set", "engine.block_tokens=8"], "block_tokens", 8),
     (["--set", "engine.use_prefix_cache=false"], "use_prefix_cache", False),
@@ -55,13 +60,13 @@ def served(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Any:
     real = rorqual.engine.Engine
 
     def engine(*arguments: Any, **options: Any) -> Any:
-        seen["engine"] = options
+        seen["engine"] = vars(arguments[2])
         return real(*arguments, **options)
 
     def start(
-        engine: Any, defaults: Any, names: Any, options: Any, server: Any, bound: Any
+        engine: Any, defaults: Any, names: Any, max_queue: int, server: Any, bound: Any
     ) -> None:
-        seen.update(defaults=defaults, names=names, options=options, server=server)
+        seen.update(defaults=defaults, names=names, max_queue=max_queue, server=server)
 
     monkeypatch.setattr(rorqual.engine, "Engine", engine)
     monkeypatch.setattr(rorqual.cli.serve, "_run", start)
@@ -77,16 +82,69 @@ def served(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Any:
 def test_flags_of_the_engine(served: Any) -> None:
     plain = served()
     assert plain["code"] == 0
-    for flags, name, value in ENGINE_FLAGS:
+    for flags, name, value in ENGINE_FLAGS + SERVE_FLAGS:
         found = served(*flags)
         assert found["engine"] == plain["engine"] | {name: value}, flags
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "more"),
+    [
+        ("chat", "--model", ()),
+        ("generate", "--model", ("--prompt", "The sea", "--max-new-tokens", 1)),
+        ("demo-generate", "--ckpt-path", ("--interactive",)),
+        ("eval", None, ("--questions", 1, "--tasks", "dates")),
+    ],
+)
+def test_every_verb_that_runs_a_model_has_the_flags_of_its_engine(
+    monkeypatch: pytest.MonkeyPatch,
+    model_folder: Path,
+    verb: str,
+    target: str | None,
+    more: tuple[object, ...],
+) -> None:
+    """With the engine's own defaults; a number of prompts at once is the verb's."""
+    seen: list[EngineOptions] = []
+
+    def engine(*arguments: Any) -> Any:
+        seen.append(arguments[2])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(rorqual.engine, "Engine", engine)
+    model = (model_folder,) if target is None else (target, model_folder)
+
+    def given(*flags: object) -> dict[str, Any]:
+        done = run(verb, *model, *more, *flags)
+        assert "far enough" in done.err, done.err
+        return vars(seen.pop())
+
+    plain = given()
+    standard = vars(EngineOptions(device=torch.device("cpu")))
+    assert {**standard, "max_batch": plain["max_batch"], "speculate": plain["speculate"]} == plain
+    assert plain["speculate"] == 0, "this model has no MTP module"
+    assert plain["max_batch"] == (8 if "generate" in verb else 32)
+    for flags, name, value in ENGINE_FLAGS:
+        assert given(*flags) == plain | {name: value}, flags
+    assert given("--speculate", 0)["speculate"] == 0
+    if verb == "chat":
+        for flags, drafts in (((), 2), (("--seed", 1), 0), (("--speculate", 1), 1)):
+            assert "far enough" in run("chat", *flags).err
+            assert seen.pop().speculate == drafts, "with an MTP module, unless the seed is given"
+    for flags, fault in (
+        (("--kernels", "fast"), "unknown kernels 'fast'"),
+        (("--cache-memory", "much"), "--cache-memory is no size"),
+        (("--device", "tpu"), "tpu"),
+        (("--dtype", "int3"), "int3"),
+    ):
+        done = run(verb, *model, *more, *flags)
+        assert (done.code, fault in done.err) == (2, True), done.err
 
 
 def test_flags_of_the_server(served: Any, tmp_path: Path) -> None:
     plain = vars(served()["server"])
     for flags, name, value in SERVER_FLAGS:
         assert vars(served(*flags)["server"]) == plain | {name: value}, flags
-    assert served("--set", "engine.max_queue=5")["options"].max_queue == 5
+    assert served("--set", "engine.max_queue=5")["max_queue"] == 5
     names = served("--served-model-name", "a", "--served-model-name", "b")["names"]
     assert names == ["a", "b"]
     assert plain["state_dir"] == default_folder()

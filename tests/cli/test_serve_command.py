@@ -13,7 +13,8 @@ from openai import OpenAI
 from serving import serving
 
 from patience import HANG_SECONDS
-from rorqual.cli.serve import _state_folder, parse_memory
+from rorqual.cli.engine_flags import parse_memory
+from rorqual.cli.serve import _state_folder
 from rorqual.errors import UsageError
 from rorqual.serve.auth import check_origins
 

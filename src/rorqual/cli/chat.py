@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.options import (
-    DeviceName,
-    DtypeName,
     MaxNewTokens,
     MinP,
     Model,
@@ -12,12 +13,10 @@ from rorqual.cli.options import (
     Seed,
     System,
     Temperature,
-    Threads,
     TokenizerPath,
     TopK,
     TopP,
     loading,
-    set_threads,
 )
 from rorqual.cli.terminal import converse, opening
 
@@ -25,6 +24,7 @@ MAX_DRAFTS = 2
 """With an MTP module; the engine takes as many of these as pay."""
 
 
+@with_engine_flags
 def chat(
     model: Model = "tiny",
     tokenizer: TokenizerPath = None,
@@ -36,9 +36,8 @@ def chat(
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
     system: System = None,
-    dtype: DtypeName = "auto",
-    device: DeviceName = "auto",
-    threads: Threads = None,
+    *,
+    flags: EngineFlags,
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -54,10 +53,9 @@ def chat(
     """
     with loading(model):
         from rorqual.engine import Conversation, Engine, SamplingParams
-        from rorqual.ops.device import resolve_device
         from rorqual.weights import ModelFolder
 
-        place = resolve_device(device)
+        options = flags.options()
         folder = ModelFolder.find(model, tokenizer)
         params = SamplingParams(
             **folder.sampling(
@@ -70,11 +68,11 @@ def chat(
                 max_tokens=max_new_tokens,
             )
         )
-        set_threads(threads)
         vocabulary = folder.load_tokenizer()
-        weights = folder.load_model(dtype, place)
+        weights = flags.model(folder, options)
         # Whoever gives a seed wants the same text again: drafts, as many as pay just now, keep it
         # only up to rounding (`Engine`).
-        is_drafting = seed is None and weights.config.num_nextn_predict_layers > 0
-        engine = Engine(weights, vocabulary, speculate=MAX_DRAFTS if is_drafting else 0)
+        if flags.speculate is None and seed is None and weights.config.num_nextn_predict_layers:
+            options = replace(options, speculate=MAX_DRAFTS)
+        engine = Engine(weights, vocabulary, options)
     converse(Conversation(engine, params, system), opening(folder))

@@ -12,14 +12,9 @@ from typing import Annotated
 
 import typer
 
+from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.generate import Batch, check_input_file, check_sources
-from rorqual.cli.options import (
-    DeviceName,
-    DtypeName,
-    Threads,
-    loading,
-    set_threads,
-)
+from rorqual.cli.options import loading
 from rorqual.cli.request_lines import Reader
 from rorqual.cli.terminal import converse, opening
 
@@ -27,6 +22,7 @@ SEED = 0
 BATCH_SIZE = 8
 
 
+@with_engine_flags
 def demo_generate(
     ckpt_path: Annotated[
         str,
@@ -50,9 +46,8 @@ def demo_generate(
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token, as in the demo.")
     ] = 0.2,
-    dtype: DtypeName = "auto",
-    device: DeviceName = "auto",
-    threads: Threads = None,
+    *,
+    flags: EngineFlags,
 ) -> None:
     """Generate with the flags of DeepSeek's demo, generate.py, from its rank shards.
 
@@ -72,12 +67,11 @@ def demo_generate(
     if input_file is not None:
         check_input_file(input_file)
     with loading(ckpt_path):
-        from rorqual.engine import Conversation, Engine, SamplingParams
-        from rorqual.ops.device import resolve_device
+        from rorqual.engine import Conversation, SamplingParams
         from rorqual.serve.settings import ServedModel
         from rorqual.weights import ModelFolder
 
-        place = resolve_device(device)
+        options = flags.options(max_batch=BATCH_SIZE)
         folder = ModelFolder.find(ckpt_path, shards_config=config)
         # The demo's own flags say how to sample; where an answer ends, the checkpoint knows.
         params = SamplingParams(
@@ -86,7 +80,6 @@ def demo_generate(
             seed=SEED,
             stop_token_ids=folder.sampling().get("stop_token_ids", ()),
         )
-        set_threads(threads)
         served = ServedModel(
             name=folder.name,
             tokenizer=folder.load_tokenizer(),
@@ -97,8 +90,7 @@ def demo_generate(
         num_lines = 0
         if input_file is not None:
             num_lines = reader.check(input_file)
-        loaded = folder.load_model(dtype, place)
-        engine = Engine(loaded, served.tokenizer, max_batch=BATCH_SIZE)
+        engine = flags.engine(folder, served.tokenizer, options)
     if input_file is None:
         converse(Conversation(engine, params), opening(folder))
         return

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rorqual.cli.options import DeviceName, Threads, TokenizerPath, set_threads
+from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
+from rorqual.cli.options import TokenizerPath
 from rorqual.cli.tasks import as_records, find_tasks, print_results
 from rorqual.errors import UsageError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rorqual.tasks import TaskResult
 
 
+@with_engine_flags
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint or run folder, or 'tiny'.")] = "tiny",
     tokenizer: TokenizerPath = None,
@@ -33,10 +35,10 @@ def evaluate(
         Path | None, typer.Option(help="Also bits per byte on this recipe's held-out text.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
-    device: DeviceName = "auto",
-    threads: Threads = None,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each task.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    *,
+    flags: EngineFlags,
 ) -> None:
     """Measures a chat model: accuracy by task on unseen questions, bits per byte on unseen text.
 
@@ -46,7 +48,7 @@ def evaluate(
       rorqual eval tiny --tasks arithmetic,dates --questions 1000 --failures 5
       rorqual eval runs/tiny/checkpoints/step-900 --questions 0 --recipe recipes/tiny.toml
     """
-    from rorqual.engine import Engine, SamplingParams
+    from rorqual.engine import SamplingParams
     from rorqual.eval import compare_on_held_out, evaluate_tasks
     from rorqual.eval.tasks import MAX_ANSWER_TOKENS
     from rorqual.log import console
@@ -58,11 +60,11 @@ def evaluate(
             found="--questions 0 without --recipe",
             fix="ask questions (--questions 200), or name a recipe for bits per byte (--recipe)",
         )
-    set_threads(threads)
+    options = flags.options()
     asked = find_tasks(tasks)
     held_out = _held_out_text(recipe) if recipe is not None else None
     folder = ModelFolder.find(model, tokenizer)
-    engine = Engine(folder.load_model("auto", device), folder.load_tokenizer(), max_batch=32)
+    engine = flags.engine(folder, folder.load_tokenizer(), options)
     results: list[TaskResult] = []
     if questions:
         with console().status("asking"):

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rorqual.cli.answer_file import AnswerFile
+from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.options import (
-    DeviceName,
-    DtypeName,
     MaxNewTokens,
     MinP,
     Model,
@@ -21,12 +20,10 @@ from rorqual.cli.options import (
     Seed,
     System,
     Temperature,
-    Threads,
     TokenizerPath,
     TopK,
     TopP,
     loading,
-    set_threads,
 )
 from rorqual.cli.request_lines import Answer, Line, Reader
 from rorqual.cli.terminal import converse, opening
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from rorqual.engine import Engine, Output, Request
 
 
+@with_engine_flags
 def generate(
     model: Model = "tiny",
     tokenizer: TokenizerPath = None,
@@ -78,9 +76,8 @@ def generate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run side by side.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    dtype: DtypeName = "auto",
-    device: DeviceName = "auto",
-    threads: Threads = None,
+    *,
+    flags: EngineFlags,
 ) -> None:
     """Continue prompts: one, a file of any length, or one after the other.
 
@@ -109,12 +106,11 @@ def generate(
         _check_files(input_file, output_file)
     with AnswerFile.taken(output_file) as target:
         with loading(model):
-            from rorqual.engine import Conversation, Engine, SamplingParams
-            from rorqual.ops.device import resolve_device
+            from rorqual.engine import Conversation, SamplingParams
             from rorqual.serve.settings import ServedModel
             from rorqual.weights import ModelFolder
 
-            place = resolve_device(device)
+            options = flags.options(max_batch=batch_size)
             folder = ModelFolder.find(model, tokenizer)
             params = SamplingParams(
                 **folder.sampling(
@@ -128,7 +124,6 @@ def generate(
                     max_tokens=max_new_tokens,
                 )
             )
-            set_threads(threads)
             is_chat = folder.is_chat() if chat is None else chat
             served = ServedModel(
                 name=folder.name,
@@ -140,8 +135,7 @@ def generate(
             num_lines = 0
             if input_file is not None:  # before the weights: a fault in the last line shows at once
                 num_lines = reader.check(input_file)
-            loaded = folder.load_model(dtype, place)
-            engine = Engine(loaded, served.tokenizer, max_batch=batch_size)
+            engine = flags.engine(folder, served.tokenizer, options)
         if interactive:
             talk = Conversation(engine, params, system, is_raw=not is_chat, reads_special=special)
             converse(talk, opening(folder))

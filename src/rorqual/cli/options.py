@@ -57,15 +57,6 @@ MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help=f"Longest answer. {ADVICE.format(4096)}")
 ]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions that come first.")]
-DtypeName = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        help="auto, float32 or bfloat16: what weights are decoded to, FP8 and GGUF's types too. "
-        "Auto: float32 up to a billion parameters, bfloat16 beyond. stored: as they are in the "
-        "file, decoded for each product (least memory, slow).",
-    ),
-]
 DeviceName = Annotated[
     str,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
+from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.options import (
-    DeviceName,
-    DtypeName,
     Model,
-    Threads,
     TokenizerPath,
     loading,
-    set_threads,
 )
 from rorqual.config import apply_overrides, fill, settings
 from rorqual.errors import ConfigError, UsageError
@@ -29,13 +25,12 @@ if TYPE_CHECKING:
     from rorqual.engine import Engine, EngineStats
     from rorqual.serve.settings import ServedModel, ServerSettings
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 SECTIONS = ("server", "engine")
 
 
 @settings
-class EngineOptions:
-    """The engine's settings that have no flag of their own."""
+class SetOptions:
+    """What `--set engine.NAME=VALUE` may say: what has no flag of its own."""
 
     max_step_tokens: int = Field(default=512, gt=0)
     block_tokens: int = Field(default=16, gt=0)
@@ -43,6 +38,7 @@ class EngineOptions:
     max_queue: int = Field(default=256, ge=0)
 
 
+@with_engine_flags
 def serve(
     model: Model = "tiny",
     tokenizer: TokenizerPath = None,
@@ -77,37 +73,19 @@ def serve(
     request_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Longest time an answer may take.")
     ] = None,
-    speculate: Annotated[
-        int,
-        typer.Option(metavar="K", min=0, help="Tokens that the MTP module drafts ahead at most."),
-    ] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that run side by side.")] = 32,
-    cache_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="The cache: 2GiB, 500M, or 0.5 of the free memory."),
-    ] = None,
-    kv_cache_dtype: Annotated[
-        str, typer.Option(help="auto, float32, bf16, fp8 or q8: how latents are kept.")
-    ] = "auto",
-    max_model_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of prompt and answer. [default: the model's]")
-    ] = None,
-    batch_invariant: Annotated[
-        bool, typer.Option("--batch-invariant", help="The same text in any batch; slower.")
-    ] = False,
     strict_fields: Annotated[
         bool,
         typer.Option("--strict-fields", help="Refuse fields that nobody knows; else ignore them."),
     ] = False,
-    dtype: DtypeName = "auto",
-    device: DeviceName = "auto",
-    threads: Threads = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="K=V", help="server.max_body_bytes=... and the like: docs/api.md."
         ),
     ] = None,
+    *,
+    flags: EngineFlags,
 ) -> None:
     """Serve a model: OpenAI's and Anthropic's APIs, DeepSeek's fields, and a chat page at /.
 
@@ -122,7 +100,6 @@ def serve(
       rorqual serve --model DIR --host 0.0.0.0 --api-key-file keys.txt
     """
     _need_extra()
-    from rorqual.ops.device import resolve_device
     from rorqual.serve.server import open_socket
 
     if files_dir is not None:
@@ -130,10 +107,14 @@ def serve(
             "--files-dir is now --state-dir, a folder for files, batches and responses",
             fix="give --state-dir, and upload again what lies in the old folder",
         )
-    place = resolve_device(device)
     table = _overrides(set_ or [])
-    options = fill(EngineOptions, table["engine"], "--set engine")
-    memory = None if cache_memory is None else parse_memory(cache_memory)
+    without_flags = fill(SetOptions, table["engine"], "--set engine")
+    options = flags.options(
+        max_batch=max_batch,
+        max_step_tokens=without_flags.max_step_tokens,
+        block_tokens=without_flags.block_tokens,
+        use_prefix_cache=without_flags.use_prefix_cache,
+    )
     _check_names(served_model_name or [])
     bound = open_socket(host, port)
     with bound:
@@ -146,33 +127,27 @@ def serve(
         }
         server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
         with loading(model):
-            from rorqual.engine import Engine, SamplingParams
+            from rorqual.engine import SamplingParams
             from rorqual.weights import ModelFolder
 
             folder = ModelFolder.find(model, tokenizer)
-            set_threads(threads)
-            engine = Engine(
-                folder.load_model(dtype, place),
-                folder.load_tokenizer(),
-                speculate=speculate,
-                max_batch=max_batch,
-                max_step_tokens=options.max_step_tokens,
-                cache_memory=memory,
-                kv_cache_dtype=kv_cache_dtype,
-                block_tokens=options.block_tokens,
-                use_prefix_cache=options.use_prefix_cache,
-                is_batch_invariant=batch_invariant,
-                max_model_len=max_model_len,
-            )
+            engine = flags.engine(folder, folder.load_tokenizer(), options)
         names = served_model_name or [folder.name]
-        _run(engine, SamplingParams(**folder.sampling()), names, options, server_settings, bound)
+        _run(
+            engine,
+            SamplingParams(**folder.sampling()),
+            names,
+            without_flags.max_queue,
+            server_settings,
+            bound,
+        )
 
 
 def _run(
     engine: Engine,
     defaults: Any,
     names: list[str],
-    options: EngineOptions,
+    max_queue: int,
     server_settings: ServerSettings,
     bound: socket.socket,
 ) -> None:
@@ -190,9 +165,9 @@ def _run(
         defaults=defaults,
         device=str(engine.device),
     )
-    app = create_app(AsyncEngine(engine, max_queue=options.max_queue), served, server_settings)
+    app = create_app(AsyncEngine(engine, max_queue=max_queue), served, server_settings)
     lines = greeting(
-        address_of(bound), served, engine.stats(), options.block_tokens, server_settings
+        address_of(bound), served, engine.stats(), engine.options.block_tokens, server_settings
     )
     console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     server = Server(app, on_notice=_notice)
@@ -277,19 +252,6 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
             f"--set {unknown[0]!r} is unknown", expected="server.NAME=VALUE or engine.NAME=VALUE"
         )
     return table
-
-
-def parse_memory(text: str) -> int | float:
-    """Bytes (`2GiB`, `500M`, `1000000`) or a fraction of the free memory (`0.5`). UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(
-            "--cache-memory is no size", found=text, expected="2GiB, 500M, or a fraction like 0.5"
-        )
-    number = float(match[1])
-    if match[2] is None and number < 1:
-        return number
-    return int(number * UNITS[match[2] or ""])
 
 
 def _notice(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import cast, get_args
 
 import torch
 
+from rorqual.engine import EngineOptions
 from rorqual.engine.cache_formats import CacheDtype
 from rorqual.engine.paged_cache import block_bytes
 from rorqual.errors import UsageError, listing
@@ -21,8 +22,6 @@ from rorqual.plan.hardware import Hardware
 from rorqual.weights.model_folder import DTYPES, auto_dtype
 
 ENGINES = ("rorqual", "any")
-BLOCK_TOKENS = 16  # our engine's default
-OUR_STEP_TOKENS = 512  # the same
 KV_FORMATS = ("auto", "float32", "bf16", "fp8", "q8", "q8_0", "q4_0")
 OUR_KV_FORMATS = get_args(CacheDtype)
 
@@ -63,7 +62,7 @@ class Wish:
 
     def step_tokens(self, hardware: Hardware) -> int:
         """Of prefill in one step."""
-        return OUR_STEP_TOKENS if self.is_ours else hardware.step_tokens
+        return EngineOptions.max_step_tokens if self.is_ours else hardware.step_tokens
 
     @property
     def num_depths(self) -> int:
@@ -92,8 +91,8 @@ class Wish:
             return self.batch * self.context * self.cache_bytes_per_token
         dtype = torch.float32 if self.itemsize == 4 else torch.bfloat16
         kind = cast(CacheDtype, self.kv)
-        size = block_bytes(self.config, BLOCK_TOKENS, kind, dtype, self.num_depths)
-        return (self.batch * -(-self.context // BLOCK_TOKENS) + 1) * size
+        size = block_bytes(self.config, EngineOptions.block_tokens, kind, dtype, self.num_depths)
+        return (self.batch * -(-self.context // EngineOptions.block_tokens) + 1) * size
 
     @property
     def cache_bytes_per_token(self) -> float:
