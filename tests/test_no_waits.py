@@ -24,7 +24,7 @@ from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.engine.verify import verify
-from rorqual.model import ModelConfig, empty
+from rorqual.model import empty
 from rorqual.ops import cross_entropy, grouped_gemm
 from rorqual.ops.attention import attention
 from rorqual.train import step as steps
@@ -32,28 +32,10 @@ from rorqual.train.optimizer import AdamW, OptimizerSettings
 from rorqual.train.recompute import recompute_layers
 from rorqual.train.step import Stepper, StepResult, StepValues
 from rorqual.weights import ModelFolder
+from small import LITTLE
 
 META = torch.device("meta")
-CONFIG = ModelConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    moe_intermediate_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    n_group=4,
-    topk_group=2,
-    first_k_dense_replace=1,
-    q_lora_rank=16,
-    kv_lora_rank=16,
-    qk_nope_head_dim=8,
-    qk_rope_head_dim=8,
-    v_head_dim=8,
-    num_nextn_predict_layers=1,
-    max_position_embeddings=4096,
-)
+CONFIG = LITTLE.with_changes(vocab_size=64, n_group=4, topk_group=2, max_position_embeddings=4096)
 READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 
 

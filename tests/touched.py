@@ -28,7 +28,7 @@ from skips import CHECK_ENDS
 ROOT = Path(__file__).parents[1]
 DEADLINE = "RORQUAL_CHECK_DEADLINE"
 """Seconds since the epoch after which no test begins."""
-CHEAP = ("ops", "tokenizer", "tasks")
+CHEAP = ("ops", "tokenizer", "tasks", "corpus_writer")
 HOUSE = "tests/test_house.py"
 LAST_TEST_SECONDS = 10.0
 """What the test that is running at the deadline may still take."""

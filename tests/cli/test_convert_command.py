@@ -10,6 +10,7 @@ from command import run
 
 from rorqual.weights import load
 from rorqual.weights.convert import files as convert_files
+from rorqual.weights.planned import PlannedTensor
 
 
 def test_fp8_and_back(model_folder: Path, tmp_path: Path) -> None:
@@ -59,8 +60,8 @@ def test_verify_fails_with_exit_code_2(model_folder: Path, tmp_path: Path, monke
     name = "model.layers.1.mlp.experts.2.down_proj.weight"
 
     def encode_badly(source, output, scale, options, put) -> None:
-        def put_badly(to: str, first: int, rows: torch.Tensor) -> None:
-            if to == name:
+        def put_badly(to: PlannedTensor, first: int, rows: torch.Tensor) -> None:
+            if to.name == name:
                 rows[-2:] = 0
             put(to, first, rows)
 

@@ -6,15 +6,14 @@ import pytest
 import torch
 from small_models import CONFIG, guessing
 
+import small
 from rorqual.model import DeepseekV3, build
-from rorqual.tokenizer import Tokenizer, train_tokenizer
-
-TEXTS = ["The whale swims in the sea; the sea is deep. One, two, three whales sing."] * 4
+from rorqual.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, 300)
+    return small.tokenizer()
 
 
 @pytest.fixture(scope="session")

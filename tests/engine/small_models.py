@@ -6,31 +6,14 @@ import torch
 
 from rorqual.engine.draft_policy import FixedDrafts
 from rorqual.engine.paged_cache import block_bytes
-from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import Tokenizer
+from small import SPOKEN
 
 BLOCK_TOKENS = 16
 ALWAYS = FixedDrafts(100)
 """As many drafts as `speculate` allows in every step, so that no test hangs on time."""
-CONFIG = ModelConfig(
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=96,
-    moe_intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    first_k_dense_replace=1,
-    q_lora_rank=24,
-    kv_lora_rank=16,
-    qk_nope_head_dim=16,
-    qk_rope_head_dim=8,
-    v_head_dim=12,
-    num_nextn_predict_layers=1,
-    max_position_embeddings=700,
-    initializer_range=0.1,
-)
+CONFIG = SPOKEN.with_changes(max_position_embeddings=700, initializer_range=0.1)
 
 
 def guessing(num_depths: int) -> DeepseekV3:

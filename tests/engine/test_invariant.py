@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import ALWAYS
-from torch import Tensor
 
 from rorqual.engine import Engine, SamplingParams
 from rorqual.engine.flat_step import Span
@@ -14,12 +13,9 @@ from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.model import DeepseekV3
 from rorqual.model.moe import MoE
 from rorqual.tokenizer import Tokenizer
+from small import relative_error
 
 FLOAT32_RELATIVE = 1e-5
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 def runner(model: DeepseekV3) -> InvariantRunner:

@@ -10,24 +10,16 @@ from small_models import ALWAYS, CONFIG
 
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.errors import UsageError
-from rorqual.model import DeepseekV3, build
-from rorqual.tokenizer import Tokenizer, train_tokenizer
+from rorqual.model import DeepseekV3
+from rorqual.tokenizer import Tokenizer
+from small import lively
 
 PROMPTS = [list(range(3, 40)), [7, 9, 11], list(range(3, 30))]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the whale swims in the sea " * 5], CONFIG.vocab_size)
-
-
 def model(seed: int) -> DeepseekV3:
-    made = build(CONFIG.with_changes(initializer_range=0.08), seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for router in made.routers():
-        router.e_score_correction_bias.uniform_(-0.1, 0.1, generator=generator)
-    return made
+    return lively(CONFIG, seed)
 
 
 DRAFTING = {"speculate": 1, "draft_policy": ALWAYS}  # rounding depends on how many are drafted

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from rorqual.engine.cache_formats import CacheDtype, bytes_per_token, store
 from rorqual.engine.flat_step import MAX_TOGETHER_SLOTS, Span
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3
+from small import relative_error
 
 FLOAT32_RELATIVE = 1e-5  # the same sums in another order
 # Of the logits, for what each format keeps: bf16 8 bits, q8 7 bits of 32 values' peak and bf16
 # rotary keys, fp8 3 bits and a half. A random model has no redundancy that would hide them.
 RELATIVE: dict[CacheDtype, float] = {"bf16": 1e-2, "q8": 2e-2, "fp8": 5e-2}
 SHAPE = (60, 4)
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 def runner(

@@ -14,13 +14,10 @@ from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3
 from rorqual.weights import ModelFolder
+from small import relative_error
 
 FLOAT32_RELATIVE = 1e-5
 TEXT = "The whale swims in the sea. What is 12 + 30? It is 42, and a fox saw a crow."
-
-
-def gap(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 def logits_by_engine(model: DeepseekV3, ids: list[int], chunks: list[int]) -> Tensor:
@@ -44,6 +41,6 @@ def test_float32_logits_are_the_same_on_every_way() -> None:
     assert by_trainer.requires_grad
     by_trainer = by_trainer.detach()
     with torch.no_grad():
-        assert gap(model(torch.tensor([ids]))[0], by_trainer) < FLOAT32_RELATIVE
+        assert relative_error(model(torch.tensor([ids]))[0], by_trainer) < FLOAT32_RELATIVE
     for chunks in ([len(ids)], [1], [7, 1, 1, 9]):
-        assert gap(logits_by_engine(model, ids, chunks), by_trainer) < FLOAT32_RELATIVE
+        assert relative_error(logits_by_engine(model, ids, chunks), by_trainer) < FLOAT32_RELATIVE

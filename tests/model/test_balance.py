@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_transformer import BASE, lively, tokens
 
 from rorqual.model import DeepseekV3
 from rorqual.model.balance import BalanceTerm, sequence_balance_loss, sequence_loads
 from rorqual.model.moe import MoE
 from rorqual.train.loss import TrainingModel, balance_seen, coefficients, target_counts
 from rorqual.train.recompute import recompute_layers
+from small import SMALL, lively, random_tokens
 
 ALPHA = 10.0
-NUM_CHOICES = BASE.num_experts_per_tok
+NUM_CHOICES = SMALL.num_experts_per_tok
 
 
 def sparse(model: DeepseekV3) -> MoE:
@@ -26,7 +26,7 @@ def sparse(model: DeepseekV3) -> MoE:
 
 def with_balance(model: DeepseekV3, alpha: float = ALPHA) -> Any:
     """A function that runs one micro-batch of four samples and gives its loss."""
-    ids = tokens(model.config, 4, 16 + 1 + model.config.num_nextn_predict_layers)
+    ids = random_tokens(model.config, 4, 16 + 1 + model.config.num_nextn_predict_layers)
     mask = torch.ones_like(ids, dtype=torch.bool)
     num_depths = model.config.num_nextn_predict_layers
     by = coefficients(target_counts(mask, num_depths), 4, mtp_weight=0.3, balance_alpha=alpha)
@@ -40,23 +40,23 @@ def gradients(model: DeepseekV3) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("has_padding", [False, True])
 def test_its_gradient_is_that_of_the_formula(has_padding: bool) -> None:
-    layer = sparse(lively(BASE)).train()
-    x = torch.randn(3, 8, BASE.hidden_size, generator=torch.Generator().manual_seed(1))
+    layer = sparse(lively(SMALL)).train()
+    x = torch.randn(3, 8, SMALL.hidden_size, generator=torch.Generator().manual_seed(1))
     exists = torch.ones(3, 8, dtype=torch.bool)
     exists[1, 5:] = not has_padding
     term = BalanceTerm(torch.tensor(0.7), exists if has_padding else None)
-    out = torch.randn(3, 8, BASE.hidden_size, requires_grad=True)
+    out = torch.randn(3, 8, SMALL.hidden_size, requires_grad=True)
     layer.balance(out, layer.gate(x.flatten(0, 1)), term).sum().backward()
     found = layer.gate.weight.grad
     layer.gate.weight.grad = None
     scores, chosen = layer.gate(x.flatten(0, 1)).scores_TE, layer.gate(x.flatten(0, 1)).experts_TK
     total = torch.zeros(())
-    loads = torch.zeros(BASE.n_routed_experts, dtype=torch.int64)
+    loads = torch.zeros(SMALL.n_routed_experts, dtype=torch.int64)
     for b in range(3):
         rows = [b * 8 + t for t in range(8) if exists[b, t]]
         shares = scores[rows] / scores[rows].sum(-1, keepdim=True)
-        counts = torch.bincount(chosen[rows].flatten(), minlength=BASE.n_routed_experts)
-        f = counts * BASE.n_routed_experts / (NUM_CHOICES * len(rows))
+        counts = torch.bincount(chosen[rows].flatten(), minlength=SMALL.n_routed_experts)
+        f = counts * SMALL.n_routed_experts / (NUM_CHOICES * len(rows))
         total = total + (f * shares.mean(0)).sum()
         loads += counts
     (0.7 * total).backward()
@@ -67,10 +67,10 @@ def test_its_gradient_is_that_of_the_formula(has_padding: bool) -> None:
 
 
 def test_nothing_is_counted_without_gradients_or_without_a_term() -> None:
-    model = lively(BASE).train()
+    model = lively(SMALL).train()
     with torch.no_grad():
         with_balance(model)()
-    model(tokens(BASE, 2, 9)).sum().backward()
+    model(random_tokens(SMALL, 2, 9)).sum().backward()
     assert not balance_seen(model).loads_LE.any()
 
 
@@ -78,8 +78,8 @@ def test_frozen_layers_are_counted_too() -> None:
     """Below all that learns there is no backward pass."""
     counted = []
     for is_frozen in (False, True):
-        model = lively(BASE).train()
-        last = f"model.layers.{BASE.num_layers_with_mtp - 1}."
+        model = lively(SMALL).train()
+        last = f"model.layers.{SMALL.num_layers_with_mtp - 1}."
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not is_frozen or name.startswith(last))
         with_balance(model)().backward()
@@ -92,14 +92,14 @@ def test_no_factor_on_the_loss_reaches_it() -> None:
     """What the docstring of TrainingModel warns of."""
     found = []
     for factor in (1.0, 0.0):
-        model = lively(BASE).train()
+        model = lively(SMALL).train()
         (factor * with_balance(model)()).backward()
         found.append(gradients(model)[f"model.layers.{first_sparse()}.mlp.gate.weight"])
     assert float(found[1].norm()) > 0
 
 
 def first_sparse() -> int:
-    return BASE.first_k_dense_replace
+    return SMALL.first_k_dense_replace
 
 
 def as_it_is(model: DeepseekV3) -> DeepseekV3:
@@ -118,7 +118,7 @@ def copied(model: DeepseekV3) -> DeepseekV3:
 
 def stored(model: DeepseekV3) -> DeepseekV3:
     """By its checkpoint: a recomputed layer's names are those of the layer."""
-    again = recomputed(lively(BASE).train())
+    again = recomputed(lively(SMALL).train())
     again.load_state_dict(recomputed(model).state_dict())
     return again
 
@@ -137,7 +137,7 @@ def test_recomputed_layers_count_once_and_give_the_same_gradients(
 ) -> None:
     expected, found = [], []
     for how, kept in ((as_it_is, expected), (change, found)):
-        model = how(lively(BASE).train())
+        model = how(lively(SMALL).train())
         with_balance(model)().backward()
         kept += [balance_seen(model), gradients(model)]
     assert torch.equal(found[0].loads_LE, expected[0].loads_LE)
@@ -151,7 +151,7 @@ def test_a_layers_memory_goes_with_its_model() -> None:
     import gc
     import weakref
 
-    model = recomputed(lively(BASE))
+    model = recomputed(lively(SMALL))
     seen = weakref.ref(model.get_parameter("model.norm.weight"))
     layer = weakref.ref(next(iter(model.model.layers.values())))
     gc.disable()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from released_configs import RELEASED, UNSLOTH, V2, V2_LITE, V3
-from shapes import BASE, CONFIGS
+from shapes import CONFIGS
 
 from rorqual.errors import ConfigError
 from rorqual.model import PRESETS, ModelConfig, preset, unknown_keys
+from small import SMALL
 
 # Values that leave V3's mathematics as it is, under keys of other programs and models.
 OTHERS_KEYS: dict[str, Any] = {
@@ -51,9 +52,9 @@ def test_released_configs_are_the_presets() -> None:
 
 def test_keys_of_other_programs_are_accepted_and_named() -> None:
     """As transformers, unsloth, axolotl, TRL, vLLM, mlx and SGLang write them."""
-    config = ModelConfig.from_hf(BASE.to_hf() | OTHERS_KEYS | UNSLOTH)
-    assert config == BASE
-    named = unknown_keys(BASE.to_hf() | OTHERS_KEYS | UNSLOTH)
+    config = ModelConfig.from_hf(SMALL.to_hf() | OTHERS_KEYS | UNSLOTH)
+    assert config == SMALL
+    named = unknown_keys(SMALL.to_hf() | OTHERS_KEYS | UNSLOTH)
     assert {"unsloth_version", "_attn_implementation_autoset", "torchscript"} <= set(named)
     assert not {"use_sliding_window", "layer_types", "hidden_size"} & set(named)
 
@@ -90,7 +91,7 @@ def test_two_spellings_of_rope_must_agree() -> None:
 
 def test_the_other_name_of_the_mtp_layers_counts_where_ours_is_null() -> None:
     for ours in ({}, {"num_nextn_predict_layers": None}):
-        table = BASE.to_hf() | {"num_mtp_layers": 2}
+        table = SMALL.to_hf() | {"num_mtp_layers": 2}
         del table["num_nextn_predict_layers"]
         assert ModelConfig.from_hf(table | ours).num_nextn_predict_layers == 2
 
@@ -162,7 +163,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes() -> None:
 )
 def test_what_cannot_be_computed_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=r"here\.json") as caught:
-        ModelConfig.from_hf({**BASE.to_hf(), **changes}, where="here.json")
+        ModelConfig.from_hf({**SMALL.to_hf(), **changes}, where="here.json")
     assert said in str(caught.value)
 
 
@@ -182,7 +183,7 @@ def test_other_models_are_named_with_software_that_runs_them(
 ) -> None:
     names = {"architectures": architecture and [architecture], "model_type": model_type}
     with pytest.raises(ConfigError, match="vLLM") as caught:
-        ModelConfig.from_hf({**BASE.to_hf(), **names})
+        ModelConfig.from_hf({**SMALL.to_hf(), **names})
     assert said in str(caught.value)
 
 

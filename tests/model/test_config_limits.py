@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from shapes import BASE, CONFIGS, lively, tokens
+from shapes import CONFIGS
 
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, YarnScaling, unknown_keys
@@ -20,12 +20,13 @@ from rorqual.model.config_keys import (
     other_model,
 )
 from rorqual.model.router import Router
+from small import SMALL, lively, random_tokens
 
 SCALING = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32}
 
 
 def read(**changes: Any) -> ModelConfig:
-    table = BASE.to_hf() | changes
+    table = SMALL.to_hf() | changes
     return ModelConfig.from_hf({key: value for key, value in table.items() if value is not ...})
 
 
@@ -88,20 +89,20 @@ def test_as_many_experts_as_the_kept_groups_have() -> None:
 
 
 def test_dense_layers_come_first_and_mtp_layers_are_sparse() -> None:
-    config = BASE.with_changes(first_k_dense_replace=2)
+    config = SMALL.with_changes(first_k_dense_replace=2)
     assert [config.is_moe_layer(i) for i in range(4)] == [False, False, True, True]
-    dense = BASE.with_changes(first_k_dense_replace=9)
+    dense = SMALL.with_changes(first_k_dense_replace=9)
     assert [dense.is_moe_layer(i) for i in range(4)] == [False, False, False, True]
 
 
 def test_widths_and_scales() -> None:
-    assert (BASE.qk_head_dim, BASE.latent_dim, BASE.num_layers_with_mtp) == (24, 24, 4)
-    assert BASE.softmax_scale == 24**-0.5
-    assert BASE.with_changes(kv_lora_rank=17).latent_dim == 25
+    assert (SMALL.qk_head_dim, SMALL.latent_dim, SMALL.num_layers_with_mtp) == (24, 24, 4)
+    assert SMALL.softmax_scale == 24**-0.5
+    assert SMALL.with_changes(kv_lora_rank=17).latent_dim == 25
     yarn = YarnScaling(factor=4, original_max_position_embeddings=32, mscale_all_dim=0.5)
     stretch = 0.1 * 0.5 * math.log(4) + 1
     assert yarn.softmax_mscale == stretch
-    scaled = BASE.with_changes(rope_scaling=yarn).softmax_scale
+    scaled = SMALL.with_changes(rope_scaling=yarn).softmax_scale
     assert scaled == pytest.approx(24**-0.5 * stretch**2, rel=1e-15)
     assert yarn.rope_magnitude == pytest.approx((0.1 * math.log(4) + 1) / stretch, rel=1e-15)
 
@@ -127,7 +128,7 @@ def test_yarns_two_magnitudes(
 
 def test_what_yarn_leaves_out() -> None:
     found = read(rope_scaling={"type": "yarn", "factor": 2}).rope_scaling
-    assert found == YarnScaling(2.0, BASE.max_position_embeddings)
+    assert found == YarnScaling(2.0, SMALL.max_position_embeddings)
     assert (found.beta_fast, found.beta_slow, found.mscale, found.mscale_all_dim) == (32, 1, 1, 0)
     null = SCALING | {"beta_fast": None, "mscale": None}
     assert read(rope_scaling=null).rope_scaling == YarnScaling(4.0, 32)
@@ -179,11 +180,11 @@ def test_which_architecture_it_is(names: Any, model_type: Any, scoring: str | No
     table = found.to_hf()
     assert table["architectures"] == [f"DeepseekV{3 if is_v3 else 2}ForCausalLM"]
     assert table["model_type"] == f"deepseek_v{3 if is_v3 else 2}"
-    assert table["num_key_value_heads"] == BASE.num_attention_heads
+    assert table["num_key_value_heads"] == SMALL.num_attention_heads
 
 
 def test_keys_that_mean_nothing_are_named_in_order() -> None:
-    table = BASE.to_hf() | {"zeta": 1, "alpha_whale": 2, "hidden_act": "silu", "layer_types": None}
+    table = SMALL.to_hf() | {"zeta": 1, "alpha_whale": 2, "hidden_act": "silu", "layer_types": None}
     table["rope_scaling"] = SCALING | {"whale": 1, "factor": 2, "truncate": True}
     table["rope_parameters"] = {"rope_theta": 1.0, "orca": 2}
     assert unknown_keys(table) == [
@@ -195,7 +196,7 @@ def test_mathematics_by_the_beginning_of_its_key() -> None:
     for prefix in MATHEMATICS_PREFIXES:
         refused(f"{prefix}whale is not supported", **{f"{prefix}whale": 3})
         for off in (None, False, [], {}):
-            assert read(**{f"{prefix}whale": off}) == BASE
+            assert read(**{f"{prefix}whale": off}) == SMALL
     for key, neutral in ROPE_MATHEMATICS.items():
         for value in neutral:
             assert read(rope_scaling=SCALING | {key: value}).rope_scaling is not None
@@ -203,16 +204,16 @@ def test_mathematics_by_the_beginning_of_its_key() -> None:
 
 
 def test_a_window_counts_unless_its_switch_is_off() -> None:
-    assert read(sliding_window=4096, use_sliding_window=False) == BASE
+    assert read(sliding_window=4096, use_sliding_window=False) == SMALL
     for switch in (..., None, True):
         refused("sliding_window", sliding_window=4096, use_sliding_window=switch)
     refused("window_size", window_size=4096, use_sliding_window=False)
 
 
 def test_layers_that_attend_to_the_whole_text() -> None:
-    assert read(layer_types=[*WHOLE_ATTENTION]) == BASE
+    assert read(layer_types=[*WHOLE_ATTENTION]) == SMALL
     refused("do not attend", layer_types=["full_attention", "chunked"])
-    assert read(mlp_layer_types=["dense", "sparse", "sparse"]) == BASE
+    assert read(mlp_layer_types=["dense", "sparse", "sparse"]) == SMALL
     refused("contradict", mlp_layer_types=["dense", "dense", "sparse"])
     refused("contradict", mlp_layer_types=["sparse", "sparse"])
 
@@ -227,21 +228,21 @@ def test_names_of_other_models() -> None:
 @torch.no_grad()
 def test_a_group_may_be_a_single_expert() -> None:
     """Then its score is the one it has, and the choice that of the best experts."""
-    made = Router(BASE.with_changes(n_group=8, topk_group=4))
+    made = Router(SMALL.with_changes(n_group=8, topk_group=4))
     made.weight.normal_(0, 0.5)
     made.e_score_correction_bias.normal_(0, 0.3)
-    routing = made(torch.randn(30, BASE.hidden_size))
+    routing = made(torch.randn(30, SMALL.hidden_size))
     best = (routing.scores_TE + made.e_score_correction_bias).topk(2, dim=-1).indices
     assert torch.equal(routing.experts_TK, best)
 
 
 @torch.no_grad()
 def test_all_groups_kept_are_none() -> None:
-    config = BASE.with_changes(n_group=4, topk_group=4, num_experts_per_tok=8)
+    config = SMALL.with_changes(n_group=4, topk_group=4, num_experts_per_tok=8)
     made = Router(config)
     made.weight.normal_(0, 0.5)
     assert (
-        made(torch.randn(3, BASE.hidden_size)).experts_TK.sort().values.tolist()
+        made(torch.randn(3, SMALL.hidden_size)).experts_TK.sort().values.tolist()
         == [list(range(8))] * 3
     )
 
@@ -250,7 +251,8 @@ def test_all_groups_kept_are_none() -> None:
 def test_padding_and_neighbours_change_no_document() -> None:
     """A document between two others, with padding behind."""
     model = lively(CONFIGS["yarn"])
-    before, ids, after = tokens(BASE, 1, 5), tokens(BASE, 1, 8, seed=1), tokens(BASE, 1, 3, seed=2)
+    before, after = random_tokens(SMALL, 1, 5), random_tokens(SMALL, 1, 3, seed=2)
+    ids = random_tokens(SMALL, 1, 8, seed=1)
     packed = torch.cat([before, ids, after, torch.zeros(1, 4, dtype=torch.int64)], 1)
     documents = torch.tensor([[1] * 5 + [2] * 8 + [3] * 3 + [0] * 4])
     whole = model.hidden(packed, model.model.step(packed, documents))

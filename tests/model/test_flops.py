@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from shapes import BASE, CONFIGS, lively, tokens
+from shapes import CONFIGS
 from torch.utils.flop_counter import FlopCounterMode
 
 from rorqual.model import PRESETS, DeepseekV3, ModelConfig, empty, preset
@@ -19,6 +19,7 @@ from rorqual.model.flops import (
     training_flops_per_token,
 )
 from rorqual.model.served import use_kernels
+from small import SMALL, lively, random_tokens
 
 EXACT = 1e-12  # integers, equal but for the rounding of a float
 SHAPES = CONFIGS | PRESETS
@@ -50,7 +51,7 @@ def test_counts_are_the_models(name: str) -> None:
 def test_checkpoints_repeat_what_a_tied_model_shares() -> None:
     """Each MTP layer has an embedding and a head of its own in a file, tied or not."""
     for is_tied in (False, True):
-        config = BASE.with_changes(num_nextn_predict_layers=2, tie_word_embeddings=is_tied)
+        config = SMALL.with_changes(num_nextn_predict_layers=2, tie_word_embeddings=is_tied)
         count = count_parameters(config)
         repeated = 2 * 2 * config.vocab_size * config.hidden_size
         assert count.mtp_repeated == count.mtp + repeated
@@ -90,17 +91,17 @@ def test_forward_flops_are_counted_ones(name: str) -> None:
     model = lively(config)
     use_kernels(model, "plain")  # FlopCounterMode does not see into our custom operator
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(tokens(config, 1, num_tokens))
+        model(random_tokens(config, 1, num_tokens))
     # The plain attention multiplies masked pairs too, so each token sees every key.
     expected = num_tokens * forward_flops_per_token(config, num_tokens)
     assert counter.get_total_flops() == pytest.approx(expected, rel=EXACT)
 
 
 def test_mtp_and_absorbed_flops() -> None:
-    config, num_tokens = BASE.with_changes(num_nextn_predict_layers=2), 16
+    config, num_tokens = SMALL.with_changes(num_nextn_predict_layers=2), 16
     model = lively(config)
     use_kernels(model, "plain")
-    sequence = tokens(config, 1, num_tokens)
+    sequence = random_tokens(config, 1, num_tokens)
     step = model.model.step(sequence, use_absorbed=True)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         h_BTD = model.hidden(sequence, step)
@@ -115,13 +116,13 @@ def test_mtp_and_absorbed_flops() -> None:
 
 
 def test_training_is_three_forwards_of_the_mean_context() -> None:
-    by_position = [forward_flops_per_token(BASE, n + 1, with_mtp=True) for n in range(100)]
+    by_position = [forward_flops_per_token(SMALL, n + 1, with_mtp=True) for n in range(100)]
     mean = sum(by_position) / 100
-    assert training_flops_per_token(BASE, 100) == pytest.approx(3 * mean)
+    assert training_flops_per_token(SMALL, 100) == pytest.approx(3 * mean)
 
 
 def test_cache_bytes() -> None:
-    config = BASE.with_changes(num_nextn_predict_layers=1)
+    config = SMALL.with_changes(num_nextn_predict_layers=1)
     width = config.kv_lora_rank + config.qk_rope_head_dim
     assert kv_bytes_per_token(config, 4) == 3 * width * 4
     assert kv_bytes_per_token(config, 4, with_mtp=True) == 4 * width * 4

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from shapes import BASE, CONFIGS
+from shapes import CONFIGS
 
 from rorqual.model.router import Router
+from small import SMALL
 
 
 def router(name: str) -> Router:
@@ -29,8 +30,8 @@ def chosen_by_hand(scores: list[float], bias: list[float], config) -> set[int]:
 
 @torch.no_grad()
 def test_choice_and_weights_follow_the_report() -> None:
-    made = router("four_of_eight_groups")
-    routing = made(torch.randn(50, BASE.hidden_size))
+    made = router("half_of_groups")
+    routing = made(torch.randn(50, SMALL.hidden_size))
     for t in range(50):
         scores = routing.scores_TE[t].tolist()
         expected = chosen_by_hand(scores, made.e_score_correction_bias.tolist(), made.config)
@@ -45,7 +46,7 @@ def test_a_masked_group_never_wins_when_every_biased_score_is_negative() -> None
     made = router("groups")
     made.e_score_correction_bias.fill_(-10.0)
     made.e_score_correction_bias[:2] = -9.0  # the first group is the best
-    experts = made(torch.randn(20, BASE.hidden_size)).experts_TK
+    experts = made(torch.randn(20, SMALL.hidden_size)).experts_TK
     groups = experts // 2
     assert all(len(set(row)) <= 2 and 0 in row for row in groups.tolist())
 
@@ -54,14 +55,14 @@ def test_a_masked_group_never_wins_when_every_biased_score_is_negative() -> None
 def test_underflowed_scores_stay_finite() -> None:
     made = router("base")
     made.weight.fill_(-1e4)
-    routing = made(torch.ones(3, BASE.hidden_size))
+    routing = made(torch.ones(3, SMALL.hidden_size))
     assert float(routing.scores_TE.max()) == 0.0
     assert torch.isfinite(routing.weights_TK).all()
 
 
 def test_bias_gets_no_gradient_but_scores_do() -> None:
     made = router("base")
-    made(torch.randn(5, BASE.hidden_size)).weights_TK.sum().backward()
+    made(torch.randn(5, SMALL.hidden_size)).weights_TK.sum().backward()
     assert made.weight.grad is not None
     assert not made.e_score_correction_bias.requires_grad
 
@@ -69,7 +70,7 @@ def test_bias_gets_no_gradient_but_scores_do() -> None:
 @torch.no_grad()
 def test_scores_are_float32_in_bf16() -> None:
     made = router("base")
-    routing = made(torch.randn(5, BASE.hidden_size).bfloat16())
+    routing = made(torch.randn(5, SMALL.hidden_size).bfloat16())
     assert routing.scores_TE.dtype == routing.weights_TK.dtype == torch.float32
 
 
@@ -78,7 +79,7 @@ def test_greedy_choice_knows_no_groups() -> None:
     """As in V2's modelling code, whatever the groups of the configuration."""
     made = Router(CONFIGS["v2_greedy"].with_changes(n_group=4, topk_group=1))
     made.weight.normal_(0, 0.5)
-    routing = made(torch.randn(50, BASE.hidden_size))
+    routing = made(torch.randn(50, SMALL.hidden_size))
     for scores, experts in zip(
         routing.scores_TE.tolist(), routing.experts_TK.tolist(), strict=True
     ):

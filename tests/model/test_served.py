@@ -7,12 +7,12 @@ import pickle
 
 import pytest
 import torch
-from shapes import BASE, lively, tokens
 
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.model.served import Served, use_kernels
 from rorqual.ops.kernels import DECODED, TORCH, WIDENED, Machine
+from small import SMALL, lively, random_tokens
 
 OLD = Machine("cpu", has_bfloat16=False, has_compiler=False)
 BFLOAT16 = 2e-2  # relative: rounding in other places
@@ -24,7 +24,7 @@ def names(model: DeepseekV3) -> set[str]:
 
 def small() -> DeepseekV3:
     """Each token takes all experts: another rounding would make it choose others."""
-    return lively(BASE.with_changes(n_routed_experts=2)).bfloat16()
+    return lively(SMALL.with_changes(n_routed_experts=2)).bfloat16()
 
 
 def test_every_part_of_a_model_has_torchs_until_somebody_chooses() -> None:
@@ -40,7 +40,7 @@ def test_every_part_of_a_model_has_torchs_until_somebody_chooses() -> None:
 
 def test_widened_weights_give_values_and_gradients_in_every_mode() -> None:
     """A user of an old processor who loads bfloat16 and calls the model, or trains it."""
-    model, ids = small(), tokens(BASE, 2, 33)
+    model, ids = small(), random_tokens(SMALL, 2, 33)
     results = []
     for machine in (OLD, Machine("cpu", has_bfloat16=True)):
         use_kernels(model, machine=machine)
@@ -63,7 +63,7 @@ def test_widened_weights_give_values_and_gradients_in_every_mode() -> None:
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_model_that_is_cast_or_moved_has_torchs_again(is_tied: bool) -> None:
-    model = lively(BASE.with_changes(tie_word_embeddings=is_tied)).bfloat16()
+    model = lively(SMALL.with_changes(tie_word_embeddings=is_tied)).bfloat16()
     for change in (lambda m: m.float(), lambda m: m.to("meta")):
         changed = copy.deepcopy(model)
         use_kernels(changed, machine=OLD)
@@ -81,7 +81,7 @@ def test_copies_have_the_same_kernels() -> None:
 
 
 def test_kernels_that_can_serve_no_part_are_refused() -> None:
-    model = lively(BASE)
+    model = lively(SMALL)
     with pytest.raises(UsageError, match="'widened' serve no part") as caught:
         use_kernels(model, "widened")
     assert "torch" in str(caught.value)
@@ -112,7 +112,7 @@ def test_the_class_says_what_serves_at_first() -> None:
 
 @pytest.mark.slow  # half a minute of tracing
 def test_a_compiled_model_breaks_its_graph_at_widened_weights_and_is_right() -> None:
-    model, ids = small(), tokens(BASE, 2, 33)
+    model, ids = small(), random_tokens(SMALL, 2, 33)
     use_kernels(model, machine=OLD)
     results = []
     for run in (model, torch.compile(model, backend="eager")):

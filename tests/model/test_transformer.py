@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shapes import BASE, CONFIGS, YARN, lively, tokens
+from shapes import CONFIGS
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
@@ -21,13 +21,10 @@ from rorqual.model.layers import RMSNorm
 from rorqual.model.served import use_kernels
 from rorqual.train.precision import compute_in
 from rorqual.train.recompute import recompute_layers
+from small import SMALL, YARN, lively, random_tokens, relative_error
 
 FLOAT32_RELATIVE = 1e-5  # the issue's bar for float32 logits
 BF16_RELATIVE = 1e-2
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 def transformers_twin(model: DeepseekV3) -> torch.nn.Module:
@@ -54,7 +51,7 @@ def transformers_twin(model: DeepseekV3) -> torch.nn.Module:
 @torch.no_grad()
 def test_logits_equal_transformers(name: str) -> None:
     model = lively(CONFIGS[name])
-    ids = tokens(model.config, 2, 70)  # past YaRN's original length of 32 and 16
+    ids = random_tokens(model.config, 2, 70)  # past YaRN's original length of 32 and 16
     assert relative_error(model(ids), transformers_twin(model)(ids).logits) < FLOAT32_RELATIVE
 
 
@@ -83,7 +80,7 @@ def test_epsilons_are_those_of_transformers(name: str) -> None:
 def test_mtp_depths_chain_as_the_report_says() -> None:
     """Depth 2 takes depth 1's normed hidden state and the embeddings one further (§2.2)."""
     model = lively(CONFIGS["two_mtp"])
-    ids = tokens(model.config, 2, 12)
+    ids = random_tokens(model.config, 2, 12)
     h = model.hidden(ids[:, :10])
     first = model.mtp_hidden(1, h, ids[:, 1:11])
     second = model.mtp_hidden(2, first, ids[:, 2:12])
@@ -116,7 +113,7 @@ class WholeCache:
 @torch.no_grad()
 def test_cached_equals_uncached_in_both_forms(name: str, chunk: int, absorbed: bool) -> None:
     model = lively(CONFIGS[name])
-    ids = tokens(model.config, 2, 40)
+    ids = random_tokens(model.config, 2, 40)
     cache = WholeCache(absorbed)
     parts = []
     for start in range(0, 40, chunk):
@@ -139,7 +136,7 @@ class TwoParts:
 @torch.no_grad()
 def test_the_parts_of_a_flat_step_equal_each_alone() -> None:
     model = lively(CONFIGS["yarn"])
-    ids = tokens(model.config, 1, 5)
+    ids = random_tokens(model.config, 1, 5)
     step = model.model.cached_step(torch.tensor([[0, 1, 0, 1, 2]]), TwoParts())
     flat = model.hidden(ids, step)
     for part, alone in ((flat[:, :2], ids[:, :2]), (flat[:, 2:], ids[:, 2:])):
@@ -148,8 +145,8 @@ def test_the_parts_of_a_flat_step_equal_each_alone() -> None:
 
 @torch.no_grad()
 def test_torchs_kernels_equal_the_plain_ones() -> None:
-    model = lively(BASE)
-    ids = tokens(BASE, 2, 33)
+    model = lively(SMALL)
+    ids = random_tokens(SMALL, 2, 33)
     grouped = model(ids)
     use_kernels(model, "plain")
     torch.testing.assert_close(grouped, model(ids), rtol=1e-5, atol=1e-6)
@@ -157,9 +154,9 @@ def test_torchs_kernels_equal_the_plain_ones() -> None:
 
 @pytest.mark.slow  # C++ compilation; one graph and equal losses: train/test_step.py
 def test_compiled_equals_eager_forward_and_backward() -> None:
-    config = BASE.with_changes(num_hidden_layers=2)
+    config = SMALL.with_changes(num_hidden_layers=2)
     model = lively(config).train()
-    ids = tokens(config, 2, 16)
+    ids = random_tokens(config, 2, 16)
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
         return model(batch).logsumexp(-1).mean()
@@ -177,8 +174,8 @@ def test_compiled_equals_eager_forward_and_backward() -> None:
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
-    model = lively(BASE).train()
-    ids = tokens(BASE, 2, 20)
+    model = lively(SMALL).train()
+    ids = random_tokens(SMALL, 2, 20)
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -196,8 +193,8 @@ def test_activation_checkpointing_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_bf16_stays_near_float32() -> None:
-    model = lively(BASE.with_changes(num_nextn_predict_layers=0))
-    ids = tokens(BASE, 2, 24)
+    model = lively(SMALL.with_changes(num_nextn_predict_layers=0))
+    ids = random_tokens(SMALL, 2, 24)
     full = model(ids)
     half = model.to(torch.bfloat16)
     for router in half.routers():
@@ -211,7 +208,7 @@ def test_bf16_stays_near_float32() -> None:
 def test_isolated_documents_equal_each_alone() -> None:
     """Packing with isolation is only packing (§5.1)."""
     model = lively(CONFIGS["yarn"])
-    first, second = tokens(BASE, 2, 9), tokens(BASE, 2, 14, seed=1)
+    first, second = random_tokens(SMALL, 2, 9), random_tokens(SMALL, 2, 14, seed=1)
     packed = torch.cat([first, second], dim=1)
     documents = torch.tensor([[3] * 9 + [4] * 14] * 2)
     h = model.hidden(packed, model.model.step(packed, documents))
@@ -225,8 +222,8 @@ def test_isolated_documents_equal_each_alone() -> None:
 
 def test_products_in_bfloat16_leave_the_stream_in_float32() -> None:
     """Oracle: the report's list of what stays; float32."""
-    model = lively(BASE)
-    ids = tokens(BASE, 1, 8)
+    model = lively(SMALL)
+    ids = random_tokens(SMALL, 1, 8)
     exact = model(ids)
     compute_in(model, "bfloat16")
     dtypes = {}
@@ -246,7 +243,7 @@ def test_products_in_bfloat16_leave_the_stream_in_float32() -> None:
 
 
 def test_build_is_seeded_and_follows_the_initialisation_of_the_report() -> None:
-    config = BASE.with_changes(initializer_range=0.006)
+    config = SMALL.with_changes(initializer_range=0.006)
     first, second, other = build(config, seed=3), build(config, seed=3), build(config, seed=4)
     weight = first.model.layers["1"].mlp.experts.gate_up_proj
     assert torch.equal(weight, second.model.layers["1"].mlp.experts.gate_up_proj)
@@ -277,7 +274,7 @@ def test_tied_embeddings_are_one_tensor() -> None:
 
 
 def test_bias_stays_float32_in_a_bf16_model() -> None:
-    model = empty(BASE, torch.bfloat16)
+    model = empty(SMALL, torch.bfloat16)
     assert {r.e_score_correction_bias.dtype for r in model.routers()} == {torch.float32}
     assert model.model.embed_tokens.weight.dtype == torch.bfloat16
 

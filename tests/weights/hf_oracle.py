@@ -6,30 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rorqual.model import DeepseekV3, ModelConfig, YarnScaling
+from rorqual.model import DeepseekV3, ModelConfig
+from small import SMALL, YARN, randomise, softmax, variants
 
-YARN = YarnScaling(factor=4, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0)
-BASE = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=96,
-    moe_intermediate_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    n_routed_experts=8,
-    num_experts_per_tok=2,
-    first_k_dense_replace=1,
-    routed_scaling_factor=2.5,
-    q_lora_rank=24,
-    kv_lora_rank=16,
-    qk_nope_head_dim=16,
-    qk_rope_head_dim=8,
-    v_head_dim=12,
-    max_position_embeddings=256,
-)
-SOFTMAX = BASE.with_changes(scoring_func="softmax", topk_method="greedy", norm_topk_prob=False)
+BASE = SMALL.with_changes(num_nextn_predict_layers=0)
+SOFTMAX = softmax(BASE)
 # Several whole FP8 blocks: transformers' dequantiser refuses edge blocks where there are several
 # (also the 576 rows of the release), so those have a plain twin in test_block_fp8.py.
 WIDE = BASE.with_changes(
@@ -44,64 +27,39 @@ WIDE = BASE.with_changes(
     v_head_dim=64,
 )
 
+# Edge blocks in both directions: 576 rows as in the release, 144, 160 and 192 columns.
+EDGES = SMALL.with_changes(
+    hidden_size=192,
+    intermediate_size=160,
+    moe_intermediate_size=144,
+    num_hidden_layers=2,
+    kv_lora_rank=512,
+    qk_rope_head_dim=64,
+)
+
+# rms_norm_eps stays 1e-6: transformers gives the norms inside MLA that value always.
 CONFIGS: dict[str, ModelConfig] = {
-    "base": BASE,
-    "no_q_lora": BASE.with_changes(q_lora_rank=None),
-    "groups": BASE.with_changes(n_group=4, topk_group=2),
-    "half_of_groups": BASE.with_changes(
-        n_routed_experts=16, n_group=8, topk_group=4, num_experts_per_tok=6
-    ),
-    "mtp": BASE.with_changes(num_nextn_predict_layers=1),
-    "two_mtp": BASE.with_changes(num_nextn_predict_layers=2),
-    "mtp_groups_yarn": BASE.with_changes(
-        num_nextn_predict_layers=1, n_group=2, topk_group=1, rope_scaling=YARN
-    ),
-    "yarn": BASE.with_changes(rope_scaling=YARN),
-    "yarn_mscales_differ": BASE.with_changes(
-        rope_scaling=YarnScaling(
-            factor=40, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.0
-        )
-    ),
-    "tied": BASE.with_changes(tie_word_embeddings=True),
-    "tied_mtp": BASE.with_changes(tie_word_embeddings=True, num_nextn_predict_layers=1),
-    "two_shared": BASE.with_changes(n_shared_experts=2),
-    "all_dense_but_one": BASE.with_changes(first_k_dense_replace=2),
+    **variants(BASE),
+    "mtp": SMALL,
+    "mtp_groups_yarn": SMALL.with_changes(n_group=2, topk_group=1, rope_scaling=YARN),
+    "tied_mtp": SMALL.with_changes(tie_word_embeddings=True),
     "all_sparse": BASE.with_changes(first_k_dense_replace=0, n_group=2, topk_group=1),
-    "not_normalised": BASE.with_changes(norm_topk_prob=False, routed_scaling_factor=1.0),
-    # rms_norm_eps stays 1e-6: transformers gives the norms inside MLA that value always.
     "theta": BASE.with_changes(rope_theta=50000.0),
-    "v2_greedy": SOFTMAX.with_changes(q_lora_rank=None, n_shared_experts=2),
-    "v2_groups": SOFTMAX.with_changes(
-        topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=16.0
-    ),
     "v2_yarn": SOFTMAX.with_changes(rope_scaling=YARN),
 }
 
 
-def tokens(config: ModelConfig, *shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, config.vocab_size, shape, generator=generator)
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """||a - b|| / ||b||."""
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def randomise(module: nn.Module, seed: int, std: float = 0.08) -> None:
-    """Weights large enough that attention and routing matter, norms near one, biases that steer."""
-    generator = torch.Generator().manual_seed(seed)
-    named = dict(module.named_parameters()) | dict(module.named_buffers())
-    places = {n: v for n, v in named.items() if n in module.state_dict() or n.endswith("inv_freq")}
-    with torch.no_grad():
-        for name, value in sorted(places.items()):
-            noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                value.copy_(1 + 0.1 * noise)
-            elif name.endswith("e_score_correction_bias"):
-                value.copy_(0.05 * noise)
-            elif value.dim() > 1:
-                value.copy_(std * noise)
+def assert_same(a: DeepseekV3, b: DeepseekV3) -> None:
+    """The same names, types and bits."""
+    first, second = a.state_dict(), b.state_dict()
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype, name
+        assert torch.equal(value, second[name]), name
 
 
 def make(config: ModelConfig, seed: int = 0) -> Any:

@@ -14,12 +14,12 @@ import hf_oracle as oracle
 import numpy as np
 import pytest
 
+import small
 from rorqual.config import fill
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
 from rorqual.errors import CheckpointError, ConfigError, RorqualError, TokenizerError, UsageError
 from rorqual.model import build
-from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import ModelFolder, load, model_reader, save
 from rorqual.weights.advice import (
     END_KEYS,
@@ -44,7 +44,7 @@ ADVICE = {
 
 
 def folder_with(path: Path, generation: dict[str, Any], **files: dict[str, Any]) -> Path:
-    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    tokenizer = small.tokenizer()
     save(build(CONFIG), path, "float32", tokenizer, generation=generation)
     for name, table in files.items():
         file = path / f"{name}.json"
@@ -147,7 +147,7 @@ def test_an_impossible_end_is_named(name: str, impossible: object, tmp_path: Pat
 @pytest.mark.parametrize("form", ["generation_config", "config", "gguf"])
 def test_an_end_beyond_the_tokenizer_is_named_by_its_file(form: str, tmp_path: Path) -> None:
     """Rows of the model that no id stands for are never drawn. The last id may be an end."""
-    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    tokenizer = small.tokenizer()
     num_ids = tokenizer.vocab_size
     assert num_ids < CONFIG.vocab_size
     for token_id in (num_ids - 1, num_ids):
@@ -201,7 +201,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer") as caught:
         ModelFolder.find(str(path)).load_tokenizer()
     assert "--tokenizer" in str(caught.value.fix)
-    train_tokenizer(["The whale swims."] * 4, 300).save(tmp_path / "tokenizer")
+    small.tokenizer().save(tmp_path / "tokenizer")
     own = ModelFolder.find(str(path), tmp_path / "tokenizer")
     assert own.sampling()["stop_token_ids"] == (7,)
     back = converted(path, tmp_path / "back", "bf16").destination
@@ -347,7 +347,7 @@ def test_what_a_folder_says_twice_or_to_nobody(tmp_path: Path) -> None:
 def test_what_is_loaded_and_saved_ends_and_samples_as_before(
     tmp_path: Path, form: str, with_tokenizer: bool
 ) -> None:
-    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    tokenizer = small.tokenizer()
     ends = {"eos_token_id": [tokenizer.eos_id, 262, 75]}
     card = {} if form == "gguf" else {"opening": "I am Sei.", "sampling": {"temperature": 0.4}}
     source = folder_with(tmp_path / "w", ADVICE | ends, **({"chat": card} if card else {}))

@@ -14,43 +14,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import small
 from rorqual import files
 from rorqual.errors import RorqualError
-from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
-from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save, values
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.convert.verify import verify
 from rorqual.weights.folder import INDEX, SINGLE
 from rorqual.weights.progress import byte_progress
+from small import lively, random_tokens, relative_error
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
-# Edge blocks in both directions: 576 rows as in the release, 144, 160 and 192 columns.
-EDGES = oracle.BASE.with_changes(
-    hidden_size=192,
-    intermediate_size=160,
-    moe_intermediate_size=144,
-    num_hidden_layers=2,
-    kv_lora_rank=512,
-    qk_rope_head_dim=64,
-    num_nextn_predict_layers=1,
-)
 PROJECTION = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
 SCALE = PROJECTION + "_scale_inv"
 SHARD = 150_000
 FLOAT32_TOLERANCE = 1e-5  # the same weights, sums in another order
-
-
-def make(config: ModelConfig) -> DeepseekV3:
-    model = build(config).eval()
-    oracle.randomise(model, seed=0)
-    return model
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -64,7 +45,7 @@ def run(source: Path, destination: Path, to: str, **options: object) -> None:
     convert(source, destination, Options(Target.parse(to), **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("config", [CONFIG, EDGES, oracle.CONFIGS["tied_mtp"]])
+@pytest.mark.parametrize("config", [CONFIG, oracle.EDGES, oracle.CONFIGS["tied_mtp"]])
 @pytest.mark.parametrize(
     ("before", "to", "after"),
     [
@@ -79,18 +60,18 @@ def run(source: Path, destination: Path, to: str, **options: object) -> None:
 def test_the_files_are_those_that_save_writes(
     config: ModelConfig, before: str, to: str, after: str, tmp_path: Path
 ) -> None:
-    model = make(config)
+    model = lively(config)
     save(model, tmp_path / "before", before, max_shard_bytes=SHARD)  # type: ignore[arg-type]
     save(model, tmp_path / "wanted", after, max_shard_bytes=SHARD)  # type: ignore[arg-type]
     run(tmp_path / "before", tmp_path / "after", to, max_shard_bytes=SHARD)
-    found, wanted = files_of(tmp_path / "after"), files_of(tmp_path / "wanted")
+    found, wanted = oracle.files_of(tmp_path / "after"), oracle.files_of(tmp_path / "wanted")
     assert found.keys() == wanted.keys()
     assert [name for name in found if found[name] != wanted[name]] == []
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "float32"])
 def test_fp8_is_dequantised_by_the_plain_formula(dtype: str, tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "fp8", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "fp8", "fp8")
     run(tmp_path / "fp8", tmp_path / "wide", dtype)
     stored, found = tensors_of(tmp_path / "fp8"), tensors_of(tmp_path / "wide")
     num_compared = 0
@@ -110,7 +91,7 @@ def test_fp8_is_dequantised_by_the_plain_formula(dtype: str, tmp_path: Path) -> 
 
 
 def test_bf16_is_quantised_by_the_reference_formula(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "bf16", "bfloat16")
+    save(lively(oracle.EDGES), tmp_path / "bf16", "bfloat16")
     run(tmp_path / "bf16", tmp_path / "fp8", "fp8")
     before, after = tensors_of(tmp_path / "bf16"), tensors_of(tmp_path / "fp8")
     assert after[PROJECTION].shape == (576, 192)
@@ -132,7 +113,7 @@ def test_blocks_of_another_size_are_quantised_again_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of at least a block of either size. Oracle: the same in one piece."""
-    save(make(EDGES), tmp_path / "fp8", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "fp8", "fp8")
     tensors = load_file(tmp_path / "fp8" / SINGLE)
     for name in [name for name in tensors if name.endswith("_scale_inv")]:
         num_blocks = -(-tensors[name.removesuffix("_scale_inv")].shape[0] // 64)
@@ -144,7 +125,7 @@ def test_blocks_of_another_size_are_quantised_again_piece_by_piece(
     run(tmp_path / "fp8", tmp_path / "whole", "fp8")
     monkeypatch.setattr(values, "CHUNK_ELEMENTS", 64 * 192)
     run(tmp_path / "fp8", tmp_path / "pieces", "fp8")
-    assert files_of(tmp_path / "pieces") == files_of(tmp_path / "whole")
+    assert oracle.files_of(tmp_path / "pieces") == oracle.files_of(tmp_path / "whole")
     assert tensors_of(tmp_path / "pieces")[SCALE].shape == (5, 2)
 
 
@@ -152,13 +133,13 @@ def test_a_system_that_takes_and_gives_a_few_bytes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Linux does beyond 2 GB, and network file systems at will. Oracle: whole reads."""
-    save(make(CONFIG), tmp_path / "a", "bfloat16")
+    save(lively(CONFIG), tmp_path / "a", "bfloat16")
     run(tmp_path / "a", tmp_path / "whole", "float32")
     read, write = files.read_at, files.write_at
     monkeypatch.setattr(files, "read_at", lambda to, data, at: read(to, data[:999], at))
     monkeypatch.setattr(files, "write_at", lambda to, data, at: write(to, data[:999], at))
     run(tmp_path / "a", tmp_path / "parts", "float32")
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert oracle.files_of(tmp_path / "parts") == oracle.files_of(tmp_path / "whole")
 
 
 def move_scales(folder: Path) -> None:
@@ -176,16 +157,16 @@ def move_scales(folder: Path) -> None:
 
 
 def test_scales_in_another_shard(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "fp8", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "fp8", "fp8")
     run(tmp_path / "fp8", tmp_path / "wanted", "bf16")
     move_scales(tmp_path / "fp8")
     run(tmp_path / "fp8", tmp_path / "found", "bf16")
-    assert files_of(tmp_path / "found") == files_of(tmp_path / "wanted")
+    assert oracle.files_of(tmp_path / "found") == oracle.files_of(tmp_path / "wanted")
 
 
 @pytest.mark.parametrize("stored", ["float32", "e8m0"])
 def test_ue8m0_scales_are_read_and_kept(stored: str, tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "bf16", "bfloat16")
+    save(lively(oracle.EDGES), tmp_path / "bf16", "bfloat16")
     run(tmp_path / "bf16", tmp_path / "fp8", "fp8", scale_format="ue8m0")
     tensors = tensors_of(tmp_path / "fp8")
     scales = {name: value for name, value in tensors.items() if name.endswith("_scale_inv")}
@@ -211,7 +192,7 @@ def test_ue8m0_scales_are_read_and_kept(stored: str, tmp_path: Path) -> None:
 
 
 def test_the_power_of_two_is_the_least_that_holds_the_block(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "bf16", "bfloat16")
+    save(lively(oracle.EDGES), tmp_path / "bf16", "bfloat16")
     run(tmp_path / "bf16", tmp_path / "fp8", "fp8", scale_format="ue8m0")
     before, after = tensors_of(tmp_path / "bf16"), tensors_of(tmp_path / "fp8")
     for name, weight in after.items():
@@ -222,7 +203,7 @@ def test_the_power_of_two_is_the_least_that_holds_the_block(tmp_path: Path) -> N
 
 
 def test_a_missing_scale_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "fp8", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "fp8", "fp8")
     tensors = load_file(tmp_path / "fp8" / SINGLE)
     del tensors[SCALE]
     save_file(tensors, tmp_path / "fp8" / SINGLE)
@@ -232,7 +213,7 @@ def test_a_missing_scale_is_named_and_nothing_is_written(tmp_path: Path) -> None
 
 
 def test_values_that_fp8_cannot_hold_are_named(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "bf16", "bfloat16")
+    save(lively(CONFIG), tmp_path / "bf16", "bfloat16")
     tensors = load_file(tmp_path / "bf16" / SINGLE)
     tensors[PROJECTION][3, 3] = torch.inf
     save_file(tensors, tmp_path / "bf16" / SINGLE)
@@ -242,7 +223,7 @@ def test_values_that_fp8_cannot_hold_are_named(tmp_path: Path) -> None:
 
 
 def test_nan_stays_nan(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "fp8", "fp8")
+    save(lively(CONFIG), tmp_path / "fp8", "fp8")
     tensors = load_file(tmp_path / "fp8" / SINGLE)
     tensors[PROJECTION].view(torch.uint8)[1, 2] = 0x7F
     save_file(tensors, tmp_path / "fp8" / SINGLE)
@@ -254,14 +235,14 @@ def test_nan_stays_nan(tmp_path: Path) -> None:
 
 
 def test_side_files_and_metadata(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    tokenizer = small.tokenizer()
     config = CONFIG.with_changes(vocab_size=320)
-    save(make(config), tmp_path / "fp8", "fp8", tokenizer, generation={"temperature": 0.3})
+    save(lively(config), tmp_path / "fp8", "fp8", tokenizer, generation={"temperature": 0.3})
     (tmp_path / "fp8/README.md").write_text("a card")
     (tmp_path / "fp8/.hidden").write_text("not the model's")
     (tmp_path / "fp8/pytorch_model.bin").write_text("other weights")
     run(tmp_path / "fp8", tmp_path / "bf16", "bf16")
-    before, after = files_of(tmp_path / "fp8"), files_of(tmp_path / "bf16")
+    before, after = oracle.files_of(tmp_path / "fp8"), oracle.files_of(tmp_path / "bf16")
     assert set(before) - set(after) == {".hidden", "pytorch_model.bin"}
     assert set(after) <= set(before)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
@@ -276,7 +257,7 @@ def test_side_files_and_metadata(tmp_path: Path) -> None:
 
 
 def test_keys_of_the_config_that_we_do_not_read_survive(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "a", "fp8")
+    save(lively(CONFIG), tmp_path / "a", "fp8")
     file = tmp_path / "a/config.json"
     table = json.loads(file.read_text()) | {"auto_map": {"AutoConfig": "x.Y"}, "dtype": "bfloat16"}
     file.write_text(json.dumps(table))
@@ -287,7 +268,7 @@ def test_keys_of_the_config_that_we_do_not_read_survive(tmp_path: Path) -> None:
 
 
 def test_mtp_is_kept_or_dropped(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "a", "bfloat16")
+    save(lively(CONFIG), tmp_path / "a", "bfloat16")
     run(tmp_path / "a", tmp_path / "kept", "hf")
     run(tmp_path / "a", tmp_path / "dropped", "hf", keep_mtp=False)
     assert load_config(tmp_path / "kept").num_nextn_predict_layers == 1
@@ -299,7 +280,7 @@ def test_mtp_is_kept_or_dropped(tmp_path: Path) -> None:
 
 
 def test_a_config_that_names_absent_mtp_layers_is_corrected(tmp_path: Path) -> None:
-    save(make(CONFIG.with_changes(num_nextn_predict_layers=0)), tmp_path / "a", "bfloat16")
+    save(lively(CONFIG.with_changes(num_nextn_predict_layers=0)), tmp_path / "a", "bfloat16")
     file = tmp_path / "a/config.json"
     table = json.loads(file.read_text()) | {"num_nextn_predict_layers": 1}
     file.write_text(json.dumps(table))
@@ -310,25 +291,29 @@ def test_a_config_that_names_absent_mtp_layers_is_corrected(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["base", "mtp_groups_yarn", "tied"])
 def test_transformers_loads_what_was_fp8(name: str, tmp_path: Path) -> None:
     config = oracle.CONFIGS[name]
-    save(make(config), tmp_path / "fp8", "fp8", max_shard_bytes=SHARD)
+    save(lively(config), tmp_path / "fp8", "fp8", max_shard_bytes=SHARD)
     run(tmp_path / "fp8", tmp_path / "bf16", "bf16", max_shard_bytes=SHARD)
     theirs = oracle.read(tmp_path / "bf16")
-    tokens = oracle.tokens(config, 2, 40)
+    tokens = random_tokens(config, 2, 40)
     with torch.no_grad():
         ours = load(tmp_path / "bf16")(tokens)
-        assert oracle.relative_error(theirs(tokens).logits, ours) < FLOAT32_TOLERANCE
+        assert relative_error(theirs(tokens).logits, ours) < FLOAT32_TOLERANCE
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "a", "bfloat16", max_shard_bytes=SHARD)
+    save(lively(oracle.EDGES), tmp_path / "a", "bfloat16", max_shard_bytes=SHARD)
     for workers in (1, 2, 5):
         options = Options(Target.parse("fp8"), max_shard_bytes=SHARD)
         convert(tmp_path / "a", tmp_path / str(workers), options, workers=workers)
-    assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "5")
+    assert (
+        oracle.files_of(tmp_path / "1")
+        == oracle.files_of(tmp_path / "2")
+        == oracle.files_of(tmp_path / "5")
+    )
 
 
 def test_verify_measures_the_error_of_each_type(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "a", "float32")
+    save(lively(CONFIG), tmp_path / "a", "float32")
     run(tmp_path / "a", tmp_path / "b", "fp8")
     rows = verify(tmp_path / "a", tmp_path / "b", workers=2, progress=byte_progress)
     by_type = {row.type: row for row in rows}
@@ -347,7 +332,7 @@ def test_verify_measures_the_error_of_each_type(tmp_path: Path) -> None:
 
 
 def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "a", "bfloat16")
+    save(lively(CONFIG), tmp_path / "a", "bfloat16")
     run(tmp_path / "a", tmp_path / "b", "hf")
     data = bytearray((tmp_path / "b" / SINGLE).read_bytes())
     data[-1] ^= 0x10
@@ -366,7 +351,7 @@ def test_no_such_target(to: str) -> None:
 def test_gguf_there_and_back(name: str, tmp_path: Path) -> None:
     """BF16 in GGUF loses nothing, and shards can be made of it as of anything else."""
     config = oracle.CONFIGS[name]
-    save(make(config), tmp_path / "bf16", "bfloat16")
+    save(lively(config), tmp_path / "bf16", "bfloat16")
     run(tmp_path / "bf16", tmp_path / "model.gguf", "gguf:BF16")
     rows = verify(tmp_path / "bf16", tmp_path / "model.gguf", workers=1, progress=byte_progress)
     assert all(row.num_unequal == 0 for row in rows)
@@ -385,7 +370,7 @@ def test_gguf_there_and_back(name: str, tmp_path: Path) -> None:
 
 
 def test_fp8_straight_to_gguf(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path / "fp8", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "fp8", "fp8")
     run(tmp_path / "fp8", tmp_path / "model.gguf", "gguf:Q8_0")
     rows = verify(tmp_path / "fp8", tmp_path / "model.gguf", workers=1, progress=byte_progress)
     by_type = {row.type: row for row in rows}

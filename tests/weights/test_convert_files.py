@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 
 from rorqual.errors import CheckpointError, UsageError
-from rorqual.model import build
 from rorqual.weights import save
 from rorqual.weights.convert import files as convert_files
 from rorqual.weights.convert import run as convert_module
@@ -28,6 +27,7 @@ from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.record import LOCK, Record, open_record, side_files
 from rorqual.weights.convert.run import convert
 from rorqual.weights.open import UNFINISHED, kind_of, open_source
+from small import lively
 
 CONFIG = oracle.CONFIGS["mtp"]
 SHARD = 60_000
@@ -36,8 +36,7 @@ SHARD = 60_000
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files") / "source"
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     save(model, folder, "bfloat16", max_shard_bytes=SHARD)
     (folder / "README.md").write_text("a card")
     return folder

@@ -17,7 +17,6 @@ import pytest
 from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.files import atomic_write
-from rorqual.model import build
 from rorqual.weights import load, save
 from rorqual.weights.convert import files as convert_files
 from rorqual.weights.convert import run as convert_module
@@ -25,6 +24,7 @@ from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.record import LOCK, job_of, open_record
 from rorqual.weights.convert.run import convert
 from rorqual.weights.open import UNFINISHED, open_source
+from small import lively
 
 pytestmark = pytest.mark.concurrency
 
@@ -54,8 +54,7 @@ convert(source, destination, options, workers=2, progress=progress)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume") / "source"
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     save(model, folder, "fp8", max_shard_bytes=SHARD)
     (folder / "README.md").write_text("a card")
     return folder
@@ -70,16 +69,12 @@ def options(to: str = "bf16") -> Options:
     return Options(Target.parse(to), max_shard_bytes=shard_bytes(to))
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize(
     ("to", "num_pieces"), [("bf16", 0), ("bf16", 40), ("bf16", 100), ("shards:2:bf16", 90)]
 )
 def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "whole", options(to))
-    wanted = files_of(tmp_path / "whole")
+    wanted = oracle.files_of(tmp_path / "whole")
     killed = tmp_path / "killed"
     limit = str(shard_bytes(to) or "")
     command = [sys.executable, "-c", KILLED, source, killed, to, str(num_pieces), limit]
@@ -92,7 +87,7 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
         capture_output=True,
     )
     assert done.returncode == -9, done.stderr.decode()
-    left = files_of(killed)
+    left = oracle.files_of(killed)
     assert UNFINISHED in left
     for name, data in left.items():
         if not name.startswith("."):
@@ -104,7 +99,7 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
         shutil.copy(file.name, file.name[:-12] + "0" * 12)
         file.write((killed / UNFINISHED).read_bytes())
     convert(source, killed, options(to))
-    assert files_of(killed) == wanted
+    assert oracle.files_of(killed) == wanted
     for name, time in finished.items():
         assert (killed / name).stat().st_mtime_ns == time, f"{name} was written twice"
 
@@ -112,10 +107,10 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
 def test_another_conversion_does_not_go_on_in_its_place(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, source, tmp_path / "a", "bf16", "40", str(SHARD)]
     subprocess.run([str(p) for p in command], timeout=HANG_SECONDS, check=False)
-    before = files_of(tmp_path / "a")
+    before = oracle.files_of(tmp_path / "a")
     with pytest.raises(UsageError, match="another conversion was begun here"):
         convert(source, tmp_path / "a", options("float32"))
-    assert files_of(tmp_path / "a") == before
+    assert oracle.files_of(tmp_path / "a") == before
 
 
 @pytest.mark.parametrize("is_same_size", [True, False])
@@ -148,7 +143,7 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="another conversion is writing"):
             convert(source, tmp_path / "a", options())
     convert(source, tmp_path / "a", options())
-    assert LOCK not in files_of(tmp_path / "a")
+    assert LOCK not in oracle.files_of(tmp_path / "a")
 
 
 def test_a_folder_that_is_not_ours_is_refused(source: Path, tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ def test_a_folder_that_is_not_ours_is_refused(source: Path, tmp_path: Path) -> N
     (tmp_path / "mine/notes.txt").write_text("keep me")
     with pytest.raises(UsageError, match="not empty"):
         convert(source, tmp_path / "mine", options())
-    assert files_of(tmp_path / "mine") == {"notes.txt": b"keep me"}
+    assert oracle.files_of(tmp_path / "mine") == {"notes.txt": b"keep me"}
     with pytest.raises(UsageError, match="is a file"):
         convert(source, tmp_path / "mine/notes.txt", options())
     convert(source, tmp_path / "done", options())
@@ -165,13 +160,13 @@ def test_a_folder_that_is_not_ours_is_refused(source: Path, tmp_path: Path) -> N
 
 
 def test_the_source_is_never_written(source: Path, tmp_path: Path) -> None:
-    before = files_of(source)
+    before = oracle.files_of(source)
     link = tmp_path / "link"
     link.symlink_to(source, target_is_directory=True)
     for destination in (source, source / "inside", source.parent, link):
         with pytest.raises(UsageError, match="the destination lies in the source"):
             convert(source, destination, options())
-    assert files_of(source) == before
+    assert oracle.files_of(source) == before
 
 
 @contextmanager
@@ -208,15 +203,15 @@ def test_a_disk_that_fills_up(
         with pytest.raises(CheckpointError, match="No space left on device") as problem:
             convert(source, disk / "out", options())
         assert "run the same command again" in str(problem.value)
-        left = files_of(disk / "out")
+        left = oracle.files_of(disk / "out")
         assert any(name.endswith(".safetensors") for name in left), "nothing was finished"
         assert not any(name.endswith(".part") for name in left)
-        wanted = files_of(tmp_path / "whole")
+        wanted = oracle.files_of(tmp_path / "whole")
         for name, data in left.items():
             assert name == UNFINISHED or data == wanted[name], name
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
         convert(source, disk / "out", options())
-        assert files_of(disk / "out") == wanted
+        assert oracle.files_of(disk / "out") == wanted
 
 
 def test_a_limit_on_the_size_of_files(source: Path, tmp_path: Path) -> None:
@@ -260,9 +255,9 @@ def test_ctrl_c_keeps_what_is_finished(source: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "a", options(), progress=progress)  # type: ignore[arg-type]
-    names = set(files_of(tmp_path / "a"))
+    names = set(oracle.files_of(tmp_path / "a"))
     assert UNFINISHED in names
     assert not any(name.endswith(".part") for name in names)
     convert(source, tmp_path / "a", options())
     convert(source, tmp_path / "whole", options())
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "whole")
+    assert oracle.files_of(tmp_path / "a") == oracle.files_of(tmp_path / "whole")

@@ -34,6 +34,7 @@ from rorqual.weights.names import StoredTensor, tensors_of
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import byte_progress
 from rorqual.weights.source import TensorSource
+from small import lively
 
 # Rows of 256 for the K-quants, an MTP layer, and matrices of several FP8 blocks with rests.
 CONFIG = oracle.WIDE.with_changes(
@@ -61,8 +62,7 @@ def _without_kernels() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sources")
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     for dtype in ("float32", "bfloat16", "fp8"):
         save(model, root / dtype, dtype)
     options = Options(Target.parse("gguf:Q4_K_M"))

@@ -14,13 +14,13 @@ import hf_oracle as oracle
 import pytest
 
 from rorqual.errors import RorqualError
-from rorqual.model import build
 from rorqual.weights import save
 from rorqual.weights.audit import audit
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.open import open_source
 from rorqual.weights.values import StoredRows
+from small import lively
 
 CONFIG = oracle.BASE.with_changes(num_hidden_layers=1, first_k_dense_replace=0, n_routed_experts=2)
 NUM_FILES = 1000  # of each kind
@@ -79,8 +79,7 @@ def mutate(data: bytes, source: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", ["huggingface", "shards"])
 def test_broken_files(kind: str, tmp_path: Path) -> None:
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     folder = tmp_path / "hf"
     save(model, folder, "fp8" if kind == "huggingface" else "bfloat16")
     if kind == "shards":

@@ -25,6 +25,7 @@ from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.gguf.importance import check_importance, fit_importance, read_importance
 from rorqual.weights.gguf.names import gguf_tensors
 from rorqual.weights.planned import PlannedTensor
+from small import lively
 
 CONFIG = oracle.WIDE.with_changes(
     vocab_size=320, moe_intermediate_size=256, kv_lora_rank=256, q_lora_rank=256
@@ -142,8 +143,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_the_weighted_error_falls(tmp_path: Path) -> None:
     """Every K-quant of the file, stacks of experts and both halves of kv_b_proj too."""
     torch.manual_seed(0)
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     save(model, tmp_path / "hf")
     sums, counts, means = {}, {}, {}
     generator = np.random.default_rng(0)

@@ -15,17 +15,18 @@ from typing import Any
 
 import hf_oracle as oracle
 import pytest
-from test_convert_resume import files_of, small_disk
+from test_convert_resume import small_disk
 
 from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
-from rorqual.model import ModelConfig, build
+from rorqual.model import ModelConfig
 from rorqual.weights import load, save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 from rorqual.weights.gguf import job as gguf_job
 from rorqual.weights.gguf import writer as gguf_writer
 from rorqual.weights.gguf.file import SPLIT_NAME
+from small import lively
 
 pytestmark = pytest.mark.concurrency
 
@@ -72,8 +73,7 @@ convert(source, destination, options, workers=2)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gguf_resume") / "source"
-    model = build(CONFIG).eval()
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     save(model, folder, "fp8")
     return folder
 
@@ -99,18 +99,18 @@ def kill(source: Path, destination: Path, place: str, left: int, part_bytes: int
 def test_killed_and_run_again(
     source: Path, tmp_path: Path, place: str, left: int, part_bytes: int | None
 ) -> None:
-    before = files_of(source)
+    before = oracle.files_of(source)
     convert(source, tmp_path / "whole/m.gguf", options(part_bytes))
-    wanted = files_of(tmp_path / "whole")
+    wanted = oracle.files_of(tmp_path / "whole")
     assert len(wanted) == 1 if part_bytes is None else len(wanted) > 3
     folder = tmp_path / "killed"
     kill(source, folder / "m.gguf", place, left, part_bytes)
-    left_over = files_of(folder)
+    left_over = oracle.files_of(folder)
     assert left_over, "nothing was begun"
     assert all(name.startswith(".") for name in left_over), "a name was given too early"
     convert(source, folder / "m.gguf", options(part_bytes))
-    assert files_of(folder) == wanted
-    assert files_of(source) == before
+    assert oracle.files_of(folder) == wanted
+    assert oracle.files_of(source) == before
     load(next(iter(sorted(folder.iterdir()))))
 
 
@@ -120,14 +120,14 @@ def test_killed_while_the_parts_take_their_names(
 ) -> None:
     """Whole parts that bear their names are not made again."""
     convert(source, tmp_path / "whole/m.gguf", options(PART_BYTES))
-    wanted = files_of(tmp_path / "whole")
+    wanted = oracle.files_of(tmp_path / "whole")
     folder = tmp_path / "killed"
     kill(source, folder / "m.gguf", place, left, PART_BYTES)
-    named = [name for name in files_of(folder) if SPLIT_NAME.fullmatch(name)]
+    named = [name for name in oracle.files_of(folder) if SPLIT_NAME.fullmatch(name)]
     assert len(named) == (left if place == "name" else len(wanted))
     times = {name: (folder / name).stat().st_mtime_ns for name in named}
     done = convert(source, folder / "m.gguf", options(PART_BYTES))
-    assert files_of(folder) == wanted
+    assert oracle.files_of(folder) == wanted
     assert done.files == sorted(wanted)
     for name, time in times.items():
         assert (folder / name).stat().st_mtime_ns == time, f"{name} was written twice"
@@ -164,7 +164,7 @@ def test_leftovers_of_other_runs_are_removed(source: Path, tmp_path: Path) -> No
     for name in ours + others:
         (tmp_path / name).write_text("a leftover")
     convert(source, tmp_path / "m.gguf", options())
-    assert sorted(files_of(tmp_path)) == sorted([*others, "m.gguf"])
+    assert sorted(oracle.files_of(tmp_path)) == sorted([*others, "m.gguf"])
 
 
 @pytest.mark.parametrize("part_bytes", [None, PART_BYTES])
@@ -174,10 +174,10 @@ def test_a_journal_that_was_being_written_is_removed(
     """Under the name that it really has: the run is killed before the journal takes its own."""
     convert(source, tmp_path / "whole/m.gguf", options(part_bytes))
     kill(source, tmp_path / "killed/m.gguf", "journal", 3, part_bytes)
-    in_work = [name for name in files_of(tmp_path / "killed") if name.startswith("..m")]
+    in_work = [name for name in oracle.files_of(tmp_path / "killed") if name.startswith("..m")]
     assert in_work, "no journal was in work"
     convert(source, tmp_path / "killed/m.gguf", options(part_bytes))
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    assert oracle.files_of(tmp_path / "killed") == oracle.files_of(tmp_path / "whole")
 
 
 def test_a_folder_killed_at_its_very_first_write_is_taken(source: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_folder_killed_at_its_very_first_write_is_taken(source: Path, tmp_path
     (folder / "..rorqual-convert.json.0123456789ab").write_text("{")
     convert(source, folder, Options(Target.parse("bf16")))
     convert(source, tmp_path / "whole", Options(Target.parse("bf16")))
-    assert files_of(folder) == files_of(tmp_path / "whole")
+    assert oracle.files_of(folder) == oracle.files_of(tmp_path / "whole")
 
 
 def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
@@ -197,18 +197,18 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="another conversion is writing"):
             convert(source, tmp_path / "m.gguf", options())
     convert(source, tmp_path / "m.gguf", options())
-    assert sorted(files_of(tmp_path)) == ["m.gguf"]
+    assert sorted(oracle.files_of(tmp_path)) == ["m.gguf"]
 
 
 def test_existing_files_are_never_replaced(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "other/m.gguf", options(PART_BYTES))
-    part = sorted(files_of(tmp_path / "other"))[1]
+    part = sorted(oracle.files_of(tmp_path / "other"))[1]
     shutil.rmtree(tmp_path / "other")
     for name, size in (("m.gguf", None), (part, PART_BYTES)):
         (tmp_path / name).write_text("mine")
         with pytest.raises(UsageError, match="already exists"):
             convert(source, tmp_path / "m.gguf", options(size))
-        assert files_of(tmp_path) == {name: b"mine"}
+        assert oracle.files_of(tmp_path) == {name: b"mine"}
         (tmp_path / name).unlink()
 
 
@@ -223,20 +223,20 @@ def test_a_disk_that_is_too_small_is_refused_at_once(source: Path, tmp_path: Pat
 def test_a_disk_that_fills_up(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int | None
 ) -> None:
-    before = files_of(source)
+    before = oracle.files_of(source)
     convert(source, tmp_path / "whole/m.gguf", options(part_bytes))
-    wanted = files_of(tmp_path / "whole")
+    wanted = oracle.files_of(tmp_path / "whole")
     with small_disk(tmp_path / "disk", 800) as disk:
         with monkeypatch.context() as patch:
             patch.setattr(gguf_job, "check_space", lambda folder, num_bytes: None)
             with pytest.raises(CheckpointError, match="No space left on device") as problem:
                 convert(source, disk / "m.gguf", options(part_bytes))
         assert "run the same command again" in str(problem.value)
-        assert all(name.startswith(".") for name in files_of(disk))
+        assert all(name.startswith(".") for name in oracle.files_of(disk))
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
         convert(source, disk / "m.gguf", options(part_bytes))
-        assert files_of(disk) == wanted
-    assert files_of(source) == before
+        assert oracle.files_of(disk) == wanted
+    assert oracle.files_of(source) == before
 
 
 def test_what_is_written_already_needs_no_room(source: Path, tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_a_limit_on_the_size_of_files(source: Path, tmp_path: Path) -> None:
             convert(source, tmp_path / "m.gguf", options())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert all(name.startswith(".") for name in files_of(tmp_path))
+    assert all(name.startswith(".") for name in oracle.files_of(tmp_path))
     convert(source, tmp_path / "m.gguf", options())
-    assert sorted(files_of(tmp_path)) == ["m.gguf"]
+    assert sorted(oracle.files_of(tmp_path)) == ["m.gguf"]
 
 
 # Peak memory before and after the conversion, from the kernel.

@@ -13,42 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model import ModelConfig
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save
 from rorqual.weights.folder import INDEX, SINGLE, open_folder
 from rorqual.weights.fp8 import Format
 from rorqual.weights.planned import cut_files, planned_tensors
+from small import lively
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
-# Edge blocks in both directions: 576 rows, 144 and 160 columns.
-EDGES = oracle.BASE.with_changes(
-    hidden_size=192,
-    intermediate_size=160,
-    moe_intermediate_size=144,
-    num_hidden_layers=2,
-    kv_lora_rank=512,
-    qk_rope_head_dim=64,
-    num_nextn_predict_layers=1,
-)
-
-
-def make(config: ModelConfig) -> DeepseekV3:
-    model = build(config).eval()
-    oracle.randomise(model, seed=0)
-    return model
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def assert_same(a: DeepseekV3, b: DeepseekV3) -> None:
-    first, second = a.state_dict(), b.state_dict()
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert value.dtype == second[name].dtype, name
-        assert torch.equal(value, second[name]), name
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
@@ -58,34 +31,34 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("config", [CONFIG, EDGES, oracle.CONFIGS["tied_mtp"]])
+@pytest.mark.parametrize("config", [CONFIG, oracle.EDGES, oracle.CONFIGS["tied_mtp"]])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 def test_round_trip_is_bit_exact(config: ModelConfig, dtype: Format, tmp_path: Path) -> None:
-    model = make(config)
+    model = lively(config)
     save(model, tmp_path / "a", dtype, max_shard_bytes=150_000)
     first = load(tmp_path / "a")
     if dtype == "float32":
-        assert_same(model, first)
+        oracle.assert_same(model, first)
     save(first, tmp_path / "b", dtype, max_shard_bytes=150_000)
-    assert_same(first, load(tmp_path / "b"))
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    oracle.assert_same(first, load(tmp_path / "b"))
+    assert oracle.files_of(tmp_path / "a") == oracle.files_of(tmp_path / "b")
     assert load_config(tmp_path / "a") == config
 
 
 def test_bfloat16_model_round_trip(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path / "a", "bfloat16")
+    save(lively(CONFIG), tmp_path / "a", "bfloat16")
     model = load(tmp_path / "a", dtype="bfloat16")
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.bfloat16, name
     for router in model.routers():
         assert router.e_score_correction_bias.dtype == torch.float32
     save(model, tmp_path / "b", "bfloat16")
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert oracle.files_of(tmp_path / "a") == oracle.files_of(tmp_path / "b")
 
 
 def test_shards_and_index(tmp_path: Path) -> None:
     limit = 100_000
-    save(make(CONFIG), tmp_path, "bfloat16", max_shard_bytes=limit)
+    save(lively(CONFIG), tmp_path, "bfloat16", max_shard_bytes=limit)
     index = json.loads((tmp_path / INDEX).read_text())
     names = {tensor.name for tensor in planned_tensors(CONFIG, "bfloat16")}
     assert index["weight_map"].keys() == names
@@ -106,14 +79,14 @@ def test_shards_and_index(tmp_path: Path) -> None:
 
 
 def test_a_scale_stays_with_its_weight_and_large_tensors_stand_alone() -> None:
-    shards = cut_files(planned_tensors(EDGES, "fp8"), 1)
-    assert [tensor for shard in shards for tensor in shard] == planned_tensors(EDGES, "fp8")
+    shards = cut_files(planned_tensors(oracle.EDGES, "fp8"), 1)
+    assert [tensor for shard in shards for tensor in shard] == planned_tensors(oracle.EDGES, "fp8")
     for shard in shards:
         assert [t.role for t in shard[1:]] == (["scale"] if shard[0].dtype == "F8_E4M3" else [])
 
 
 def test_weight_and_scale_in_different_shards(tmp_path: Path) -> None:
-    save(make(EDGES), tmp_path, "fp8")
+    save(lively(oracle.EDGES), tmp_path, "fp8")
     expected = load(tmp_path)
     tensors = load_file(tmp_path / SINGLE)
     (tmp_path / SINGLE).unlink()
@@ -123,13 +96,13 @@ def test_weight_and_scale_in_different_shards(tmp_path: Path) -> None:
     save_file(rest, tmp_path / "b.safetensors")
     weight_map = dict.fromkeys(scales, "a.safetensors") | dict.fromkeys(rest, "b.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert_same(expected, load(tmp_path))
+    oracle.assert_same(expected, load(tmp_path))
 
 
 def test_ue8m0_scales(tmp_path: Path) -> None:
     """V3.1's form: powers of two, as float8_e8m0fnu or in float32, read alike."""
-    save(make(EDGES), tmp_path / "a", "fp8")
-    save(make(EDGES), tmp_path / "b", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "a", "fp8")
+    save(lively(oracle.EDGES), tmp_path / "b", "fp8")
 
     def to_powers(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
         for name in tensors:
@@ -139,16 +112,16 @@ def test_ue8m0_scales(tmp_path: Path) -> None:
     edit(tmp_path / "a", lambda tensors: to_powers(tensors, torch.float8_e8m0fnu))
     edit(tmp_path / "b", lambda tensors: to_powers(tensors, torch.float32))
     model = load(tmp_path / "a")
-    assert_same(model, load(tmp_path / "b"))
+    oracle.assert_same(model, load(tmp_path / "b"))
     # Other scales may be found on saving again, but the values they stand for are the same.
     save(model, tmp_path / "c", "fp8")
-    assert_same(model, load(tmp_path / "c"))
+    oracle.assert_same(model, load(tmp_path / "c"))
 
 
 @pytest.mark.parametrize(("block", "dim"), [([64, 128], 0), ([128, 64], 1)])
 def test_a_block_is_rows_times_columns(block: list[int], dim: int, tmp_path: Path) -> None:
     """Blocks of half the size, each with the scale that the whole block had."""
-    save(make(EDGES), tmp_path, "fp8")
+    save(lively(oracle.EDGES), tmp_path, "fp8")
     expected = load(tmp_path)
 
     def halve_blocks(tensors: dict[str, Tensor]) -> None:
@@ -161,23 +134,23 @@ def test_a_block_is_rows_times_columns(block: list[int], dim: int, tmp_path: Pat
     table = json.loads((tmp_path / "config.json").read_text())
     table["quantization_config"]["weight_block_size"] = block
     (tmp_path / "config.json").write_text(json.dumps(table))
-    assert_same(load(tmp_path), expected)
+    oracle.assert_same(load(tmp_path), expected)
 
 
 def test_copies_are_optional_and_the_tied_head_too(tmp_path: Path) -> None:
     for name in ("tied_mtp", "mtp"):
-        model = make(oracle.CONFIGS[name])
+        model = lively(oracle.CONFIGS[name])
         save(model, tmp_path / name, repeat_mtp_embedding=False)
-        assert_same(model, load(tmp_path / name))
-    model = make(oracle.CONFIGS["tied_mtp"])
+        oracle.assert_same(model, load(tmp_path / name))
+    model = lively(oracle.CONFIGS["tied_mtp"])
     head = model.model.embed_tokens.weight.detach().clone()
     edit(tmp_path / "tied_mtp", lambda tensors: tensors.update({"lm_head.weight": head}))
-    assert_same(model, load(tmp_path / "tied_mtp"))
+    oracle.assert_same(model, load(tmp_path / "tied_mtp"))
 
 
 def test_known_leftovers_are_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """inv_freq buffers, float16, a stale quantization_config, and stale MTP copies."""
-    model = make(oracle.CONFIGS["mtp"])
+    model = lively(oracle.CONFIGS["mtp"])
     save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3"}
@@ -205,7 +178,7 @@ def test_a_model_without_its_mtp_layers(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_settings_and_tokenizer(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["one small text, and another"] * 20, 320)
-    model = make(oracle.BASE.with_changes(vocab_size=tokenizer.vocab_size + 8))
+    model = lively(oracle.BASE.with_changes(vocab_size=tokenizer.vocab_size + 8))
     save(model, tmp_path, "fp8", tokenizer, generation={"temperature": 0.3})
     config = json.loads((tmp_path / "config.json").read_text())
     generation = json.loads((tmp_path / "generation_config.json").read_text())
@@ -222,14 +195,14 @@ def test_settings_and_tokenizer(tmp_path: Path) -> None:
 
 
 def test_only_headers_are_read_to_open(tmp_path: Path) -> None:
-    save(make(CONFIG), tmp_path)
+    save(lively(CONFIG), tmp_path)
     with open_folder(tmp_path) as folder:
         assert folder.num_bytes() == sum(t.num_bytes for t in planned_tensors(CONFIG, "float32"))
         assert folder.num_files == 1
 
 
 def test_replace(tmp_path: Path) -> None:
-    first, second = make(oracle.BASE), make(oracle.CONFIGS["groups"])
+    first, second = lively(oracle.BASE), lively(oracle.CONFIGS["groups"])
     save(first, tmp_path / "model")
     save(second, tmp_path / "model", replace=True)
     assert load(tmp_path / "model").config == second.config

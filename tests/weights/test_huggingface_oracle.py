@@ -12,24 +12,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model import DeepseekV3
 from rorqual.weights import load, save
+from small import lively, random_tokens, randomise, relative_error
 
 FLOAT32_TOLERANCE = 1e-5  # float32 sums in another order
 BFLOAT16_TOLERANCE = 1e-2
 NUM_TOKENS = 40  # past the 16 positions that the YaRN configurations were "trained" on
 
 
-def our_model(config: ModelConfig, seed: int = 0) -> DeepseekV3:
-    model = build(config).eval()
-    oracle.randomise(model, seed)
-    return model
-
-
 @torch.no_grad()
 def compare(ours: DeepseekV3, theirs: torch.nn.Module, tolerance: float) -> None:
-    tokens = oracle.tokens(ours.config, 2, NUM_TOKENS)
-    error = oracle.relative_error(ours(tokens), theirs(tokens).logits.float())
+    tokens = random_tokens(ours.config, 2, NUM_TOKENS)
+    error = relative_error(ours(tokens), theirs(tokens).logits.float())
     assert error < tolerance, f"relative error {error:.2e}"
 
 
@@ -47,26 +42,26 @@ def test_theirs_in_ours(name: str, tmp_path: Path) -> None:
     add_shard(tmp_path, oracle.mtp_state(theirs, mtp))
     ours = load(tmp_path)
     compare(ours, theirs, FLOAT32_TOLERANCE)
-    tokens = oracle.tokens(config, 2, NUM_TOKENS)
+    tokens = random_tokens(config, 2, NUM_TOKENS)
     expected = oracle.mtp_logits(theirs, mtp, tokens)
     found = oracle.our_mtp_logits(ours, tokens)
     assert len(expected) == len(found) == config.num_nextn_predict_layers
     for ours_logits, theirs_logits in zip(found, expected, strict=True):
-        assert oracle.relative_error(ours_logits, theirs_logits) < FLOAT32_TOLERANCE
+        assert relative_error(ours_logits, theirs_logits) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("name", oracle.CONFIGS)
 def test_ours_in_theirs(name: str, tmp_path: Path) -> None:
     config = oracle.CONFIGS[name]
-    ours = our_model(config)
+    ours = lively(config)
     save(ours, tmp_path, max_shard_bytes=200_000)
     theirs = oracle.read(tmp_path)
     compare(ours, theirs, FLOAT32_TOLERANCE)
     if config.num_nextn_predict_layers:
-        tokens = oracle.tokens(config, 2, NUM_TOKENS)
+        tokens = random_tokens(config, 2, NUM_TOKENS)
         expected = oracle.mtp_logits(theirs, oracle.read_mtp(theirs), tokens)
         for found, wanted in zip(oracle.our_mtp_logits(ours, tokens), expected, strict=True):
-            assert oracle.relative_error(found, wanted) < FLOAT32_TOLERANCE
+            assert relative_error(found, wanted) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["wide", "wide_no_q_lora", "base", "groups", "yarn", "tied"])
@@ -74,7 +69,7 @@ def test_fp8_in_theirs(name: str, tmp_path: Path) -> None:
     """transformers dequantises FP8 on the CPU; ours must be the same numbers, not just near."""
     wide = {"wide": oracle.WIDE, "wide_no_q_lora": oracle.WIDE.with_changes(q_lora_rank=None)}
     config = (wide | oracle.CONFIGS)[name]
-    save(our_model(config), tmp_path, dtype="fp8", max_shard_bytes=100_000)
+    save(lively(config), tmp_path, dtype="fp8", max_shard_bytes=100_000)
     ours = load(tmp_path)
     # The unquantised tensors come as the bfloat16 they are stored in; float32 loses nothing.
     theirs = oracle.read(tmp_path).float()
@@ -101,10 +96,10 @@ def test_bfloat16_both_ways(tmp_path: Path) -> None:
 def test_same_greedy_tokens(name: str, tmp_path: Path) -> None:
     config, num_steps = oracle.CONFIGS[name], 64
     theirs = oracle.make(config, seed=3)
-    oracle.randomise(theirs, seed=3, std=0.25)
+    randomise(theirs, seed=3, std=0.25)
     theirs.save_pretrained(tmp_path)
     ours = load(tmp_path)
-    tokens = oracle.tokens(config, 1, 8, seed=5)
+    tokens = random_tokens(config, 1, 8, seed=5)
     expected = theirs.generate(
         tokens, max_new_tokens=num_steps, do_sample=False, eos_token_id=None, pad_token_id=0
     )

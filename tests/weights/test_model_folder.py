@@ -10,10 +10,11 @@ import gguf
 import hf_oracle as oracle
 import pytest
 
+import small
 from rorqual.engine import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, UsageError
 from rorqual.model import DeepseekV3, build
-from rorqual.tokenizer import Tokenizer, train_tokenizer
+from rorqual.tokenizer import Tokenizer
 from rorqual.weights import ModelFolder, save
 
 CONFIG = oracle.BASE.with_changes(vocab_size=320)
@@ -21,7 +22,7 @@ CONFIG = oracle.BASE.with_changes(vocab_size=320)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["The whale swims in the sea."] * 4, 300)
+    return small.tokenizer()
 
 
 @pytest.fixture(scope="module")

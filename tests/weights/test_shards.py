@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rorqual.errors import CheckpointError, ConfigError, RorqualError, UsageError
-from rorqual.model import DeepseekV3, ModelConfig, YarnScaling, build, preset
+from rorqual.model import ModelConfig, YarnScaling, preset
 from rorqual.weights import load, load_config, save
 from rorqual.weights.checks import check_folder
 from rorqual.weights.convert.plan import Options, Target
@@ -21,6 +21,7 @@ from rorqual.weights.convert.run import convert
 from rorqual.weights.open import kind_of
 from rorqual.weights.shards.model_args import config_from_model_args, model_args, unsaid
 from rorqual.weights.shards.names import check_world, shard_name
+from small import lively
 
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
 # Every cut of two ranks lies between FP8 blocks.
@@ -35,30 +36,13 @@ RELEASED = """{
 }"""
 
 
-def make(config: ModelConfig) -> DeepseekV3:
-    model = build(config).eval()
-    oracle.randomise(model, seed=0)
-    return model
-
-
 def run(source: Path, destination: Path, to: str, keep_mtp: bool | None = None) -> None:
     convert(source, destination, Options(Target.parse(to), keep_mtp))
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def assert_same(a: DeepseekV3, b: DeepseekV3) -> None:
-    first, second = a.state_dict(), b.state_dict()
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
 def test_names_and_parts_are_the_demos(tmp_path: Path) -> None:
     config = oracle.BASE  # D 64, 4 heads of 16 + 8 and 12, 8 experts
-    save(make(config), tmp_path / "hf", "bfloat16")
+    save(lively(config), tmp_path / "hf", "bfloat16")
     run(tmp_path / "hf", tmp_path / "shards", "shards:2")
     found = {
         n: tuple(t.shape) for n, t in load_file(tmp_path / "shards/model1-mp2.safetensors").items()
@@ -93,7 +77,7 @@ def test_names_and_parts_are_the_demos(tmp_path: Path) -> None:
 
 
 def test_each_rank_has_its_slices(tmp_path: Path) -> None:
-    save(make(oracle.BASE), tmp_path / "hf", "bfloat16")
+    save(lively(oracle.BASE), tmp_path / "hf", "bfloat16")
     run(tmp_path / "hf", tmp_path / "shards", "shards:4")
     whole = load_file(tmp_path / "hf/model.safetensors")
     name = "model.layers.1.self_attn."
@@ -131,18 +115,18 @@ def test_each_rank_has_its_slices(tmp_path: Path) -> None:
 def test_there_and_back_is_the_same(
     config: ModelConfig, dtype: str, world: int, tmp_path: Path
 ) -> None:
-    save(make(config), tmp_path / "hf", dtype)  # type: ignore[arg-type]
+    save(lively(config), tmp_path / "hf", dtype)  # type: ignore[arg-type]
     run(tmp_path / "hf", tmp_path / "shards", f"shards:{world}", keep_mtp=True)
     assert kind_of(tmp_path / "shards") == "shards"
     assert load_config(tmp_path / "shards") == config
     run(tmp_path / "shards", tmp_path / "back", "hf")
-    before, after = files_of(tmp_path / "hf"), files_of(tmp_path / "back")
+    before, after = oracle.files_of(tmp_path / "hf"), oracle.files_of(tmp_path / "back")
     assert before == after
-    assert_same(load(tmp_path / "shards"), load(tmp_path / "hf"))
+    oracle.assert_same(load(tmp_path / "shards"), load(tmp_path / "hf"))
 
 
 def test_mtp_is_left_out_unless_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save(make(CONFIG), tmp_path / "hf", "bfloat16")
+    save(lively(CONFIG), tmp_path / "hf", "bfloat16")
     run(tmp_path / "hf", tmp_path / "shards", "shards:2")
     assert "--keep-mtp" in caplog.text
     assert load(tmp_path / "shards").config.num_nextn_predict_layers == 0
@@ -154,7 +138,7 @@ def test_mtp_is_left_out_unless_asked_for(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_dtype_of_shards(tmp_path: Path) -> None:
-    save(make(WIDE), tmp_path / "fp8", "fp8")
+    save(lively(WIDE), tmp_path / "fp8", "fp8")
     run(tmp_path / "fp8", tmp_path / "bf16", "shards:4:bf16")
     part = load_file(tmp_path / "bf16/model3-mp4.safetensors")
     assert {str(t.dtype) for n, t in part.items() if not n.endswith("bias")} == {"torch.bfloat16"}
@@ -228,7 +212,7 @@ def test_unknown_keys_of_the_demos_configuration() -> None:
 
 
 def shards(tmp_path: Path, world: int = 2) -> Path:
-    save(make(oracle.BASE), tmp_path / "hf", "bfloat16")
+    save(lively(oracle.BASE), tmp_path / "hf", "bfloat16")
     run(tmp_path / "hf", tmp_path / "shards", f"shards:{world}")
     return tmp_path / "shards"
 
@@ -242,7 +226,7 @@ def test_a_folder_with_only_the_demos_configuration(name: str, tmp_path: Path) -
     with pytest.raises(CheckpointError, match="without a configuration"):
         load(folder)
     (folder / name).write_text(args)
-    assert_same(load(folder), load(tmp_path / "hf"))
+    oracle.assert_same(load(folder), load(tmp_path / "hf"))
 
 
 def test_names_of_files_decide_nothing(tmp_path: Path) -> None:
@@ -250,7 +234,7 @@ def test_names_of_files_decide_nothing(tmp_path: Path) -> None:
     for rank, name in enumerate(("c", "a", "d", "b")):
         (folder / f"model{rank}-mp4.safetensors").rename(folder / f"{name}.weights")
     assert kind_of(folder) == "shards"
-    assert_same(load(folder), load(tmp_path / "hf"))
+    oracle.assert_same(load(folder), load(tmp_path / "hf"))
 
 
 def test_broken_shards(tmp_path: Path) -> None:

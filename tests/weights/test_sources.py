@@ -34,6 +34,7 @@ from rorqual.weights.quantization_config import quantisation_of, unknown_quantis
 from rorqual.weights.safetensors_file import RowFiles, lay_out, looks_like_safetensors, read_places
 from rorqual.weights.shards.names import region_of, scale_region
 from rorqual.weights.source import Quantisation
+from small import lively
 
 CONFIG = oracle.CONFIGS["mtp"]
 
@@ -55,8 +56,7 @@ def entry(dtype: str, shape: list[Any], start: int, stop: int) -> dict[str, Any]
 @pytest.mark.parametrize("to", ["gguf:F32", "gguf:Q8_0", "shards:2"])
 def test_any_rows_are_those_of_the_whole_tensor(to: str, tmp_path: Path) -> None:
     """Inside a head of kv_b_proj, whose halves GGUF has apart, inside a stack, inside a rank."""
-    model = build(CONFIG)
-    oracle.randomise(model, seed=0)
+    model = lively(CONFIG)
     save(model, tmp_path / "hf")
     path = run(tmp_path / "hf", tmp_path / "a.gguf", to)
     whole = load_file(tmp_path / "hf" / SINGLE)

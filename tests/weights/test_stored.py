@@ -10,37 +10,28 @@ import torch
 from test_gguf import WIDE, convert
 from test_gguf import stored as saved
 
+import small
 from rorqual.engine import Engine, SamplingParams
 from rorqual.errors import RorqualError, UsageError
-from rorqual.model import DeepseekV3, ModelConfig, build
+from rorqual.model import ModelConfig
 from rorqual.model.stored import StoredExperts, StoredHalves, StoredLatentUp, StoredStack
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.decoded import linear, linear_transposed
 from rorqual.ops.kernels import FP8
 from rorqual.ops.quant_types import CODED
 from rorqual.ops.quantise import decode_blocks, encode_blocks
-from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, save
+from small import lively, relative_error
 
 CLOSE = 1e-5
 CONFIG = oracle.CONFIGS["mtp_groups_yarn"]
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
-def made(config: ModelConfig) -> DeepseekV3:
-    model = build(config, seed=3)
-    oracle.randomise(model, 5)
-    return model
-
-
 def checkpoint(form: str, config: ModelConfig, folder: Path) -> Path:
     """A random model on disk: a save's dtype, `gguf:MIX`, or `shards`."""
     if form.startswith("gguf:"):
-        return convert(saved(made(config), folder / "hf"), folder / "m.gguf", form[5:])
-    return saved(made(config), folder / "hf", form)
+        return convert(saved(lively(config), folder / "hf"), folder / "m.gguf", form[5:])
+    return saved(lively(config), folder / "hf", form)
 
 
 FORMS = ("float32", "bfloat16", "fp8", "gguf:F16", "gguf:Q8_0", "gguf:Q4_K_M", "gguf:Q2_K_L")
@@ -53,14 +44,14 @@ def test_logits_are_those_of_the_decoded_weights(form: str, tmp_path: Path) -> N
     decoded, found = load(path, "float32"), load(path, "stored")
     ids = torch.arange(2 * 23).reshape(2, 23) % WIDE.vocab_size
     h, expected_h = found.hidden(ids), decoded.hidden(ids)
-    assert relative(h, expected_h) < CLOSE
-    assert relative(found.head(h), decoded.head(expected_h)) < CLOSE
+    assert relative_error(h, expected_h) < CLOSE
+    assert relative_error(found.head(h), decoded.head(expected_h)) < CLOSE
     step = found.model.step(ids, use_absorbed=True)
-    assert relative(found.hidden(ids, step), expected_h) < CLOSE
+    assert relative_error(found.hidden(ids, step), expected_h) < CLOSE
     for depth in range(1, WIDE.num_nextn_predict_layers + 1):
         h = found.mtp_hidden(depth, h[:, :-1], ids[:, depth:])
         expected_h = decoded.mtp_hidden(depth, expected_h[:, :-1], ids[:, depth:])
-        assert relative(h, expected_h) < CLOSE, depth
+        assert relative_error(h, expected_h) < CLOSE, depth
     names = {name.rpartition(".")[2] for name, _ in found.named_parameters()}
     assert names <= {"weight"}, "norms and routers alone are parameters"
     assert all(p.dim() == 1 or "gate" in n for n, p in found.named_parameters())
@@ -73,7 +64,7 @@ def test_every_shape_runs_from_fp8(name: str, tmp_path: Path) -> None:
     config = oracle.CONFIGS[name]
     path = checkpoint("fp8", config, tmp_path)
     ids = torch.arange(11)[None] % config.vocab_size
-    assert relative(load(path, "stored")(ids), load(path, "float32")(ids)) < CLOSE
+    assert relative_error(load(path, "stored")(ids), load(path, "float32")(ids)) < CLOSE
 
 
 @pytest.mark.parametrize("form", ["fp8", "gguf:Q8_0"])
@@ -89,7 +80,7 @@ def test_gradients_pass_through_to_what_learns(form: str, tmp_path: Path) -> Non
         targets = torch.arange(9)
         model.lm_head(h[0], targets, targets % 2 == 0).backward()  # type: ignore[misc]
         gradients.append(x.grad)
-    assert relative(gradients[1], gradients[0]) < CLOSE
+    assert relative_error(gradients[1], gradients[0]) < CLOSE
 
 
 @pytest.mark.parametrize("form", ["fp8", "gguf:Q4_K_M"])
@@ -98,7 +89,7 @@ def test_the_engine_writes_the_same_tokens(
     form: str, settings: dict[str, int], tmp_path: Path
 ) -> None:
     path = checkpoint(form, WIDE, tmp_path)
-    tokenizer = train_tokenizer(["the whale swims in the sea " * 5], 300)
+    tokenizer = small.tokenizer()
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     texts = []
     for dtype in ("float32", "stored"):
