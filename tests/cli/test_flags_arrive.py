@@ -184,6 +184,21 @@ def test_flags_of_eval(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> N
     assert all(params.temperature == 0 for *_, params in seen)
 
 
+def test_eval_is_greedy_whatever_a_model_advises(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
+) -> None:
+    """What it penalises stays: without that its answers are others."""
+    copy = shutil.copytree(model_folder, tmp_path / "advised")
+    advised = {"temperature": 0.9, "max_tokens": 2, "repetition_penalty": 1.3}
+    (copy / "chat.json").write_text(json.dumps({"sampling": advised}), encoding="utf-8")
+    seen: list[SamplingParams] = []
+    monkeypatch.setattr(rorqual.eval, "evaluate_tasks", lambda *given: seen.append(given[-1]) or [])
+    assert run("eval", copy).code == 0
+    (params,) = seen
+    found = (params.temperature, params.max_tokens, params.repetition_penalty)
+    assert found == (0.0, 200, 1.3)
+
+
 def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
 

@@ -14,6 +14,7 @@ from rorqual.corpus_writer.arithmetic import (
     subtract_working,
 )
 from rorqual.corpus_writer.skill import Beyond
+from rorqual.tasks import Question
 
 STEP = re.compile(r"(\d+(?:[-+x]\d+)+)=(\d+)")
 QUOTIENT = re.compile(r"(\d+)/(\d+)=(\d+) r (\d+)")
@@ -73,3 +74,28 @@ def test_sums_out_of_range_are_refused() -> None:
     assert refused
     assert refused == [question for question in questions if "beyond me" in question.answer]
     assert not any(skill.grade(question, "Answer: 12").is_right for question in refused)
+
+
+@pytest.mark.parametrize(
+    ("operator", "numbers", "right", "wrong"),
+    [
+        ("+", (47, 85), ("47 + 85 = 132", "85+47=132"), ("47 - 85 = 132", "47 + 86 = 132")),
+        ("+", (1, 2, 3), ("1 + 2 = 3. 3 + 3 = 6",), ("1 + 2 = 6", "1 + 2 + 3 = 3")),
+        ("-", (52, 38), ("52 - 38 = 14", "52-38=14"), ("38 - 52 = 14", "52 - 38 = -14")),
+        ("-", (52, 52), ("52 - 52 = 0", "52-52=0"), ("52 + 52 = 0",)),
+        ("-", (3, 8), ("3 - 8 = -5",), ("8 - 3 = -5", "3 - 8 = 5")),
+        ("x", (7, 8), ("7 x 8 = 56", "8*7=56", "7 × 8 = 56"), ("7 + 8 = 56", "7 x 8 = 15")),
+        ("/", (84, 3), ("84 / 3 = 28", "84÷3=28"), ("3 / 84 = 28", "84 x 3 = 28")),
+        ("/", (85, 3), ("85 / 3 = 28 remainder 1", "28 r 1"), ("85 / 3 = 28", "28 remainder 2")),
+        ("x", (40, 33), ("1320", "1,320", "33 x 40 = 1,320"), ("13,20", "1.320")),
+    ],
+)
+def test_the_sum_may_stand_before_its_result(
+    operator: str, numbers: tuple[int, ...], right: tuple[str, ...], wrong: tuple[str, ...]
+) -> None:
+    """As it was asked: + and x in either order, - and / in theirs."""
+    question = Question("arithmetic", "?", "?", "?", Sum(operator, numbers))
+    for said in (*right, *wrong):
+        for ending in ("", "."):
+            grade = Arithmetic().grade(question, f"{said}{ending}")
+            assert grade.is_right == (said in right), (said, grade.why)

@@ -17,7 +17,7 @@ from rorqual.corpus_writer.letters import Spelling
 from rorqual.corpus_writer.numbers import Comparison, Counting, Parity, Progression
 from rorqual.corpus_writer.python_line import Line
 from rorqual.corpus_writer.skill import Beyond
-from rorqual.corpus_writer.stories import Wish
+from rorqual.corpus_writer.stories import StoryWish
 from rorqual.corpus_writer.units import UNITS, Conversion
 from rorqual.tasks import Question
 
@@ -70,14 +70,14 @@ AMONG, NO_REFUSAL = "The right {} is there, but not by itself.", "It answers whe
         ("python", Line("print(1)"), "```python\n```", "There is no answer."),
         ("python", Line("print(1)"), "print(", "It is no Python, or not by itself."),
         ("python", Line("print(1)"), "print(2)", "The code does another thing."),
-        ("stories", Wish(name="Lily", animal="fox"), STORY, RIGHT),
-        ("stories", Wish(name="Tom"), STORY, "It does not tell of Tom."),
-        ("stories", Wish(), STORY[:-1], "It does not come to an end."),
-        ("stories", Wish(), f"{STORY} {STORY}", "It says a sentence again."),
-        ("stories", Wish(), "A fox ran. It fell.", "It is too short for a story."),
-        ("stories", Wish(), f"{STORY} oh no.", "Not all of its sentences are sentences."),
+        ("stories", StoryWish(name="Lily", animal="fox"), STORY, RIGHT),
+        ("stories", StoryWish(name="Tom"), STORY, "It does not tell of Tom."),
+        ("stories", StoryWish(), STORY[:-1], "It does not come to an end."),
+        ("stories", StoryWish(), f"{STORY} {STORY}", "It says a sentence again."),
+        ("stories", StoryWish(), "A fox ran. It fell.", "It is too short for a story."),
+        ("stories", StoryWish(), f"{STORY} oh no.", "Not all of its sentences are sentences."),
         ("letters", Spelling("spell", "cat"), "", "There is no answer."),
-        ("stories", Wish(), " \n", "There is no answer."),
+        ("stories", StoryWish(), " \n", "There is no answer."),
         ("python", Line("print(1)"), "1 + " * 2000 + "1", "It is longer than 4,000 characters."),
     ],
 )

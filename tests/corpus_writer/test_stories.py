@@ -4,17 +4,21 @@ import random
 import re
 
 from rorqual.corpus_writer import story_parts
-from rorqual.corpus_writer.stories import Stories, Wish, tell
+from rorqual.corpus_writer.stories import Stories, StoryWish, tell
 
 
 def test_stories_hold_what_was_asked_for() -> None:
     rng = random.Random(0)
-    wishes = [Wish(name=name) for name in story_parts.GIRLS + story_parts.BOYS]
-    wishes += [Wish(animal=animal) for animal in story_parts.ANIMALS]
-    wishes += [Wish(animal=person) for person in story_parts.PEOPLE]
-    wishes += [Wish(item=item) for item in story_parts.OBJECTS]
-    wishes += [Wish(topic=topic) for topic in story_parts.TOPICS]
-    wishes += [Wish(name="Lily", animal="cat"), Wish(child="boy"), Wish(child="girl")]
+    wishes = [StoryWish(name=name) for name in story_parts.GIRLS + story_parts.BOYS]
+    wishes += [StoryWish(animal=animal) for animal in story_parts.ANIMALS]
+    wishes += [StoryWish(animal=person) for person in story_parts.PEOPLE]
+    wishes += [StoryWish(item=item) for item in story_parts.OBJECTS]
+    wishes += [StoryWish(topic=topic) for topic in story_parts.TOPICS]
+    wishes += [
+        StoryWish(name="Lily", animal="cat"),
+        StoryWish(child="boy"),
+        StoryWish(child="girl"),
+    ]
     for wish in wishes * 3:
         story = tell(rng, wish)
         assert all(word.lower() in story.lower() for word in wish.words()), (wish, story)
@@ -37,7 +41,7 @@ def test_hero_keeps_one_pronoun() -> None:
     # every "she" hers, so her name is never followed by "his" in the opening sentences.
     rng = random.Random(2)
     for _ in range(500):
-        story = tell(rng, Wish(name="Lily"))
+        story = tell(rng, StoryWish(name="Lily"))
         opening = " ".join(re.split(r"(?<=[.!?])\s+", story)[:2])
         assert not re.search(r"\b(he|his)\b", opening, re.IGNORECASE), story
 

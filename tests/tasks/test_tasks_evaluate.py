@@ -17,11 +17,13 @@ import pytest
 from rorqual.errors import UsageError
 from rorqual.tasks import (
     RIGHT,
+    Answered,
     DrawnTask,
     Grade,
     Messages,
     Question,
     Split,
+    TaskResult,
     evaluate,
     is_held_out,
     wilson,
@@ -96,6 +98,20 @@ def test_a_task_of_few_questions_with_rewards_in_part() -> None:
         ("dot", "2 letters are right."), ("?", "0 letters are right."),
     ]  # fmt: skip
     assert evaluate(answer, Recall(), 3).total == 3
+
+
+@pytest.mark.parametrize(
+    ("reward", "is_measured"), [(0.0, True), (1e-9, False), (0.9, False), (1.0, True)]
+)
+def test_an_accuracy_is_measured_where_no_answer_is_right_in_part(
+    reward: float, is_measured: bool
+) -> None:
+    asked = Question("double", "Twice 1?", "2", "double:1", 1)
+    grades = (RIGHT, Grade(reward, "?"), wrong("?"))
+    result = TaskResult("double", tuple(Answered(asked, "?", grade) for grade in grades))
+    assert result.correct == (2 if reward == 1.0 else 1)
+    assert len(result.failures) == 3 - result.correct
+    assert result.interval == (wilson(result.correct, 3) if is_measured else None)
 
 
 def test_a_drawn_task_is_right_or_wrong() -> None:

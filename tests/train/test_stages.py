@@ -276,8 +276,14 @@ def test_a_verb_that_does_not_know_it_lists_those_it_knows(file: Path, verb: tup
 
 
 FOREIGN = {
-    "a section": ({**RECIPE, "taste": {}}, "'taste': it is of stage 'made', and this recipe is of"),
-    "data": ({**TABLE, "data": {}}, "'data': it is of stage 'pretrain' or 'sft', and this recipe"),
+    "a section": (
+        {**RECIPE, "taste": {}},
+        "'taste': it is of stage 'made', and this recipe is of 'pretrain'",
+    ),
+    "data": (
+        {**TABLE, "data": {}},
+        "'data': it is of stage 'pretrain' or 'sft', and this recipe is of 'made'",
+    ),
     "a key of a section": (
         {**TABLE, "training": {**TABLE["training"], "isolate_documents": True}},
         "'training.isolate_documents': it is of stage 'pretrain' or 'sft', and",

@@ -129,6 +129,12 @@ def of_opposite(word: str) -> Fact:
     return Fact(word, (f"The opposite of {word} is {other}.", other))
 
 
+def with_article(word: str) -> str:
+    """A word that is defined, after the article with which its definition begins, if any."""
+    first = definitions()[word].split()[0]
+    return {"A": "a ", "An": "an ", "The": "the "}.get(first, "") + word
+
+
 class Remembered(Skill[Fact]):
     """What the three skills share: a fact is said in one of its sayings, an unknown one is
     admitted.
@@ -154,13 +160,11 @@ class Definitions(Remembered):
 
     def ask(self, rng: random.Random, word: str) -> Question[Fact]:
         """The question about one known word, phrased at random."""
-        sentence = definitions()[word]
-        first = sentence.split()[0]
+        sentence, named = definitions()[word], with_article(word)
         is_plain = sentence.startswith("To ") or f"{word} means" in sentence.lower()
-        article = {"A": "a ", "An": "an ", "The": "the "}.get(first, "")
         template = rng.choice(DEFINE_PLAIN if is_plain else DEFINE_NOUN)
-        prompt = phrase(rng, template, w=article + word, b=word)
-        key = f"definitions:{canonical(template, w=article + word, b=word)}"
+        prompt = phrase(rng, template, w=named, b=word)
+        key = f"definitions:{canonical(template, w=named, b=word)}"
         return Question(self.name, prompt, sentence, key, of_word(word))
 
     def _unknown(self, rng: random.Random) -> Question[Fact]:

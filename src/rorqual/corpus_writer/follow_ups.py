@@ -92,12 +92,12 @@ def _arithmetic(rng: random.Random, last: Question[arithmetic.Sum | Beyond]) -> 
     return Question(last.task, prompt, working, key, done)
 
 
-def _stories(rng: random.Random, last: Question[stories.Wish]) -> Asked:
-    wish, key = stories.Wish(), f"stories::{CORE}"
+def _stories(rng: random.Random, last: Question[stories.StoryWish]) -> Asked:
+    wish, key = stories.StoryWish(), f"stories::{CORE}"
     if rng.random() < 0.5:
         story = stories.tell(rng, wish)
         return Question(last.task, phrase(rng, rng.choice(ANOTHER)), story, key, wish)
-    wish = stories.Wish(animal=(animal := rng.choice(story_parts.ANIMALS)))
+    wish = stories.StoryWish(animal=(animal := rng.choice(story_parts.ANIMALS)))
     about = f"{'an' if animal[0] in 'aeiou' else 'a'} {animal}"
     prompt = phrase(rng, rng.choice(ANOTHER_ABOUT), x=about)
     story, key = stories.tell(rng, wish), f"stories:another {about}:{animal}"
@@ -151,10 +151,9 @@ def _definitions(rng: random.Random, last: Question[facts.Fact]) -> Asked | None
         return None
     word = rng.choice(tuple(definitions()))
     fact = facts.of_word(word)
-    sentence = fact.sayings[0]
-    article = {"A": "a ", "An": "an ", "The": "the "}.get(sentence.split()[0], "")
-    prompt = phrase(rng, rng.choice(AGAIN), x=article + word)
-    return Question(last.task, prompt, sentence, f"definitions:again:{word}:{prompt}", fact)
+    prompt = phrase(rng, rng.choice(AGAIN), x=facts.with_article(word))
+    key = f"definitions:again:{word}:{prompt}"
+    return Question(last.task, prompt, fact.sayings[0], key, fact)
 
 
 def _capitals(rng: random.Random, last: Question[facts.Fact]) -> Asked:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from rorqual.corpus_writer.dialogues import dialogue, single
 from rorqual.corpus_writer.letters import hyphenated, new_word
 from rorqual.corpus_writer.skills import SKILLS
-from rorqual.corpus_writer.stories import Wish, tell
+from rorqual.corpus_writer.stories import StoryWish, tell
 from rorqual.corpus_writer.story_parts import BOYS, GIRLS
 from rorqual.corpus_writer.words import common_words, definitions
 from rorqual.data.corpus import Document
@@ -47,7 +47,7 @@ def stories(seed: int, count: int) -> Iterator[Document]:
     """Plain stories."""
     rng = random.Random(f"stories:{seed}")
     for _ in range(count):
-        yield Document(tell(rng, Wish()), source="stories")
+        yield Document(tell(rng, StoryWish()), source="stories")
 
 
 def arithmetic(seed: int, count: int) -> Iterator[Document]:

@@ -65,7 +65,6 @@ CONTAINS = (
 )  # fmt: skip
 ORDINALS = ("second", "third", "fourth", "fifth", "sixth")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MAX_REVERSED_LETTERS = 9
 _SYLLABLES = (
     "ba be bi bo bu ca co da de di do du fa fe fi fo ga go ha he hi ho ja jo ka ke ki ko la le li "
     "lo lu ma me mi mo mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu "

@@ -35,7 +35,7 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
-class Wish:
+class StoryWish:
     """What a request fixes; None leaves it to the grammar."""
 
     name: str | None = None
@@ -56,7 +56,7 @@ PRONOUNS = {
 }
 
 
-def tell(rng: random.Random, wish: Wish) -> str:
+def tell(rng: random.Random, wish: StoryWish) -> str:
     """A story of eight or nine sentences that holds what `wish` names."""
     while True:
         story = _draft(rng, wish)
@@ -66,7 +66,7 @@ def tell(rng: random.Random, wish: Wish) -> str:
             return story
 
 
-def _draft(rng: random.Random, wish: Wish) -> str:
+def _draft(rng: random.Random, wish: StoryWish) -> str:
     plot = parts.TOPICS[wish.topic][0] if wish.topic else rng.choice(tuple(parts.PLOTS))
     if wish.item:
         plot = rng.choice(parts.PLOTS_WITH_OBJECT)
@@ -78,7 +78,7 @@ def _draft(rng: random.Random, wish: Wish) -> str:
     return re.sub(r"(?<=[.!?] )the\b|(?<=[.!?]\" )the\b", "The", story)
 
 
-def _cast(rng: random.Random, wish: Wish, plot: str) -> dict[str, str]:
+def _cast(rng: random.Random, wish: StoryWish, plot: str) -> dict[str, str]:
     gender = rng.choice(("girl", "boy"))
     if wish.child:
         gender = wish.child
@@ -117,37 +117,37 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-class Stories(DrawnTask[Wish]):
+class Stories(DrawnTask[StoryWish]):
     name = "stories"
 
-    def question(self, rng: random.Random) -> Question[Wish]:
+    def question(self, rng: random.Random) -> Question[StoryWish]:
         roll = rng.random()
-        wish, about, template = Wish(), "", ""
+        wish, about, template = StoryWish(), "", ""
         names = parts.GIRLS + parts.BOYS
         if roll < 0.2:
             template = rng.choice(PLAIN)
         elif roll < 0.45:
             animal = rng.choice(parts.ANIMALS if roll < 0.38 else tuple(parts.PEOPLE))
-            wish, about = Wish(animal=animal), _article(animal)
+            wish, about = StoryWish(animal=animal), _article(animal)
         elif roll < 0.6:
             animal, name = rng.choice(parts.ANIMALS), rng.choice(names)
-            wish = Wish(animal=animal, name=name)
+            wish = StoryWish(animal=animal, name=name)
             about = f"{_article(animal)} {rng.choice(('named', 'called'))} {name}"
         elif roll < 0.72:
             name = rng.choice(names)
-            wish, about = Wish(name=name), name
+            wish, about = StoryWish(name=name), name
         elif roll < 0.8:
             name = rng.choice(names)
             child = "girl" if name in parts.GIRLS else "boy"
-            wish, about = Wish(child=child, name=name), f"a {child} named {name}"
+            wish, about = StoryWish(child=child, name=name), f"a {child} named {name}"
             if rng.random() < 0.3:
-                wish, about = Wish(child=child), f"a {child}"
+                wish, about = StoryWish(child=child), f"a {child}"
         elif roll < 0.9:
             item = rng.choice(parts.OBJECTS)
-            wish, about = Wish(item=item), _article(item)
+            wish, about = StoryWish(item=item), _article(item)
         else:
             about = rng.choice(tuple(parts.TOPICS))
-            wish = Wish(topic=about)
+            wish = StoryWish(topic=about)
         template = template or rng.choice(ABOUT)
         prompt = phrase(rng, template, x=about)
         key = f"stories:{canonical(template, x=about)}:{','.join(wish.words())}"
@@ -155,7 +155,7 @@ class Stories(DrawnTask[Wish]):
             key += CORE
         return Question(self.name, prompt, tell(rng, wish), key, wish)
 
-    def grade(self, question: Question[Wish], answer: str) -> Grade:
+    def grade(self, question: Question[StoryWish], answer: str) -> Grade:
         """Holds what was asked for, in at least four different sentences that are sentences: a
         capital, two words or more that are not all the same, a mark at the end.
         """

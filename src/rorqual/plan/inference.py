@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
@@ -116,15 +116,9 @@ def disk_table(config: ModelConfig) -> list[dict[str, Any]]:
 
 
 def longest_context(wish: Wish, hardware: Hardware) -> int:
-    """The longest context that fits, by bisection; 0 if not even one token does."""
-    low, high = 0, wish.config.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(replace(wish, context=middle), hardware):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """The longest context that fits; 0 if not even one token does."""
+    limit = wish.config.max_position_embeddings
+    return _largest(limit, lambda context: fits(replace(wish, context=context), hardware))
 
 
 def _suggestions(wish: Wish, hardware: Hardware) -> Iterator[str]:
@@ -180,10 +174,15 @@ def _price(wish: Wish, hardware: Hardware) -> str:
 
 
 def _largest_batch(wish: Wish, hardware: Hardware) -> int:
-    low, high = 0, wish.batch
+    return _largest(wish.batch, lambda batch: fits(replace(wish, batch=batch), hardware))
+
+
+def _largest(limit: int, is_fitting: Callable[[int], bool]) -> int:
+    """The largest number up to `limit` that fits, by bisection; 0 if none does."""
+    low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(replace(wish, batch=middle), hardware):
+        if is_fitting(middle):
             low = middle
         else:
             high = middle - 1

@@ -108,7 +108,7 @@ def _operands(wish: Wish) -> str:
     """What products are computed in: GGUF's types are decoded, by our engine all that is stored."""
     if wish.itemsize == 4:
         return "float32"
-    return wish.runs_as if wish.runs_as in ("fp8", "float32") else "bf16"
+    return "fp8" if wish.runs_as == "fp8" else "bf16"
 
 
 def _slower(read_seconds: float, compute_seconds: float) -> tuple[float, str]:

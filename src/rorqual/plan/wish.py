@@ -61,7 +61,7 @@ class Wish:
         return 4 if is_float32 else 2
 
     def step_tokens(self, hardware: Hardware) -> int:
-        """Of prefill in one step."""
+        """Tokens of prefill in one step."""
         return EngineOptions.max_step_tokens if self.is_ours else hardware.step_tokens
 
     @property
