@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 
 SHARD_BYTES = 1_000_000_000
-MIN_RATIO, MAX_MEMORY = 0.5, 600e6  # issue 4
-
+# Bars: half of cp's rate at least, and this many bytes at most, however large the model.
+MIN_RATIO, MAX_MEMORY = 0.5, 600e6
 
 # The command, and its peak memory on the last line of standard error.
 COMMAND = """

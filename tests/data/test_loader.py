@@ -152,7 +152,7 @@ def test_a_token_more_than_fits_has_a_sample_of_its_own(
     assert num_samples(path, LENGTH, None) == num_wanted
     assert sum(len(item.batch.tokens_BS) for item in sequential([path], LENGTH)) == num_wanted
     if num_wanted:
-        assert Loader([(path, 1.0)], LENGTH).tokens_per_pass == LENGTH * num_wanted
+        assert Loader([(path, 1.0)], LENGTH).samples_per_pass == num_wanted
         assert Loader([(path, 1.0)], 1).samples_per_pass == num_tokens - 1
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.data.extractors.rdata import load_lazy_database, load_rdata, load_rds
+from rorqual.data.extractors.rdata import load_lazy_database, load_rds
 from rorqual.errors import DataError
 
 NIL = struct.pack(">i", 254)
@@ -174,9 +174,3 @@ def test_blocks_of_a_database(tmp_path: Path, kind: str) -> None:
             database(tmp_path, block, wrong)
     with pytest.raises(DataError, match=r"decompressed|another length"):
         database(tmp_path, block[:-9], len(PLAIN))
-
-
-@pytest.mark.parametrize("version", [b"RDX2\n", b"RDX3\n"])
-def test_a_file_of_objects_without_names_has_none(tmp_path: Path, version: bytes) -> None:
-    (tmp_path / "d.rda").write_bytes(version + file_of(integers(1)))
-    assert load_rdata(tmp_path / "d.rda") == {}

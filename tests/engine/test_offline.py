@@ -78,12 +78,12 @@ def test_a_second_turn_runs_only_what_is_new(
     engine = Engine(model, tokenizer)
     first = engine.stream(prompts[2], GREEDY)
     assert "".join(first)
-    assert first.num_reused_tokens == 0
+    assert first.output.usage.num_cached_tokens == 0
     longer = [*prompts[2], *first.output.token_ids, 9, 8, 7]
     second = engine.stream(longer, GREEDY)
     assert "".join(second)
     # Whole blocks of what has run: the last sampled token never did.
-    assert second.num_reused_tokens == (len(longer) - 4) // 16 * 16
+    assert second.output.usage.num_cached_tokens == (len(longer) - 4) // 16 * 16
     assert second.output == Engine(model, tokenizer).generate([longer], GREEDY)[0]
 
 

@@ -42,7 +42,7 @@ def test_counts_are_the_models(name: str) -> None:
     mtp_prefixes = tuple(
         f"model.layers.{first + k}." for k in range(config.num_nextn_predict_layers)
     )
-    assert count.total_with_mtp == numel(model, "")
+    assert count.total + count.mtp == numel(model, "")
     assert count.mtp == (numel(model, *mtp_prefixes) if mtp_prefixes else 0)
     assert count.embedding == model.model.embed_tokens.weight.numel()
     assert count.head == (0 if config.tie_word_embeddings else model.lm_head.weight.numel())

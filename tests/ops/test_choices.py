@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rorqual.ops import attention, compiled, quant_search
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
-from rorqual.ops.quant_types import K_QUANTS, QUANT_TYPES, SMALL_BLOCKS
+from rorqual.ops.quant_types import K_QUANTS, SMALL_BLOCKS
 from rorqual.ops.quantise import encode_blocks
 
 
@@ -82,12 +82,6 @@ def test_columns_that_count_for_nothing_count_a_little(name: str) -> None:
     assert torch.equal(found, encode_blocks(x, name, raised))
     zeros = encode_blocks(x, name, torch.zeros(512))
     assert torch.equal(zeros, encode_blocks(x, name, torch.ones(512)))
-
-
-def test_bits_of_a_value() -> None:
-    assert QUANT_TYPES["Q4_K"].bits_per_value == 4.5
-    assert QUANT_TYPES["F32"].bits_per_value == 32
-    assert QUANT_TYPES["Q8_0"].bits_per_value == 8.5
 
 
 @pytest.mark.parametrize("exponent", [-10, 0, 3])

@@ -39,7 +39,7 @@ def test_the_weights_are_those_of_the_model_in_memory(name: str) -> None:
         wish = Wish(config, "fp8", engine="rorqual", dtype=dtype)
         assert memory_of(wish, TOY).weights == itemsize * size + 4 * biases
     count = count_parameters(config)
-    assert size + biases == count.total_with_mtp
+    assert size + biases == count.total + count.mtp
 
 
 @pytest.mark.parametrize("kv", ["auto", "float32", "bf16", "fp8", "q8"])

@@ -7,7 +7,7 @@ from typing import Any
 from rorqual.engine import SamplingParams
 from rorqual.serve.settings import ServedModel
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from tool_call_texts import render_tool_calls
 
 TEXTS = ["The whale swims in the sea; the sea is deep. One, two, three whales sing."] * 4
 CONTEXT = 2000

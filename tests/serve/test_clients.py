@@ -29,8 +29,8 @@ from rorqual.engine import AsyncEngine, Engine, SamplingParams
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServedModel, ServerSettings
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.tool_calls import render_tool_calls
 from rorqual.weights import ModelFolder
+from tool_call_texts import render_tool_calls
 
 SCRIPTS = Path(__file__).parent / "clients"
 BUILD = Path(__file__).parents[2] / "build"

@@ -22,7 +22,7 @@ from rorqual.serve.parse_stream import (
     ToolCallStart,
     new_call_id,
 )
-from rorqual.tokenizer.marks import CALL_OVER, MARKS, OVER, THINK, THINK_OVER, unmarked
+from rorqual.tokenizer.marks import CALL_OVER, OVER, THINK, THINK_OVER, unmarked
 from rorqual.tokenizer.special import (
     EOS,
     THINK_END,
@@ -32,15 +32,8 @@ from rorqual.tokenizer.special import (
     TOOL_CALLS_END,
     TOOL_SEP,
 )
-from rorqual.tokenizer.tool_calls import read_marked_calls, render_tool_calls
-
-
-def marked(text: str) -> str:
-    """A mark for every token's name: as if each were its token."""
-    for name, mark in MARKS.items():
-        text = text.replace(name, mark)
-    return text
-
+from rorqual.tokenizer.tool_calls import read_marked_calls
+from tool_call_texts import marked, render_tool_calls
 
 V3_CALL = f'{TOOL_CALL_BEGIN}function{TOOL_SEP}get\n```json\n{{"a": "`"}}\n```{TOOL_CALL_END}'
 V31_CALL = f'{TOOL_CALL_BEGIN}put{TOOL_SEP}{{"b": 2}}{TOOL_CALL_END}'

@@ -15,7 +15,7 @@ from rorqual.serve.answer_reader import AnswerReader
 from rorqual.serve.responses_assembler import ResponsesAssembler
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALL_BEGIN, TOOL_CALLS_END
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from tool_call_texts import render_tool_calls
 
 CALLS = render_tool_calls([WEATHER, TIME])
 ANSWERS = {

@@ -19,8 +19,6 @@ from rorqual.tokenizer import Tokenizer
 
 TEXT: dict[str, Any] = {"type": "string"}
 SHORT = TEXT | {"maxLength": 2}
-NAMED = {"properties": {"not": TEXT, "format": TEXT}}
-CLOSED = {"additionalProperties": False, "items": True}
 EXAMPLES: dict[str, Any] = {
     "uniqueItems": True,
     "minContains": 1,

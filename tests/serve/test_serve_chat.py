@@ -20,7 +20,7 @@ from rorqual.serve.prompts import chat_messages
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.tokenizer import Tokenizer
 from rorqual.tokenizer.special import TOOL_CALL_END, TOOL_CALLS_END
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from tool_call_texts import render_tool_calls
 
 pytestmark = pytest.mark.concurrency
 

@@ -14,7 +14,7 @@ from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.tool_grammar import MARKERS, chat_grammar
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from tool_call_texts import render_tool_calls
 
 CITY = {
     "type": "object",

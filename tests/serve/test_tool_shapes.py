@@ -18,13 +18,9 @@ from patience import HANG_SECONDS
 from rorqual.serve.app import create_app
 from rorqual.serve.tool_shapes import input_of, safe_names
 from rorqual.tokenizer import Tokenizer
-from rorqual.tokenizer.tool_calls import render_tool_calls
+from tool_call_texts import call, render_tool_calls
 
 pytestmark = pytest.mark.concurrency
-
-
-def call(name: str, arguments: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 SCRIPT = {

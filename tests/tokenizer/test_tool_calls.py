@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.tokenizer import parse_tool_calls
-from rorqual.tokenizer.marks import MARKS
 from rorqual.tokenizer.special import (
     EOS,
     TOOL_CALL_BEGIN,
@@ -20,7 +19,8 @@ from rorqual.tokenizer.special import (
     TOOL_CALLS_END,
     TOOL_SEP,
 )
-from rorqual.tokenizer.tool_calls import read_marked_calls, render_tool_calls
+from rorqual.tokenizer.tool_calls import read_marked_calls
+from tool_call_texts import call, marked, render_tool_calls
 
 json_text = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
@@ -37,10 +37,6 @@ calls = st.builds(
     names,
     arguments,
 )
-
-
-def call(name: str, text: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "arguments": text}}
 
 
 @settings(max_examples=100, deadline=None)
@@ -138,12 +134,6 @@ def test_a_near_miss_of_a_fence_costs_nothing(opening: str) -> None:
 
 
 V31 = f"{TOOL_CALLS_BEGIN}{TOOL_CALL_BEGIN}g{TOOL_SEP}{{}}{TOOL_CALL_END}{TOOL_CALLS_END}"
-
-
-def marked(text: str) -> str:
-    for name, mark in MARKS.items():
-        text = text.replace(name, mark)
-    return text
 
 
 def test_a_call_without_arguments_is_one() -> None:

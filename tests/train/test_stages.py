@@ -25,11 +25,11 @@ from torch import Tensor
 import in_process
 import rorqual.train
 from rorqual.config import settings
-from rorqual.data import Batch, Generator
+from rorqual.data import Advance, Batch, Generator, Inputs, silent
 from rorqual.errors import ConfigError, TrainingError
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.train import Recipe, TrainingData, load_recipe, train
-from rorqual.train.batches import Batches, Preparation, Ready
+from rorqual.train.batches import Batches, Preparation
 from rorqual.train.changes import check_changes
 from rorqual.train.loss import LossParts, TrainingModel
 from rorqual.train.metrics import read_metrics
@@ -107,6 +107,31 @@ class Taste:
     weight: float = 0.5
     note: str = ""
     judge: str = "itself"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A preparation of which nothing is left to do."""
+
+    data: TrainingData
+
+    def check(self) -> None:
+        pass
+
+    def inputs(self) -> Inputs | None:
+        return self.data.inputs
+
+    def find(self, advance: Advance = silent) -> TrainingData | None:
+        return self.data
+
+    def make(self, advance: Advance = silent) -> TrainingData:
+        return self.data
+
+    def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:
+        return []
+
+    def task(self) -> str:
+        return "nothing is left to prepare"
 
 
 @settings

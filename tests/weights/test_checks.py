@@ -43,7 +43,6 @@ def edit(folder: Path, **values: torch.Tensor) -> None:
 
 def test_a_sound_folder(folder: Path) -> None:
     found = check_folder(folder, is_deep=True)
-    assert found.is_sound
     assert {check.status for check in found.checks if check.name != "tokenizer"} == {"ok"}
 
 

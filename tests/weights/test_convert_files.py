@@ -50,11 +50,6 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
-def table_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
-
-
 @pytest.mark.parametrize(("num_cores", "workers"), [(1, 1), (7, 7), (8, 8), (9, 8), (64, 8)])
 def test_a_worker_a_core_up_to_eight(
     num_cores: int, workers: int, monkeypatch: pytest.MonkeyPatch

@@ -47,7 +47,6 @@ WIDE = oracle.WIDE.with_changes(
     vocab_size=320,
     n_group=2,
 )
-BF16_ROUNDING = 2.0**-8
 # unsloth/DeepSeek-V3-GGUF in GiB rounded up, Q8_0 in decimal GB: within 0.5 %.
 PUBLISHED_GIB = {"Q2_K_XS": 207, "Q2_K_L": 228, "Q3_K_M": 298, "Q4_K_M": 377} | {
     "Q5_K_M": 443,

@@ -17,7 +17,6 @@ from rorqual.weights import load, save
 from small import lively, random_tokens, randomise, relative_error
 
 FLOAT32_TOLERANCE = 1e-5  # float32 sums in another order
-BFLOAT16_TOLERANCE = 1e-2
 NUM_TOKENS = 40  # past the 16 positions that the YaRN configurations were "trained" on
 
 

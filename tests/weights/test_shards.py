@@ -274,7 +274,7 @@ def test_two_kinds_in_one_folder(tmp_path: Path) -> None:
 
 def test_inspect_reads_shards(tmp_path: Path) -> None:
     found = check_folder(shards(tmp_path), is_deep=True)
-    assert found.is_sound, found.checks
+    assert all(check.status != "failed" for check in found.checks), found.checks
 
 
 def test_names_of_the_release() -> None:

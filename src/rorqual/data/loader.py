@@ -112,11 +112,6 @@ class Loader:
     def samples_per_pass(self) -> int:
         return sum(self.num_taken)
 
-    @property
-    def tokens_per_pass(self) -> int:
-        """Next-token targets of a pass, padding included."""
-        return self.samples_per_pass * self.sequence_length
-
     def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
         """The samples [counter, counter + num_samples) of the endless order; of these, the rank's
         slice.

@@ -87,7 +87,6 @@ class AnswerStream:
     def __init__(self, owner: AsyncEngine, number: int, inbox: asyncio.Queue[Item]) -> None:
         self._owner, self._number, self._inbox = owner, number, inbox
         self._is_over = False
-        self.is_waiting = True  # no piece has come yet
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
@@ -96,7 +95,6 @@ class AnswerStream:
         if self._is_over:
             raise StopAsyncIteration
         item = await self._inbox.get()
-        self.is_waiting = False
         if isinstance(item, BaseException):
             self._is_over = True
             raise item

@@ -94,11 +94,6 @@ class Stream:
         assert self._answer is not None, "the stream has not begun"
         return self._answer.output()
 
-    @property
-    def num_reused_tokens(self) -> int:
-        """How many tokens of the prompt were in the cache; known once the first text has come."""
-        return 0 if self._answer is None else self._answer.num_cached_tokens
-
     def _run(self) -> Generator[str, None, None]:
         """Yields after every step, also an empty text: the caller may want to stop there."""
         num_shown = 0

@@ -27,11 +27,6 @@ class ParameterCount:
     num_mtp_layers: int
 
     @property
-    def total_with_mtp(self) -> int:
-        """What a model in memory holds: the MTP modules share embedding and head (§2.2)."""
-        return self.total + self.mtp
-
-    @property
     def mtp_repeated(self) -> int:
         """The MTP modules with the embedding and head that checkpoints repeat for each."""
         return self.mtp + self.num_mtp_layers * (self.embedding + (self.head or self.embedding))

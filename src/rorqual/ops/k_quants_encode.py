@@ -23,6 +23,7 @@ from rorqual.ops.k_quants import (
     pack_q5_k,
     pack_q6_k,
 )
+from rorqual.ops.quant_bits import inverse_of
 from rorqual.ops.quant_search import (
     FINE_GRID,
     GRID_2_BITS,
@@ -71,7 +72,7 @@ def encode_q3_k(x: Tensor, importance: Tensor | None = None) -> Tensor:
         scale = fit_scale(x_nG, weight_nG, 4).view(-1, 16)
         sums = weight_nG.sum(0).view(-1, 16)
         d = fit_scale(scale.t().contiguous(), sums.t().contiguous(), 32).unsqueeze(1)
-        codes = (scale * _inverse(d)).round_().clamp_(-32, 31)
+        codes = (scale * inverse_of(d)).round_().clamp_(-32, 31)
     return pack_q3_k(_signed(x_nG, codes, d, 4))
 
 
@@ -116,7 +117,7 @@ def _with_mins(
         for values in (scale_G, depth_G)
     )
     step_G = (d * scale).flatten()
-    codes = (x_nG + (dmin * low).flatten()).mul_(_inverse(step_G)).round_().clamp_(0, top)
+    codes = (x_nG + (dmin * low).flatten()).mul_(inverse_of(step_G)).round_().clamp_(0, top)
     as_byte = torch.uint8
     return Parts(_super_blocks(codes), scale.to(as_byte), d, low.to(as_byte), dmin)
 
@@ -125,7 +126,7 @@ def _quantise_scales(values: Tensor, top: int, weight_G: Tensor | None) -> tuple
     """Codes (N, groups) in 0 .. top, and their scale (N, 1), rounded to float16."""
     if weight_G is None:
         high = values.amax(1, keepdim=True)
-        codes = (values * (top * _inverse(high))).round_().clamp_(max=top)
+        codes = (values * (top * inverse_of(high))).round_().clamp_(max=top)
         return codes, (high / top).half().float()
     weights = weight_G.view(values.shape)
     scale, codes = fit_scales(values.t().contiguous(), weights.t().contiguous(), top)
@@ -135,7 +136,7 @@ def _quantise_scales(values: Tensor, top: int, weight_G: Tensor | None) -> tuple
 def _signed(x_nG: Tensor, scale: Tensor, d: Tensor, half: int) -> Parts:
     d = d.half().float()
     step_G = (d * scale).flatten()
-    codes = (x_nG * _inverse(step_G)).round_().clamp_(-half, half - 1).add_(half)
+    codes = (x_nG * inverse_of(step_G)).round_().clamp_(-half, half - 1).add_(half)
     return Parts(_super_blocks(codes), scale.to(torch.int8), d)
 
 
@@ -148,10 +149,6 @@ def _weights(x: Tensor, importance: Tensor, factor: float) -> Tensor:
 def _extreme(scale: Tensor) -> Tensor:
     """Of each row the value farthest from zero, with its sign."""
     return scale.gather(1, scale.abs().argmax(1, keepdim=True))
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, 0.0, 1 / scale)
 
 
 def _groups(x: Tensor, size: int) -> Tensor:

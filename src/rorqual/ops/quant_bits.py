@@ -40,3 +40,8 @@ def half_of(raw: Tensor, start: int) -> Tensor:
 def as_bytes(values: Tensor) -> Tensor:
     """The bytes of each row: (N, k) of any type -> (N, k * itemsize) uint8."""
     return values.contiguous().view(torch.uint8)
+
+
+def inverse_of(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 of a block that holds only zeros."""
+    return torch.where(scale == 0, 0.0, 1 / scale)

@@ -19,10 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rorqual.ops.quant_bits import BITS, NIBBLES, as_bytes, half_of, pack, unpack
+from rorqual.ops.quant_bits import BITS, NIBBLES, as_bytes, half_of, inverse_of, pack, unpack
 from rorqual.ops.quant_search import FINE_GRID, SIGNED_GRID, fit_scale, fit_scale_and_min
-
-BLOCK = 32
 
 
 def decode_q8_0(raw: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ def decode_q5_1(raw: Tensor) -> Tensor:
 def encode_q8_0(x: Tensor, weight: Tensor | None = None) -> Tensor:
     """(N, 32) float32 -> (N, 34) bytes; an importance changes nothing at eight bits."""
     scale = x.abs().amax(1, keepdim=True) / 127
-    scaled = x * _inverse(scale)
+    scaled = x * inverse_of(scale)
     # C's roundf: halves go away from zero.
     codes = torch.copysign((scaled.abs() + 0.5).floor(), scaled)
     return torch.cat([as_bytes(scale.half()), as_bytes(codes.to(torch.int8))], 1)
@@ -80,11 +78,11 @@ def _signed_codes(x: Tensor, weight: Tensor | None, half: int) -> tuple[Tensor, 
     if weight is None:
         extreme = x.gather(1, x.abs().argmax(1, keepdim=True))
         scale = extreme / -half
-        codes = (x * _inverse(scale) + (half + 0.5)).trunc_()
+        codes = (x * inverse_of(scale) + (half + 0.5)).trunc_()
     else:
         found = fit_scale(x.t().contiguous(), weight.t().contiguous(), half, SIGNED_GRID)
         scale = found.unsqueeze(1)
-        codes = (x * _inverse(scale)).round_() + half
+        codes = (x * inverse_of(scale)).round_() + half
     return scale, codes.clamp_(0, 2 * half - 1).to(torch.uint8)
 
 
@@ -93,18 +91,14 @@ def _codes_above_min(x: Tensor, weight: Tensor | None, top: int) -> tuple[Tensor
     if weight is None:
         low = x.amin(1, keepdim=True)
         scale = (x.amax(1, keepdim=True) - low) / top
-        codes = ((x - low) * _inverse(scale) + 0.5).trunc_()
+        codes = ((x - low) * inverse_of(scale) + 0.5).trunc_()
     else:
         found, depth = fit_scale_and_min(
             x.t().contiguous(), weight.t().contiguous(), top, FINE_GRID
         )
         scale, low = found.unsqueeze(1), -depth.unsqueeze(1)
-        codes = ((x - low) * _inverse(scale)).round_()
+        codes = ((x - low) * inverse_of(scale)).round_()
     return scale, low, codes.clamp_(0, top).to(torch.uint8)
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, 0.0, 1 / scale)
 
 
 def _nibbles(packed: Tensor) -> Tensor:

@@ -19,10 +19,6 @@ class QuantType:
     block_values: int
     block_bytes: int
 
-    @property
-    def bits_per_value(self) -> float:
-        return 8 * self.block_bytes / self.block_values
-
     def fits(self, num_values: int) -> bool:
         """Whether a row of so many values is a whole number of blocks."""
         return num_values % self.block_values == 0

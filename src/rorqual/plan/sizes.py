@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -18,8 +17,6 @@ from rorqual.weights.planned import planned_tensors
 GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
 WEIGHT_FORMATS = (*FORMAT_OF, *GGUF)
 GIB = 1 << 30
-# unsloth's list for V3 counts GiB, rounded up, but Q8_0 in decimal GB.
-DECIMAL_MIXES = ("Q8_0",)
 
 
 def check_format(name: str) -> str:
@@ -92,14 +89,6 @@ def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
     """
     mix = min(MIXES, key=lambda mix: abs(gguf_bytes(config, mix) - num_bytes))
     return {"F32": "float32", "F16": "bf16", "BF16": "bf16"}.get(mix, mix)
-
-
-def unsloth_size(config: ModelConfig, mix: str) -> int:
-    """The size as unsloth's list gives it: whole GiB rounded up, decimal GB for Q8_0; those files
-    have no MTP layer.
-    """
-    num_bytes = disk_bytes(main_part(config), mix)
-    return round(num_bytes / 1e9) if mix in DECIMAL_MIXES else math.ceil(num_bytes / GIB)
 
 
 def main_part(config: ModelConfig) -> ModelConfig:

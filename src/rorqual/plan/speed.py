@@ -31,7 +31,6 @@ class Speed:
     decode_tokens_per_second_per_stream: float
     decode_bound: str
     decode_bytes_per_step: float
-    distinct_experts_per_layer: float
     tokens_per_step: float  # of a stream: above 1 with drafts
 
     def as_dict(self) -> dict[str, float | str]:
@@ -89,7 +88,6 @@ def speed_of(wish: Wish, hardware: Hardware) -> Speed:
         decode_tokens_per_second_per_stream=gained / seconds,
         decode_bound=decode_bound,
         decode_bytes_per_step=decode_bytes,
-        distinct_experts_per_layer=distinct_experts(config, num_rows),
         tokens_per_step=gained,
     )
 

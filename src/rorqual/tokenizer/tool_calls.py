@@ -83,18 +83,6 @@ def render_tools(tools: Sequence[dict[str, Any]]) -> str:
     return "\n".join([TOOLS_HEADING, *(to_json(tool["function"]) for tool in tools)])
 
 
-def render_tool_calls(calls: Sequence[dict[str, Any]]) -> str:
-    """The calls of one assistant message; arguments that are text go in unchanged."""
-    rendered = []
-    for call in calls:
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        text = arguments if isinstance(arguments, str) else to_json(arguments)
-        rendered.append(
-            f"{TOOL_CALL_BEGIN}function{TOOL_SEP}{name}\n```json\n{text}\n```{TOOL_CALL_END}"
-        )
-    return TOOL_CALLS_BEGIN + "\n".join(rendered) + TOOL_CALLS_END
-
-
 def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     """Splits a whole answer into its content and its calls, in the shape of message `tool_calls`.
 

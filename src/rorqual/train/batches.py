@@ -80,28 +80,3 @@ class Preparation(Protocol):
     def task(self) -> str:
         """A line on what is left to do."""
         ...
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A preparation of which nothing is left to do."""
-
-    data: TrainingData
-
-    def check(self) -> None:
-        pass
-
-    def inputs(self) -> Inputs | None:
-        return self.data.inputs
-
-    def find(self, advance: Advance = silent) -> TrainingData | None:
-        return self.data
-
-    def make(self, advance: Advance = silent) -> TrainingData:
-        return self.data
-
-    def rows(self, data: TrainingData | None) -> list[tuple[str, str]]:
-        return []
-
-    def task(self) -> str:
-        return "nothing is left to prepare"

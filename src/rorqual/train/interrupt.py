@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rorqual.ops.device import num_processors
+
 # SIGHUP: the terminal was closed, or the connection to it was lost. Windows has none.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
@@ -76,6 +78,12 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_note(count: int | None) -> Iterator[str]:
+    """A line to read before the first step, where more threads are asked for than can run."""
+    if count is not None and count > (processors := num_processors()):
+        yield f"training.threads = {count} on {processors} processors: fewer would be faster"
 
 
 @contextmanager

@@ -27,9 +27,8 @@ from rorqual.ops.device import resolve_device, to_device
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.batches import Measurement, TrainingData
 from rorqual.train.checkpoint import Progress
-from rorqual.train.interrupt import Interrupt, deterministic, threads
+from rorqual.train.interrupt import Interrupt, deterministic, threads, threads_note
 from rorqual.train.metrics import MetricsLog
-from rorqual.train.notes import threads_note
 from rorqual.train.optimizer import AdamW
 from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe, toml_text
@@ -336,7 +335,7 @@ class _Run:
         total = self.recipe.training.total_tokens
         if self.progress.tokens >= total:
             self.report.line(f"nothing to train: training.total_tokens is {total:,}")
-        for line in (*self.data.notes, *threads_note(self.recipe)):
+        for line in (*self.data.notes, *threads_note(self.recipe.training.threads)):
             self.report.line(line)
         if self.data.learnt is not None:
             self.report.line(self.data.learnt)

@@ -15,8 +15,8 @@ from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, empty
 from rorqual.train.batches import Preparation, TrainingData
 from rorqual.train.checkpoint import Standing, find_checkpoint, latest_checkpoint, standing
+from rorqual.train.interrupt import threads_note
 from rorqual.train.lr_schedule import BalanceSettings, MtpSettings, in_tokens
-from rorqual.train.notes import threads_note
 from rorqual.train.prepare import config_of
 from rorqual.train.recipe import Recipe
 from rorqual.train.start import check_shape
@@ -107,7 +107,7 @@ def preview(
     lines = outlook.standing.changes if outlook.standing is not None else []
     notes = data.notes if data is not None else ()
     tasks = [] if data is not None else [outlook.preparation.task()]
-    return Preview(rows, [*lines, *notes, *threads_note(recipe), *tasks])
+    return Preview(rows, [*lines, *notes, *threads_note(recipe.training.threads), *tasks])
 
 
 def _found(

@@ -43,10 +43,6 @@ class Inspection:
     folder: TensorSource | None = None
     report: Audit | None = None
 
-    @property
-    def is_sound(self) -> bool:
-        return all(check.status != "failed" for check in self.checks)
-
 
 # The kinds of an audit's faults, each a check, and what it means that there is none.
 HEADER_CHECKS = {

@@ -75,8 +75,3 @@ class StoredRows:
         scale = self.scale[first // height : num_blocks(stop, height)]
         out = torch.empty(stored.shape, dtype=dtype)
         return dequantise_into(out, stored, scale, self._block)[start - first :]
-
-
-def read_float_rows(source: TensorSource, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-    """Rows as float32 values; see `StoredRows`, which reads the scales only once."""
-    return StoredRows(source, tensor).values(start, stop)

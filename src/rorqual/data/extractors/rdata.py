@@ -1,4 +1,4 @@
-"""Character data out of R's files without R: serialised objects (rds, rda) and lazy-load databases
+"""Character data out of R's files without R: serialised objects (rds) and lazy-load databases
 (rdb + rdx).
 
 Only what a package of text needs is read: lists, vectors, strings, symbols, attributes (format: "R
@@ -23,23 +23,6 @@ REFERENCE, PERSISTENT, ALTERNATIVE = 255, 247, 238
 SYMBOL, PAIRLIST, CHARACTERS, LOGICALS, INTEGERS, REALS, STRINGS, LIST = 1, 2, 9, 10, 13, 14, 16, 19
 HAS_ATTRIBUTES, HAS_TAG = 1 << 9, 1 << 10
 IS_LATIN1 = 1 << 2  # in the level bits of a character string
-
-
-def load_rdata(path: str | Path) -> dict[str, Any]:
-    """The named objects of an .rda file (gzip, bzip2, xz or plain); vectors come as lists, named
-    lists as dicts.
-    """
-    raw = _inflate(Path(path).read_bytes(), path)
-    if raw[:5] not in (b"RDX2\n", b"RDX3\n"):
-        raise DataError(
-            "is not an R data file",
-            where=path,
-            found=repr(raw[:5]),
-            expected="RDX2 or RDX3",
-            fix="save it with save(..., file = ...) in R",
-        )
-    value = _Reader(raw[5:], path).read()
-    return value if isinstance(value, dict) else {}
 
 
 def load_rds(path: str | Path) -> Any:

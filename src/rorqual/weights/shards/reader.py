@@ -21,7 +21,7 @@ from rorqual.model import ModelConfig
 from rorqual.ops.block_fp8 import BLOCK
 from rorqual.weights.folder import CONFIG, config_of, refuse_absurd
 from rorqual.weights.fp8 import E4M3
-from rorqual.weights.names import IGNORED, StoredTensor, tensors_of
+from rorqual.weights.names import IGNORED, tensors_of
 from rorqual.weights.quantization_config import quantisation_of
 from rorqual.weights.safetensors_file import DTYPES, Place, RowFiles, looks_like_safetensors
 from rorqual.weights.shards.model_args import MODEL_ARGS, config_from_model_args, is_model_args
@@ -201,7 +201,7 @@ def _collect(folder: ShardFolder, places: list[dict[str, Place]]) -> set[str]:
             known.add(shard_name(name))
             parts = _parts(folder, places, name)
             if parts:
-                _add_entry(folder, tensor, name, parts)
+                _add_entry(folder, name, parts)
     return known
 
 
@@ -219,9 +219,7 @@ def _parts(folder: ShardFolder, places: list[dict[str, Place]], name: str) -> di
     return found
 
 
-def _add_entry(
-    folder: ShardFolder, tensor: StoredTensor, name: str, parts: dict[int, Place]
-) -> None:
+def _add_entry(folder: ShardFolder, name: str, parts: dict[int, Place]) -> None:
     first, cut = next(iter(parts.values())), cut_of(name)
     if any((part.shape, part.dtype) != (first.shape, first.dtype) for part in parts.values()):
         shapes = sorted({f"{part.dtype} {list(part.shape)}" for part in parts.values()})
