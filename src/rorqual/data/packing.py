@@ -27,7 +27,7 @@ from rorqual.data.shards import TokenFolder
 from rorqual.data.streams import PADDING_ID, Sample, TokenRow
 from rorqual.errors import DataError
 
-# Choice: best-fit decreasing in windows of so many pieces. One window over all would fill samples
+# Choice: best-fit decreasing in windows of this many pieces. One window over all would fill samples
 # a little better, but put documents of equal length side by side in a sample.
 WINDOW_PIECES = 1024
 SCAN_TOKENS = 1 << 24

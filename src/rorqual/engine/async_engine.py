@@ -34,11 +34,11 @@ from rorqual.log import logger
 
 POLL_SECONDS = 0.02
 MAX_FAILED_STEPS = 3
-"""In a row. One may be one request's fault; so many are the engine's."""
+"""In a row. One may be one request's fault; this many are the engine's."""
 
 FREE_PLACES_FACTOR = 3
-"""An owner may have so many times the places that are free: alone three quarters of all. However
-many others have come, a newcomer finds one.
+"""An owner may have this many times the free places: alone three quarters of all. However many
+others have come, a newcomer finds one.
 """
 
 Item = Piece | BaseException
@@ -52,7 +52,7 @@ class _Update:
     version: Future[int] = field(default_factory=Future)
 
     def run(self, engine: Engine) -> None:
-        """Nothing, if nobody waits any more."""
+        """Replaces the weights, unless nobody waits for it any more."""
         if not self.version.set_running_or_notify_cancel():
             return
         try:

@@ -1,6 +1,6 @@
 """How the latents of one layer are stored: as they are, in FP8, or in eight-bit integers.
 
-The two small formats keep the rotary key in bfloat16, since rounding it turns every score, and
+The two small formats keep the rotary key in bfloat16, since rounding it changes every score, and
 give the latent a scale: FP8 (e4m3) one a token, as the report's activations have it (§3.3.2,
 1x128 tiles would be the same at a rank of 128), q8 one for 32 values, as GGUF's Q8_0.
 """
@@ -95,7 +95,7 @@ class Q8Store:
         c_MC, rope_MR = latent_ML[:, : self._rank].float(), latent_ML[:, self._rank :]
         padded = F.pad(c_MC, (0, self._num_groups * Q8_GROUP - self._rank))
         peak_MG = padded.unflatten(-1, (-1, Q8_GROUP)).abs().amax(-1)
-        # The rounded scale is what divides.
+        # Divided by the rounded scale, since that is what decoding multiplies with.
         scale_MG = (peak_MG / 127).clamp_min(1e-30).to(torch.bfloat16)
         scaled_MC = (c_MC / self._wide(scale_MG)).round().clamp(-127, 127)
         return [scaled_MC.to(torch.int8), scale_MG, rope_MR.to(torch.bfloat16)]

@@ -55,8 +55,8 @@ class Closing:
         self.refused: list[int] = []
 
     def fork(self) -> Closing:
-        """Another in the same place, beside the same matcher. They share their effort, so that no
-        search is free.
+        """Another in the same place, beside the same matcher. Searches of both count against one
+        limit of effort.
         """
         other = copy.copy(self)
         other.refused = list(self.refused)
@@ -104,7 +104,7 @@ class Closing:
         self._candidate = None
 
     def _slack(self) -> int | None:
-        """How many tokens may be left over; None: nobody need look, or no end can be reached."""
+        """Tokens left beyond the shortest end; None if no end is near or none can be reached."""
         if self.num_left > self._next_look:
             return None
         slack = -1

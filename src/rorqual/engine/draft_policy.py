@@ -1,14 +1,16 @@
 """How many tokens to draft: as many as pay, measured while the engine runs.
 
-Drafts save steps and make each one dearer; which weighs more hangs on the model, the machine, how
-many answers run and how predictable they are. So the policy compares expected tokens a second,
+Drafts save steps and make each one dearer; which weighs more depends on the model, the
+machine, how many answers run and how predictable they are. So the policy compares expected tokens a
+second,
 
     (1 + a_1 + a_1 a_2 + ... + a_1 ... a_k) / seconds of a step with k drafts,
 
 a_j being how often draft j is right where those before it were. Costs are only ever compared side
 by side: now and then a *trial* runs a few steps with another k, and the ratio to the steps just
-before it counts. So texts that grow, and a machine that others slow down, deceive nobody. Ratios
-are kept by the number of answers in powers of two. (What that means for the text: `Engine`.)
+before it counts. So a text that grows, or a machine that others slow down, does not change the
+result. Ratios are kept by the number of answers in powers of two. (What that means for the text:
+`Engine`.)
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ FREE_TRIALS = 3
 TRIAL_WEIGHT = 0.5
 """Of a new ratio beside those before it."""
 PRIOR_ACCEPTANCE, PRIOR_COUNT = 0.85, 4
-"""§5.4.3: 85 to 90 %. Counted as so many drafts seen: a few wrong ones at first decide nothing."""
+"""§5.4.3: 85 to 90 %. Weighs as `PRIOR_COUNT` drafts, so that a few wrong ones at first decide
+nothing."""
 MIN_WEIGHT = 0.01
 """Of a new draft among those seen: the last hundred count most."""
 
@@ -53,7 +56,7 @@ class DraftPolicy(Protocol):
         ...
 
     def begin(self, num_answers: int) -> int:
-        """Drafts for each of so many answers that need their next token."""
+        """How many tokens to draft for each of the answers that need their next token."""
         ...
 
     def end(self, outcomes: Sequence[Outcome], *, is_decode: bool) -> None:
@@ -154,7 +157,7 @@ class PayingDrafts:
         return 0.0 if ratio is None else tokens / ratio
 
     def _ratio(self, size: int, num_drafts: int) -> float | None:
-        """As measured with so many answers, or with the number nearest to it."""
+        """As measured with `num_answers`, or with the number nearest to it."""
         if num_drafts == 0:
             return 1.0
         sizes = [known for known, k in self._ratios if k == num_drafts]

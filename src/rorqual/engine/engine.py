@@ -49,9 +49,9 @@ LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probab
 
 
 class Engine:
-    """Answers requests with one model: a folder's, or one that is there with its tokenizer.
+    """Answers requests with one model: that of a folder, or one given with its tokenizer.
 
-    `EngineOptions` says what it may be told, as a whole or by names: `Engine("DIR", speculate=2)`.
+    Options come as one `EngineOptions`, or by their names: `Engine("DIR", speculate=2)`.
 
     What a seed promises: with `is_batch_invariant` the same text with and without drafts, alone and
     in any company, to the last bit in every dtype, on one machine with one and the same number of
@@ -202,7 +202,7 @@ class Engine:
         return answer_in_order(self, requests)
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
-        """TokenSequence as it comes; UsageError, at once, if there can be no answer."""
+        """The answer's text as it comes; UsageError, at once, if there can be no answer."""
         self.check_prompt(prompt_ids)
         return Stream(self, Request(prompt_ids, params))
 
@@ -211,15 +211,15 @@ class Engine:
         return min(wanted, len(self._drafted))
 
     def _run(self, segments: list[Segment]) -> list[Segment]:
-        """With their hidden states."""
+        """The segments with their hidden states."""
         if not segments:
             return []
         hidden = self._runner.run([segment.span for segment in segments])
         return [replace(s, hidden_TD=h_TD) for s, h_TD in zip(segments, hidden, strict=True)]
 
     def _verify(self, segments: list[Segment]) -> list[Segment]:
-        """With the new tokens, where they reach the end of their text, and the log-probabilities of
-        the prompt's.
+        """The segments with new tokens, where they reach the end of their text, and with the
+        log-probabilities of the prompt's tokens.
         """
         ready = [segment for segment in segments if segment.is_last]
         if not ready:
@@ -269,7 +269,9 @@ class Engine:
         return pieces
 
     def _with_prompt_logprobs(self, segment: Segment) -> Segment:
-        """With how likely each prompt token was that follows one of these, if that was asked."""
+        """The segment with the log-probability of each prompt token that follows one of its tokens,
+        if the request asked for them.
+        """
         answer, start, found = segment.sequence.answer, segment.start, list[TokenLogprob]()
         num_top = answer.request.params.prompt_logprobs
         if not answer.needs_prompt_logprobs or num_top is None:
@@ -298,7 +300,7 @@ class Engine:
 def _loaded(
     model: str | Path | DeepseekV3, tokenizer: Tokenizer | None, options: EngineOptions
 ) -> tuple[DeepseekV3, Tokenizer]:
-    """A folder's model and tokenizer, or those that are there."""
+    """The folder's model and tokenizer, or those that were given."""
     device = options.device
     if not isinstance(model, DeepseekV3):
         folder = ModelFolder.find(str(model))

@@ -18,7 +18,8 @@ from rorqual.engine.paged_cache import PagedLatentCache, Reach, StepView
 from rorqual.model import ModelConfig
 from rorqual.ops.device import tensor_on
 
-# Choice: beyond these a sequence gains nothing from company, and costs its neighbours padding.
+# Choice: a sequence with more tokens or slots gains nothing from attending with others, and makes
+# them pad.
 MAX_TOGETHER_TOKENS = 8
 MAX_TOGETHER_SLOTS = 1024
 
@@ -88,7 +89,7 @@ def flat_step(
 
 
 def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -> bool:
-    """Which form of MLA takes fewer multiply-adds a head for so many queries (report §2.1.1).
+    """Which form of MLA takes fewer multiply-adds a head for these queries (report §2.1.1).
 
     Expanded makes a key and a value of every slot; absorbed takes each query into the latent space
     and its output back, and multiplies with wider keys and values.

@@ -55,7 +55,7 @@ MAX_CACHED = 32
 MAX_CACHED_CHARS = 4 * MAX_TEXT_CHARS
 """Of all texts in the cache: what a grammar takes grows with its text."""
 MAX_REASON_CHARS = 500
-TRANSLATED = "// translated"  # ends a grammar from another notation: no place in it is told
+TRANSLATED = "// translated"  # ends a grammar from another notation: errors name no line of it
 _INNER = r"(?m)^[ \t]*(?:\d+ \|.*|\^+)[ \t]*$|<non-verbose/>|\bNoExtension(?:Bias)?\b"
 """Pictures of a place, and the library's names of its states: errors are one line."""
 LIMITS: dict[str, Any] = {
@@ -66,8 +66,8 @@ LIMITS: dict[str, Any] = {
 }
 
 JSON_OPTIONS = {
-    # Choice: no white space between the marks. A weak model fills its answer with it (70 % of what
-    # the bundled one wrote), and of a list of digits one space in each place is a quarter.
+    # Choice: no white space between the marks. A weak model fills its answer with it: it was 70 %
+    # of what the bundled model wrote.
     "whitespace_flexible": False,
     "item_separator": ",",
     "key_separator": ":",
@@ -78,7 +78,7 @@ JSON_OPTIONS = {
 CALL_OPTIONS = JSON_OPTIONS | {"item_separator": ", ?", "key_separator": ": ?"}
 """Of a tool's arguments: models have learnt them with a space after each mark."""
 WIDE_OPTIONS = JSON_OPTIONS | {
-    # As much in one place as a deeply indented line has, and not without end.
+    # At most 40 characters in one place: a deeply indented line has as many.
     "whitespace_flexible": True,
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
 }

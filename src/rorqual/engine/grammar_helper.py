@@ -73,7 +73,7 @@ class Vocabulary:
         self._id_of = {t: i for i, t in enumerate(self.tokens) if i not in special}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Of the longest token that fits, and so on: good enough to try a grammar."""
+        """Ids of a text, greedily the longest token that fits: good enough to try a grammar."""
         content = text.encode() if isinstance(text, str) else text
         ids = []
         while content:
@@ -86,7 +86,7 @@ class Vocabulary:
 
 
 def _bound_memory_and_rank() -> None:
-    """Whoever serves is served first, and this process takes no core file and little memory."""
+    """Lowers this process's priority below the server's; no core file, and little memory."""
     with suppress(AttributeError, OSError):
         os.nice(NICE)
     with suppress(ImportError, OSError, ValueError):

@@ -10,7 +10,7 @@ from rorqual.errors import UsageError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-# Choice: what is asked for by nobody leaves half of the free memory to everything else.
+# Choice: where no size is asked for, half of the free memory is left to everything else.
 DEFAULT_FRACTION = 0.5
 FALLBACK_BYTES = 4 << 30  # where the system does not say what is free
 MIN_BLOCKS = 2
@@ -33,7 +33,7 @@ def free_bytes(device: torch.device) -> int:
 def budget_bytes(asked: int | float | None, wanted: int, device: torch.device) -> int:
     """The cache's memory: `asked` bytes (int) or fraction of what is free (float).
 
-    Asked for by nobody, it is the `wanted` bytes, or half of what is free if that is less.
+    Without `asked` it is the `wanted` bytes, or half of what is free if that is less.
     """
     if asked is None:
         return min(wanted, int(free_bytes(device) * DEFAULT_FRACTION))

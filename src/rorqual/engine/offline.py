@@ -15,7 +15,7 @@ WINDOW_PER_ROW = 32
 
 
 class Steps(Protocol):
-    """What is needed of an engine here."""
+    """What these functions need of an engine."""
 
     max_batch: int
 

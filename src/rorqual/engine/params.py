@@ -54,10 +54,10 @@ class SamplingParams:
     `grammar` leaves the tokens that may go on; `repetition_penalty` divides positive logits of
     tokens in the prompt or the answer and multiplies negative ones (CTRL, arXiv 1909.05858);
     `frequency_penalty` times the count of a token in the answer, and `presence_penalty` once, are
-    subtracted (OpenAI); `logit_bias` is added, -100 bans unless nothing else is left; so does
-    `allowed_token_ids` all others (also the end, if it is not among them). Then the
-    temperature, and the filters, each on what the one before left: the `top_k` likeliest, the
-    fewest whose probabilities reach `top_p`, those with at least `min_p` times the likeliest's.
+    subtracted (OpenAI); `logit_bias` is added, and -100 bans unless nothing else is left;
+    `allowed_token_ids` bans all others in the same way (also the end, if it is not among them).
+    Then the temperature, and the filters, each on what the one before left: the `top_k` likeliest,
+    the fewest whose probabilities reach `top_p`, those with at least `min_p` times the likeliest's.
 
     `logprobs` asks for each token's log-probability and that many alternatives, `prompt_logprobs`
     for the prompt's. `stop` strings end the answer and are not part of it, unless

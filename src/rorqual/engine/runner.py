@@ -1,6 +1,6 @@
 """The runner: spans of text in, hidden states and logits out.
 
-It knows no request and no rank: what wraps the model for several ranks wraps it unseen from here.
+It knows no request and no rank: a model that is wrapped for several ranks is called as any other.
 """
 
 # M tokens of a step, T tokens of a span, N rows, D hidden size, V vocabulary

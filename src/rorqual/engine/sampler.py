@@ -2,7 +2,7 @@
 
 A token costs one random number u: over the ids in their order, it is the first whose cumulative
 weight exceeds u times the total. So what is drawn hardly depends on rounding, nor on whether tokens
-come one by one or as verified drafts; what a seed promises, says `Engine`.
+come one by one or as verified drafts; `Engine` says what a seed promises.
 
 A vocabulary is looked at in blocks of `BLOCK_PLACES` ids: what the filters leave nearly always lies
 in the few blocks with the likeliest tokens, and only these are looked at closely.
@@ -30,7 +30,7 @@ BLOCK_PLACES = 256
 FEW_BLOCKS, FEW_PLACES, MANY_PLACES = 32, 128, 8192
 """Blocks, and likeliest places, that the filters look at before they look at more."""
 BUCKET_BITS, NUM_BUCKETS = 15, 1 << 15
-"""A weight's bucket is its float32 without so many bits: 256 buckets for each power of two."""
+"""A weight's bucket is its float32 less this many bits: 256 buckets for each power of two."""
 TILE_PLACES = {"cpu": 1 << 20}
 """Logits that are worked on at once: on a processor they should stay in its cache."""
 MORE_PLACES = 1 << 24
@@ -106,7 +106,7 @@ def choose(
 
 
 def _take(logits_NV: Tensor, numbers: list[int], *, is_copy: bool) -> Tensor:
-    """These rows; what is no copy may be a part of the logits themselves."""
+    """These rows; without `is_copy` perhaps a view of the logits."""
     first = numbers[0]
     if numbers == list(range(first, first + len(numbers))):
         part = logits_NV[first : first + len(numbers)]

@@ -2,8 +2,8 @@
 
 Bookkeeping without tensors. A step's budget of tokens goes to the running answers first, a token
 each and their drafts, then to prompts in chunks. Requests of one owner are admitted first come,
-first served. One that finds too few blocks may be overtaken by smaller ones, but only so many
-times: then it has aged enough that all wait for it. When a running answer needs a block and none is
+first served. One that finds too few blocks may be overtaken by smaller ones, but only
+`MAX_OVERTAKEN` times: then all others wait for it. When a running answer needs a block and none is
 free, the newest sequence is preempted: its blocks go, and it waits to be computed again from its
 text.
 
@@ -70,7 +70,7 @@ class Scheduler:
         return sum(1 for sequence in self.running if sequence.is_decoding)
 
     def schedule(self, num_drafts: int = 0) -> list[Segment]:
-        """The next step, with at most so many drafts an answer. Every segment's sequence owns the
+        """The next step, with at most `num_drafts` an answer. Every segment's sequence owns the
         blocks of all its slots.
         """
         self._make_way()

@@ -68,7 +68,7 @@ class Segment:
 
 
 def segment_of(sequence: TokenSequence, num_tokens: int, num_drafts: int = 0) -> Segment:
-    """The next tokens of a sequence, at most so many."""
+    """The next tokens of a sequence, at most `num_tokens`."""
     num_left = len(sequence.token_ids) - sequence.num_computed
     num_tokens = min(num_tokens, num_left)
     is_last = num_tokens == num_left

@@ -86,8 +86,8 @@ class Speculator:
         return replace(guess.segment, drafts=tuple(drafts), depths=guess.depths)
 
     def note(self, segment: Segment, num_kept: int) -> None:
-        """Its sequence takes the main model's hidden states of the first `num_kept` tokens, which
-        are in the text for good.
+        """The segment's sequence takes the main model's hidden states of the first `num_kept`
+        tokens, which are in the text for good.
         """
         if self._num_depths:
             sequence = segment.sequence

@@ -3,8 +3,8 @@
 Source: the released config.json (report §4.2). `architectures` decides what a config is,
 since R1, Moonlight and Kimi-K2 name `DeepseekV3ForCausalLM` under model types of their own. Both
 spellings of the rope fields are read (`rope_theta` + `rope_scaling`, and transformers 5's
-`rope_parameters`); the first is written, being what every engine reads. What becomes of other keys
-says `config_keys`.
+`rope_parameters`); the first is written, being what every engine reads. `config_keys` says what
+becomes of other keys.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class LatentUp(Linear):
 class MLA(Served):
     """forward(x_BTD, step) -> (B, T, D). Caches only (normed latent, rotated shared key).
 
-    Its kernels are for what it attends to, latents of its norm's dtype.
+    Its kernels are those of its attention, chosen by the dtype of the norm, which latents have.
     """
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:

@@ -18,15 +18,15 @@ log = logger("model")
 
 
 class Served(nn.Module):
-    """A part of a model whose operations are `kernels`', which are for one storage on one device:
-    when it is cast or moved, those of its class serve until somebody chooses again.
+    """A part of a model that computes with its `kernels`. They were chosen for one storage on one
+    device: casting or moving the part brings back its class's own, until `use_kernels` chooses.
     """
 
     kernels: Kernels[Any] = TORCH
     _chosen_for: tuple[str, torch.device] | None = None
 
     def storage(self) -> tuple[str, torch.device]:
-        """What it holds is stored so, and there."""
+        """How its weights are stored (as `Rule.storages` names it), and on which device."""
         raise NotImplementedError(type(self).__name__)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Served:
@@ -43,8 +43,8 @@ class Served(nn.Module):
 def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = None) -> None:
     """Chooses for each part by what it holds; with a name those kernels, wherever they can serve.
 
-    The model keeps them: of two who choose for one model, the later is heard. UsageError for
-    kernels that can serve none of its parts on this machine.
+    The model keeps them; a later choice replaces an earlier one. UsageError for kernels that can
+    serve none of its parts on this machine.
     """
     parts = [module for module in model.modules() if isinstance(module, Served)]
     chosen = []

@@ -33,7 +33,7 @@ class CacheView(Protocol):
     """The cache of a step: it takes a layer's new latents and says what the step attends to."""
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> Sequence[Part]:
-        """Stores the latents of the step's tokens; the parts make up the step, in its order."""
+        """Stores the latents of the step's tokens; returns the parts that they make, in order."""
         ...
 
 

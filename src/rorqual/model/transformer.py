@@ -31,7 +31,8 @@ class Body(nn.Module):
     a checkpoint. The MTP modules are its last layers and run by themselves.
 
     Layers live under their ids, so that a stage of a pipeline may hold some of them. Given hidden
-    states in place of tokens it goes on from these; without the norm it hands on such.
+    states in place of tokens it goes on from these; without the norm it returns hidden states for
+    the next stage.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -68,8 +69,9 @@ class Body(nn.Module):
     ) -> Step:
         """The step of tokens without a cache, from position 0 on.
 
-        With numbers of packed documents (0 for what belongs to none), each sees itself alone and
-        counts from 0. `balance` is the coefficient of the balance loss, in training.
+        `documents_BT` numbers packed documents (0: no document): a token sees only its own, and
+        positions count from its beginning. `balance` is the coefficient of the balance loss, in
+        training.
         """
         visible: Tensor | None = None
         exists_BT: Tensor | None = None
@@ -93,8 +95,8 @@ class Body(nn.Module):
 class DeepseekV3(nn.Module):
     """model(tokens_BT int64) -> logits_BTV float32: `head` of the body; `mtp_hidden` goes further.
 
-    `advice` are the tables of JSON files that lay beside the weights when it was
-    loaded, by name: where its answers end and how it is sampled. `weights.save` writes them again.
+    `advice` holds, by file name, the tables of the JSON files that lay beside the weights when it
+    was loaded: where its answers end and how it is sampled. `weights.save` writes them again.
     """
 
     def __init__(self, config: ModelConfig) -> None:

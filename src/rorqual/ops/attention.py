@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_BLOCK = 1024
-CAUSAL_BLOCK = 128  # Choice: keys behind a block of so many queries are not even multiplied.
-# Choice: on a GPU few queries that share one key, a decode step, stay two plain products up to so
+CAUSAL_BLOCK = 128  # Choice: queries of a block; keys behind the block are not multiplied.
+# Choice: on a GPU few queries that share one key, a decode step, stay two plain products up to this
 # many scores: a fused kernel would give all heads' work to the few blocks that one key head makes.
 EXPLICIT_SCORES = 1 << 26
 

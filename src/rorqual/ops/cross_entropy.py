@@ -147,7 +147,7 @@ def _softmax_gradient(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Ten
 
 
 def _blocks(weight_VD: Tensor, *by_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in pieces of so many rows that their logits fit a block."""
+    """The tensors in pieces of rows whose logits fit a block."""
     limit = BLOCK_ELEMENTS if weight_VD.is_cpu else BLOCK_ELEMENTS_CUDA
     num_rows = max(64, limit // weight_VD.shape[0])
     if len(by_row[0]):

@@ -34,11 +34,10 @@ W = TypeVar("W")
 
 @dataclass(frozen=True)
 class Kernels(Generic[W]):
-    """An implementation an operation. What each takes and gives is said at torch's own (`TORCH`);
-    `linear` maps x (..., I) to (..., O), in x's dtype.
+    """One implementation for each operation. The functions in `TORCH` say their shapes; `linear` maps x (..., I) to (..., O), in x's dtype.
 
     `warm_up(weight_EOI, num_choices)` compiles what experts would have to wait for, where a token
-    chooses so many of them.
+    chooses `num_choices` of them.
     """
 
     name: str

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def linear_float32(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """x (..., I) -> (..., O) in float32, where that of x and the weight is wanted exactly."""
+    """x (..., I) -> float32 (..., O): the product of x and the weight, both widened first."""
     return F.linear(x.float(), weight_OI.float())
 
 
 def logits(h: Tensor, weight_VD: Tensor) -> Tensor:
-    """h (..., D) -> float32 (..., V); the sums are as wide as the processor makes them."""
+    """h (..., D) -> float32 (..., V); summed as torch sums products of h's dtype."""
     return F.linear(h, weight_VD).float()
 
 

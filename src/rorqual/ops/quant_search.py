@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rorqual.ops.compiled import Compiled, can_compile
 
-# Kernels are compiled for so many values. From half on, fewer are filled up; below, compiling would
-# take longer than the work.
+# Kernels are compiled for this many values. At least half as many are padded to it; for fewer,
+# compiling would take longer than the work.
 KERNEL_VALUES = 1 << 18
 TINY = 1e-15  # a group whose values are all smaller is taken for zero (GROUP_MAX_EPS)
 
@@ -66,7 +66,7 @@ def fit_scale_and_min(
 def _steps_with_min(
     top: int, use_absolute: bool, has_kernels: bool
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """`_begin_with_min` and `_improve_with_min` for so many levels, perhaps as kernels."""
+    """`_begin_with_min` and `_improve_with_min` for `top` levels, perhaps as kernels."""
     begin = partial(_begin_with_min, top, use_absolute)
     improve = partial(_improve_with_min, top, use_absolute)
     return (Compiled(begin), Compiled(improve)) if has_kernels else (begin, improve)

@@ -20,11 +20,11 @@ class QuantType:
     block_bytes: int
 
     def fits(self, num_values: int) -> bool:
-        """Whether a row of so many values is a whole number of blocks."""
+        """Whether a row of `num_values` is a whole number of blocks."""
         return num_values % self.block_values == 0
 
     def num_bytes(self, num_values: int) -> int:
-        """Bytes of so many values, a whole number of blocks."""
+        """Bytes of `num_values`, a whole number of blocks."""
         assert self.fits(num_values), f"{num_values} values are no whole blocks of {self.name}"
         return num_values // self.block_values * self.block_bytes
 

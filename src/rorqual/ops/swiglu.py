@@ -12,8 +12,8 @@ from torch import Tensor
 def swiglu(gate_NI: Tensor, up_NI: Tensor, tile_rows: int | None = None) -> Tensor:
     """silu(gate) * up; any leading shape.
 
-    How threads share many rows decides which values are taken in whole vectors, and which one by
-    one: that changes last bits. With `tile_rows` none takes part in more rows at a time.
+    The number of rows decides which values threads take in whole vectors and which one by one, and
+    that changes last bits. With `tile_rows` no operator takes more rows at a time.
     """
     if tile_rows is None or not len(gate_NI):
         return F.silu(gate_NI) * up_NI

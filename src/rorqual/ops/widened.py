@@ -28,7 +28,8 @@ from rorqual.ops.twins import by_kernel
 KERNEL_ROWS = 8
 FEW_ROWS = 24
 TILE_ELEMENTS = 1 << 20  # 4 MB of widened weights stay in a core's share of the last cache
-# Choice: so few rows that hardly two fall to one expert go through one kernel, a weight read a row.
+# Choice: at most this many rows go through one kernel that reads an expert's weight for each row:
+# among so few, two rows seldom have the same expert.
 GATHER_ROWS = 64
 GATHER_SIZES = tuple(1 << i for i in range(GATHER_ROWS.bit_length()))
 
@@ -85,7 +86,7 @@ class Widened:
 
 
 class WidenedByRows(Widened):
-    """Few rows go through kernels, which `compiled` makes of a function (`Compiled`)."""
+    """Few rows go through compiled kernels; `compiled` makes one of a function (`Compiled`)."""
 
     def __init__(self, compiled: Callable[[RowKernel], RowKernel]) -> None:
         self._compiled = compiled
@@ -106,7 +107,7 @@ class WidenedByRows(Widened):
         return by_kernel(*self._norms[eps], x, weight_D)
 
     def warm_up(self, weight_EOI: Tensor, num_choices: int) -> None:
-        """Compiles what few tokens with so many experts each would have to wait for."""
+        """Compiles the kernels for few tokens that choose `num_choices` experts each."""
         for size in GATHER_SIZES:
             if size >= num_choices:
                 x_NI = weight_EOI.new_zeros(size, weight_EOI.shape[2])
@@ -136,8 +137,8 @@ class WidenedByRows(Widened):
         return self._by_experts(x_NI, weight_EOI, counts)
 
     def _gathered(self, x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-        """One kernel for each of `GATHER_SIZES`: zeros of the last expert, whose weights are at
-        hand, fill up the rows.
+        """By the kernel of the next of `GATHER_SIZES`: the rows are padded with zeros for the last
+        expert, whose weights are read anyway.
         """
         num_rows = len(x_NI)
         numbers_E = torch.arange(len(counts_E))

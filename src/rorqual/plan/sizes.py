@@ -82,7 +82,7 @@ def head_bytes(config: ModelConfig, format: str) -> int:
 
 
 def nearest_mix(config: ModelConfig, num_bytes: int) -> str:
-    """The format of a GGUF file of so many bytes of tensors, by the mix whose size is nearest.
+    """The format of a GGUF file whose tensors take `num_bytes`, by the mix whose size is nearest.
 
     `config` is the file's: with the MTP layer if that is in it. A file in floating point is planned
     as the same in safetensors.

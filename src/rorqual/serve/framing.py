@@ -19,7 +19,7 @@ HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256
 """As many headers as 64 KiB hold take a fifth of a second, in which nobody is answered."""
 MANY_CHUNKS, CHUNK_BYTES = 1000, 64
-"""A body of more chunks than that must have so many bytes in each, on average: h11 takes as long
+"""A body of more chunks than that must have `CHUNK_BYTES` in each, on average: h11 takes as long
 for one byte as for many.
 """
 HEAD_END = re.compile(rb"\n\r?\n")  # where h11 ends it

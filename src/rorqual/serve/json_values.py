@@ -21,7 +21,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def check_values(content: bytes, most: int) -> None:
-    """ApiError 413 for a body of more than so many values, 400 for one that is not UTF-8."""
+    """ApiError 413 for a body of more than `most` values, 400 for one that is not UTF-8."""
     if b"\0" in content:  # no JSON has it; Python would read UTF-16, where values cannot be counted
         text = "the body is not valid JSON: it has a zero byte, as UTF-16 has; send UTF-8"
         raise ApiError(400, text, code="invalid_json")

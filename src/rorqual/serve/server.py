@@ -200,7 +200,7 @@ class Server(uvicorn.Server):
             self._on_notice(text)
 
     async def _hear_newcomers(self) -> None:
-        """Whoever is connected and has not asked yet is heard and told, instead of hung up on."""
+        """Connections that have not asked yet get a reply before the server closes."""
         for _ in range(ACCEPT_TURNS):
             await asyncio.sleep(0)
         for server in self.servers:

@@ -47,7 +47,7 @@ class BatchTable:
     """Each method is work for `Database.run`, but for `records`."""
 
     def insert(self, connection: sqlite3.Connection, row: BatchRow, max_batches: int) -> None:
-        """ApiError 429 if so many batches run. Else the oldest that has ended makes room, of the
+        """ApiError 429 if `max_batches` run. Else the oldest that has ended makes room, of the
         owner who has the most: nobody's flood costs another theirs.
         """
         while connection.execute("SELECT COUNT(*) FROM batches").fetchone()[0] >= max_batches:

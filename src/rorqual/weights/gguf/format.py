@@ -228,7 +228,7 @@ class _Parser:
             raise _broken(self.path, f"a {what} that is no UTF-8: {raw[:40]!r}") from None
 
     def texts(self, count: int, key: str) -> list[str]:
-        """As `text` so many times, without its cost: vocabularies have 100,000 of them."""
+        """As `count` calls of `text`, without their cost: vocabularies have 100,000 of them."""
         data, size, position = self.data, self.size, self.position
         first, found = position, []
         for _ in range(count):
