@@ -26,7 +26,7 @@ def _console(*, is_error: bool = False, width: int | None = None) -> Console:
 
     class PlainConsole(Console):
         def on_broken_pipe(self) -> None:
-            """Rich would end the process with 1; the command line knows better how to end."""
+            """Rich would end the process with 1; the command line has a code of its own."""
             raise BrokenPipeError
 
     return PlainConsole(stderr=is_error, width=width)

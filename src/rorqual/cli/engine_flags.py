@@ -66,7 +66,9 @@ class EngineFlags:
     threads: Threads = None
 
     def options(self, **others: Any) -> EngineOptions:
-        """With the options that the verb has flags of its own for; UsageError for what is none."""
+        """The engine's options from these flags and from `others`, of which the verb has flags of
+        its own; UsageError for a value that is none.
+        """
         from rorqual.engine import EngineOptions
         from rorqual.ops.device import resolve_device
         from rorqual.ops.kernels import AUTO, named
@@ -91,7 +93,7 @@ class EngineFlags:
         return folder.load_model(options.dtype, options.device)
 
     def engine(self, folder: ModelFolder, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
-        """Loads the weights."""
+        """Loads the weights and makes an engine of them."""
         from rorqual.engine import Engine
 
         return Engine(self.model(folder, options), tokenizer, options)

@@ -1,4 +1,4 @@
-"""The entry point: it imports nothing of weight, so that Ctrl-C while modules load is told too."""
+"""The entry point: it imports nothing heavy, so that Ctrl-C while modules load is told too."""
 
 from __future__ import annotations
 

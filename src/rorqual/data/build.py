@@ -60,7 +60,7 @@ Advance = Callable[[str, int, int | None, str], None]
 
 
 def silent(title: str, done: int, total: int | None, detail: str) -> None:
-    """Tells nobody."""
+    """An `Advance` that shows nothing."""
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ def held_out_mask(hashes: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def held_out_of(hashes: np.ndarray, is_kept: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """`held_out_mask` of the kept documents, but never none of them and never all.
+    """`held_out_mask` of the kept documents, but at least one of them and never all.
 
-    Where chance would say so, the one document moves whose hash is nearest to the border. Of fewer
+    Where the hashes say otherwise, the document nearest to the limit changes sides. Of fewer
     than two documents none can be held out.
     """
     is_held_out = held_out_mask(hashes, share, seed) & is_kept

@@ -34,7 +34,8 @@ W = TypeVar("W")
 
 @dataclass(frozen=True)
 class Kernels(Generic[W]):
-    """One implementation for each operation. The functions in `TORCH` say their shapes; `linear` maps x (..., I) to (..., O), in x's dtype.
+    """One implementation for each operation. The functions in `TORCH` say their shapes; `linear`
+    maps x (..., I) to (..., O), in x's dtype.
 
     `warm_up(weight_EOI, num_choices)` compiles what experts would have to wait for, where a token
     chooses `num_choices` of them.

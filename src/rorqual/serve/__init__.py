@@ -1,1 +1,1 @@
-"""The server: OpenAI's and DeepSeek's routes over the engine."""
+"""The server: OpenAI's, Anthropic's and DeepSeek's routes over the engine."""

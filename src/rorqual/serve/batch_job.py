@@ -82,7 +82,7 @@ class Job:
         """It is left as it is: the engine has failed, or another server has it."""
 
     async def run(self) -> None:
-        """Nobody waits for this task: what goes wrong, the batch's reply tells."""
+        """Nobody awaits this task: the batch's reply tells what goes wrong."""
         try:
             faults, is_whole = await self._answer_lines()
             if faults or is_whole or self.is_cancelled:
@@ -91,7 +91,7 @@ class Job:
             log.warning("batch %s has another server", self.id)
         except StorageError:
             log.warning("batch %s goes on when the server is started again", self.id)
-        except Exception as problem:  # a fault of ours would be one again
+        except Exception as problem:  # a fault of ours: trying again would not help
             log.error("batch %s failed", self.id, exc_info=problem)
             errors = BatchErrors(data=[BatchError(code="internal_error", message=INTERNAL)])
             changes = {"status": "failed", "failed_at": int(self._store.clock()), "errors": errors}

@@ -1,9 +1,9 @@
 """GBNF, in which llama.cpp has its grammars, and xgrammar as "EBNF", made to llguidance's Lark.
 
-Source: llama.cpp, grammars/README.md. A rule that leads back to none of its kind is regular and
-becomes a terminal, and so does each run of regular parts in the other rules. Terminals take what
-they can: the longer they are, the less can one take that the next must have. A grammar without
-recursion is one terminal, so it is exact.
+Source: llama.cpp, grammars/README.md. A rule that does not lead back to itself is regular and
+becomes a terminal, and so does each run of regular parts in the other rules. A terminal takes as
+much as it can, perhaps what the next one needs: so they are made as long as possible. A grammar
+without recursion is one terminal, so it is exact.
 """
 
 from __future__ import annotations

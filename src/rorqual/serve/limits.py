@@ -127,7 +127,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._has_begun = True
             self._service.metrics.note_response(message["status"])
-            if self._service.is_draining:  # else its next request may meet a closed door
+            if self._service.is_draining:  # else its next request may find the connection closed
                 message = {**message, "headers": _closing(message.get("headers", []))}
         await self._send(message)
 

@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
             loop="asyncio",
             ws="none",
             lifespan="on",
-            log_config=None,  # no access log: paths and addresses are nobody's business
+            log_config=None,  # no access log: paths and addresses are private
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, before)
 
     def _hang_up(self, sig: int, frame: FrameType | None) -> None:
-        """The terminal was closed. It says so twice, the system and the shell: once counts."""
+        """The terminal was closed. System and shell may both send the signal: it counts once."""
         if not self.has_hung_up and not self.is_draining:
             self.has_hung_up = True
             self.handle_exit(sig, frame)
@@ -179,7 +179,7 @@ class Server(uvicorn.Server):
             self._drain = asyncio.ensure_future(self._end_well())
 
     def end_at_once(self) -> None:
-        """Without a goodbye to anybody; only a temporary folder goes first."""
+        """Tells no client; only removes a temporary folder first."""
         self._app.state.store.remove_temporary()
         os._exit(EXIT_AT_ONCE)
 

@@ -101,7 +101,7 @@ def changes(old: Recipe, new: Recipe) -> list[Change]:
 
 
 def moves(old: Recipe, new: Recipe, tokens: int) -> list[str]:
-    """What a change does at `tokens` and to the ends of phases, where old and new are not one."""
+    """What a change does at `tokens` and to the ends of phases, where old and new differ."""
     now, phases = (
         [
             f"{name} {was} -> {is_now}"

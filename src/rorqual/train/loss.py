@@ -151,7 +151,7 @@ class BalanceSeen(NamedTuple):
 
 
 def balance_seen(model: DeepseekV3) -> BalanceSeen:
-    """Since the last call; the layers begin anew."""
+    """What they saw since the last call; resets their counters."""
     layers = [layer.balance for layer in model.sparse_layers()]
     if not layers:
         num_experts = model.config.n_routed_experts

@@ -68,7 +68,7 @@ class AdamW(torch.optim.Optimizer):
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         norm = norm_of_all(torch.nn.utils.get_total_norm(gradients))
         limit = self.options.clip_norm
-        if limit is not None:  # times one where the norm is less: to ask would wait for a GPU
+        if limit is not None:  # a factor of one, not an `if`, which would wait for a GPU
             torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
         return norm
 

@@ -71,9 +71,10 @@ class MicroBatch(NamedTuple):
 
 
 class Stepper:
-    """step(tokens_BS, mask_BS, values, documents_BS, extras) moves the model once; owns the loss
-    function's form. With numbers of packed documents (0 for padding) none of them sees another.
-    `root` gives the loss, `TrainingModel(model)` if left out; it gets its rows of `extras` by name.
+    """step(tokens_BS, mask_BS, values, documents_BS, extras) moves the model once.
+
+    `documents_BS` numbers packed documents (0 for padding), of which none sees another. `root`
+    gives the loss, `TrainingModel(model)` if left out; it gets its rows of `extras` by name.
     """
 
     def __init__(

@@ -196,7 +196,9 @@ class Database:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was said to be stored is stored
-        connection.execute("BEGIN IMMEDIATE")  # of two servers that begin one makes the tables
+        connection.execute(
+            "BEGIN IMMEDIATE"
+        )  # of two servers that start at once, one makes the tables
         try:
             self._migrate()
             connection.execute("COMMIT")

@@ -204,7 +204,7 @@ class FileStore:
         self._unlink(names - {row["id"] for row in rows})
 
     def _reserve(self, new: NewFile, num_bytes: int | None) -> FileReply:
-        """The row, of which only the writer knows; it counts."""
+        """Adds the row, which only the writer knows until `show`; it counts towards the limits."""
         now = int(self._clock())
         reply = FileReply(
             id=ordered_id("file-"),

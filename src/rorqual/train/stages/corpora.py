@@ -43,11 +43,10 @@ PACKING_FORM = "packed whole, 1"
 
 @settings
 class CorporaTraining(TrainingSettings):
-    """And how documents become samples."""
+    """[training] of these stages: besides, how documents become samples."""
 
     isolate_documents: bool = False  # packed documents do not see each other
-    # What does not fit a sample. Choice: both keys in both stages, each of which has one answer to
-    # the other's question, so that recipes in checkpoints stay what they are.
+    # Choice: both stages have both keys, though each uses only one: so stored recipes still load.
     long_conversations: Literal["split", "refuse"] = "split"
 
 
@@ -121,7 +120,7 @@ class Corpora:
         return inputs_now(self.recipe.data, self.options, self.files)
 
     def check(self) -> None:
-        """Sources are there; a tokenizer that is fits the model."""
+        """Checks that a tokenizer which is there fits the model."""
         assert self.files is not None, "what cannot be found has raised"
         if self.options.path.exists():
             check_tokenizer(self.recipe, self.config, loaded_tokenizer(self.options.path))

@@ -1,5 +1,5 @@
-"""Lines to read before the first step: where a run on corpora is something else than its recipe
-sounds.
+"""Lines to read before the first step: where a run on corpora differs from what its recipe
+suggests.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _passes_note(recipe: Recipe, data: DataSettings, loader: Loader) -> str:
 
 
 def _count(passes: float) -> str:
-    """Three digits, and no power of ten."""
+    """Three significant digits, without an exponent."""
     return (
         f"{passes:,.0f}" if passes >= 999.5 else f"{passes:.3g}" if passes >= 1e-4 else "< 0.0001"
     )
