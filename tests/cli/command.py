@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 from in_process import Done, run
 
 __all__ = ["Done", "run", "start"]
@@ -15,14 +16,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(*arguments: object, setup: str = "") -> subprocess.Popen[bytes]:
-    """Starts the program with pipes on all three sides; `setup` is Python that it runs first."""
-    main = (
-        ["-c", f"{setup}\nfrom rorqual.cli.main import main\nmain()"]
-        if setup
-        else ["-m", "rorqual"]
-    )
-    command = [sys.executable, *main, *map(str, arguments)]
+    """Starts the program with pipes on all three sides. `setup` is Python that it runs first, in an
+    interpreter that has imported nothing.
+    """
     pipe = subprocess.PIPE
+    if not setup:
+        command = [sys.executable, "-m", "rorqual", *map(str, arguments)]
+        return forked.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT)
+    main = f"{setup}\nfrom rorqual.cli.main import main\nmain()"
+    command = [sys.executable, "-c", main, *map(str, arguments)]
     return subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, preexec_fn=heed_interrupts
     )

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from small_run import LENGTH, SyntheticBatches
 
+import forked
 from patience import HANG_SECONDS
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
@@ -34,7 +35,7 @@ NOT_COMPARED = ("tokens_per_second",)  # a measured time
 
 
 def start(folder: Path, where: str, step: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, str(PROGRAM), str(folder), where, str(step)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import hf_oracle as oracle
 import pytest
 
+import forked
 from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.files import atomic_write
@@ -77,15 +77,8 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
     wanted = oracle.files_of(tmp_path / "whole")
     killed = tmp_path / "killed"
     limit = str(shard_bytes(to) or "")
-    command = [sys.executable, "-c", KILLED, source, killed, to, str(num_pieces), limit]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        timeout=HANG_SECONDS,
-        env=environment,
-        check=False,
-        capture_output=True,
-    )
+    words = ("-c", KILLED, source, killed, to, num_pieces, limit)
+    done = forked.run(*words, timeout=HANG_SECONDS)
     assert done.returncode == -9, done.stderr.decode()
     left = oracle.files_of(killed)
     assert UNFINISHED in left
@@ -105,8 +98,8 @@ def test_killed_and_run_again(to: str, num_pieces: int, source: Path, tmp_path: 
 
 
 def test_another_conversion_does_not_go_on_in_its_place(source: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, source, tmp_path / "a", "bf16", "40", str(SHARD)]
-    subprocess.run([str(p) for p in command], timeout=HANG_SECONDS, check=False)
+    words = ("-c", KILLED, source, tmp_path / "a", "bf16", 40, SHARD)
+    forked.run(*words, timeout=HANG_SECONDS)
     before = oracle.files_of(tmp_path / "a")
     with pytest.raises(UsageError, match="another conversion was begun here"):
         convert(source, tmp_path / "a", options("float32"))

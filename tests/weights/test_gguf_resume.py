@@ -5,7 +5,6 @@ Oracle: the undisturbed conversion, byte for byte.
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import hf_oracle as oracle
 import pytest
 from test_convert_resume import small_disk
 
+import forked
 from patience import HANG_SECONDS
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.model import ModelConfig
@@ -83,14 +83,8 @@ def options(part_bytes: int | None = None) -> Options:
 
 
 def kill(source: Path, destination: Path, place: str, left: int, part_bytes: int | None) -> None:
-    command = [sys.executable, "-c", KILLED, source, destination, MIX, part_bytes or "", place]
-    done = subprocess.run(
-        [str(part) for part in [*command, left]],
-        timeout=HANG_SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-    )
+    words = ("-c", KILLED, source, destination, MIX, part_bytes or "", place, left)
+    done = forked.run(*words, timeout=HANG_SECONDS)
     assert done.returncode == -9, done.stderr.decode()
 
 
