@@ -39,6 +39,9 @@ LOCK = threading.Lock()
 class Popen(subprocess.Popen[Any]):
     """`subprocess.Popen` for `[sys.executable, "-m", "-c" or a path, ...]`."""
 
+    modules: tuple[str, ...] = PRELOADED
+    """What the process that forks has imported."""
+
     def _execute_child(self, args: Any, *options: Any) -> None:
         folder, environment = options[4], options[5]
         inner = [options[9], options[12], options[14]]  # of the pipes, where the program is
@@ -50,9 +53,10 @@ class Popen(subprocess.Popen[Any]):
         }
         ends = [own if end == -1 else end for own, end in enumerate(inner)]
         with LOCK:
-            socket.send_fds(_forker(), [json.dumps(request).encode()], [*ends, told])
-        for end in {told, *inner} - {-1}:
-            os.close(end)
+            control = _forker(*self.modules)
+            socket.send_fds(control, [json.dumps(request).encode()], [*ends, told])
+        os.close(told)
+        self._close_pipe_fds(*options[9:15])  # type: ignore[attr-defined]
         self._status = open(status)  # noqa: SIM115
         self.pid = int(self._status.readline())
         self._child_created = True
@@ -72,11 +76,13 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
 
-def run(*words: object, timeout: float, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *words: object, timeout: float, kind: type[Popen] = Popen, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """The program to its end."""
     command = [sys.executable, *map(str, words)]
     pipe = subprocess.PIPE
-    with Popen(command, stdout=pipe, stderr=pipe, env={**os.environ, **environment}) as program:
+    with kind(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env) as program:
         try:
             out, err = program.communicate(timeout=timeout)
         finally:
@@ -85,12 +91,12 @@ def run(*words: object, timeout: float, **environment: str) -> subprocess.Comple
 
 
 @cache
-def _forker() -> socket.socket:
-    """The process that forks, one for each process of tests; it ends when its socket does."""
+def _forker(*modules: str) -> socket.socket:
+    """A process that forks, for each process of tests; it ends when its socket does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         forker = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [sys.executable, __file__, str(theirs.fileno()), *modules],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -107,9 +113,9 @@ class Program(NamedTuple):
     environment: dict[str, str]
 
 
-def _wait_for_program(control: socket.socket) -> Program:
+def _wait_for_program(control: socket.socket, *modules: str) -> Program:
     """Returns in a new process alone."""
-    for name in PRELOADED:
+    for name in modules:
         importlib.import_module(name)
     while True:
         _reap()
@@ -170,4 +176,4 @@ def _become(program: Program) -> None:
 
 
 if __name__ == "__main__":
-    _become(_wait_for_program(socket.socket(fileno=int(sys.argv[1]))))
+    _become(_wait_for_program(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]))

@@ -83,3 +83,12 @@ def test_two_at_once_and_the_command() -> None:
     assert forked.run("-m", "rorqual", "--version", timeout=HANG_SECONDS).stdout.startswith(b"ror")
     first.communicate(b"\n", timeout=HANG_SECONDS)
     assert first.returncode == 0
+
+
+def test_a_file_that_was_given_stays_open(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        command = [sys.executable, "-c", "print('here')"]
+        with forked.Popen(command, stdin=subprocess.DEVNULL, stdout=file) as program:
+            assert program.wait(timeout=HANG_SECONDS) == 0
+        print("and there", file=file)
+    assert (tmp_path / "out").read_text() == "here\nand there\n"
