@@ -14,7 +14,7 @@ import pytest
 from command import start
 from serving import serving
 
-from patience import HANG_SECONDS, wait_until
+from patience import HANG_SECONDS, is_there, wait_until
 
 pytest.importorskip("llguidance")
 pytestmark = [
@@ -46,14 +46,6 @@ def helpers(server: int) -> list[int]:
         if parent == server and b"grammar_helper.py" in command:
             found.append(int(path.name))
     return found
-
-
-def is_there(pid: int) -> bool:
-    """As a process that runs, whoever its parent is now."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("num_signals", [pytest.param(1, marks=pytest.mark.slow), 2])

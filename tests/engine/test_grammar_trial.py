@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from patience import HANG_SECONDS, wait_until
+from patience import HANG_SECONDS, is_there, wait_until
 from rorqual.engine import grammar_helper, grammar_trial
 from rorqual.engine.grammar import LIMITS, Grammar, GrammarCompiler
 from rorqual.engine.grammar_trial import GrammarTrial
@@ -42,15 +42,6 @@ def trial(tokenizer: Tokenizer) -> Iterator[GrammarTrial]:
 
 def pids(trial: GrammarTrial) -> list[int]:
     return [helper._process.pid for helper in (*trial._idle, *trial._busy)]
-
-
-def is_there(pid: int) -> bool:
-    """As a process that still runs: not as one whose end nobody has asked for."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 @pytest.mark.parametrize(

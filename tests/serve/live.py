@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import FastAPI
+from openai import OpenAI
 
 from patience import HANG_SECONDS, wait_until
 from rorqual.serve.server import Server, address_of, open_socket
@@ -64,3 +65,7 @@ def running(app: FastAPI) -> Iterator[Live]:
     finally:
         if not live.has_ended:
             live.stop()
+
+
+def client_of(live: Live, key: str = "none") -> OpenAI:
+    return OpenAI(base_url=live.url + "/v1", api_key=key, max_retries=0, timeout=HANG_SECONDS)

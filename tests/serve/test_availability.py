@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import web
 from fake_engine import FakeEngine
-from live import Live, running
+from live import Live, client_of, running
 from openai import BadRequestError, OpenAI
 from served import CONTEXT, make_model
 from test_serve_limits import asking
@@ -64,10 +64,6 @@ def serving(engine: FakeEngine, **settings: Any) -> Iterator[Live]:
     model = make_model(engine.tokenizer)
     with running(create_app(engine, model, ServerSettings(**settings))) as live:
         yield live
-
-
-def client_of(live: Live, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=live.url + "/v1", api_key=key, max_retries=0, timeout=HANG_SECONDS)
 
 
 class Asking:

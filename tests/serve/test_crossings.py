@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import web
 from fake_engine import FakeEngine
-from live import Live, running
-from openai import BadRequestError, NotFoundError, OpenAI
+from live import Live, client_of, running
+from openai import BadRequestError, NotFoundError
 from real import make_engine, serve_engine
 from served import SCRIPT, make_model
 
-from patience import HANG_SECONDS, wait_until
+from patience import wait_until
 from rorqual.bundled import BUNDLED, checkpoint_path
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts
@@ -54,10 +54,6 @@ SWITCHES = [{"thinking": True}, {"reasoning_effort": "none"},
             pytest.param({}, marks=pytest.mark.slow)]  # fmt: skip
 CALL_TOKENS = 100
 """The shortest call takes 57 tokens of the small vocabulary."""
-
-
-def client_of(live: Live, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=live.url + "/v1", api_key=key, max_retries=0, timeout=HANG_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -380,7 +380,7 @@ def test_gguf_of_a_shape_that_its_file_cannot_have(tmp_path: Path) -> None:
         file = source.file
         names = {tensor.name for tensor in planned_tensors(CONFIG, "float32")}
         assert set(source.entries) <= names
-        assert (source.num_files, source.faults) == (1, [])
+        assert source.faults == []
         for num, is_possible in ((len(file.tensors), True), (len(file.tensors) + 1, False)):
             file.metadata["deepseek2.block_count"] = num
             if is_possible:

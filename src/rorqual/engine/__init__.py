@@ -6,7 +6,7 @@ from rorqual.engine.conversation import Conversation
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar import CompiledGrammar, Grammar
 from rorqual.engine.logprobs import TokenLogprob
-from rorqual.engine.offline import Stream, seeded
+from rorqual.engine.offline import Stream
 from rorqual.engine.options import EngineOptions
 from rorqual.engine.params import MAX_SEED, SamplingParams
 from rorqual.engine.request import FinishReason, Output, Piece, Request, Usage, check_prompt
@@ -38,5 +38,4 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "check_prompt",
-    "seeded",
 ]

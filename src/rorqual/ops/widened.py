@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops import attention as torch_attention
+from rorqual.ops.linear import linear_float32
 from rorqual.ops.rms_norm import rms_norm
 from rorqual.ops.twins import by_kernel
 
@@ -47,7 +48,7 @@ class Widened:
         return by_kernel(self._linear, _linear_wide, x, weight_OI)
 
     def linear_float32(self, x: Tensor, weight_OI: Tensor) -> Tensor:
-        return by_kernel(self._linear_float32, _linear_float32_wide, x, weight_OI)
+        return by_kernel(self._linear_float32, linear_float32, x, weight_OI)
 
     def head_linear(self, x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:
         return by_kernel(self._head_linear, _head_linear_wide, x_MHI, weight_HOI)
@@ -164,11 +165,7 @@ def attention(
 
 # What the kernels compute, in float32 at once: their gradients are these functions'.
 def _linear_wide(x: Tensor, weight_OI: Tensor) -> Tensor:
-    return _linear_float32_wide(x, weight_OI).to(x.dtype)
-
-
-def _linear_float32_wide(x: Tensor, weight_OI: Tensor) -> Tensor:
-    return F.linear(x.float(), weight_OI.float())
+    return linear_float32(x, weight_OI).to(x.dtype)
 
 
 def _head_linear_wide(x_MHI: Tensor, weight_HOI: Tensor) -> Tensor:

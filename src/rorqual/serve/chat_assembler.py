@@ -39,6 +39,8 @@ from rorqual.serve.tool_shapes import input_of
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
 
+CHUNK = "chat.completion.chunk"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyHead:
@@ -49,6 +51,11 @@ class ReplyHead:
     model: str
     has_usage: bool = False
     """stream_options.include_usage."""
+
+    def chunk(self, kind: str, body: dict[str, Any]) -> str:
+        """A chunk's JSON; `kind` is its member `object`."""
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return json.dumps(head | body, ensure_ascii=False)
 
 
 @dataclass
@@ -153,7 +160,7 @@ class ChatAssembler:
     def last(self) -> list[str]:
         if not self._head.has_usage:
             return []
-        return [self._text({"choices": [], "usage": self._usage().model_dump()})]
+        return [self._head.chunk(CHUNK, {"choices": [], "usage": self._usage().model_dump()})]
 
     def whole(self) -> str:
         choices = [
@@ -200,16 +207,7 @@ class ChatAssembler:
         body: dict[str, Any] = {"choices": [{**choice, "finish_reason": finish_reason}]}
         if self._head.has_usage:
             body["usage"] = None
-        return self._text(body)
-
-    def _text(self, body: dict[str, Any]) -> str:
-        head = {
-            "id": self._head.id,
-            "object": "chat.completion.chunk",
-            "created": self._head.created,
-            "model": self._head.model,
-        }
-        return json.dumps(head | body, ensure_ascii=False)
+        return self._head.chunk(CHUNK, body)
 
     def _logprobs(self, piece: Piece) -> list[TokenLogprobReply]:
         """Of what the user sees: the token that ended the answer is not part of it."""

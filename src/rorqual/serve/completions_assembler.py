@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ from rorqual.serve.schemas_completions import (
 from rorqual.serve.tokens_text import CompletionTokens, join
 from rorqual.serve.usage import usage_body
 from rorqual.tokenizer import Tokenizer
+
+CHUNK = "text_completion"
 
 
 class _Choice:
@@ -74,11 +75,11 @@ class CompletionAssembler:
         reason = choice.finish_reason
         shown = CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
         body: dict[str, Any] = {"choices": [shown.model_dump()]}
-        return [self._chunk(body | ({"usage": None} if self._head.has_usage else {}))]
+        return [self._head.chunk(CHUNK, body | ({"usage": None} if self._head.has_usage else {}))]
 
     def last(self) -> list[str]:
         usage = self._usage().model_dump() if self._head.has_usage else None
-        return [self._chunk({"choices": [], "usage": usage})] if usage else []
+        return [self._head.chunk(CHUNK, {"choices": [], "usage": usage})] if usage else []
 
     def whole(self) -> str:
         choices = [
@@ -105,15 +106,6 @@ class CompletionAssembler:
             usage.completion_tokens = 0
             usage.total_tokens = usage.prompt_tokens
         return usage
-
-    def _chunk(self, body: dict[str, Any]) -> str:
-        head = {
-            "id": self._head.id,
-            "object": "text_completion",
-            "created": self._head.created,
-            "model": self._head.model,
-        }
-        return json.dumps(head | body, ensure_ascii=False)
 
 
 def _echoed(choice: _Choice, piece: Piece) -> list[CompletionLogprobs]:

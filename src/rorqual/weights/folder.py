@@ -73,10 +73,6 @@ class Folder:
         """Rows [start, stop) in memory of their own, read without the map; any thread may."""
         return self._row_files.rows(self.path / self.entries[name].file, name, start, stop)
 
-    @property
-    def num_files(self) -> int:
-        return len(self._open_files)
-
     def num_bytes(self) -> int:
         """Bytes of the tensors in the files."""
         itemsize = {name: dtype.itemsize for name, dtype in DTYPES.items()}

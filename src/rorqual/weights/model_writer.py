@@ -48,7 +48,6 @@ class ModelSource:
     has_unreadable = False
     is_huggingface = True
     is_verbatim = True
-    num_files = 0
 
     def __init__(self, model: DeepseekV3, tensors: list[StoredTensor], path: Path) -> None:
         self.path, self.config = path, model.config

@@ -60,9 +60,6 @@ class TensorSource(Protocol):
     is_huggingface: bool
     is_verbatim: bool
 
-    @property
-    def num_files(self) -> int: ...
-
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, perhaps backed by a file: copy it before the source closes."""
         ...

@@ -78,10 +78,6 @@ class GgufSource:
             self.entries[name] = Entry(name, info.file.name, info.shape, info.kind.name)
 
     @property
-    def num_files(self) -> int:
-        return len(self.file.files)
-
-    @property
     def has_tokenizer(self) -> bool:
         return TOKENS in self.file.metadata
 

@@ -49,10 +49,6 @@ class ShardFolder:
     def world(self) -> int:
         return len(self.files)
 
-    @property
-    def num_files(self) -> int:
-        return len(self.files)
-
     def read(self, name: str) -> Tensor:
         return self.read_rows(name, 0, self.entries[name].shape[0])
 
