@@ -9,11 +9,15 @@ import pytest
 from small_run import RECIPE, STAGES
 
 from rorqual.cli.stages import stages
+from rorqual.data import Isolation
 from rorqual.errors import ConfigError
+from rorqual.tokenizer import load_tokenizer
 from rorqual.train import Recipe, load_recipe
 from rorqual.train.recipe import toml_text
+from rorqual.train.stages.corpora import CorporaStage
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+SFT = ("stage='sft'", "init_from='x'", "model={}")
 
 BROKEN = {
     "an unknown key": ("training.sequence_lenght=4", "did you mean 'sequence_length'"),
@@ -94,7 +98,28 @@ def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recip
     """§4.1: pre-training does not isolate; §5.1: supervised samples are isolated."""
     assert not make_recipe().is_isolated
     assert make_recipe("training.isolate_documents=true").is_isolated
-    assert make_recipe("stage='sft'", "init_from='x'", "model={}").is_isolated
+    assert make_recipe(*SFT).is_isolated
+
+
+@pytest.mark.parametrize(
+    ("changes", "form"),
+    [
+        ((), None),
+        (("training.isolate_documents=true",), {"is_whole": False, "splits_long": True}),
+        (SFT, {"is_whole": True, "splits_long": True}),
+        ((*SFT, "training.long_conversations='refuse'"), {"is_whole": True, "splits_long": False}),
+    ],
+)
+def test_documents_are_kept_apart_as_the_stage_packs_them(
+    make_recipe: Callable[..., Recipe], changes: tuple[str, ...], form: dict[str, bool] | None
+) -> None:
+    """Texts stay cut at fixed places (§4.1) where they are isolated too."""
+    tokenizer = load_tokenizer("tiny")
+    ids = (tokenizer.bos_id, tokenizer.user_id, tokenizer.assistant_id)
+    assert len(set(ids)) == 3
+    recipe = make_recipe(*changes)
+    assert isinstance(recipe, CorporaStage)
+    assert recipe.isolation(tokenizer) == (None if form is None else Isolation(*ids, **form))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)

@@ -26,7 +26,7 @@ from rorqual.train import load_recipe
 from rorqual.train.metrics import read_metrics
 from rorqual.train.prepare import prepare
 from rorqual.train.recipe import toml_text
-from rorqual.train.validation import bytes_of_ids, validate
+from rorqual.train.validation import HeldOutText, bytes_of_ids, validate
 
 LENGTH = 32
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
@@ -79,6 +79,28 @@ def test_it_learns_and_validates(trained: Path) -> None:
     assert [check["step"] for check in checks] == [8, 16]
     assert checks[1]["bits_per_byte"] < checks[0]["bits_per_byte"]
     assert steps[0]["main"] > 5.5 > steps[-1]["main"]
+
+
+def test_a_validation_has_the_samples_of_its_tokens_and_one_at_least(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In closed form; all there are at most, and the same ones whatever the recipe's seed."""
+    monkeypatch.chdir(folder)
+    manifest = json.loads((folder / "tokens/text.jsonl/held_out/manifest.json").read_text())
+    there = -(-(manifest["num_tokens"] - 1) // LENGTH)
+    assert there > 2
+    firsts = []
+    for seed, max_tokens, expected in (
+        (0, 1, 1), (5, 2 * LENGTH - 1, 1), (0, 2 * LENGTH, 2), (5, 10**9, there),
+    ):  # fmt: skip
+        changes = [f"validation.max_tokens={max_tokens}", f"seed={seed}"]
+        data = prepare(load_recipe(folder / "words.toml", STAGES, changes))
+        assert isinstance(data.held_out, HeldOutText)
+        assert data.held_out.num_samples == expected
+        held_out, learnt = data.held_out.batches.batch(0, 1), data.train.batch(0, 1)
+        firsts.append((held_out.tokens_BS.tolist(), learnt.tokens_BS.tolist()))
+    assert firsts[0] == firsts[2] != firsts[1] == firsts[3]
+    assert firsts[0][0] == firsts[1][0]
 
 
 def test_bits_per_byte_closed_form(
