@@ -96,3 +96,19 @@ def test_a_grader_reads_facts_and_neither_prompt_nor_key(name: str) -> None:
         hidden = replace(question, prompt="?", key="?")
         for said in (question.answer, other.answer):
             assert skill.grade(hidden, said) == skill.grade(question, said)
+
+
+@pytest.mark.parametrize(
+    ("task", "facts", "said"),
+    [
+        ("arithmetic", Sum("+", (47, 85)), "Answer: 132"),
+        ("python", Line("print(1)"), "print(1)"),
+        ("stories", StoryWish(), STORY),
+    ],
+)
+def test_an_answer_of_4000_characters_is_not_too_long(task: str, facts: Any, said: str) -> None:
+    question = Question(task, "?", "?", "?", facts)
+    for length, is_right in ((4000, True), (4001, False)):
+        grade = SKILLS[task].grade(question, said.ljust(length))
+        assert grade.is_right == is_right
+        assert is_right or grade.why == "It is longer than 4,000 characters."

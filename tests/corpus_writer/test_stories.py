@@ -3,8 +3,11 @@
 import random
 import re
 
+import pytest
+
 from rorqual.corpus_writer import story_parts
 from rorqual.corpus_writer.stories import Stories, StoryWish, tell
+from rorqual.tasks import Question
 
 
 def test_stories_hold_what_was_asked_for() -> None:
@@ -56,3 +59,41 @@ def test_checker_wants_the_request_and_an_end() -> None:
     ).is_right
     repeated = " ".join([question.answer.split(". ")[0] + "."] * 6)
     assert not skill.grade(question, repeated).is_right
+
+
+WORDS = "one two three four five six seven eight nine ten".split()
+
+
+def sentence(start: str, num_words: int, num_different: int | None = None) -> str:
+    """A sentence of so many words, all different unless told otherwise."""
+    different = [start, *(a + b for a in WORDS for b in WORDS)][: num_different or num_words]
+    return " ".join([*different, *[start] * (num_words - len(different))]) + "."
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_right"),
+    [
+        ([6, 6, 6, 7], True),  # 25 words in four sentences are the least
+        ([6, 6, 6, 6], False),
+        ([12, 12, 12], False),
+        ([2, 11, 11, 11], True),
+        ([1, 11, 11, 11], False),
+        ([40, 6, 6, 6], True),
+        ([41, 6, 6, 6], False),
+    ],
+)
+def test_a_story_has_a_least_size_and_its_sentences_a_greatest(
+    sizes: list[int], is_right: bool
+) -> None:
+    question = Question("stories", "?", "?", "?", StoryWish())
+    story = " ".join(sentence(start, n) for start, n in zip("ABCD", sizes, strict=False))
+    assert Stories().grade(question, story).is_right == is_right, story
+
+
+@pytest.mark.parametrize(("num_different", "is_right"), [(5, False), (6, True)])
+def test_more_than_half_of_a_sentences_words_are_different(
+    num_different: int, is_right: bool
+) -> None:
+    question = Question("stories", "?", "?", "?", StoryWish())
+    story = " ".join([sentence("A", 10, num_different), *(sentence(s, 6) for s in "BCD")])
+    assert Stories().grade(question, story).is_right == is_right, story

@@ -10,10 +10,13 @@ import torch
 
 from rorqual.engine.cache_formats import bytes_per_token
 from rorqual.model import preset
+from rorqual.model.flops import count_parameters
 from rorqual.plan import find_hardware, measure, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE
 from rorqual.plan.memory import fits, memory_of
+from rorqual.plan.speed import speed_of
 from rorqual.plan.wish import Wish
+from rorqual.weights import model_folder
 
 V3 = preset("671b")
 
@@ -41,6 +44,34 @@ def test_as_many_streams_as_fit_are_kept_where_all_is_made_smaller() -> None:
     assert fits(found, hardware)
     assert not fits(replace(found, batch=found.batch + 1), hardware)
     assert found.batch > 1
+
+
+@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+def test_a_stream_has_a_row_of_logits_for_each_draft_and_one_more(num_drafts: int) -> None:
+    """129,280 float32 a row, by hand."""
+    plain, drafted = (
+        memory_of(Wish(V3, "fp8", "bf16", 4096, 5, num_drafts=n), find_hardware("H200")).workspace
+        for n in (0, num_drafts)
+    )
+    assert drafted - plain == 5 * num_drafts * 129_280 * 4
+
+
+def test_a_draft_costs_one_mtp_layer_of_however_many() -> None:
+    two = V3.with_changes(num_nextn_predict_layers=2)
+    for bandwidth in (1e10, 1e20):  # limited by either
+        device = replace(find_hardware("H200"), bandwidth=bandwidth)
+        one, other = (
+            speed_of(Wish(c, "fp8", "bf16", 1000, 4, num_drafts=1), device) for c in (V3, two)
+        )
+        assert other.decode_bound == ("bandwidth" if bandwidth == 1e10 else "compute")
+        assert one.decode_tokens_per_second == pytest.approx(other.decode_tokens_per_second)
+
+
+def test_a_model_of_just_the_limit_runs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = count_parameters(V3).total
+    for limit, dtype in ((total, "float32"), (total - 1, "bfloat16")):
+        monkeypatch.setattr(model_folder, "MAX_FLOAT32_PARAMETERS", limit)
+        assert model_folder.auto_dtype(V3) == dtype
 
 
 @pytest.mark.parametrize(

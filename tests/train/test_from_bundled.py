@@ -125,5 +125,10 @@ def test_starting_over_never_moves_what_the_recipe_reads(folder: Path, key: str)
     part[name] = str(folder / "run" / "inside")
     with pytest.raises(UsageError, match=f"would move {key} away"):
         refuse_to_move_what_is_read(recipe_of(table, STAGES), folder / "run")
+    linked = folder / "linked"
+    linked.symlink_to(folder / "run")
+    part[name] = str(linked / "inside")
+    with pytest.raises(UsageError, match=f"would move {key} away"):
+        refuse_to_move_what_is_read(recipe_of(table, STAGES), folder / "run")
     beside = folder / "runs"  # a name that only begins so
     refuse_to_move_what_is_read(recipe_of(table, STAGES), beside)
