@@ -14,9 +14,11 @@ from rorqual.engine import engine as engine_module
 from rorqual.engine.cache_formats import E4M3_MAX, store
 from rorqual.engine.conversation import Conversation
 from rorqual.engine.draft_policy import Outcome
+from rorqual.engine.sampling_state import SamplingState
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, build
 from rorqual.tokenizer import Tokenizer
+from rorqual.weights import ModelFolder
 
 CPU = torch.device("cpu")
 
@@ -54,12 +56,13 @@ def checked(**changes: int) -> None:
         "max_step_tokens": 1,
         "block_tokens": 1,
     } | changes
-    config = SimpleNamespace(
-        vocab_size=values.pop("vocab_size"), num_nextn_predict_layers=values.pop("depths")
+    config: Any = SimpleNamespace(
+        vocab_size=values.pop("vocab_size"),
+        num_nextn_predict_layers=values.pop("depths"),
+        max_position_embeddings=9,
     )
-    model: Any = SimpleNamespace(config=config)
     tokenizer: Any = SimpleNamespace(vocab_size=values.pop("ids"))
-    EngineOptions(**values).check(model, tokenizer)  # type: ignore[arg-type]
+    EngineOptions(**values).check(config, tokenizer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,8 @@ def checked(**changes: int) -> None:
         ({"max_batch": 1}, {"max_batch": 0}, "max_batch"),
         ({"max_step_tokens": 1}, {"max_step_tokens": 0}, "max_step_tokens"),
         ({"block_tokens": 1}, {"block_tokens": 0}, "block_tokens"),
+        ({"max_model_len": 9}, {"max_model_len": 10}, "2 to the model's context of 9"),
+        ({"max_model_len": 2}, {"max_model_len": 1}, "2 to the model's context of 9"),
         ({"speculate": 0, "depths": 0}, {"speculate": 1, "depths": 0}, "no MTP module"),
         ({"speculate": 1, "block_tokens": 3}, {"speculate": 1, "block_tokens": 2}, "too small"),
         ({"speculate": 0, "block_tokens": 2}, {"speculate": -1, "block_tokens": 3}, "0 or more"),
@@ -93,6 +98,25 @@ def test_options_come_whole_by_name_or_both(model: DeepseekV3, tokenizer: Tokeni
         Engine(model, tokenizer, specualte=1)
     with pytest.raises(AttributeError):
         options.speculate = 2  # type: ignore[misc]
+
+
+def test_options_that_a_folder_cannot_have_are_refused_before_its_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr(ModelFolder, "load_model", load)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"max_model_len": 10**9}, "max_model_len"),
+        ({"block_tokens": 0}, "block_tokens"),
+        ({"kv_cache_dtype": "int3"}, "int3"),
+    ]
+    for options, words in refused:
+        with pytest.raises(UsageError, match=words):
+            Engine("tiny", **options)
+    with pytest.raises(AssertionError, match="are read"):
+        Engine("tiny", max_model_len=64)
 
 
 def test_the_context_and_the_cache_that_belongs_to_it(
@@ -172,6 +196,19 @@ def test_no_more_drafts_than_were_allowed(model: DeepseekV3, tokenizer: Tokenize
     [output] = engine.generate([[5, 6, 7]], params)
     assert len(output.usage.drafted) == 2
     assert engine.stats().num_drafts == 2
+
+
+def test_drafts_that_a_grammar_takes_out_do_not_count(
+    model: DeepseekV3, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the first of two here."""
+    monkeypatch.setattr(SamplingState, "prune", lambda _, drafts: list(drafts)[:1])
+    engine = Engine(model, tokenizer, speculate=2, draft_policy=ALWAYS)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    [output] = engine.generate([[5, 6, 7]], params)
+    stats = engine.stats()
+    assert (stats.drafted[0], stats.drafted[1]) == (output.usage.drafted[0], 0)
+    assert stats.drafted[0] >= 2
 
 
 @pytest.mark.parametrize("rows", [7, 64])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from test_scheduler import Desk
+from test_scheduler import Desk, shape
 
 from rorqual.engine.sequence import TokenSequence
 
@@ -142,3 +142,16 @@ def test_a_newcomer_who_does_not_fit_sets_nobody_back() -> None:
     for _ in range(8):
         desk.step()
     assert desk.scheduler.num_preemptions == 0
+
+
+def test_what_was_kept_for_a_newcomer_who_does_not_fit_goes_to_the_others() -> None:
+    """Two prompts of 40 tokens run in 20 of the 24 blocks; of 12 tokens a third owner's are 4."""
+    desk = Desk(24, max_step_tokens=12)
+    desk.add([1] * 40, owner="a")
+    desk.add([2] * 40, owner="b")
+    assert shape(desk.step()) == [(0, 12)]
+    assert shape(desk.step()) == [(0, 6), (1, 6)]
+    desk.add([3] * 40, owner="c")
+    assert shape(desk.step()) == [(0, 8), (1, 4)]
+    assert shape(desk.step()) == [(0, 8), (1, 4)]
+    assert shape(desk.step()) == [(0, 6), (1, 6)]  # the first has no more than these

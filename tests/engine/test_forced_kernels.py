@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from small_models import guessing
 
@@ -29,3 +31,22 @@ def test_kernels_that_cannot_serve_are_refused(kernels: str, tokenizer: Tokenize
     """float32 weights are never widened."""
     with pytest.raises(UsageError, match=kernels):
         Engine(guessing(1), tokenizer, kernels=kernels)
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"max_model_len": 1}, "max_model_len"),
+        ({"kv_cache_dtype": "int3"}, "int3"),
+        ({"cache_memory": 1}, "cache"),
+        ({"kernels": "widened"}, "serve no part"),
+    ],
+)
+def test_an_engine_that_is_refused_leaves_the_model_its_kernels(
+    others: dict[str, Any], words: str, tokenizer: Tokenizer
+) -> None:
+    model = guessing(1)
+    with pytest.raises(UsageError, match=words):
+        Engine(model, tokenizer, **{"kernels": "plain", **others})
+    parts = [part for part in model.modules() if isinstance(part, Served)]
+    assert {part.kernels.name for part in parts} == {"torch"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from small_models import ALWAYS, CONFIG, guessing
 from test_async_engine import Held, run, started
 
 import rorqual
+from patience import HANG_SECONDS
 from rorqual.engine import (
     AnswerClosed,
     AnswerStream,
     Engine,
+    EngineFailed,
     EngineOverloaded,
     Grammar,
     Piece,
@@ -257,6 +260,34 @@ def test_whoever_waits_when_the_engine_ends_is_told_and_whoever_gave_up_changes_
 
     run(test())
     assert engine.weights_version == 0
+
+
+def test_whoever_waits_when_the_engine_fails_is_told(
+    old: DeepseekV3, new: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """The thread ends in the step before which the weights were handed over."""
+    engine = Engine(copy_of(old), tokenizer)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        has_begun.set()
+        assert may_end.wait(HANG_SECONDS)
+        raise SystemExit(3)
+
+    async def test() -> None:
+        async with started(engine) as face:
+            engine.step = fail  # type: ignore[method-assign, assignment]
+            stream = face.submit(Request(prompts[0], GREEDY))
+            assert await asyncio.to_thread(has_begun.wait, HANG_SECONDS)
+            updates = [asyncio.create_task(face.update(new.state_dict())) for _ in range(2)]
+            await asyncio.sleep(0)
+            may_end.set()
+            for waiting in (*updates, pieces_of(stream), face.update({})):
+                with pytest.raises(EngineFailed, match="SystemExit"):
+                    await waiting
+            assert engine.weights_version == 0
+
+    run(test())
 
 
 def test_other_threads_may_update(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.answer import Answer, StopFilter
+from rorqual.engine.logit_changes import LogitChanges, change
 from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.params import MAX_SEED
 from rorqual.engine.sampling_state import SamplingState
@@ -246,3 +247,47 @@ def test_the_first_and_the_last_seed(model: DeepseekV3, tokenizer: Tokenizer) ->
     for wrong in (-1, MAX_SEED + 1):
         with pytest.raises(UsageError):
             replace(params, seed=wrong)
+
+
+INF = float("inf")
+BY_HAND: list[tuple[LogitChanges, list[float]]] = [
+    (LogitChanges(), [1, 2, 3]),
+    (LogitChanges(banned_ids=torch.tensor([0, 1, 2])), [1, 2, 3]),
+    (LogitChanges(banned_ids=torch.tensor([1, 0])), [-INF, -INF, 3]),
+    (LogitChanges(only_ids=torch.tensor([0]), early_ids=torch.tensor([0])), [1, -INF, -INF]),
+    (LogitChanges(banned_ids=torch.tensor([0]), only_ids=torch.tensor([0])), [-INF, 2, 3]),
+    (LogitChanges(only_ids=torch.tensor([2, 1]), early_ids=torch.tensor([1])), [-INF, -INF, 3]),
+    (
+        LogitChanges(allowed_V=torch.tensor([True, True, False]), banned_ids=torch.tensor([0, 1])),
+        [1, 2, -INF],
+    ),
+    (LogitChanges(allowed_V=torch.tensor([False, True, True])), [-INF, 2, 3]),
+    (
+        LogitChanges(seen=(torch.tensor([1]), torch.tensor([2.0])), penalties=(2.0, 0.5, 0.25)),
+        [1, 2 / 2 - 2 * 0.5 - 0.25, 3],
+    ),
+    (
+        LogitChanges(
+            seen=(torch.tensor([0, 2]), torch.tensor([0.0, 1.0])), penalties=(4.0, 0.0, 1.0)
+        ),
+        [1 / 4, 2, 3 / 4 - 1],
+    ),
+    (LogitChanges(bias=(torch.tensor([2]), torch.tensor([-1.5]))), [1, 2, 1.5]),
+    (
+        LogitChanges(
+            bias=(torch.tensor([0]), torch.tensor([9.0])),
+            banned_ids=torch.tensor([1, 2]),
+            early_ids=torch.tensor([0]),
+        ),
+        [10, -INF, -INF],
+    ),
+]
+
+
+@pytest.mark.parametrize("first", range(len(BY_HAND)))
+def test_what_would_leave_no_token_is_left_out_of_its_own_row_alone(first: int) -> None:
+    """Rows of every kind together, each kind in turn the first and the last."""
+    turned = BY_HAND[first:] + BY_HAND[:first]
+    logits_NV = torch.tensor([[1.0, 2.0, 3.0]]).repeat(len(turned), 1)
+    change(logits_NV, [changes for changes, _ in turned])
+    assert logits_NV.tolist() == [expected for _, expected in turned]

@@ -42,7 +42,8 @@ class Desk:
             "use_prefix_cache": False,
         }
         self.pool = BlockPool(num_blocks)
-        self.scheduler = Scheduler(self.pool, Limits(**{**values, **changes}))  # type: ignore[arg-type]
+        limits = Limits(**{**values, **changes})  # type: ignore[arg-type]
+        self.scheduler, self.max_step_tokens = Scheduler(self.pool, limits), limits.max_step_tokens
         self.num_drafts = num_drafts
         self.numbers = count(1000)
         self.arrivals = count()
@@ -61,6 +62,8 @@ class Desk:
         segments = self.scheduler.schedule(self.num_drafts)
         owners = [segment.sequence for segment in segments]
         assert len(set(map(id, owners))) == len(owners), "a sequence runs twice"
+        num_tokens = sum(segment.num_tokens + segment.num_drafts for segment in segments)
+        assert num_tokens <= self.max_step_tokens, "more than a step may hold"
         for segment in segments:
             end = segment.start + segment.num_tokens + segment.num_drafts
             assert end <= len(segment.sequence.blocks) * SIZE, "a token without a block"

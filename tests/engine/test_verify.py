@@ -251,3 +251,50 @@ def test_a_failure_between_two_rounds_leaves_the_grammar_where_it_was(
     assert verify(logits, [drafts], [state]) == expected
     assert verify(logits, [drafts], [state]) == expected
     assert verified(logits, [drafts], [state]) == expected
+
+
+class Picky:
+    """A guide that refuses whatever is drawn first in its first `num_picky` places."""
+
+    is_cut_short = False
+
+    def __init__(self, num_picky: int, num_taken: int = 0) -> None:
+        self.num_picky, self.num_taken = num_picky, num_taken
+        self.refused: list[int] = []
+
+    def fork(self) -> Picky:
+        return Picky(self.num_picky, self.num_taken)
+
+    def rewind(self) -> None: ...
+
+    def allowed(self) -> torch.Tensor:
+        allowed_V = torch.ones(6, dtype=torch.bool)
+        allowed_V[self.refused] = False
+        return allowed_V
+
+    def admits(self, token_id: int) -> bool:
+        is_picky = self.num_taken < self.num_picky and not self.refused
+        if is_picky:
+            self.refused.append(token_id)
+        return not is_picky
+
+    def put(self, token_id: int) -> None:
+        self.num_taken += 1
+        self.refused.clear()
+
+
+@pytest.mark.parametrize("num_picky", [0, 1, 2])
+def test_a_refusal_takes_later_digits_of_its_own_random_number_alone(num_picky: int) -> None:
+    """Three places in one step, equal chances: which token a number means is known by hand."""
+    for seed in range(20):
+        state = state_of(seed)
+        state.guide = Picky(num_picky)
+        wanted = []
+        for place in range(3):
+            uniform, left = state.uniform(place), list(range(6))
+            if place < num_picky:
+                left.pop(int(uniform * 6))
+                uniform = uniform * 32 % 1.0
+            wanted.append(left[int(uniform * len(left))])
+        (result,) = verify(torch.zeros(3, 6), [wanted[:2]], [state])
+        assert (list(result.token_ids), result.num_accepted) == (wanted, 2)

@@ -90,6 +90,10 @@ def test_kernels_that_can_serve_no_part_are_refused() -> None:
         use_kernels(model, "fast")
     use_kernels(model, "plain")
     assert names(model) == {"plain"}
+    for name, fault in (("widened", "serve no part"), ("fast", "unknown kernels")):
+        with pytest.raises(UsageError, match=fault):
+            use_kernels(model, name)
+        assert names(model) == {"plain"}, "what is refused changes nothing"
 
 
 def test_no_compiler_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,7 @@ def test_logits_are_those_of_the_decoded_weights(form: str, tmp_path: Path) -> N
     names = {name.rpartition(".")[2] for name, _ in found.named_parameters()}
     assert names <= {"weight"}, "norms and routers alone are parameters"
     assert all(p.dim() == 1 or "gate" in n for n, p in found.named_parameters())
+    assert not any(p.requires_grad for p in found.parameters()), "it is frozen"
 
 
 @pytest.mark.parametrize("name", ["no_q_lora", "tied_mtp", "v2_groups", "all_dense_but_one"])

@@ -69,7 +69,7 @@ def chat(
             )
         )
         vocabulary = folder.load_tokenizer()
-        weights = flags.model(folder, options)
+        weights = flags.model(folder, vocabulary, options)
         # Whoever gives a seed wants the same text again: drafts, as many as pay just now, keep it
         # only up to rounding (`Engine`).
         if flags.speculate is None and seed is None and weights.config.num_nextn_predict_layers:

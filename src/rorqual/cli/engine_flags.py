@@ -88,15 +88,19 @@ class EngineFlags:
             **given,
         )
 
-    def model(self, folder: ModelFolder, options: EngineOptions) -> DeepseekV3:
+    def model(
+        self, folder: ModelFolder, tokenizer: Tokenizer, options: EngineOptions
+    ) -> DeepseekV3:
+        """Loads the weights; UsageError, before that, for options that they cannot have."""
         set_threads(self.threads)
+        options.check(folder.model_config(), tokenizer)
         return folder.load_model(options.dtype, options.device)
 
     def engine(self, folder: ModelFolder, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
         """Loads the weights and makes an engine of them."""
         from rorqual.engine import Engine
 
-        return Engine(self.model(folder, options), tokenizer, options)
+        return Engine(self.model(folder, tokenizer, options), tokenizer, options)
 
 
 def with_engine_flags(verb: Callable[..., None]) -> Callable[..., None]:

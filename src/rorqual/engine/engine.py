@@ -68,11 +68,11 @@ class Engine:
     ) -> None:
         self.options = options = replace(options or EngineOptions(), **changes)
         model, tokenizer = _loaded(model, tokenizer, options)
-        options.check(model, tokenizer)
-        use_kernels(model, options.kernels)
+        options.check(model.config, tokenizer)
         self.model, self.tokenizer, self.max_batch = model, tokenizer, options.max_batch
         max_positions = options.max_positions(model.config.max_position_embeddings)
         self._cache, blocks = _make_cache(model, options, max_positions)
+        use_kernels(model, options.kernels)  # last of what may be refused: they stay with the model
         self.max_positions = min(max_positions, blocks * options.block_tokens)
         self._pool = BlockPool(blocks)
         self._scheduler = Scheduler(
@@ -243,11 +243,8 @@ class Engine:
         """Hands the results to the sequences and answers; what each answer gained."""
         pieces = []
         for segment in segments:
-            sequence, answer, num_kept = (
-                segment.sequence,
-                segment.sequence.answer,
-                segment.num_tokens,
-            )
+            sequence, num_kept = segment.sequence, segment.num_tokens
+            answer = sequence.answer
             answer.add_prompt_logprobs(segment.prompt_logprobs)
             if segment.verified is not None:
                 piece = answer.commit(segment.verified, len(segment.drafts), self.weights_version)
@@ -300,11 +297,15 @@ class Engine:
 def _loaded(
     model: str | Path | DeepseekV3, tokenizer: Tokenizer | None, options: EngineOptions
 ) -> tuple[DeepseekV3, Tokenizer]:
-    """The folder's model and tokenizer, or those that were given."""
+    """The folder's model and tokenizer, or those that were given.
+
+    Options that the folder's configuration rules out are refused before its weights are read.
+    """
     device = options.device
     if not isinstance(model, DeepseekV3):
         folder = ModelFolder.find(str(model))
         tokenizer = tokenizer or folder.load_tokenizer()
+        options.check(folder.model_config(), tokenizer)
         model = folder.load_model(options.dtype, device)
     elif device != "auto" and resolve_device(device) != model.device:
         raise UsageError(

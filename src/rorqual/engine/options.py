@@ -9,7 +9,7 @@ import torch
 from rorqual.engine.cache_formats import CacheDtype, check_cache_dtype
 from rorqual.engine.draft_policy import DraftPolicy
 from rorqual.errors import UsageError
-from rorqual.model import DeepseekV3
+from rorqual.model import ModelConfig
 from rorqual.tokenizer import Tokenizer
 
 
@@ -49,9 +49,8 @@ class EngineOptions:
     """auto, the fastest that this machine has for what the model stores, or one of
     `ops.kernels.NAMES`, to compare. They stay with the model."""
 
-    def check(self, model: DeepseekV3, tokenizer: Tokenizer) -> None:
-        """UsageError for what has no meaning with this model."""
-        config = model.config
+    def check(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        """UsageError for what has no meaning with a model of this shape."""
         if tokenizer.vocab_size > config.vocab_size:
             raise UsageError(
                 "the tokenizer does not belong to the model",
@@ -64,6 +63,7 @@ class EngineOptions:
                 raise UsageError(f"{name} is out of range", found=value, expected="1 or more")
         self._check_speculation(config.num_nextn_predict_layers)
         check_cache_dtype(self.kv_cache_dtype)
+        self.max_positions(config.max_position_embeddings)
 
     def _check_speculation(self, num_modules: int) -> None:
         if self.speculate < 0:
@@ -84,7 +84,7 @@ class EngineOptions:
             )
 
     def max_positions(self, limit: int) -> int:
-        """The context's limit, of a model whose own is `limit`."""
+        """The context's limit, of a model whose own is `limit`; UsageError for more than that."""
         if self.max_model_len is None:
             return limit
         if not 2 <= self.max_model_len <= limit:

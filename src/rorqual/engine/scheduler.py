@@ -155,7 +155,9 @@ class Scheduler:
         num_vacant = min(self._limits.max_batch, self._limits.max_step_tokens) - len(self.running)
         for num_places, newcomer in self._in_turn()[num_vacant:LOOK_AHEAD]:
             counts = Counter(sequence.turn for sequence in self.running)
-            behind, most = max(((t[0], count) for t, count in counts.items()), default=(False, 0))
+            behind, most = max(
+                ((turn.is_background, count) for turn, count in counts.items()), default=(False, 0)
+            )
             is_alike = newcomer.is_background == behind
             is_fair = num_places + 1 < most if is_alike else behind
             if is_fair and self._fits(newcomer, self._known_blocks(newcomer)):
@@ -186,7 +188,7 @@ class Scheduler:
             wanted[newcomer.turn] += len(newcomer.token_ids)
         shares: Counter[Turn] = Counter()
         for is_background in (False, True):
-            turns = [turn for turn in wanted if turn[0] == is_background]
+            turns = [turn for turn in wanted if turn.is_background == is_background]
             turns.sort(key=lambda turn: wanted[turn])
             for number, turn in enumerate(turns):
                 shares[turn] = min(wanted[turn], budget // (len(turns) - number))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import block_key
 from rorqual.engine.mtp_state import DepthState
 
-Turn = tuple[bool, str]
-"""Who shares places with others: an owner, and whether it is in the background."""
+
+class Turn(NamedTuple):
+    """Who shares places with others: an owner, and whether it is in the background."""
+
+    is_background: bool
+    owner: str
 
 
 class TokenSequence:
@@ -18,7 +24,7 @@ class TokenSequence:
     def __init__(self, answer: Answer, arrival: int, block_tokens: int) -> None:
         self.answer, self.arrival = answer, arrival
         self.is_background = answer.request.is_background
-        self.turn: Turn = (self.is_background, answer.request.owner)
+        self.turn = Turn(self.is_background, answer.request.owner)
         self.token_ids = list(answer.request.prompt_ids)
         self.num_overtaken = 0  # by how many that came later
         self.blocks: list[int] = []

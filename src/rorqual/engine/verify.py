@@ -24,7 +24,9 @@ from rorqual.engine.sampler import Row, check_finite, choose
 from rorqual.engine.sampling_state import SamplingState
 
 REDRAW = 32.0
-"""A random number of 53 bits is good for eight draws more, each of 2^-5 at the coarsest."""
+"""After a refused token the next draw takes the random number without its first five bits: of 53
+bits, enough for eight draws more.
+"""
 
 
 @dataclass(frozen=True)

@@ -155,13 +155,17 @@ class ModelFolder:
                 fix=f"{mend}name another with --tokenizer (chat, generate, serve, eval)"
             ) from None
 
-    def max_positions(self) -> int:
+    def model_config(self) -> ModelConfig:
+        """What the checkpoint says that the model is; its weights are not looked at."""
         if self.config is not None:
-            return self.config.max_position_embeddings
+            return self.config
         if self.kind == "gguf":
             with self._open() as source:
-                return source.config.max_position_embeddings
-        return load_config(self.path).max_position_embeddings
+                return source.config
+        return load_config(self.path)
+
+    def max_positions(self) -> int:
+        return self.model_config().max_position_embeddings
 
     def load_model(self, dtype: str = "auto", device: str | torch.device = "auto") -> DeepseekV3:
         """The weights, as "float32", "bfloat16", "stored" or "auto"; UsageError for another dtype.
