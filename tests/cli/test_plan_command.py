@@ -10,8 +10,11 @@ from command import run
 
 from rorqual.model import preset
 from rorqual.plan import WEIGHT_FORMATS, disk_bytes
+from rorqual.plan.measure import Measured
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
+
+MEASURED = Measured("a CPU", "2025-01-31", 64e9, 2e10, {"bf16": 1e11, "float32": 2e11})
 
 
 def test_v3_as_json() -> None:
@@ -50,7 +53,7 @@ def test_a_gguf_file_in_one_and_in_parts(model_folder: Path, tmp_path: Path, mix
         options = Options(Target.parse(f"gguf:{mix}"), max_shard_bytes=limit)
         converted = convert(model_folder, tmp_path / f"{limit}.gguf", options)
         assert len(converted.files) == 1 if limit is None else len(converted.files) > 1
-        flags = ("--on", "RTX4090", "--dtype", "stored", "--json")
+        flags = ("--on", "RTX4090", "--engine", "any", "--json")
         done = run("plan", converted.destination, *flags)
         assert done.code == 0, done.err
         report = json.loads(done.out)
@@ -100,7 +103,7 @@ def test_errors(tmp_path: Path) -> None:
         assert message in done.err
 
 
-def test_for_which_engine_is_said(model_folder: Path) -> None:
+def test_for_which_engine_is_said(model_folder: Path, monkeypatch) -> None:
     """Ours on one device, with its MTP layer; for several devices one that divides a model."""
     done = run("plan", "671b", "--on", "8xH200")
     assert "for an engine that runs weights as they are stored, without its MTP layer" in done.out
@@ -111,12 +114,14 @@ def test_for_which_engine_is_said(model_folder: Path) -> None:
     assert "for rorqual: weights run as bf16 (--dtype auto), with its MTP layer" in done.out
     done = run("plan", "671b", "--on", "H200", "--engine", "any", "--weights", "Q2_K_L")
     assert "for an engine that runs weights as they are stored" in done.out
-    done = run("plan", model_folder, "--on", "H200", "--dtype", "stored")
+    monkeypatch.setattr("rorqual.plan.hardware.this_machine", lambda **_: MEASURED)
+    done = run("plan", model_folder, "--dtype", "stored")
     assert "for rorqual: weights run as they are stored (--dtype stored)" in done.out
     for arguments, message in (
         (("--on", "8xH200", "--engine", "rorqual"), "our engine runs on one device"),
         (("--on", "H200", "--kv", "q8_0"), "our engine has no cache in q8_0"),
         (("--on", "8xH200", "--dtype", "stored"), "a dtype is of our engine"),
+        (("--on", "H200", "--dtype", "stored"), "as they are stored on a CPU only"),
         (("--on", "H200", "--dtype", "int3"), "unknown dtype"),
         (("--on", "H200", "--engine", "fast"), "unknown engine"),
     ):

@@ -87,6 +87,31 @@ def test_what_is_not_the_models_changes_nothing(tokenizer: Tokenizer) -> None:
         engine.update(wrong)
     assert "lm_head.weight is [3, 4] and not" in str(problem.value.found)
     assert "model.nowhere is not in the model" in str(problem.value.found)
+    norm, embedding = "model.norm.weight", "model.embed_tokens.weight"
+    zeros = {name: torch.zeros_like(engine.model.state_dict()[name]) for name in (norm, embedding)}
+    for nothing, fault in (
+        (zeros | {norm: zeros[norm].to("meta")}, "model.norm.weight is on the device meta"),
+        (zeros | {norm: zeros[norm].to_sparse()}, "model.norm.weight is sparse"),
+        (zeros | {7: zeros[norm]}, "7 is no name"),
+        (list(zeros.items()), "list"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(UsageError) as problem:
+            engine.update(nothing)  # type: ignore[arg-type]
+        assert fault in str(problem.value.found)
     assert engine.weights_version == 0
     again = engine.generate(PROMPTS, GREEDY)
     assert [output.token_ids for output in again] == [output.token_ids for output in before]
+
+
+def test_one_matrix_under_two_names_takes_one_value(tokenizer: Tokenizer) -> None:
+    """A tied embedding and head: the second name must not win over the first in silence."""
+    tied = build(CONFIG.with_changes(tie_word_embeddings=True), seed=1)
+    engine = Engine(tied, tokenizer)
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    values = torch.ones_like(tied.state_dict()[head])
+    assert engine.update({head: values, embedding: values}) == 1
+    with pytest.raises(UsageError) as problem:
+        engine.update({head: values, embedding: 2 * values})
+    assert "lm_head.weight and model.embed_tokens.weight are one matrix" in str(problem.value.found)
+    assert torch.equal(tied.state_dict()[head], values)

@@ -11,7 +11,8 @@ import torch
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.model.served import Served, use_kernels
-from rorqual.ops.kernels import DECODED, TORCH, WIDENED, Machine
+from rorqual.model.stored import StoredStack
+from rorqual.ops.kernels import DECODED, FP8, TORCH, WIDENED, Machine
 from small import SMALL, lively, random_tokens
 
 OLD = Machine("cpu", has_bfloat16=False, has_compiler=False)
@@ -127,3 +128,27 @@ def test_a_compiled_model_breaks_its_graph_at_widened_weights_and_is_right() -> 
         results.append((logits.detach(), *gradients))
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_what_must_be_exact_keeps_its_dtype_when_a_model_is_cast(dtype: torch.dtype) -> None:
+    """Angles, the router's bias and the balance loss. Oracle: the model before."""
+    model = lively(SMALL)
+    before = dict(model.named_buffers())
+    kept = {name: buffer.clone() for name, buffer in before.items()}
+    model.to(dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert kept
+    assert all(
+        buffer.dtype == kept[name].dtype and torch.equal(buffer, kept[name])
+        for name, buffer in model.named_buffers()
+    )
+    assert {buffer.device.type for buffer in model.to("meta").buffers()} == {"meta"}
+
+
+def test_the_scales_of_stored_blocks_are_as_exact_when_the_model_is_cast() -> None:
+    stack = StoredStack(FP8, (1, 4, 8), 8, (2, 4))
+    scales = torch.tensor([[[1 / 3, 1 / 5], [1 / 7, 1 / 9]]])
+    assert stack.scales_EXY is not None
+    stack.scales_EXY.copy_(scales)
+    assert torch.equal(stack.bfloat16().scales_EXY, scales)

@@ -13,10 +13,11 @@ import torch
 
 from rorqual.bundled import checkpoint_path
 from rorqual.engine import Engine
+from rorqual.errors import UsageError
 from rorqual.model import build, empty, preset
 from rorqual.model.flops import count_parameters, forward_flops_per_token
 from rorqual.plan import HARDWARE, plan_inference
-from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
+from rorqual.plan.hardware import HERE, USABLE_SHARE, Hardware, Source
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import memory_bytes
 from rorqual.plan.speed import distinct_experts, read_bytes, speed_of, tokens_per_step
@@ -118,6 +119,7 @@ def test_more_drafts_read_the_mtp_layer_more_often() -> None:
 
 def test_suggestions_are_what_our_engine_can_do() -> None:
     """Not other files alone, which it would decode, nor more devices."""
+    cpu = replace(TOY, name=HERE)
     wish = Wish(V3, "fp8", "bf16", 1024, 1, "rorqual", "float32")
     for room_for, flag in (
         (replace(wish, dtype="bfloat16"), "--dtype bfloat16 "),
@@ -125,7 +127,8 @@ def test_suggestions_are_what_our_engine_can_do() -> None:
         (replace(wish, dtype="stored", weights="Q4_K_M"), "--weights Q4_K_M --dtype stored "),
     ):
         needed = memory_of(room_for, TOY).total
-        device = replace(TOY, memory_bytes=(needed + 1) / USABLE_SHARE)
+        needed = memory_of(room_for, cpu).total
+        device = replace(cpu, memory_bytes=(needed + 1) / USABLE_SHARE)
         planned = plan_inference(
             V3, device, weights="fp8", context=1024, engine="rorqual", dtype="float32", kv="bf16"
         )
@@ -133,6 +136,15 @@ def test_suggestions_are_what_our_engine_can_do() -> None:
         assert planned.suggestions[0].startswith(flag), planned.suggestions
         assert not any("--on" in text for text in planned.suggestions)
         assert fits(room_for, device)
+
+
+def test_an_accelerator_does_not_run_what_is_stored() -> None:
+    """As `weights.load` refuses it: neither a plan nor a suggestion says otherwise."""
+    with pytest.raises(UsageError, match="on a CPU only"):
+        plan_inference(V3, HARDWARE["H200"], weights="fp8", engine="rorqual", dtype="stored")
+    planned = plan_inference(V3, HARDWARE["H200"], weights="fp8", engine="rorqual")
+    assert not planned.is_fitting
+    assert not any("stored" in text for text in planned.suggestions), planned.suggestions
 
 
 def test_our_step_has_512_tokens_on_every_device() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hf_oracle as oracle
 import pytest
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rorqual.errors import CheckpointError
 from rorqual.model import ModelConfig
 from rorqual.tokenizer import train_tokenizer
 from rorqual.weights import load, load_config, save
@@ -166,6 +168,25 @@ def test_known_leftovers_are_accepted(tmp_path: Path, caplog: pytest.LogCaptureF
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     assert "quantization_config" in caplog.text
     assert "model.layers.3.embed_tokens.weight differs" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "stored"])
+def test_copies_that_are_none_are_said_however_the_weights_run(
+    dtype: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stale copy of an MTP layer with a warning; a head that only seems tied is refused."""
+    model = lively(oracle.CONFIGS["tied_mtp"])
+    head = model.model.embed_tokens.weight.detach().clone()
+    number = model.config.num_hidden_layers
+    stale = {f"model.layers.{number}.embed_tokens.weight": head + 1}
+    for name, more in (("true", {"lm_head.weight": head}), ("false", {"lm_head.weight": head + 1})):
+        save(model, tmp_path / name)
+        edit(tmp_path / name, lambda tensors, more=more: tensors.update(more | stale))
+    load(tmp_path / "true", dtype)
+    assert f"model.layers.{number}.embed_tokens.weight differs" in caplog.text
+    assert "lm_head.weight differs" not in caplog.text
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        load(tmp_path / "false", dtype)
 
 
 def test_a_model_without_its_mtp_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

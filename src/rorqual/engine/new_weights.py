@@ -23,26 +23,37 @@ def replace_weights(model: DeepseekV3, tensors: Mapping[str, Tensor]) -> None:
     """Copies values into the parameters and the router bias of these names, in the model's dtype.
 
     UsageError, before anything is changed, for names that the model has not, for other shapes, for
-    values that are no floating-point numbers, and for weights that are stored in another form.
+    values that are no floating-point numbers or are nowhere, for two values of one tied matrix, and
+    for weights that are stored in another form.
     """
+    if not isinstance(tensors, Mapping):
+        raise UsageError(
+            "new weights are tensors by their names",
+            found=type(tensors).__name__,
+            expected="a dict, such as model.state_dict() gives",
+        )
     places = model.state_dict()
     stored = _stored_names(model)
     faults = [
         fault for name, tensor in tensors.items() if (fault := _fault(name, tensor, places, stored))
-    ]
+    ] or _contradictions(tensors, places)
     if faults:
         raise UsageError(
             "the weights are not this model's",
             found=listing(faults),
             expected="names and shapes of model.state_dict(), floating-point values",
-            fix=LOAD_DECODED if any(_owner(name, stored) for name in tensors) else None,
+            fix=LOAD_DECODED if any(_owner(str(name), stored) for name in tensors) else None,
         )
     for name, tensor in tensors.items():
         places[name].copy_(tensor)
 
 
-def _fault(name: str, tensor: object, places: Mapping[str, Tensor], stored: set[str]) -> str | None:
+def _fault(
+    name: object, tensor: object, places: Mapping[str, Tensor], stored: set[str]
+) -> str | None:
     """What is wrong with a new weight, if anything."""
+    if not isinstance(name, str):
+        return f"{name!r} is no name"
     if _owner(name, stored):
         return f"{name} lies in the bytes of its file"
     if name not in places:
@@ -53,7 +64,20 @@ def _fault(name: str, tensor: object, places: Mapping[str, Tensor], stored: set[
         return f"{name} is {list(tensor.shape)} and not {list(places[name].shape)}"
     if tensor.dtype not in FLOATS:
         return f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return f"{name} is on the device meta" if tensor.is_meta else f"{name} is sparse"
     return None
+
+
+def _contradictions(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> list[str]:
+    """Names of one matrix (an embedding that is the head too) that were given different values."""
+    first: dict[int, str] = {}
+    faults = []
+    for name, tensor in tensors.items():
+        other = first.setdefault(places[name].data_ptr(), name)
+        if other != name and not torch.equal(tensor.cpu(), tensors[other].cpu()):
+            faults.append(f"{other} and {name} are one matrix and differ")
+    return faults
 
 
 def _owner(name: str, stored: set[str]) -> str:

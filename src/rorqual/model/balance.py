@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rorqual.model.kept import KeepsBuffers
 from rorqual.model.router import Routing
 
 
@@ -28,7 +29,7 @@ class BalanceTerm(NamedTuple):
     exists_BT: Tensor | None
 
 
-class Balance(nn.Module):
+class Balance(KeepsBuffers):
     """forward(out_BTD, routing, term) -> out_BTD, with the balance loss in its backward pass.
 
     What the training passes since `reset` saw: `loads_E` int64 counts each expert's (token, choice)

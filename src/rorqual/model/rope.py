@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rorqual.model.config import ModelConfig, YarnScaling
+from rorqual.model.kept import KeepsBuffers
 
 
-class RotaryAngles(nn.Module):
+class RotaryAngles(KeepsBuffers):
     """positions_BT int64 -> (cos_BTR/2, sin_BTR/2) float32, YaRN's magnitude included."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
+from rorqual.model.kept import KeepsBuffers
 from rorqual.model.served import Served
 from rorqual.ops.kernels import storage_of
 
@@ -28,7 +29,7 @@ class Routing(NamedTuple):
     scores_TE: Tensor
 
 
-class Router(Served):
+class Router(Served, KeepsBuffers):
     """Chooses K of E experts for each token inside at most `topk_group` of G groups.
 
     forward(x_TD) -> Routing(weights_TK float32, experts_TK int64, scores_TE float32)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.dispatch import Dispatched
+from rorqual.model.kept import KeepsBuffers
 from rorqual.model.served import Served
 from rorqual.ops.block_fp8 import dequantise_blocks, num_blocks
 from rorqual.ops.decoded import linear_transposed
@@ -24,7 +25,7 @@ from rorqual.ops.swiglu import swiglu
 TILE_ELEMENTS = 1 << 20  # 4 MB of decoded values
 
 
-class StoredStack(Served):
+class StoredStack(Served, KeepsBuffers):
     """E matrices (O, I) of one kind: FP8, or a type of GGUF (F32, F16 and BF16 among them).
 
     codes_EOB uint8; scales_EXY float32 are FP8's, one for each block.

@@ -18,7 +18,7 @@ from rorqual.plan.sizes import (
     memory_bytes,
 )
 from rorqual.plan.speed import Speed, speed_of
-from rorqual.plan.wish import Wish, checked, layer_cache_bytes
+from rorqual.plan.wish import Wish, can_run_stored, checked, layer_cache_bytes
 
 MAX_DEVICES = 4096
 SMALLER_KV = ("bf16", "fp8")
@@ -88,7 +88,7 @@ def plan_inference(
     """Plans; `context` None is the model's own, at most 4096. UsageError for what cannot be."""
     context = min(config.max_position_embeddings, 4096) if context is None else context
     wished = Wish(config, check_format(weights), context=context, batch=batch, **options)
-    wish = checked(wished, hardware.num_devices)
+    wish = checked(wished, hardware)
     is_fitting = fits(wish, hardware)
     return InferencePlan(
         wish,
@@ -133,7 +133,7 @@ def _suggestions(wish: Wish, hardware: Hardware) -> Iterator[str]:
         if fits(replace(wish, kv=kv), hardware):
             yield f"--kv {kv}"
             break
-    smaller = _smaller_weights(wish)
+    smaller = _smaller_weights(wish, hardware)
     fitting = [less for less in smaller if fits(less, hardware)]
     if fitting:
         yield _priced(wish, fitting[0], hardware)
@@ -195,13 +195,13 @@ def _smaller_kv(wish: Wish) -> list[str]:
     return [kv for kv in SMALLER_KV if layer_cache_bytes(wish.config, kv) < now]
 
 
-def _smaller_weights(wish: Wish) -> list[Wish]:
+def _smaller_weights(wish: Wish, hardware: Hardware) -> list[Wish]:
     """The same with weights of fewer bytes in memory, the largest of them first. In our engine that
-    takes a dtype; beyond bfloat16 files that are smaller and run as stored.
+    takes a dtype; beyond bfloat16, where it can, files that are smaller and run as stored.
     """
     if wish.is_ours:
-        stored = [replace(wish, dtype="stored", weights=w) for w in WEIGHT_FORMATS]
-        ways = [replace(wish, dtype="bfloat16"), replace(wish, dtype="stored"), *stored]
+        stored = [replace(wish, dtype="stored", weights=w) for w in (wish.weights, *WEIGHT_FORMATS)]
+        ways = [replace(wish, dtype="bfloat16"), *(stored if can_run_stored(hardware) else ())]
     else:
         ways = [replace(wish, weights=w) for w in WEIGHT_FORMATS]
     sizes = {way: memory_bytes(way.config, way.runs_as, with_mtp=way.has_mtp) for way in ways}

@@ -117,7 +117,12 @@ def layer_cache_bytes(config: ModelConfig, kv: str) -> float:
     return by_format[kv]
 
 
-def checked(wish: Wish, num_devices: int) -> Wish:
+def can_run_stored(hardware: Hardware) -> bool:
+    """Whether our engine can: `weights.load` refuses other devices than a CPU."""
+    return hardware.is_cpu
+
+
+def checked(wish: Wish, hardware: Hardware) -> Wish:
     """The wish with its names in our spelling; UsageError for what the engine has not."""
     if wish.engine not in ENGINES:
         raise UsageError("unknown engine", found=wish.engine, expected=listing(ENGINES))
@@ -130,11 +135,17 @@ def checked(wish: Wish, num_devices: int) -> Wish:
             found=f"dtype {wish.dtype} with engine {wish.engine}",
             fix="--engine rorqual, or say with --weights in what form the files are",
         )
-    if wish.is_ours and num_devices > 1:
+    if wish.is_ours and hardware.num_devices > 1:
         raise UsageError(
             "our engine runs on one device",
-            found=f"{num_devices} devices",
+            found=f"{hardware.num_devices} devices",
             fix="--engine any plans for one that divides a model among devices",
+        )
+    if wish.dtype == "stored" and not can_run_stored(hardware):
+        raise UsageError(
+            "our engine runs weights as they are stored on a CPU only",
+            found=f"dtype stored on {hardware.label}",
+            fix="--dtype bfloat16, or --engine any plans for one that runs what is stored",
         )
     if wish.num_drafts < 0:
         raise UsageError("drafts are none or some", found=wish.num_drafts)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from rorqual.bundled import checkpoint_path
-from rorqual.errors import CheckpointError, UsageError
-from rorqual.log import logger
+from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, empty
 from rorqual.model.served import use_kernels
 from rorqual.ops.device import resolve_device
 from rorqual.weights.advice import advice_files
 from rorqual.weights.audit import audit
-from rorqual.weights.names import HEAD, StoredTensor
+from rorqual.weights.copies import say_it_differs
+from rorqual.weights.names import StoredTensor
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
 from rorqual.weights.source import TensorSource
@@ -87,15 +87,5 @@ def _load(source: TensorSource, dtype: str, device: torch.device) -> DeepseekV3:
 
 def _check_copy(source: TensorSource, tensor: StoredTensor, original: Tensor) -> None:
     values = read_values(source, tensor).to(original.device, original.dtype)
-    if torch.equal(values, original):
-        return
-    if tensor.name == HEAD:
-        raise CheckpointError(
-            f"{HEAD} differs from {tensor.parameter}, but config.json ties them",
-            where=source.path,
-            fix="set tie_word_embeddings to false in config.json",
-        )
-    # Choice: fine-tuned releases leave stale copies here, and the report shares them (§2.2).
-    logger(__name__).warning(
-        "%s: %s differs from %s; the shared one is used", source.path, tensor.name, tensor.parameter
-    )
+    if not torch.equal(values, original):
+        say_it_differs(source, tensor)

@@ -28,12 +28,13 @@ from rorqual.model.stored import (
     StoredStack,
 )
 from rorqual.weights.audit import audit
+from rorqual.weights.copies import say_it_differs
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.progress import track
 from rorqual.weights.safetensors_file import NAMES
 from rorqual.weights.source import StoredBytes, TensorSource, block_of
-from rorqual.weights.values import read_scale, read_values
+from rorqual.weights.values import StoredRows, read_scale, read_values
 
 
 def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
@@ -54,7 +55,23 @@ def load_stored(source: TensorSource, device: torch.device) -> DeepseekV3:
             if tensor.kind != "copy":
                 reader.take(tensor)
     reader.finish()
+    for tensor in report.tensors:
+        if tensor.kind == "copy":
+            _check_copy(source, tensor, model)
     return model
+
+
+def _check_copy(source: TensorSource, tensor: StoredTensor, model: DeepseekV3) -> None:
+    """Its values by rows, and those of what is used in its place."""
+    owner, _, _ = tensor.parameter.rpartition(".")
+    part = model.get_submodule(owner)
+    assert isinstance(part, StoredEmbedding | StoredLinear), "copies are of embedding and head"
+    rows = StoredRows(source, tensor)
+    if not all(
+        torch.equal(rows.values(start, stop), part.stack.dense(0, start, stop))
+        for start, stop in rows.chunks()
+    ):
+        say_it_differs(source, tensor)
 
 
 class _Reader:
