@@ -154,10 +154,26 @@ def test_a_reward_lies_between_0_and_1(reward: float) -> None:
 
 
 def test_bad_calls_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="a reward that is none"):
+        Grade("1", "A text is no number.")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the number of questions"):
+        evaluate(lambda asked: ["" for _ in asked], Recall(), -1)
     with pytest.raises(UsageError, match="one response"):
         evaluate(lambda asked: [], Double(), 5)
     with pytest.raises(UsageError, match="nothing to ask"):
         evaluate(lambda asked: [], Double(), 0)
+
+
+@pytest.mark.parametrize("given", [0.5, True, None, (1.0, "right")])
+def test_a_grader_gives_grades_and_nothing_like_them(given: Any) -> None:
+    """Else a reward would be missed only where it is counted, far from who gave it."""
+
+    class Careless(Recall):
+        def grade(self, question: Question[str], answer: str) -> Grade:
+            return given
+
+    with pytest.raises(UsageError, match="must return a Grade"):
+        evaluate(lambda asked: ["" for _ in asked], Careless(), 3)
 
 
 def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:

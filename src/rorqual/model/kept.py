@@ -5,6 +5,7 @@ the router's bias, the balance loss, scales of FP8 blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 class KeepsBuffers(nn.Module):
     """Its own buffers move with it, and keep their dtype where it is cast (`model.bfloat16()`)."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsBuffers:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in kept.items():

@@ -5,7 +5,7 @@ torch's own, or for weights in the bytes of their file the plain ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Served(nn.Module):
         """How its weights are stored (as `Rule.storages` names it), and on which device."""
         raise NotImplementedError(type(self).__name__)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Served:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if self._chosen_for not in (None, self.storage()):
             self.kernels, self._chosen_for = type(self).kernels, None

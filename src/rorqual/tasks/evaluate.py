@@ -73,12 +73,27 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def _graded(task: Task[Any], question: Question[Any], response: str) -> Grade:
+    """UsageError for a grader that gives anything but a Grade."""
+    grade = task.grade(question, response)
+    if not isinstance(grade, Grade):
+        raise UsageError(
+            f"grade() of the task {task.name} must return a Grade",
+            found=repr(grade), expected='such as Grade(0.5, "Half of it is right.")',
+        )  # fmt: skip
+    return grade
+
+
 def evaluate(
     answer: Callable[[list[Messages]], list[str]], task: Task[Any], count: int, seed: int = 0
 ) -> TaskResult:
     """Asks at most `count` held-out questions in one call of `answer` (conversations -> responses,
     in order).
     """
+    if count < 0:
+        raise UsageError(
+            "the number of questions is out of range", found=count, expected="1 or more"
+        )
     questions = list(islice(task.questions("held_out", seed), count))
     if not questions:
         raise UsageError(
@@ -94,7 +109,7 @@ def evaluate(
     return TaskResult(
         task.name,
         tuple(
-            Answered(question, response, task.grade(question, response))
+            Answered(question, response, _graded(task, question, response))
             for question, response in zip(questions, responses, strict=True)
         ),
     )

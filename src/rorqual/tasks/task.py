@@ -57,9 +57,9 @@ class Grade:
     why: str
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.reward <= 1.0:
+        if not isinstance(self.reward, int | float) or not 0.0 <= self.reward <= 1.0:
             raise UsageError(
-                "a reward that is none", found=self.reward, expected="a number from 0 to 1",
+                "a reward that is none", found=repr(self.reward), expected="a number from 0 to 1",
                 fix="scale it in the task's grade()",
             )  # fmt: skip
 
