@@ -106,7 +106,7 @@ def test_what_is_not_the_models_changes_nothing(tokenizer: Tokenizer) -> None:
 
 def test_one_matrix_under_two_names_takes_one_value(tokenizer: Tokenizer) -> None:
     """A tied embedding and head: the second name must not win over the first in silence."""
-    tied = build(CONFIG.with_changes(tie_word_embeddings=True), seed=1)
+    tied = lively(CONFIG.with_changes(tie_word_embeddings=True), 1)
     engine = Engine(tied, tokenizer)
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     values = torch.ones_like(tied.state_dict()[head])
