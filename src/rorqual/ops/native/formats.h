@@ -1,0 +1,48 @@
+/* The packed forms, and what the kernels of a processor offer. */
+#ifndef RORQUAL_FORMATS_H
+#define RORQUAL_FORMATS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace rq {
+
+constexpr int TILE = 16;         // output rows of a tile
+constexpr int GROUP = 32;        // activations that share a scale
+constexpr int SUPER = 256;       // values of a K-quant's block
+constexpr int STEP = 4;          // inputs that one instruction takes of a row
+
+// Bytes of a tile's block: of 32 values (Q8_0), 256 (K-quants), 2 (BF16).
+constexpr size_t Q8_0_BLOCK = TILE * 34, Q4_K_BLOCK = TILE * 144, Q6_K_BLOCK = TILE * 210;
+constexpr size_t BF16_BLOCK = TILE * 4;
+
+// Rows of activations. Quantised: codes (rows, width), a scale for each 32, sums of codes for each
+// 16. BF16: pairs (rows, width).
+struct Activations {
+    const int8_t *codes;
+    const float *scales;
+    const int32_t *sums;
+    const uint16_t *pairs;
+    int64_t width;
+};
+
+// One tile times rows [first, first + count) of x: y[i * TILE ...] are the sums of row first + i.
+using TileProduct = void (*)(const uint8_t *tile, const Activations &x, int64_t first,
+                             int64_t count, float *y);
+using Quantise = void (*)(const float *x, int64_t width, int8_t *codes, float *scales,
+                          int32_t *sums);
+
+struct Kernels {
+    const char *level;
+    TileProduct bf16, q8_0, q4_k, q6_k;
+    Quantise quantise;
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define RQ_X86 1
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace rq
+#endif

@@ -1,0 +1,202 @@
+// Products of packed matrices with rows of activations, and which kernels do them.
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <memory>
+#include <new>
+
+#include "formats.h"
+#include "pool.h"
+#include "rorqual_native.h"
+
+namespace rq {
+
+size_t row_bytes(int kind, int64_t columns);
+
+namespace {
+
+const Kernels &chosen() {
+    const char *most = getenv("RORQUAL_CPU");
+    const bool is_portable = most != nullptr && strcmp(most, "portable") == 0;
+#ifdef RQ_X86
+    const bool is_avx2 = most != nullptr && strcmp(most, "avx2") == 0;
+    if (!is_portable && !is_avx2 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512bf16"))
+        return avx512_kernels;
+    if (!is_portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return avx2_kernels;
+#endif
+    return portable_kernels;
+}
+
+const Kernels &kernels() {
+    static const Kernels &the_kernels = chosen();
+    return the_kernels;
+}
+
+float wide(uint16_t b) {
+    const uint32_t bits = static_cast<uint32_t>(b) << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+// To the nearest, ties to even; no NaN becomes an infinity.
+uint16_t narrow(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16) | 64;
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Rows of x in the form that a kind of weights wants.
+class Prepared {
+  public:
+    bool make(int kind, const void *x, int64_t num_x, int64_t width, int dtype) {
+        x_ = x;
+        width_ = width;
+        dtype_ = dtype;
+        const int64_t size = num_x * width;
+        if (kind == RQ_BF16) {
+            if (dtype == RQ_BFLOAT16) {
+                view_ = {nullptr, nullptr, nullptr, static_cast<const uint16_t *>(x), width};
+                return true;
+            }
+            pairs_.reset(new (std::nothrow) uint16_t[size]);
+            if (!pairs_) return false;
+            for (int64_t i = 0; i < size; i++) pairs_[i] = narrow(static_cast<const float *>(x)[i]);
+        } else {
+            codes_.reset(new (std::nothrow) int8_t[size]);
+            scales_.reset(new (std::nothrow) float[size / GROUP]);
+            sums_.reset(new (std::nothrow) int32_t[size / 16]);
+            if (!codes_ || !scales_ || !sums_) return false;
+            parallel(quantise, this, num_x);
+        }
+        view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), width};
+        return true;
+    }
+
+    const Activations &view() const { return view_; }
+
+  private:
+    static void quantise(void *context, int64_t first, int64_t last) {
+        Prepared &p = *static_cast<Prepared *>(context);
+        const int64_t width = p.width_;
+        std::unique_ptr<float[]> row(p.dtype_ == RQ_BFLOAT16 ? new float[width] : nullptr);
+        for (int64_t i = first; i < last; i++) {
+            const float *x = static_cast<const float *>(p.x_) + i * width;
+            if (row) {
+                const uint16_t *narrow_x = static_cast<const uint16_t *>(p.x_) + i * width;
+                for (int64_t k = 0; k < width; k++) row[k] = wide(narrow_x[k]);
+                x = row.get();
+            }
+            kernels().quantise(x, width, p.codes_.get() + i * width,
+                               p.scales_.get() + i * (width / GROUP),
+                               p.sums_.get() + i * (width / 16));
+        }
+    }
+
+    const void *x_ = nullptr;
+    int64_t width_ = 0;
+    int dtype_ = 0;
+    std::unique_ptr<int8_t[]> codes_;
+    std::unique_ptr<float[]> scales_;
+    std::unique_ptr<int32_t[]> sums_;
+    std::unique_ptr<uint16_t[]> pairs_;
+    Activations view_{};
+};
+
+TileProduct product_of(int kind) {
+    switch (kind) {
+    case RQ_BF16: return kernels().bf16;
+    case RQ_Q8_0: return kernels().q8_0;
+    case RQ_Q4_K: return kernels().q4_k;
+    default: return kernels().q6_k;
+    }
+}
+
+struct Products {
+    TileProduct product;
+    const uint8_t *packed;
+    size_t tile_bytes;
+    int64_t num_tiles, num_rows;  // of a matrix
+    const Activations *x;
+    const int64_t *counts, *starts;  // of rows of x, by matrix
+    void *y;
+    int dtype;
+};
+
+// Choice: so many rows of x at a time, their sums in a thread's first cache.
+constexpr int64_t CHUNK = 64;
+
+void write(const Products &p, const float *sums, int64_t tile, int64_t first, int64_t count) {
+    const int64_t start = tile * TILE;
+    const int64_t width = p.num_rows - start < TILE ? p.num_rows - start : TILE;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t at = (first + i) * p.num_rows + start;
+        if (p.dtype == RQ_FLOAT32) {
+            memcpy(static_cast<float *>(p.y) + at, sums + i * TILE, width * sizeof(float));
+        } else {
+            uint16_t *y = static_cast<uint16_t *>(p.y) + at;
+            for (int64_t k = 0; k < width; k++) y[k] = narrow(sums[i * TILE + k]);
+        }
+    }
+}
+
+// Items are tiles of all matrices, one after the other.
+void multiply(void *context, int64_t first, int64_t last) {
+    const Products &p = *static_cast<Products *>(context);
+    alignas(64) float sums[CHUNK * TILE];
+    for (int64_t item = first; item < last; item++) {
+        const int64_t matrix = item / p.num_tiles, tile = item % p.num_tiles;
+        const int64_t begin = p.starts[matrix], end = begin + p.counts[matrix];
+        for (int64_t row = begin; row < end; row += CHUNK) {
+            const int64_t count = end - row < CHUNK ? end - row : CHUNK;
+            p.product(p.packed + item * p.tile_bytes, *p.x, row, count, sums);
+            write(p, sums, tile, row, count);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace rq
+
+extern "C" {
+
+int rq_abi(void) { return RQ_ABI; }
+
+const char *rq_level(void) { return rq::kernels().level; }
+
+void rq_set_threads(int num_threads) { rq::set_threads(num_threads); }
+
+int rq_linear(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
+              const void *x, void *y, int64_t num_x, int dtype) {
+    return rq_grouped(kind, packed, 1, num_rows, num_columns, x, y, &num_x, dtype);
+}
+
+int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t num_rows,
+               int64_t num_columns, const void *x, void *y, const int64_t *counts, int dtype) {
+    const size_t row_bytes = rq::row_bytes(kind, num_columns);
+    if (row_bytes == 0 || num_rows < 1 || num_matrices < 1) return RQ_BAD_SHAPE;
+    std::unique_ptr<int64_t[]> starts(new (std::nothrow) int64_t[num_matrices]);
+    if (!starts) return RQ_NO_MEMORY;
+    int64_t num_x = 0;
+    for (int64_t e = 0; e < num_matrices; e++) {
+        if (counts[e] < 0) return RQ_BAD_SHAPE;
+        starts[e] = num_x;
+        num_x += counts[e];
+    }
+    if (num_x == 0) return RQ_OK;
+    rq::Prepared prepared;
+    if (!prepared.make(kind, x, num_x, num_columns, dtype)) return RQ_NO_MEMORY;
+    const int64_t num_tiles = (num_rows + rq::TILE - 1) / rq::TILE;
+    rq::Products products{rq::product_of(kind), packed, row_bytes * rq::TILE, num_tiles, num_rows,
+                          &prepared.view(), counts, starts.get(), y, dtype};
+    rq::parallel(rq::multiply, &products, num_matrices * num_tiles);
+    return RQ_OK;
+}
+}

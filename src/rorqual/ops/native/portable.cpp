@@ -1,0 +1,142 @@
+// Kernels in plain C++, for any processor.
+
+#include <string.h>
+
+#include "formats.h"
+
+namespace rq {
+namespace portable {
+
+struct Simd {
+    struct F { float v[TILE]; };
+    struct I { int32_t v[TILE]; };
+    struct B { uint8_t v[64]; };
+    struct Signed { int8_t v[64]; };
+    struct Pairs { float even[TILE], odd[TILE]; };
+    static constexpr int MOST_ROWS = 2;
+    static constexpr int32_t SIGNED_EXCESS = 0;
+
+    static F zero() { return F{}; }
+    static I zero_int() { return I{}; }
+    static F all(float a) {
+        F f;
+        for (int i = 0; i < TILE; i++) f.v[i] = a;
+        return f;
+    }
+    static B load(const uint8_t *p) {
+        B b;
+        memcpy(b.v, p, 64);
+        return b;
+    }
+    static Signed as_signed(B b) {
+        Signed s;
+        memcpy(s.v, b.v, 64);
+        return s;
+    }
+    static B low_nibbles(B b) {
+        for (int i = 0; i < 64; i++) b.v[i] &= 15;
+        return b;
+    }
+    static B high_nibbles(B b) {
+        for (int i = 0; i < 64; i++) b.v[i] >>= 4;
+        return b;
+    }
+    template <int N>
+    static B six_bits(B low, B high) {
+        for (int i = 0; i < 64; i++) low.v[i] |= ((high.v[i] >> (2 * N)) & 3) << 4;
+        return low;
+    }
+    template <class Codes>
+    static I dot_codes(I sum, const Codes &w, const int8_t *x) {
+        for (int i = 0; i < TILE; i++)
+            for (int k = 0; k < STEP; k++) sum.v[i] += w.v[4 * i + k] * x[k];
+        return sum;
+    }
+    static I dot(I sum, B w, const int8_t *x) { return dot_codes(sum, w, x); }
+    static I dot_signed(I sum, Signed w, const int8_t *x) { return dot_codes(sum, w, x); }
+    static I add(I a, int32_t b) {
+        for (int i = 0; i < TILE; i++) a.v[i] += b;
+        return a;
+    }
+    static F to_float(I a) {
+        F f;
+        for (int i = 0; i < TILE; i++) f.v[i] = static_cast<float>(a.v[i]);
+        return f;
+    }
+    static F mul(F a, F b) {
+        for (int i = 0; i < TILE; i++) a.v[i] *= b.v[i];
+        return a;
+    }
+    static F mul(F a, float b) { return mul(a, all(b)); }
+    static F fma(F a, F b, F c) {
+        for (int i = 0; i < TILE; i++) c.v[i] += a.v[i] * b.v[i];
+        return c;
+    }
+    static void store(float *p, F a) { memcpy(p, a.v, sizeof a.v); }
+    static F bytes(const uint8_t *p) {
+        F f;
+        for (int i = 0; i < TILE; i++) f.v[i] = p[i];
+        return f;
+    }
+    static F signed_bytes(const uint8_t *p) {
+        F f;
+        for (int i = 0; i < TILE; i++) f.v[i] = static_cast<int8_t>(p[i]);
+        return f;
+    }
+    static float half(uint16_t h) {
+        const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
+        const uint32_t exponent = (h >> 10) & 31, fraction = h & 1023;
+        uint32_t bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+        if (exponent == 31) bits = sign | 0x7f800000 | (fraction << 13);
+        float f;
+        memcpy(&f, &bits, 4);
+        if (exponent == 0) {  // subnormal: fraction * 2^-24
+            f = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+            f = sign ? -f : f;
+        }
+        return f;
+    }
+    static F halves(const uint8_t *p) {
+        F f;
+        for (int i = 0; i < TILE; i++) {
+            uint16_t h;
+            memcpy(&h, p + 2 * i, 2);
+            f.v[i] = half(h);
+        }
+        return f;
+    }
+    static float wide(uint16_t b) {
+        const uint32_t bits = static_cast<uint32_t>(b) << 16;
+        float f;
+        memcpy(&f, &bits, 4);
+        return f;
+    }
+    static Pairs load_pairs(const uint8_t *p) {
+        Pairs w;
+        for (int i = 0; i < TILE; i++) {
+            uint16_t pair[2];
+            memcpy(pair, p + 4 * i, 4);
+            w.even[i] = wide(pair[0]);
+            w.odd[i] = wide(pair[1]);
+        }
+        return w;
+    }
+    static F dot_pairs(F sum, const Pairs &w, const uint16_t *x) {
+        const float a = wide(x[0]), b = wide(x[1]);
+        for (int i = 0; i < TILE; i++) sum.v[i] += w.even[i] * a + w.odd[i] * b;
+        return sum;
+    }
+};
+
+#include "products.inl"
+
+}  // namespace portable
+
+const Kernels portable_kernels = {"portable",
+                                  portable::bf16_product,
+                                  portable::q8_0_product,
+                                  portable::q4_k_product,
+                                  portable::q6_k_product,
+                                  portable::quantise_row};
+
+}  // namespace rq

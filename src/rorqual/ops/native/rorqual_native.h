@@ -1,0 +1,62 @@
+/* Matrix kernels for CPUs: the C interface that Python calls, without its lock.
+ *
+ * A packed matrix is made of tiles of 16 output rows. Codes of four neighbouring inputs of a row
+ * lie together, those of the 16 rows side by side, so that one instruction multiplies 64 codes
+ * with four activations and no sum runs across lanes. A tile has the bytes that its rows had.
+ */
+#ifndef RORQUAL_NATIVE_H
+#define RORQUAL_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#define RQ_API __declspec(dllexport)
+#else
+#define RQ_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { RQ_ABI = 1 };
+enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3 };
+enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
+enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3 };
+
+/* Changes with every change of this interface or of the packed forms. */
+RQ_API int rq_abi(void);
+
+/* "avx512", "avx2" or "portable": what the processor has, or less if RORQUAL_CPU says so. */
+RQ_API const char *rq_level(void);
+
+/* Threads of all later calls, the caller's among them. */
+RQ_API void rq_set_threads(int num_threads);
+
+/* Bytes of a packed matrix (num_rows, num_columns); 0 if the kind has no such width. */
+RQ_API size_t rq_packed_bytes(int kind, int64_t num_rows, int64_t num_columns);
+
+/* Packs a matrix whose rows lie one after the other, as files store them (BF16, or GGUF's blocks). */
+RQ_API int rq_pack(int kind, const uint8_t *rows, uint8_t *packed, int64_t num_rows,
+                   int64_t num_columns);
+
+/* The bytes that `rq_pack` was given. */
+RQ_API int rq_unpack(int kind, const uint8_t *packed, uint8_t *rows, int64_t num_rows,
+                     int64_t num_columns);
+
+/* y (num_x, num_rows) = x (num_x, num_columns) W^T; both contiguous, of one dtype. Quantised kinds
+ * round activations to 8 bits with a scale for each 32, BF16 to bfloat16. */
+RQ_API int rq_linear(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
+                     const void *x, void *y, int64_t num_x, int dtype);
+
+/* The same with a stack of matrices, packed one after the other: the next counts[e] rows of x are
+ * multiplied with matrix e. */
+RQ_API int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t num_rows,
+                      int64_t num_columns, const void *x, void *y, const int64_t *counts,
+                      int dtype);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

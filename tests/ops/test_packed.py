@@ -1,0 +1,168 @@
+"""The C++ kernels, at every level that this processor has. Oracle: the decoded weights in torch,
+with activations rounded here as the header says.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rorqual.ops import native, packed
+from rorqual.ops.native import KINDS
+from rorqual.ops.quant_types import QUANT_TYPES
+from rorqual.ops.quantise import decode_blocks, encode_blocks
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels are not built")
+LEVELS = ("portable", "avx2", "avx512")
+FORCED = "RORQUAL_PACKED_LEVEL"
+CLOSE = 1e-5
+SHAPES = ((16, 512), (40, 256), (5, 768), (1, 256), (33, 1024))
+
+
+def rows_of(kind: str, num: int, num_rows: int, num_columns: int, seed: int = 0) -> torch.Tensor:
+    """Random matrices in the bytes of their file, (E, O, B)."""
+    values = torch.randn(num * num_rows, num_columns, generator=torch.Generator().manual_seed(seed))
+    if kind == "BF16":
+        raw = values.bfloat16().view(torch.uint8)
+    else:
+        raw = encode_blocks(values, kind)
+    return raw.view(num, num_rows, -1)
+
+
+def dense_of(rows_EOB: torch.Tensor, kind: str) -> torch.Tensor:
+    if kind == "BF16":
+        return rows_EOB.view(torch.bfloat16).float()
+    return decode_blocks(rows_EOB.flatten(0, 1), kind).view(*rows_EOB.shape[:2], -1)
+
+
+def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """Activations as the kernels take them: bfloat16, or 8 bits with a scale for each 32."""
+    x = x.float()
+    if kind == "BF16":
+        return x.bfloat16().float()
+    groups = x.unflatten(-1, (-1, 32))
+    most = groups.abs().amax(-1, keepdim=True)
+    codes = groups * torch.where(most == 0, 0.0, 127 / most)
+    return ((codes.abs() + 0.5).floor() * codes.sign() * (most / 127)).flatten(-2)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_packed_matrix_is_its_rows(kind: str, shape: tuple[int, int]) -> None:
+    rows_EOB = rows_of(kind, 2, *shape)
+    packed_EP = packed.pack(rows_EOB, kind, shape[1])
+    assert torch.equal(packed.unpack(packed_EP, kind, *shape), rows_EOB)
+    whole_tiles = -(-shape[0] // 16) * 16
+    assert packed_EP.shape[1] == whole_tiles * QUANT_TYPES[kind].num_bytes(shape[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_products_are_those_of_the_decoded_weights(kind: str, num_threads: int) -> None:
+    packed.set_threads(num_threads)
+    for shape in SHAPES:
+        rows_EOB = rows_of(kind, 1, *shape)
+        packed_EP, dense = packed.pack(rows_EOB, kind, shape[1]), dense_of(rows_EOB, kind)[0]
+        for num in (0, 1, 2, 3, 4, 5, 7, 8, 9, 17, 64, 65, 130):
+            x = torch.randn(num, shape[1], generator=torch.Generator().manual_seed(num))
+            found = packed.linear(x, packed_EP, kind, shape[0])
+            assert found.shape == (num, shape[0])
+            assert relative(found, rounded(x, kind) @ dense.t()) < CLOSE, (shape, num)
+            narrow = packed.linear(x.bfloat16(), packed_EP, kind, shape[0])
+            wanted = rounded(x.bfloat16(), kind) @ dense.t()
+            assert narrow.dtype is torch.bfloat16
+            assert relative(narrow.float(), wanted) < 1e-2, (shape, num)
+    packed.set_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("counts", [(1, 0, 3), (0, 0, 0), (0, 70, 0), (5, 1, 9), (17, 64, 2)])
+def test_each_rows_matrix_is_its_own(kind: str, counts: tuple[int, ...]) -> None:
+    num_rows, num_columns = 24, 256
+    rows_EOB = rows_of(kind, 3, num_rows, num_columns)
+    packed_EP, dense = packed.pack(rows_EOB, kind, num_columns), dense_of(rows_EOB, kind)
+    x = torch.randn(sum(counts), num_columns, generator=torch.Generator().manual_seed(1))
+    found = packed.grouped(x, packed_EP, kind, num_rows, torch.tensor(counts))
+    parts = rounded(x, kind).split(counts)
+    wanted = torch.cat([part @ w.t() for part, w in zip(parts, dense, strict=True)])
+    assert found.shape == wanted.shape
+    assert relative(found, wanted) < CLOSE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rows_product_does_not_depend_on_its_company(kind: str) -> None:
+    """Nor on the number of threads: to the last bit."""
+    rows_EOB = rows_of(kind, 1, 40, 512)
+    packed_EP = packed.pack(rows_EOB, kind, 512)
+    x = torch.randn(23, 512, generator=torch.Generator().manual_seed(2))
+    alone = torch.cat([packed.linear(row[None], packed_EP, kind, 40) for row in x])
+    for num_threads in (1, 2):
+        packed.set_threads(num_threads)
+        assert torch.equal(packed.linear(x, packed_EP, kind, 40), alone)
+    packed.set_threads(1)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
+def test_extreme_codes_do_not_overflow(kind: str) -> None:
+    """The largest codes of weights and activations, of one sign and of both."""
+    for sign in (1.0, -1.0):
+        w = torch.full((16, 256), sign)
+        w[:, ::32] = -sign if kind != "Q8_0" else sign
+        rows_EOB = encode_blocks(w, kind).view(1, 16, -1)
+        packed_EP, dense = packed.pack(rows_EOB, kind, 256), dense_of(rows_EOB, kind)[0]
+        for of_x in (1.0, -1.0):
+            x = torch.full((3, 256), of_x)
+            assert relative(packed.linear(x, packed_EP, kind, 16), x @ dense.t()) < CLOSE
+
+
+def test_the_least_code_of_q8_0() -> None:
+    """-128 is no code that we write, and files may have it."""
+    rows_EOB = torch.zeros(1, 16, 34, dtype=torch.uint8)
+    rows_EOB[..., :2] = torch.tensor([1.0]).half().view(torch.uint8)
+    rows_EOB[..., 2:] = 128
+    packed_EP = packed.pack(rows_EOB, "Q8_0", 32)
+    for of_x in (1.0, -1.0):
+        found = packed.linear(torch.full((1, 32), of_x), packed_EP, "Q8_0", 16)
+        assert torch.allclose(found, torch.full((1, 16), -128.0 * 32 * of_x))
+
+
+def test_zeros_give_zeros() -> None:
+    for kind in KINDS:
+        packed_EP = packed.pack(rows_of(kind, 1, 16, 256), kind, 256)
+        assert not packed.linear(torch.zeros(2, 256), packed_EP, kind, 16).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "is_possible"),
+    [
+        ("Q8_0", 32, True), ("Q8_0", 48, False), ("Q4_K", 256, True), ("Q4_K", 128, False),
+        ("Q6_K", 512, True), ("Q6_K", 257, False), ("BF16", 2, True), ("BF16", 3, False),
+        ("Q5_K", 256, False), ("F16", 256, False),
+    ],
+)  # fmt: skip
+def test_what_can_be_packed(kind: str, width: int, is_possible: bool) -> None:
+    assert packed.can_pack(kind, width) is is_possible
+
+
+@pytest.mark.parametrize("forced", LEVELS)
+def test_every_level_passes_these_tests(forced: str) -> None:
+    """A lower one is forced in a process of its own."""
+    if FORCED in os.environ:
+        pytest.skip("this is that process")
+    environment = os.environ | {"RORQUAL_CPU": forced, FORCED: forced}
+    code = "from rorqual.ops import native; print(native.level())"
+    level = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert level.stdout.decode().strip() in LEVELS[: LEVELS.index(forced) + 1]
+    if forced == native.level():
+        return
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
