@@ -11,11 +11,14 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rorqual needs Python 3.11 or later; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+# The C++ kernels are built with the package.
+SOURCES := pyproject.toml setup.py $(wildcard src/rorqual/ops/native/*.cpp src/rorqual/ops/native/*.h src/rorqual/ops/native/*.inl)
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install --quiet -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/bin/python $(SOURCES)
 	$(PIP) install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

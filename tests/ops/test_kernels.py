@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rorqual.errors import UsageError
 from rorqual.model.stored import StoredStack
-from rorqual.ops import compiled
+from rorqual.ops import compiled, native
 from rorqual.ops import kernels as kernels_module
 from rorqual.ops.block_fp8 import quantise_blocks
 from rorqual.ops.kernels import (
@@ -25,6 +25,7 @@ from rorqual.ops.kernels import (
     DENSE,
     FP8,
     NAMES,
+    NATIVE,
     OPERATIONS,
     PLAIN,
     RULES,
@@ -218,6 +219,11 @@ def test_the_choice_is_a_table(machine: Machine) -> None:
         ("float32", Machine("cpu", False, True), "widened", TORCH),
         ("float32", Machine("cuda", True), "plain", PLAIN),
         ("Q4_K", Machine("cpu", True), "torch", DECODED),
+        ("Q4_K", Machine("cpu", True), "native", DECODED),
+        ("Q4_K", Machine("cpu", True, has_native=True), "native", NATIVE),
+        ("BF16", Machine("cpu", True, has_native=True), AUTO, DECODED),
+        ("Q5_K", Machine("cpu", True, has_native=True), "native", DECODED),
+        ("bfloat16", Machine("cpu", True, has_native=True), "native", TORCH),
     ],
 )
 def test_a_path_can_be_forced(
@@ -260,7 +266,8 @@ def test_the_machine_is_looked_at_as_far_as_the_choice_depends_on_it(
     """A compiler is looked for where widened weights would use it; that takes a second."""
     cpu = torch.device("cpu")
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert Machine.of(cpu, "float32") == Machine("cpu", has_bfloat16)
+    has_native = native.library() is not None
+    assert Machine.of(cpu, "float32") == Machine("cpu", has_bfloat16, has_native=has_native)
     assert Machine.of(torch.device("cuda", 0), "bfloat16") == Machine("cuda", True)
     monkeypatch.setattr(kernels_module, "can_compile", lambda: True)
     for here in (Machine("cpu", True), Machine("cpu", False)):
@@ -280,7 +287,7 @@ def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch)
     """As on some ARM machines, where the question itself is missing."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    assert kernels_module._machine.__wrapped__("cpu") == Machine("cpu", False)
+    assert not kernels_module._machine.__wrapped__("cpu").has_bfloat16
 
 
 def test_a_compiler_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rorqual.ops.native import KINDS
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels are not built")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler built them")
 LEVELS = ("portable", "avx2", "avx512")
 FORCED = "RORQUAL_PACKED_LEVEL"
 CLOSE = 1e-5
@@ -50,8 +51,19 @@ def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
     return ((codes.abs() + 0.5).floor() * codes.sign() * (most / 127)).flatten(-2)
 
 
+def product(x: torch.Tensor, packed_EP: torch.Tensor, kind: str, num_rows: int) -> torch.Tensor:
+    return packed.multiply(x, packed_EP, kind, num_rows, torch.tensor([len(x)]))
+
+
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,28 +71,30 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_a_packed_matrix_is_its_rows(kind: str, shape: tuple[int, int]) -> None:
     rows_EOB = rows_of(kind, 2, *shape)
     packed_EP = packed.pack(rows_EOB, kind, shape[1])
-    assert torch.equal(packed.unpack(packed_EP, kind, *shape), rows_EOB)
+    for packed_P, rows_OB in zip(packed_EP, rows_EOB, strict=True):
+        assert torch.equal(packed.unpack(packed_P, kind, *shape), rows_OB)
     whole_tiles = -(-shape[0] // 16) * 16
     assert packed_EP.shape[1] == whole_tiles * QUANT_TYPES[kind].num_bytes(shape[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_products_are_those_of_the_decoded_weights(kind: str, num_threads: int) -> None:
-    packed.set_threads(num_threads)
+def test_products_are_those_of_the_decoded_weights(
+    kind: str, num_threads: int, threads: Callable[[int], None]
+) -> None:
+    threads(num_threads)
     for shape in SHAPES:
         rows_EOB = rows_of(kind, 1, *shape)
         packed_EP, dense = packed.pack(rows_EOB, kind, shape[1]), dense_of(rows_EOB, kind)[0]
         for num in (0, 1, 2, 3, 4, 5, 7, 8, 9, 17, 64, 65, 130):
             x = torch.randn(num, shape[1], generator=torch.Generator().manual_seed(num))
-            found = packed.linear(x, packed_EP, kind, shape[0])
+            found = product(x, packed_EP, kind, shape[0])
             assert found.shape == (num, shape[0])
             assert relative(found, rounded(x, kind) @ dense.t()) < CLOSE, (shape, num)
-            narrow = packed.linear(x.bfloat16(), packed_EP, kind, shape[0])
+            narrow = product(x.bfloat16(), packed_EP, kind, shape[0])
             wanted = rounded(x.bfloat16(), kind) @ dense.t()
             assert narrow.dtype is torch.bfloat16
             assert relative(narrow.float(), wanted) < 1e-2, (shape, num)
-    packed.set_threads(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +104,7 @@ def test_each_rows_matrix_is_its_own(kind: str, counts: tuple[int, ...]) -> None
     rows_EOB = rows_of(kind, 3, num_rows, num_columns)
     packed_EP, dense = packed.pack(rows_EOB, kind, num_columns), dense_of(rows_EOB, kind)
     x = torch.randn(sum(counts), num_columns, generator=torch.Generator().manual_seed(1))
-    found = packed.grouped(x, packed_EP, kind, num_rows, torch.tensor(counts))
+    found = packed.multiply(x, packed_EP, kind, num_rows, torch.tensor(counts))
     parts = rounded(x, kind).split(counts)
     wanted = torch.cat([part @ w.t() for part, w in zip(parts, dense, strict=True)])
     assert found.shape == wanted.shape
@@ -98,16 +112,17 @@ def test_each_rows_matrix_is_its_own(kind: str, counts: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rows_product_does_not_depend_on_its_company(kind: str) -> None:
+def test_a_rows_product_does_not_depend_on_its_company(
+    kind: str, threads: Callable[[int], None]
+) -> None:
     """Nor on the number of threads: to the last bit."""
     rows_EOB = rows_of(kind, 1, 40, 512)
     packed_EP = packed.pack(rows_EOB, kind, 512)
     x = torch.randn(23, 512, generator=torch.Generator().manual_seed(2))
-    alone = torch.cat([packed.linear(row[None], packed_EP, kind, 40) for row in x])
+    alone = torch.cat([product(row[None], packed_EP, kind, 40) for row in x])
     for num_threads in (1, 2):
-        packed.set_threads(num_threads)
-        assert torch.equal(packed.linear(x, packed_EP, kind, 40), alone)
-    packed.set_threads(1)
+        threads(num_threads)
+        assert torch.equal(product(x, packed_EP, kind, 40), alone)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
@@ -120,7 +135,7 @@ def test_extreme_codes_do_not_overflow(kind: str) -> None:
         packed_EP, dense = packed.pack(rows_EOB, kind, 256), dense_of(rows_EOB, kind)[0]
         for of_x in (1.0, -1.0):
             x = torch.full((3, 256), of_x)
-            assert relative(packed.linear(x, packed_EP, kind, 16), x @ dense.t()) < CLOSE
+            assert relative(product(x, packed_EP, kind, 16), x @ dense.t()) < CLOSE
 
 
 def test_the_least_code_of_q8_0() -> None:
@@ -130,14 +145,14 @@ def test_the_least_code_of_q8_0() -> None:
     rows_EOB[..., 2:] = 128
     packed_EP = packed.pack(rows_EOB, "Q8_0", 32)
     for of_x in (1.0, -1.0):
-        found = packed.linear(torch.full((1, 32), of_x), packed_EP, "Q8_0", 16)
+        found = product(torch.full((1, 32), of_x), packed_EP, "Q8_0", 16)
         assert torch.allclose(found, torch.full((1, 16), -128.0 * 32 * of_x))
 
 
 def test_zeros_give_zeros() -> None:
     for kind in KINDS:
         packed_EP = packed.pack(rows_of(kind, 1, 16, 256), kind, 256)
-        assert not packed.linear(torch.zeros(2, 256), packed_EP, kind, 16).any()
+        assert not product(torch.zeros(2, 256), packed_EP, kind, 16).any()
 
 
 @pytest.mark.parametrize(

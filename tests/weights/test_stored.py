@@ -13,11 +13,13 @@ from test_gguf import stored as saved
 import small
 from rorqual.engine import Engine, SamplingParams
 from rorqual.errors import RorqualError, UsageError
-from rorqual.model import ModelConfig
+from rorqual.model import DeepseekV3, ModelConfig
+from rorqual.model.served import use_kernels
 from rorqual.model.stored import StoredExperts, StoredHalves, StoredLatentUp, StoredStack
+from rorqual.ops import native
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.decoded import linear, linear_transposed
-from rorqual.ops.kernels import FP8
+from rorqual.ops.kernels import FP8, NATIVE
 from rorqual.ops.quant_types import CODED
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.weights import load, save
@@ -99,6 +101,72 @@ def test_the_engine_writes_the_same_tokens(
         answers = engine.generate([[5, 9, 2, 7], [11, 3]], params)
         texts.append([answer.token_ids for answer in answers])
     assert texts[0] == texts[1]
+
+
+needs_native = pytest.mark.skipif(
+    native.library() is None, reason="no C++ compiler built the kernels"
+)
+# Of activations rounded to 8 bits or to bfloat16, in a random model, where a router changes its
+# choice easily; `tests/ops/test_packed.py` holds the products themselves to 1e-5.
+ROUNDED = {"gguf:Q8_0": 0.15, "gguf:Q4_K_M": 0.15, "gguf:BF16": 2e-2, "bfloat16": 2e-2}
+
+
+@needs_native
+@pytest.mark.parametrize("form", ROUNDED)
+@torch.no_grad()
+def test_the_native_kernels_run_what_they_can_pack(form: str, tmp_path: Path) -> None:
+    """Close to the decoded weights; and back again, to the last bit. A packed matrix takes the
+    bytes of its rows, but for its last tile.
+    """
+    model = load(checkpoint(form, WIDE, tmp_path), "stored")
+    ids = torch.arange(2 * 23).reshape(2, 23) % WIDE.vocab_size
+    exact, num_bytes = model(ids), stored_bytes(model)
+    use_kernels(model, "native")
+    stacks = [module for module in model.modules() if isinstance(module, StoredStack)]
+    assert any(stack.kernels is NATIVE for stack in stacks)
+    for stack in stacks:
+        is_packable = stack.kind in native.KINDS and not stack.is_looked_up
+        assert (stack.packed_EP is not None) is (stack.kernels is NATIVE) is is_packable
+        assert (stack.codes_EOB.numel() > 0) is not is_packable
+    assert stored_bytes(model) <= num_bytes + 16 * 4 * WIDE.hidden_size * len(stacks)
+    assert 0 < relative_error(model(ids), exact) < ROUNDED[form]
+    step = model.model.step(ids, use_absorbed=True)
+    assert relative_error(model.head(model.hidden(ids, step)), exact) < ROUNDED[form]
+    use_kernels(model)
+    assert torch.equal(model(ids), exact)
+
+
+def stored_bytes(model: DeepseekV3) -> int:
+    return sum(buffer.nbytes for buffer in model.buffers())
+
+
+@needs_native
+def test_packed_weights_differentiate_by_their_input(tmp_path: Path) -> None:
+    """As the decoded ones do: an adapter over them learns."""
+    model = load(checkpoint("gguf:Q8_0", WIDE, tmp_path), "stored")
+    linear = model.model.layers["0"].self_attn.o_proj
+    gradients = []
+    for name in ("auto", "native"):
+        use_kernels(model, name)
+        x = torch.randn(3, linear.stack.shape[2], generator=torch.Generator().manual_seed(1))
+        x.requires_grad_()
+        linear(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert relative_error(gradients[1], gradients[0]) < 2e-2
+
+
+@needs_native
+@pytest.mark.parametrize("settings", [{}, {"speculate": 1}, {"is_batch_invariant": True}])
+def test_the_engine_runs_packed_weights(settings: dict[str, int], tmp_path: Path) -> None:
+    """Alone and together, with drafts and without: the same tokens."""
+    path = checkpoint("gguf:Q4_K_M", WIDE, tmp_path)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    prompts = [[5, 9, 2, 7], [11, 3]]
+    model = load(path, "stored")
+    plain = Engine(model, small.tokenizer(), kernels="native").generate(prompts, params)
+    engine = Engine(model, small.tokenizer(), kernels="native", **settings)  # type: ignore[arg-type]
+    answers = [*engine.generate(prompts[:1], params), *engine.generate(prompts[1:], params)]
+    assert [a.token_ids for a in answers] == [a.token_ids for a in plain]
 
 
 def test_a_gguf_files_halves_stay_halves(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ rows at a time for each product: correct, and slow until one multiplies the byte
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from rorqual.model.kept import KeepsBuffers
 from rorqual.model.served import Served
 from rorqual.ops.block_fp8 import dequantise_blocks, num_blocks
 from rorqual.ops.decoded import linear_transposed
-from rorqual.ops.kernels import DECODED, FP8
+from rorqual.ops.kernels import DECODED, FP8, NATIVE, Kernels
+from rorqual.ops.packed import can_pack, pack, unpack
 from rorqual.ops.quantise import decode_blocks
 from rorqual.ops.swiglu import swiglu
 
@@ -28,12 +30,16 @@ TILE_ELEMENTS = 1 << 20  # 4 MB of decoded values
 class StoredStack(Served, KeepsBuffers):
     """E matrices (O, I) of one kind: FP8, or a type of GGUF (F32, F16 and BF16 among them).
 
-    codes_EOB uint8; scales_EXY float32 are FP8's, one for each block.
+    codes_EOB uint8; scales_EXY float32 are FP8's, one for each block. Where the C++ kernels serve,
+    packed_EP holds the codes in their order, and codes_EOB is empty. `is_looked_up`: rows are
+    wanted one by one, so it is never packed.
     """
 
     kernels = DECODED
     codes_EOB: Tensor
     scales_EXY: Tensor | None
+    packed_EP: Tensor | None
+    is_looked_up = False
 
     def __init__(
         self, kind: str, shape: tuple[int, int, int], num_bytes: int, block: tuple[int, int]
@@ -47,11 +53,12 @@ class StoredStack(Served, KeepsBuffers):
         if kind == FP8:
             scales = torch.empty(num, num_blocks(rows, block[0]), num_blocks(columns, block[1]))
         self.register_buffer("scales_EXY", scales)
+        self.register_buffer("packed_EP", None)
 
     def dense(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of a matrix, float32 (rows, I)."""
         stop = self.shape[1] if stop is None else stop
-        codes = self.codes_EOB[index]
+        codes = self._codes(index)
         if self.scales_EXY is None:
             return decode_blocks(codes[start:stop], self.kind)
         height = self.block[0]
@@ -71,14 +78,37 @@ class StoredStack(Served, KeepsBuffers):
     def storage(self) -> tuple[str, torch.device]:
         return self.kind, self.codes_EOB.device
 
+    def take(self, kernels: Kernels[Any]) -> None:
+        wants_packed = kernels is NATIVE and not self.is_looked_up
+        wants_packed = wants_packed and can_pack(self.kind, self.shape[2])
+        if kernels is NATIVE and not wants_packed:
+            kernels = DECODED
+        super().take(kernels)
+        if wants_packed and self.packed_EP is None:
+            self.packed_EP = pack(self.codes_EOB, self.kind, self.shape[2])
+            self.codes_EOB = self.codes_EOB.new_empty(0)
+        elif not wants_packed and self.packed_EP is not None:
+            self.codes_EOB = torch.stack([self._codes(i) for i in range(self.shape[0])])
+            self.packed_EP = None
+
     def tiles(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """A matrix in tiles of rows, each decoded when it is wanted."""
         _, num_rows, columns = self.shape
         height = self.block[0] if self.kind == FP8 else 1
         step = max(1, TILE_ELEMENTS // columns // height) * height
+        codes = self._codes(index) if self.packed_EP is not None else None
         for start in range(0, num_rows, step):
             rows = slice(start, min(start + step, num_rows))
-            yield rows, self.dense(index, rows.start, rows.stop)
+            if codes is not None:
+                yield rows, decode_blocks(codes[rows], self.kind)
+            else:
+                yield rows, self.dense(index, rows.start, rows.stop)
+
+    def _codes(self, index: int) -> Tensor:
+        """A matrix's rows as files store them, (O, B)."""
+        if self.packed_EP is None:
+            return self.codes_EOB[index]
+        return unpack(self.packed_EP[index], self.kind, *self.shape[1:])
 
 
 class StoredEmbedding(nn.Module):
@@ -87,6 +117,7 @@ class StoredEmbedding(nn.Module):
     def __init__(self, stack: StoredStack) -> None:
         super().__init__()
         self.stack = stack
+        stack.is_looked_up = True
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.stack.rows(ids.flatten()).view(*ids.shape, -1)

@@ -19,8 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.errors import UsageError, listing
-from rorqual.ops import attention, cross_entropy, decoded, grouped_gemm, linear, rms_norm, widened
+from rorqual.ops import (
+    attention,
+    cross_entropy,
+    decoded,
+    grouped_gemm,
+    linear,
+    packed,
+    rms_norm,
+    widened,
+)
 from rorqual.ops.compiled import Compiled, can_compile
+from rorqual.ops.native import KINDS, library
 from rorqual.ops.quant_types import READABLE
 
 AUTO = "auto"
@@ -129,17 +139,35 @@ DECODED: Kernels[decoded.Stack] = Kernels(
 )
 
 
+# Those of the C++ library, for what `model.served` packs for them.
+NATIVE: Kernels[packed.PackedStack] = Kernels(
+    "native",
+    packed.linear,
+    packed.linear_float32,
+    packed.linear_float32,
+    packed.head_linear,
+    packed.grouped_gemm,
+    attention.attention,
+    rms_norm.rms_norm,
+    packed.linear_cross_entropy,
+    packed.token_losses,
+    _nothing,
+)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a choice depends on besides the storage.
 
     `device` is a kind: cpu, cuda. `has_bfloat16`: its processor multiplies bfloat16. `has_compiler`
-    is None where nobody looked, since nothing depends on it: to look takes a second.
+    is None where nobody looked, since nothing depends on it: to look takes a second. `has_native`:
+    the package's C++ kernels were built.
     """
 
     device: str
     has_bfloat16: bool
     has_compiler: bool | None = None
+    has_native: bool = False
 
     @staticmethod
     def of(device: torch.device, storage: str, name: str = AUTO) -> Machine:
@@ -161,13 +189,14 @@ def _machine(kind: str) -> Machine:
     # torch without oneDNN has neither the question nor products of bfloat16 that are worth having.
     has_onednn = torch.backends.mkldnn.is_available()
     has_bfloat16 = has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return Machine(kind, has_bfloat16)
+    return Machine(kind, has_bfloat16, has_native=library() is not None)
 
 
 @dataclass(frozen=True)
 class Rule:
     """`kernels` can serve these storages, on these kinds of device (None: any), and are wanted
-    there unless `has_no_bfloat16` says that they pay only where the processor has none.
+    there unless `has_no_bfloat16` says that they pay only where the processor has none, or
+    `is_asked_for` that they are for those who name them.
     """
 
     kernels: Kernels[Any]
@@ -175,16 +204,19 @@ class Rule:
     devices: tuple[str, ...] | None = None
     needs_compiler: bool = False
     has_no_bfloat16: bool = False
+    needs_native: bool = False
+    is_asked_for: bool = False
 
     def can_serve(self, storage: str, machine: Machine) -> bool:
         return (
             storage in self.storages
             and (self.devices is None or machine.device in self.devices)
             and (not self.needs_compiler or bool(machine.has_compiler))
+            and (not self.needs_native or machine.has_native)
         )
 
     def pays(self, machine: Machine) -> bool:
-        return not (self.has_no_bfloat16 and machine.has_bfloat16)
+        return not (self.is_asked_for or (self.has_no_bfloat16 and machine.has_bfloat16))
 
 
 # The first that can serve and pays is chosen.
@@ -193,6 +225,7 @@ RULES = (
     Rule(WIDENED, ("bfloat16",), ("cpu",), has_no_bfloat16=True),
     Rule(TORCH, DENSE),
     Rule(PLAIN, DENSE),
+    Rule(NATIVE, tuple(KINDS), ("cpu",), needs_native=True, is_asked_for=True),
     Rule(DECODED, STORED, ("cpu",)),
 )
 NAMES = tuple(rule.kernels.name for rule in RULES)

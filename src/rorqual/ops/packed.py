@@ -1,23 +1,35 @@
 """Products with packed matrices by the C++ kernels: BF16 and GGUF's Q8_0, Q4_K and Q6_K.
 
 Quantised kinds round activations to 8 bits with a scale for each 32, as llama.cpp does; BF16 rounds
-them to bfloat16. Sums are float32. The plain twin is `ops.decoded`.
+them to bfloat16. Sums are float32. The plain twin, by which a backward pass differentiates, is
+`ops.decoded`.
 """
 
-# M rows, I inputs, O outputs, E matrices of a stack, B bytes of a row, P bytes of a packed matrix
+# M rows, I inputs, O outputs, H heads, E matrices of a stack, B bytes of a row, P bytes of a packed
+# matrix, D hidden size
 
 from __future__ import annotations
 
-from ctypes import c_int64
+from ctypes import CDLL, c_int64
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops import decoded
 from rorqual.ops.native import KINDS, library
 from rorqual.ops.quant_types import QUANT_TYPES
+from rorqual.ops.twins import by_kernel
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ROWS_OF_TILE = 16
+_NO_MEMORY = 3
+
+
+class PackedStack(decoded.Stack, Protocol):
+    """A stack of E matrices that also has them packed, uint8 (E, P)."""
+
+    packed_EP: Tensor | None
 
 
 def can_pack(kind: str, num_columns: int) -> bool:
@@ -32,35 +44,28 @@ def pack(codes_EOB: Tensor, kind: str, num_columns: int) -> Tensor:
 
     Packed matrices take the bytes of their rows, filled up to whole tiles of 16.
     """
-    loaded = _loaded()
     num, num_rows, _ = codes_EOB.shape
-    size = loaded.rq_packed_bytes(KINDS[kind], num_rows, num_columns)
+    size = _loaded().rq_packed_bytes(KINDS[kind], num_rows, num_columns)
     packed_EP = torch.empty(num, size, dtype=torch.uint8)
-    for codes_OB, packed_P in zip(codes_EOB.contiguous(), packed_EP, strict=True):
-        _checked(
-            loaded.rq_pack(
-                KINDS[kind], codes_OB.data_ptr(), packed_P.data_ptr(), num_rows, num_columns
-            )
-        )
+    for codes_OB, packed_P in zip(codes_EOB, packed_EP, strict=True):
+        rows, tiles = codes_OB.contiguous(), packed_P
+        shape = num_rows, num_columns
+        _check(_loaded().rq_pack(KINDS[kind], rows.data_ptr(), tiles.data_ptr(), *shape))
     return packed_EP
 
 
-def unpack(packed_EP: Tensor, kind: str, num_rows: int, num_columns: int) -> Tensor:
-    """The inverse of `pack`: (E, P) -> (E, O, B)."""
+def unpack(packed_P: Tensor, kind: str, num_rows: int, num_columns: int) -> Tensor:
+    """The rows of one packed matrix: (P,) -> (O, B)."""
     num_bytes = QUANT_TYPES[kind].num_bytes(num_columns)
-    codes_EOB = torch.empty(len(packed_EP), num_rows, num_bytes, dtype=torch.uint8)
-    for packed_P, codes_OB in zip(packed_EP, codes_EOB, strict=True):
-        _checked(
-            _loaded().rq_unpack(
-                KINDS[kind], packed_P.data_ptr(), codes_OB.data_ptr(), num_rows, num_columns
-            )
-        )
-    return codes_EOB
+    codes_OB = torch.empty(num_rows, num_bytes, dtype=torch.uint8)
+    rows, tiles = codes_OB.data_ptr(), packed_P.data_ptr()
+    _check(_loaded().rq_unpack(KINDS[kind], tiles, rows, num_rows, num_columns))
+    return codes_OB
 
 
-def grouped(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E: Tensor) -> Tensor:
+def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E: Tensor) -> Tensor:
     """(M, I) -> (M, O): the next counts_E[e] rows of x, times matrix e. In x's dtype, float32 or
-    bfloat16; without gradients.
+    bfloat16; without gradients. As many threads as torch has.
     """
     x_MI, counts_E = x_MI.contiguous(), counts_E.contiguous()
     assert len(counts_E) == len(packed_EP), "one count a matrix"
@@ -68,7 +73,8 @@ def grouped(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E:
     assert int(counts_E.sum()) == len(x_MI), "counts are of all rows"
     y_MO = torch.empty(len(x_MI), num_rows, dtype=x_MI.dtype)
     counts = (c_int64 * len(counts_E)).from_address(counts_E.data_ptr())
-    _checked(
+    _loaded().rq_set_threads(torch.get_num_threads())
+    _check(
         _loaded().rq_grouped(
             KINDS[kind], packed_EP.data_ptr(), len(packed_EP), num_rows, x_MI.shape[1],
             x_MI.data_ptr(), y_MO.data_ptr(), counts, _DTYPES[x_MI.dtype],
@@ -77,25 +83,62 @@ def grouped(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E:
     return y_MO
 
 
-def linear(x: Tensor, packed_EP: Tensor, kind: str, num_rows: int) -> Tensor:
-    """x (..., I) times the first matrix -> (..., O); see `grouped`."""
+def linear(x: Tensor, stack: PackedStack) -> Tensor:
+    """x (..., I) times the first matrix -> (..., O), in x's dtype."""
     x_MI = x.reshape(-1, x.shape[-1])
-    counts = torch.tensor([len(x_MI)])
-    return grouped(x_MI, packed_EP[:1], kind, num_rows, counts).view(*x.shape[:-1], num_rows)
+    y_MO = grouped_gemm(x_MI, stack, torch.tensor([len(x_MI)]))
+    return y_MO.view(*x.shape[:-1], -1)
 
 
-def set_threads(num_threads: int) -> None:
-    """Threads of all products that follow."""
-    _loaded().rq_set_threads(num_threads)
+def linear_float32(x: Tensor, stack: PackedStack) -> Tensor:
+    return linear(x.float(), stack)
 
 
-def _loaded():  # type: ignore[no-untyped-def]  # ctypes has no types of its own
+def head_linear(x_MHI: Tensor, stack: PackedStack) -> Tensor:
+    """Each head's rows times that head's matrix: (M, H, I) -> (M, H, O) in x's dtype."""
+    num, heads = x_MHI.shape[:2]
+    by_head = x_MHI.transpose(0, 1).flatten(0, 1)
+    y = grouped_gemm(by_head, stack, torch.full((heads,), num))
+    return y.view(heads, num, -1).transpose(0, 1)
+
+
+def grouped_gemm(x_MI: Tensor, stack: PackedStack, counts_E: Tensor) -> Tensor:
+    """As `ops.grouped_gemm.grouped_gemm`. The first matrices, where there are fewer counts."""
+    packed_EP = stack.packed_EP
+    if packed_EP is None:
+        return decoded.grouped_gemm(x_MI, stack, counts_E)
+    num_rows = stack.shape[1]
+
+    def kernel(x: Tensor) -> Tensor:
+        return multiply(x, packed_EP[: len(counts_E)], stack.kind, num_rows, counts_E)
+
+    def twin(x: Tensor) -> Tensor:
+        return decoded.grouped_gemm(x, stack, counts_E)
+
+    return by_kernel(kernel, twin, x_MI)
+
+
+def linear_cross_entropy(
+    h_MD: Tensor, stack: PackedStack, targets_M: Tensor, is_target_M: Tensor
+) -> Tensor:
+    """As `ops.cross_entropy.linear_cross_entropy`."""
+    losses_M = F.cross_entropy(linear_float32(h_MD, stack), targets_M, reduction="none")
+    return (losses_M * is_target_M).sum()
+
+
+@torch.no_grad()
+def token_losses(h_MD: Tensor, stack: PackedStack, targets_M: Tensor) -> Tensor:
+    """As `ops.cross_entropy.token_losses`."""
+    return F.cross_entropy(linear_float32(h_MD, stack), targets_M, reduction="none")
+
+
+def _loaded() -> CDLL | Any:
     loaded = library()
     assert loaded is not None, "nothing is packed where the library is not"
     return loaded
 
 
-def _checked(status: int) -> None:
-    if status == 3:
+def _check(status: int) -> None:
+    if status == _NO_MEMORY:
         raise MemoryError("the C++ kernels got no memory for a product's activations")
     assert status == 0, f"the C++ kernels refuse a shape or kind: status {status}"

@@ -1,0 +1,59 @@
+"""The package's C++ kernels for CPUs (`rorqual_native.h`), called without Python's lock.
+
+They are built with the package where there is a compiler. One library holds code for AVX-512 (with
+VNNI and BF16), for AVX2 and for any processor, and chooses when it is loaded; RORQUAL_CPU=avx2 or
+portable in the environment makes it choose less.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+from rorqual.log import logger
+
+ABI = 1
+KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3}
+"""What can be packed, as GGUF calls it."""
+
+log = logger("ops")
+
+_MATRIX = [c_int, c_void_p, c_void_p, c_int64, c_int64]
+_SIGNATURES = {
+    "rq_abi": (c_int, []),
+    "rq_level": (c_char_p, []),
+    "rq_set_threads": (None, [c_int]),
+    "rq_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
+    "rq_pack": (c_int, _MATRIX),
+    "rq_unpack": (c_int, _MATRIX),
+    "rq_grouped": (
+        c_int,
+        [c_int, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, POINTER(c_int64), c_int],
+    ),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library; None, told once, where it was not built."""
+    path = Path(__file__).parent / f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        log.warning("the C++ kernels were not built (no compiler at installation): torch computes")
+        return None
+    loaded = ctypes.CDLL(str(path))
+    if loaded.rq_abi() != ABI:
+        log.warning("the C++ kernels are of another version (pip install again): torch computes")
+        return None
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def level() -> str | None:
+    """The instruction set that was chosen: avx512, avx2 or portable."""
+    loaded = library()
+    return None if loaded is None else loaded.rq_level().decode()
