@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -145,11 +146,17 @@ def _layer_tensors(config: ModelConfig, layer_id: int) -> list[StoredTensor]:
     return layer.tensors
 
 
-def tensors_of(config: ModelConfig) -> Iterator[StoredTensor]:
+# Of V3 they are 92,000, and a plan asks for them once for each format.
+@lru_cache(maxsize=4)
+def tensors_of(config: ModelConfig) -> tuple[StoredTensor, ...]:
     """Every tensor a checkpoint of this shape may hold but the scales, in the model's order.
 
     Those of kind "copy" may be absent: the MTP layers' embedding and head, and a tied `lm_head`.
     """
+    return tuple(_each_tensor(config))
+
+
+def _each_tensor(config: ModelConfig) -> Iterator[StoredTensor]:
     shape = (config.vocab_size, config.hidden_size)
     yield StoredTensor(EMBEDDING, shape, EMBEDDING)
     for layer_id in range(config.num_layers_with_mtp):

@@ -10,7 +10,8 @@ of a layer are stacked into one tensor. `kv_b_proj` is one tensor in files up to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from rorqual.model import ModelConfig
 from rorqual.weights.names import StoredTensor, tensors_of
@@ -77,11 +78,20 @@ def gguf_tensors(
     head. A tied head is left out.
     """
 
-    def planned(
-        name: str, shape: tuple[int, ...], sources: Sequence[StoredTensor], role: Role = "whole"
-    ) -> PlannedTensor:
-        return PlannedTensor(name, dtype_of(name, shape), shape, tuple(sources), role)
+    for name, shape, sources, role in _places(config, is_split, has_copies):
+        yield PlannedTensor(name, dtype_of(name, shape), shape, sources, role)
 
+
+Place = tuple[str, tuple[int, ...], tuple[StoredTensor, ...], Role]
+
+
+@lru_cache(maxsize=8)
+def _places(config: ModelConfig, is_split: bool, has_copies: bool) -> tuple[Place, ...]:
+    """Name, shape, what it is made of, and how."""
+    return tuple(_each_place(config, is_split, has_copies))
+
+
+def _each_place(config: ModelConfig, is_split: bool, has_copies: bool) -> Iterator[Place]:
     heads, latent = config.num_attention_heads, config.kv_lora_rank
     stacks: dict[str, list[StoredTensor]] = {}
     for tensor in tensors_of(config):
@@ -92,13 +102,13 @@ def gguf_tensors(
             stack = stacks.setdefault(name, [])
             stack.append(tensor)
             if len(stack) == config.n_routed_experts:
-                yield planned(name, (len(stack), *tensor.shape), stacks.pop(name), "stack")
+                yield name, (len(stack), *tensor.shape), tuple(stacks.pop(name)), "stack"
         elif is_split and name.endswith("attn_kv_b.weight"):
             k_name, v_name = half_names(name)
-            yield planned(k_name, (heads, latent, config.qk_nope_head_dim), [tensor], "k_b")
-            yield planned(v_name, (heads, config.v_head_dim, latent), [tensor], "v_b")
+            yield k_name, (heads, latent, config.qk_nope_head_dim), (tensor,), "k_b"
+            yield v_name, (heads, config.v_head_dim, latent), (tensor,), "v_b"
         else:
-            yield planned(name, tensor.shape, [tensor])
+            yield name, tensor.shape, (tensor,), "whole"
 
 
 def half_names(kv_b_name: str) -> tuple[str, str]:
