@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from command import run
+from safetensors.torch import load_file, save_file
 
 from rorqual.model import preset
 from rorqual.plan import WEIGHT_FORMATS, disk_bytes
@@ -130,3 +132,15 @@ def test_for_which_engine_is_said(model_folder: Path, monkeypatch) -> None:
         assert message in done.err
     done = run("plan", "preset:16b", "--on", "H200", "--speculate", "1")
     assert (done.code, "drafts need an MTP layer" in done.err) == (2, True)
+
+
+def test_vectors_do_not_say_what_a_folder_stores(model_folder: Path, tmp_path: Path) -> None:
+    """Matrices of 16 bits beside norms of 32, as some converters leave them."""
+    folder = tmp_path / "half"
+    shutil.copytree(model_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    halved = {n: t.half() if t.dim() > 1 else t.float() for n, t in tensors.items()}
+    save_file(halved, folder / "model.safetensors")
+    done = run("plan", folder, "--on", "RTX4090", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["weights"] == "bf16"
