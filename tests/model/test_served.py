@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -76,9 +75,8 @@ def test_a_model_that_is_cast_or_moved_has_torchs_again(is_tied: bool) -> None:
 def test_copies_have_the_same_kernels() -> None:
     model = small()
     use_kernels(model, machine=OLD)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        kernels = {module.kernels for module in other.modules() if isinstance(module, Served)}
-        assert kernels == {WIDENED}
+    parts = [part for part in copy.deepcopy(model).modules() if isinstance(part, Served)]
+    assert {part.kernels for part in parts} == {WIDENED}
 
 
 def test_kernels_that_can_serve_no_part_are_refused() -> None:

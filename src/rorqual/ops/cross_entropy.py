@@ -22,12 +22,21 @@ BLOCK_ELEMENTS = 1 << 20
 BLOCK_ELEMENTS_CUDA = 1 << 28
 
 
+def losses_of_logits(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row, (N,)."""
+    return F.cross_entropy(logits_NV, targets_N, reduction="none")
+
+
+def loss_of_logits(logits_NV: Tensor, targets_N: Tensor, is_target_N: Tensor) -> Tensor:
+    """Their sum over the rows marked in `is_target_N`."""
+    return (losses_of_logits(logits_NV, targets_N) * is_target_N).sum()
+
+
 def linear_cross_entropy_plain(
     h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, is_target_N: Tensor
 ) -> Tensor:
-    """The twin: sum over the rows marked in `is_target_N` of -log softmax(h W^T)[target]."""
-    losses_N = F.cross_entropy(F.linear(h_ND, weight_VD).float(), targets_N, reduction="none")
-    return (losses_N * is_target_N).sum()
+    """The twin: from all logits at once."""
+    return loss_of_logits(F.linear(h_ND, weight_VD).float(), targets_N, is_target_N)
 
 
 def linear_cross_entropy(
@@ -45,7 +54,7 @@ def linear_cross_entropy(
 @torch.no_grad()
 def token_losses_plain(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """The twin: from all logits at once."""
-    return F.cross_entropy(F.linear(h_ND, weight_VD).float(), targets_N, reduction="none")
+    return losses_of_logits(F.linear(h_ND, weight_VD).float(), targets_N)
 
 
 @torch.no_grad()

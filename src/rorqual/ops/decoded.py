@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from rorqual.ops.cross_entropy import loss_of_logits, losses_of_logits
 
 
 class Stack(Protocol):
@@ -71,14 +72,13 @@ def linear_cross_entropy(
     h_ND: Tensor, stack: Stack, targets_N: Tensor, is_target_N: Tensor
 ) -> Tensor:
     """As `ops.cross_entropy.linear_cross_entropy`."""
-    losses_N = F.cross_entropy(linear_float32(h_ND, stack), targets_N, reduction="none")
-    return (losses_N * is_target_N).sum()
+    return loss_of_logits(linear_float32(h_ND, stack), targets_N, is_target_N)
 
 
 @torch.no_grad()
 def token_losses(h_ND: Tensor, stack: Stack, targets_N: Tensor) -> Tensor:
     """As `ops.cross_entropy.token_losses`."""
-    return F.cross_entropy(linear_float32(h_ND, stack), targets_N, reduction="none")
+    return losses_of_logits(linear_float32(h_ND, stack), targets_N)
 
 
 class _Product(torch.autograd.Function):

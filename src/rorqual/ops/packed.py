@@ -14,10 +14,10 @@ from ctypes import CDLL, c_int64
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops import decoded
+from rorqual.ops.cross_entropy import loss_of_logits, losses_of_logits
 from rorqual.ops.native import KINDS, library
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.twins import by_kernel
@@ -122,14 +122,13 @@ def linear_cross_entropy(
     h_MD: Tensor, stack: PackedStack, targets_M: Tensor, is_target_M: Tensor
 ) -> Tensor:
     """As `ops.cross_entropy.linear_cross_entropy`."""
-    losses_M = F.cross_entropy(linear_float32(h_MD, stack), targets_M, reduction="none")
-    return (losses_M * is_target_M).sum()
+    return loss_of_logits(linear_float32(h_MD, stack), targets_M, is_target_M)
 
 
 @torch.no_grad()
 def token_losses(h_MD: Tensor, stack: PackedStack, targets_M: Tensor) -> Tensor:
     """As `ops.cross_entropy.token_losses`."""
-    return F.cross_entropy(linear_float32(h_MD, stack), targets_M, reduction="none")
+    return losses_of_logits(linear_float32(h_MD, stack), targets_M)
 
 
 def _loaded() -> CDLL | Any:
