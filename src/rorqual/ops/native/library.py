@@ -38,10 +38,12 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library; None, told once, where it was not built."""
+    """The loaded library; None where it was not built: who names its kernels is told then that
+    they serve nothing here.
+    """
     path = Path(__file__).parent / f"kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.exists():
-        log.warning("the C++ kernels were not built (no compiler at installation): torch computes")
+        log.debug("the C++ kernels were not built: no compiler at installation")
         return None
     loaded = ctypes.CDLL(str(path))
     if loaded.rq_abi() != ABI:
