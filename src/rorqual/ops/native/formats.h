@@ -16,14 +16,15 @@ constexpr int STEP = 4;          // inputs that one instruction takes of a row
 constexpr size_t Q8_0_BLOCK = TILE * 34, Q4_K_BLOCK = TILE * 144, Q6_K_BLOCK = TILE * 210;
 constexpr size_t BF16_BLOCK = TILE * 4;
 
-// Rows of activations. Quantised: codes (rows, width), a scale for each 32, sums of codes for each
-// 16. BF16: pairs (rows, width).
+// Rows of activations, `stride` values from one to the next, which quantised is a multiple of 32.
+// Quantised: codes, a scale for each 32, sums of codes for each 16. BF16: pairs. F32: floats.
 struct Activations {
     const int8_t *codes;
     const float *scales;
     const int32_t *sums;
     const uint16_t *pairs;
-    int64_t width;
+    const float *floats;
+    int64_t width, stride;
 };
 
 // One tile times rows [first, first + count) of x: y[i * TILE ...] are the sums of row first + i.

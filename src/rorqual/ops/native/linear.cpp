@@ -6,14 +6,11 @@
 #include <memory>
 #include <new>
 
-#include "formats.h"
+#include "multiply.h"
 #include "pool.h"
 #include "rorqual_native.h"
 
 namespace rq {
-
-size_t row_bytes(int kind, int64_t columns);
-
 namespace {
 
 const Kernels &chosen() {
@@ -33,10 +30,14 @@ const Kernels &chosen() {
     return portable_kernels;
 }
 
+}  // namespace
+
 const Kernels &kernels() {
     static const Kernels &the_kernels = chosen();
     return the_kernels;
 }
+
+namespace {
 
 float wide(uint16_t b) {
     const uint32_t bits = static_cast<uint32_t>(b) << 16;
@@ -63,7 +64,7 @@ class Prepared {
         const int64_t size = num_x * width;
         if (kind == RQ_BF16) {
             if (dtype == RQ_BFLOAT16) {
-                view_ = {nullptr, nullptr, nullptr, static_cast<const uint16_t *>(x), width};
+                view_ = {nullptr, nullptr, nullptr, static_cast<const uint16_t *>(x), nullptr, width, width};
                 return true;
             }
             pairs_.reset(new (std::nothrow) uint16_t[size]);
@@ -76,7 +77,7 @@ class Prepared {
             if (!codes_ || !scales_ || !sums_) return false;
             parallel(quantise, this, num_x);
         }
-        view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), width};
+        view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), nullptr, width, width};
         return true;
     }
 
@@ -163,6 +164,26 @@ void multiply(void *context, int64_t first, int64_t last) {
 }
 
 }  // namespace
+
+void multiply(const Matrix &m, int64_t tile, int64_t num_tiles, const Activations &x, int64_t first,
+              int64_t count, float *y, int64_t stride_y, bool adds) {
+    const TileProduct product = product_of(m.kind);
+    const size_t tile_bytes = row_bytes(m.kind, m.columns) * TILE;
+    alignas(64) float sums[CHUNK * TILE];
+    for (int64_t t = 0; t < num_tiles && (tile + t) * TILE < m.rows; t++) {
+        const int64_t left = m.rows - (tile + t) * TILE, width = left < TILE ? left : TILE;
+        for (int64_t row = 0; row < count; row += CHUNK) {
+            const int64_t num = count - row < CHUNK ? count - row : CHUNK;
+            product(m.packed + (tile + t) * tile_bytes, x, first + row, num, sums);
+            for (int64_t i = 0; i < num; i++) {
+                float *to = y + (row + i) * stride_y + t * TILE;
+                for (int64_t j = 0; j < width; j++)
+                    to[j] = adds ? to[j] + sums[i * TILE + j] : sums[i * TILE + j];
+            }
+        }
+    }
+}
+
 }  // namespace rq
 
 extern "C" {

@@ -11,7 +11,7 @@ static inline void bf16_rows(const uint8_t *tile, const Activations &x, int64_t 
     for (int64_t k = 0; k < num_pairs; k++) {
         const Simd::Pairs w = Simd::load_pairs(tile + k * BF16_BLOCK);
         for (int r = 0; r < R; r++)
-            acc[r] = Simd::dot_pairs(acc[r], w, x.pairs + (first + r) * x.width + 2 * k);
+            acc[r] = Simd::dot_pairs(acc[r], w, x.pairs + (first + r) * x.stride + 2 * k);
     }
     for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
 }
@@ -28,14 +28,14 @@ static inline void q8_0_rows(const uint8_t *tile, const Activations &x, int64_t 
             const Simd::Signed w = Simd::as_signed(Simd::load(tile + 2 * TILE + k * 64));
             for (int r = 0; r < R; r++)
                 sum[r] = Simd::dot_signed(
-                    sum[r], w, x.codes + (first + r) * x.width + b * GROUP + k * STEP);
+                    sum[r], w, x.codes + (first + r) * x.stride + b * GROUP + k * STEP);
         }
         const Simd::F scale = Simd::halves(tile);
         for (int r = 0; r < R; r++) {
             const int64_t row = first + r;
-            const int32_t *sums = x.sums + row * (x.width / 16) + 2 * b;
+            const int32_t *sums = x.sums + row * (x.stride / 16) + 2 * b;
             const Simd::I exact = Simd::add(sum[r], Simd::SIGNED_EXCESS * (sums[0] + sums[1]));
-            const Simd::F by = Simd::mul(scale, x.scales[row * num_blocks + b]);
+            const Simd::F by = Simd::mul(scale, x.scales[row * (x.stride / GROUP) + b]);
             acc[r] = Simd::fma(Simd::to_float(exact), by, acc[r]);
         }
     }
@@ -63,7 +63,7 @@ template <int R>
 static inline void q4_k_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
     Simd::F acc[R];
     for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    const int64_t num_blocks = x.width / SUPER, num_groups = x.width / GROUP;
+    const int64_t num_blocks = x.width / SUPER, num_groups = x.stride / GROUP;
     for (int64_t b = 0; b < num_blocks; b++, tile += Q4_K_BLOCK) {
         const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
         const uint8_t *scales = tile + 4 * TILE, *codes = scales + 12 * TILE;
@@ -75,7 +75,7 @@ static inline void q4_k_rows(const uint8_t *tile, const Activations &x, int64_t 
                 const Simd::B low = Simd::low_nibbles(w), high = Simd::high_nibbles(w);
                 for (int r = 0; r < R; r++) {
                     const int8_t *a =
-                        x.codes + (first + r) * x.width + b * SUPER + pair * 64 + k * STEP;
+                        x.codes + (first + r) * x.stride + b * SUPER + pair * 64 + k * STEP;
                     even[r] = Simd::dot(even[r], low, a);
                     odd[r] = Simd::dot(odd[r], high, a + GROUP);
                 }
@@ -121,11 +121,11 @@ static inline void q6_k_rows(const uint8_t *tile, const Activations &x, int64_t 
             const Simd::F by = Simd::mul(d, Simd::signed_bytes(scales + s * TILE));
             for (int r = 0; r < R; r++) {
                 const int64_t row = first + r;
-                const int8_t *of_x = x.codes + row * x.width + b * SUPER + s * 16;
+                const int8_t *of_x = x.codes + row * x.stride + b * SUPER + s * 16;
                 Simd::I sum = Simd::zero_int();
                 for (int k = 0; k < 4; k++) sum = Simd::dot(sum, w[k], of_x + k * STEP);
-                sum = Simd::add(sum, -32 * x.sums[row * (x.width / 16) + b * 16 + s]);
-                const float scale = x.scales[row * (x.width / GROUP) + b * 8 + s / 2];
+                sum = Simd::add(sum, -32 * x.sums[row * (x.stride / 16) + b * 16 + s]);
+                const float scale = x.scales[row * (x.stride / GROUP) + b * 8 + s / 2];
                 acc[r] = Simd::fma(Simd::to_float(sum), Simd::mul(by, scale), acc[r]);
             }
         }
