@@ -149,7 +149,7 @@ void write(const Products &p, const float *sums, int64_t tile, int64_t first, in
 }
 
 // Items are tiles of all matrices, one after the other.
-void multiply(void *context, int64_t first, int64_t last) {
+void multiply_items(void *context, int64_t first, int64_t last) {
     const Products &p = *static_cast<Products *>(context);
     alignas(64) float sums[CHUNK * TILE];
     for (int64_t item = first; item < last; item++) {
@@ -217,7 +217,7 @@ int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t nu
     const int64_t num_tiles = (num_rows + rq::TILE - 1) / rq::TILE;
     rq::Products products{rq::product_of(kind), packed, row_bytes * rq::TILE, num_tiles, num_rows,
                           &prepared.view(), counts, starts.get(), y, dtype};
-    rq::parallel(rq::multiply, &products, num_matrices * num_tiles);
+    rq::parallel(rq::multiply_items, &products, num_matrices * num_tiles);
     return RQ_OK;
 }
 }
