@@ -9,13 +9,14 @@ import pytest
 import torch
 from test_gguf import WIDE, convert
 from test_gguf import stored as saved
+from torch import Tensor
 
 import small
 from rorqual.engine import Engine, SamplingParams
 from rorqual.errors import RorqualError, UsageError
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.served import use_kernels
-from rorqual.model.stored import StoredExperts, StoredHalves, StoredLatentUp, StoredStack
+from rorqual.model.stored import StoredExperts, StoredHalves, StoredStack
 from rorqual.ops import native
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.decoded import linear, linear_transposed
@@ -106,8 +107,8 @@ def test_the_engine_writes_the_same_tokens(
 needs_native = pytest.mark.skipif(
     native.library() is None, reason="no C++ compiler built the kernels"
 )
-# Of activations rounded to 8 bits or to bfloat16, in a random model, where a router changes its
-# choice easily; `tests/ops/test_packed.py` holds the products themselves to 1e-5.
+# Of the median token: activations are rounded to 8 bits or to bfloat16, and in a random model a
+# router then makes another choice for some. `tests/ops/test_packed.py` holds the products to 1e-5.
 ROUNDED = {"gguf:Q8_0": 0.15, "gguf:Q4_K_M": 0.15, "gguf:BF16": 2e-2, "bfloat16": 2e-2}
 
 
@@ -129,11 +130,15 @@ def test_the_native_kernels_run_what_they_can_pack(form: str, tmp_path: Path) ->
         assert (stack.packed_EP is not None) is (stack.kernels is NATIVE) is is_packable
         assert (stack.codes_EOB.numel() > 0) is not is_packable
     assert stored_bytes(model) <= num_bytes + 16 * 4 * WIDE.hidden_size * len(stacks)
-    assert 0 < relative_error(model(ids), exact) < ROUNDED[form]
+    assert 0 < median_error(model(ids), exact) < ROUNDED[form]
     step = model.model.step(ids, use_absorbed=True)
-    assert relative_error(model.head(model.hidden(ids, step)), exact) < ROUNDED[form]
+    assert median_error(model.head(model.hidden(ids, step)), exact) < ROUNDED[form]
     use_kernels(model)
     assert torch.equal(model(ids), exact)
+
+
+def median_error(found: Tensor, exact: Tensor) -> float:
+    return float(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).median())
 
 
 def stored_bytes(model: DeepseekV3) -> int:
@@ -171,9 +176,9 @@ def test_the_engine_runs_packed_weights(settings: dict[str, int], tmp_path: Path
 
 def test_a_gguf_files_halves_stay_halves(tmp_path: Path) -> None:
     model = load(checkpoint("gguf:Q8_0", WIDE, tmp_path), "stored")
-    kinds = {type(module) for module in model.modules()}
-    assert StoredHalves in kinds
-    assert StoredLatentUp not in kinds
+    halves = model.model.layers["0"].self_attn.kv_b_proj
+    assert isinstance(halves, StoredHalves)
+    assert (halves.keys.kind, halves.values.kind) == ("Q8_0", "Q8_0")
     experts = next(module for module in model.modules() if isinstance(module, StoredExperts))
     assert experts.gate.kind == "Q8_0"
     inner, dim = WIDE.moe_intermediate_size, WIDE.hidden_size

@@ -35,7 +35,7 @@ class LatentUp(Linear):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        widths = [config.qk_nope_head_dim, config.v_head_dim]
+        widths = config.qk_nope_head_dim, config.v_head_dim
         super().__init__(config.kv_lora_rank, config.num_attention_heads * sum(widths))
         self.num_heads, self.widths = config.num_attention_heads, widths
 

@@ -150,40 +150,10 @@ class StoredHead(StoredLinear):
         return self.stack.kernels.token_losses(h_ND, self.stack, targets_N)
 
 
-class StoredLatentUp(nn.Module):
-    """In place of a `LatentUp`, whose matrix (H * (N + V), C) is stored whole."""
-
-    def __init__(self, stack: StoredStack, num_heads: int, widths: list[int]) -> None:
-        super().__init__()
-        self.stack, self.num_heads, self.widths = stack, num_heads, widths
-
-    def forward(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
-        kv = self.stack.kernels.linear(c_kv, self.stack).unflatten(-1, (self.num_heads, -1))
-        keys, values = kv.split(self.widths, dim=-1)
-        return keys, values
-
-    def absorb(self, q_nope_MHN: Tensor) -> Tensor:
-        rows = [self._by_head(head)[0] for head in range(self.num_heads)]
-        return torch.stack(
-            [q_nope_MHN[:, head] @ row.to(q_nope_MHN.dtype) for head, row in enumerate(rows)], 1
-        )
-
-    def unabsorb(self, out_MHC: Tensor) -> Tensor:
-        rows = [self._by_head(head)[1] for head in range(self.num_heads)]
-        return torch.stack(
-            [out_MHC[:, head] @ row.t().to(out_MHC.dtype) for head, row in enumerate(rows)], 1
-        )
-
-    def _by_head(self, head: int) -> tuple[Tensor, Tensor]:
-        """A head's W_uk (N, C) and W_uv (V, C)."""
-        width = sum(self.widths)
-        keys, values = self.stack.dense(0, head * width, (head + 1) * width).split(self.widths)
-        return keys, values
-
-
 class StoredHalves(nn.Module):
-    """In place of a `LatentUp`, stored as GGUF's `attn_k_b` (H, C, N), transposed a head, and
-    `attn_v_b` (H, V, C).
+    """In place of a `LatentUp`: keys (H, C, N), transposed a head, and values (H, V, C).
+
+    GGUF files have it so, as `attn_k_b` and `attn_v_b`.
     """
 
     def __init__(self, keys: StoredStack, values: StoredStack) -> None:

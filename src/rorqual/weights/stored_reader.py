@@ -1,7 +1,7 @@
 """A model that runs from the bytes of its file: `load(path, "stored")`.
 
 Matrices stay as they are stored, a stack of experts too; norms, routers and their bias are float32,
-and so is what is computed. A kv_b that a GGUF file stores in halves stays in halves.
+and so is what is computed. kv_b is in halves, as GGUF files store it (`latent_halves.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from rorqual.model.stored import (
     StoredExperts,
     StoredHalves,
     StoredHead,
-    StoredLatentUp,
     StoredLinear,
     StoredStack,
 )
+from rorqual.ops.kernels import FP8
 from rorqual.weights.audit import audit
 from rorqual.weights.copies import say_it_differs
 from rorqual.weights.gguf.reader import GgufSource
+from rorqual.weights.latent_halves import Half, split_latent_up
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.progress import track
 from rorqual.weights.safetensors_file import NAMES
@@ -87,7 +88,7 @@ class _Reader:
         if isinstance(module, Experts):
             self._take_expert(owner, tensor)
         elif isinstance(module, LatentUp):
-            self._replace(owner, self._latent_up(module, tensor))
+            self._replace(owner, self._halves(module, tensor))
         elif isinstance(module, Linear | nn.Embedding):
             kinds: dict[type, Callable[[StoredStack], nn.Module]]
             kinds = {Head: StoredHead, nn.Embedding: StoredEmbedding}
@@ -107,19 +108,24 @@ class _Reader:
         for parameter in self.model.parameters():
             assert not parameter.is_meta, "the audit found every tensor"
 
-    def _latent_up(self, module: LatentUp, tensor: StoredTensor) -> nn.Module:
-        source, heads = self.source, module.num_heads
+    def _halves(self, module: LatentUp, tensor: StoredTensor) -> StoredHalves:
+        keys, values = (_stack_of(half) for half in self._read_halves(module, tensor))
+        return StoredHalves(keys, values)
+
+    def _read_halves(self, module: LatentUp, tensor: StoredTensor) -> tuple[Half, Half]:
+        source, block, widths = self.source, block_of(self.source), module.widths
         halves = source.stored_halves(tensor.name) if isinstance(source, GgufSource) else None
         if halves is None:
-            return StoredLatentUp(self._matrix(tensor), heads, module.widths)
-        nope, latent = module.widths[0], self.config.kv_lora_rank
-        shapes = (heads, latent, nope), (heads, module.widths[1], latent)
-        stacks = []
-        for stored, shape in zip(halves, shapes, strict=True):
-            stack = self._stack(stored, shape)
-            stack.codes_EOB.copy_(stored.codes_RB.view(stack.codes_EOB.shape))
-            stacks.append(stack)
-        return StoredHalves(*stacks)
+            stored = self._stored(tensor)
+            scales = read_scale(source, tensor) if stored.kind == FP8 else None
+            return split_latent_up(stored, scales, block, widths)
+        heads, latent = module.num_heads, self.config.kv_lora_rank
+        shapes = (heads, latent, widths[0]), (heads, widths[1], latent)
+        keys, values = (
+            Half(kind, shape, codes_RB.view(*shape[:2], -1), block)
+            for (kind, codes_RB), shape in zip(halves, shapes, strict=True)
+        )
+        return keys, values
 
     def _take_expert(self, owner: str, tensor: StoredTensor) -> None:
         expert_id = tensor.index[0]
@@ -168,3 +174,11 @@ class _Reader:
             setattr(module, key, nn.Parameter(values.clone(), requires_grad=False))
         else:
             setattr(module, key, values.clone())
+
+
+def _stack_of(half: Half) -> StoredStack:
+    stack = StoredStack(half.kind, half.shape, half.codes_HOB.shape[2], half.block)
+    stack.codes_EOB.copy_(half.codes_HOB)
+    if stack.scales_EXY is not None and half.scales_HXY is not None:
+        stack.scales_EXY.copy_(half.scales_HXY)
+    return stack
