@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rorqual.ops import native, packed
-from rorqual.ops.native import KINDS
+from rorqual.ops.native import FORMS
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 
@@ -28,6 +28,8 @@ def rows_of(kind: str, num: int, num_rows: int, num_columns: int, seed: int = 0)
     values = torch.randn(num * num_rows, num_columns, generator=torch.Generator().manual_seed(seed))
     if kind == "BF16":
         raw = values.bfloat16().view(torch.uint8)
+    elif kind == "F32":
+        raw = values.view(torch.uint8)
     else:
         raw = encode_blocks(values, kind)
     return raw.view(num, num_rows, -1)
@@ -36,6 +38,8 @@ def rows_of(kind: str, num: int, num_rows: int, num_columns: int, seed: int = 0)
 def dense_of(rows_EOB: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "BF16":
         return rows_EOB.view(torch.bfloat16).float()
+    if kind == "F32":
+        return rows_EOB.view(torch.float32)
     return decode_blocks(rows_EOB.flatten(0, 1), kind).view(*rows_EOB.shape[:2], -1)
 
 
@@ -44,6 +48,8 @@ def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
     x = x.float()
     if kind == "BF16":
         return x.bfloat16().float()
+    if kind == "F32":
+        return x
     groups = x.unflatten(-1, (-1, 32))
     most = groups.abs().amax(-1, keepdim=True)
     codes = groups * torch.where(most == 0, 0.0, 127 / most)
@@ -65,7 +71,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_packed_matrix_is_its_rows(kind: str, shape: tuple[int, int]) -> None:
     rows_EOB = rows_of(kind, 2, *shape)
@@ -76,7 +82,18 @@ def test_a_packed_matrix_is_its_rows(kind: str, shape: tuple[int, int]) -> None:
     assert packed_EP.shape[1] == whole_tiles * QUANT_TYPES[kind].num_bytes(shape[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
+def test_decoded_tiles_are_the_rows_values(kind: str) -> None:
+    """The last tile is ragged; the least width is one block."""
+    block = QUANT_TYPES[kind].block_values
+    for num_rows, num_columns in (*SHAPES, (17, max(2, block)), (3, 3 * max(2, block))):
+        rows_EOB = rows_of(kind, 1, num_rows, num_columns)
+        packed_EP, wanted = packed.pack(rows_EOB, kind, num_columns), dense_of(rows_EOB, kind)[0]
+        found = packed.decode(packed_EP[0], kind, num_rows, num_columns)
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-7), (num_rows, num_columns)
+
+
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_products_are_those_of_the_decoded_weights(
     kind: str, num_threads: int, threads: Callable[[int], None]
@@ -96,7 +113,7 @@ def test_products_are_those_of_the_decoded_weights(
             assert relative(narrow.float(), wanted) < 1e-2, (shape, num)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("counts", [(1, 0, 3), (0, 0, 0), (0, 70, 0), (5, 1, 9), (17, 64, 2)])
 def test_each_rows_matrix_is_its_own(kind: str, counts: tuple[int, ...]) -> None:
     num_rows, num_columns = 24, 256
@@ -110,7 +127,7 @@ def test_each_rows_matrix_is_its_own(kind: str, counts: tuple[int, ...]) -> None
     assert relative(found, wanted) < CLOSE
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_a_rows_product_does_not_depend_on_its_company(
     kind: str, threads: Callable[[int], None]
 ) -> None:
@@ -149,7 +166,7 @@ def test_the_least_code_of_q8_0() -> None:
 
 
 def test_zeros_give_zeros() -> None:
-    for kind in KINDS:
+    for kind in FORMS:
         packed_EP = packed.pack(rows_of(kind, 1, 16, 256), kind, 256)
         assert not product(torch.zeros(2, 256), packed_EP, kind, 16).any()
 
@@ -159,7 +176,7 @@ def test_zeros_give_zeros() -> None:
     [
         ("Q8_0", 32, True), ("Q8_0", 48, False), ("Q4_K", 256, True), ("Q4_K", 128, False),
         ("Q6_K", 512, True), ("Q6_K", 257, False), ("BF16", 2, True), ("BF16", 3, False),
-        ("Q5_K", 256, False), ("F16", 256, False),
+        ("F32", 32, False), ("Q5_K", 256, False), ("F16", 256, False),
     ],
 )  # fmt: skip
 def test_what_can_be_packed(kind: str, width: int, is_possible: bool) -> None:

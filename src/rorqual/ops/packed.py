@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rorqual.ops import decoded
 from rorqual.ops.cross_entropy import loss_of_logits, losses_of_logits
-from rorqual.ops.native import KINDS, library
+from rorqual.ops.native import FORMS, KINDS, library
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.twins import by_kernel
 
@@ -45,12 +45,12 @@ def pack(codes_EOB: Tensor, kind: str, num_columns: int) -> Tensor:
     Packed matrices take the bytes of their rows, filled up to whole tiles of 16.
     """
     num, num_rows, _ = codes_EOB.shape
-    size = _loaded().rq_packed_bytes(KINDS[kind], num_rows, num_columns)
+    size = _loaded().rq_packed_bytes(FORMS[kind], num_rows, num_columns)
     packed_EP = torch.empty(num, size, dtype=torch.uint8)
     for codes_OB, packed_P in zip(codes_EOB, packed_EP, strict=True):
         rows, tiles = codes_OB.contiguous(), packed_P
         shape = num_rows, num_columns
-        _check(_loaded().rq_pack(KINDS[kind], rows.data_ptr(), tiles.data_ptr(), *shape))
+        _check(_loaded().rq_pack(FORMS[kind], rows.data_ptr(), tiles.data_ptr(), *shape))
     return packed_EP
 
 
@@ -59,8 +59,16 @@ def unpack(packed_P: Tensor, kind: str, num_rows: int, num_columns: int) -> Tens
     num_bytes = QUANT_TYPES[kind].num_bytes(num_columns)
     codes_OB = torch.empty(num_rows, num_bytes, dtype=torch.uint8)
     rows, tiles = codes_OB.data_ptr(), packed_P.data_ptr()
-    _check(_loaded().rq_unpack(KINDS[kind], tiles, rows, num_rows, num_columns))
+    _check(_loaded().rq_unpack(FORMS[kind], tiles, rows, num_rows, num_columns))
     return codes_OB
+
+
+def decode(packed_P: Tensor, kind: str, num_rows: int, num_columns: int) -> Tensor:
+    """The values of one packed matrix, float32: (P,) -> (O, I)."""
+    values_OI = torch.empty(num_rows, num_columns)
+    tiles, shape = packed_P.data_ptr(), (num_rows, num_columns)
+    _check(_loaded().rq_decode(FORMS[kind], tiles, values_OI.data_ptr(), *shape))
+    return values_OI
 
 
 def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E: Tensor) -> Tensor:
@@ -76,7 +84,7 @@ def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E
     _loaded().rq_set_threads(torch.get_num_threads())
     _check(
         _loaded().rq_grouped(
-            KINDS[kind], packed_EP.data_ptr(), len(packed_EP), num_rows, x_MI.shape[1],
+            FORMS[kind], packed_EP.data_ptr(), len(packed_EP), num_rows, x_MI.shape[1],
             x_MI.data_ptr(), y_MO.data_ptr(), counts, _DTYPES[x_MI.dtype],
         )
     )  # fmt: skip

@@ -93,6 +93,62 @@ struct Simd {
         const __m128i *h = reinterpret_cast<const __m128i *>(p);
         return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
     }
+    static F floats(const uint8_t *p) {
+        const float *f = reinterpret_cast<const float *>(p);
+        return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
+    }
+    template <int N>
+    static F byte_of(B w) {
+        const __m256i mask = _mm256_set1_epi32(255);
+        return to_float({_mm256_and_si256(_mm256_srli_epi32(w.a, 8 * N), mask),
+                         _mm256_and_si256(_mm256_srli_epi32(w.b, 8 * N), mask)});
+    }
+    static B excess_128(B w) {
+        const __m256i top = _mm256_set1_epi8(-128);
+        return {_mm256_xor_si256(w.a, top), _mm256_xor_si256(w.b, top)};
+    }
+    static void widen_pairs(const uint8_t *p, F &even, F &odd) {
+        const Pairs w = load_pairs(p);
+        even = {w.even_a, w.even_b};
+        odd = {w.odd_a, w.odd_b};
+    }
+    // Lanes i of eight vectors to rows[i * stride ...].
+    static void store_eight(const __m256 *v, float *rows, int64_t stride) {
+        __m256 a[8], b[8];
+        for (int i = 0; i < 8; i += 2) {
+            a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+            a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4)
+            for (int j = 0; j < 2; j++) {
+                b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+                b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+            }
+        for (int j = 0; j < 4; j++) {
+            _mm256_storeu_ps(rows + j * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x20));
+            _mm256_storeu_ps(rows + (j + 4) * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x31));
+        }
+    }
+    // Lane i of v[k] to rows[i * stride + k], k below num.
+    static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
+        if (num < 16) {
+            for (int64_t k = 0; k < num; k++) {
+                float lanes[TILE];
+                store(lanes, v[k]);
+                for (int i = 0; i < TILE; i++) rows[i * stride + k] = lanes[i];
+            }
+            return;
+        }
+        for (int half = 0; half < 16; half += 8) {
+            __m256 a[8], b[8];
+            for (int k = 0; k < 8; k++) {
+                a[k] = v[half + k].a;
+                b[k] = v[half + k].b;
+            }
+            store_eight(a, rows + half, stride);
+            store_eight(b, rows + half + 8 * stride, stride);
+        }
+    }
     static __m256 evens(__m256i pairs) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
     }
@@ -113,15 +169,17 @@ struct Simd {
 };
 
 #include "products.inl"
+#include "decode.inl"
 
 }  // namespace avx2
 
-const Kernels avx2_kernels = {"avx2",
-                              avx2::bf16_product,
-                              avx2::q8_0_product,
-                              avx2::q4_k_product,
-                              avx2::q6_k_product,
-                              avx2::quantise_row};
+#define RQ_KIND(kind) {avx2::kind##_product, avx2::kind##_decode}
+const Kernels avx2_kernels = {
+    "avx2",
+    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    avx2::quantise_row,
+};
+#undef RQ_KIND
 
 }  // namespace rq
 #endif

@@ -4,6 +4,7 @@
 
 #ifdef RQ_X86
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // within the compiler's own headers
 #include <immintrin.h>
 #include <string.h>
 
@@ -57,6 +58,44 @@ struct Simd {
     static F halves(const uint8_t *p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
     }
+    static F floats(const uint8_t *p) { return _mm512_loadu_ps(p); }
+    template <int N>
+    static F byte_of(B w) {
+        if (N == 3) return to_float(_mm512_srli_epi32(w, 24));
+        return to_float(_mm512_and_si512(_mm512_srli_epi32(w, 8 * N), _mm512_set1_epi32(255)));
+    }
+    static B excess_128(B w) { return as_signed(w); }
+    static void widen_pairs(const uint8_t *p, F &even, F &odd) {
+        const I w = load(p);
+        even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+        odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(~0xffff)));
+    }
+    // Lane i of v[k] to rows[i * stride + k], k below num.
+    static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
+        F a[16], b[16];
+        for (int i = 0; i < 16; i += 2) {
+            a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+            a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int j = 0; j < 2; j++) {
+                const __m512d x = _mm512_castps_pd(a[i + j]), y = _mm512_castps_pd(a[i + j + 2]);
+                b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+                b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+            }
+        const __mmask16 mask = static_cast<__mmask16>((1u << num) - 1);
+        for (int j = 0; j < 4; j++) {  // rows j, j + 4, j + 8, j + 12
+            const F low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x44);
+            const F high = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xee);
+            const F low2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x44);
+            const F high2 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xee);
+            float *to = rows + j * stride;
+            _mm512_mask_storeu_ps(to, mask, _mm512_shuffle_f32x4(low, low2, 0x88));
+            _mm512_mask_storeu_ps(to + 4 * stride, mask, _mm512_shuffle_f32x4(low, low2, 0xdd));
+            _mm512_mask_storeu_ps(to + 8 * stride, mask, _mm512_shuffle_f32x4(high, high2, 0x88));
+            _mm512_mask_storeu_ps(to + 12 * stride, mask, _mm512_shuffle_f32x4(high, high2, 0xdd));
+        }
+    }
     static Pairs load_pairs(const uint8_t *p) { return load(p); }
     static F dot_pairs(F sum, Pairs w, const uint16_t *x) {
         const I pair = four(reinterpret_cast<const int8_t *>(x));
@@ -65,15 +104,17 @@ struct Simd {
 };
 
 #include "products.inl"
+#include "decode.inl"
 
 }  // namespace avx512
 
-const Kernels avx512_kernels = {"avx512",
-                                avx512::bf16_product,
-                                avx512::q8_0_product,
-                                avx512::q4_k_product,
-                                avx512::q6_k_product,
-                                avx512::quantise_row};
+#define RQ_KIND(kind) {avx512::kind##_product, avx512::kind##_decode}
+const Kernels avx512_kernels = {
+    "avx512",
+    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    avx512::quantise_row,
+};
+#undef RQ_KIND
 
 }  // namespace rq
 #endif

@@ -10,11 +10,12 @@ namespace rq {
 constexpr int TILE = 16;         // output rows of a tile
 constexpr int GROUP = 32;        // activations that share a scale
 constexpr int SUPER = 256;       // values of a K-quant's block
+constexpr int NUM_KINDS = 5;     // rq_kind
 constexpr int STEP = 4;          // inputs that one instruction takes of a row
 
-// Bytes of a tile's block: of 32 values (Q8_0), 256 (K-quants), 2 (BF16).
+// Bytes of a tile's block: of 32 values (Q8_0), 256 (K-quants), 2 (BF16), 1 (F32).
 constexpr size_t Q8_0_BLOCK = TILE * 34, Q4_K_BLOCK = TILE * 144, Q6_K_BLOCK = TILE * 210;
-constexpr size_t BF16_BLOCK = TILE * 4;
+constexpr size_t BF16_BLOCK = TILE * 4, F32_BLOCK = TILE * 4;
 
 // Rows of activations, `stride` values from one to the next, which quantised is a multiple of 32.
 // Quantised: codes, a scale for each 32, sums of codes for each 16. BF16: pairs. F32: floats.
@@ -33,9 +34,17 @@ using TileProduct = void (*)(const uint8_t *tile, const Activations &x, int64_t 
 using Quantise = void (*)(const float *x, int64_t width, int8_t *codes, float *scales,
                           int32_t *sums);
 
+// A tile's weights, 16 rows of `width` floats.
+using Decode = void (*)(const uint8_t *tile, int64_t width, float *rows);
+
+struct KindKernels {
+    TileProduct product;
+    Decode decode;
+};
+
 struct Kernels {
     const char *level;
-    TileProduct bf16, q8_0, q4_k, q6_k;
+    KindKernels kinds[NUM_KINDS];  // by rq_kind
     Quantise quantise;
 };
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from rorqual.log import logger
 
-ABI = 1
+ABI = 2
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3}
-"""What can be packed, as GGUF calls it."""
+"""The stacks that the kernels serve, by GGUF's type."""
+FORMS = KINDS | {"F32": 4}
+"""What can be packed."""
 
 log = logger("ops")
 
@@ -29,6 +31,7 @@ _SIGNATURES = {
     "rq_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
     "rq_pack": (c_int, _MATRIX),
     "rq_unpack": (c_int, _MATRIX),
+    "rq_decode": (c_int, _MATRIX),
     "rq_grouped": (
         c_int,
         [c_int, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, POINTER(c_int64), c_int],

@@ -62,7 +62,15 @@ class Prepared {
         width_ = width;
         dtype_ = dtype;
         const int64_t size = num_x * width;
-        if (kind == RQ_BF16) {
+        if (kind == RQ_F32 && dtype == RQ_FLOAT32) {
+            view_ = {nullptr, nullptr, nullptr, nullptr, static_cast<const float *>(x), width, width};
+            return true;
+        }
+        if (kind == RQ_F32) {
+            floats_.reset(new (std::nothrow) float[size]);
+            if (!floats_) return false;
+            for (int64_t i = 0; i < size; i++) floats_[i] = wide(static_cast<const uint16_t *>(x)[i]);
+        } else if (kind == RQ_BF16) {
             if (dtype == RQ_BFLOAT16) {
                 view_ = {nullptr, nullptr, nullptr, static_cast<const uint16_t *>(x), nullptr, width, width};
                 return true;
@@ -77,7 +85,8 @@ class Prepared {
             if (!codes_ || !scales_ || !sums_) return false;
             parallel(quantise, this, num_x);
         }
-        view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), nullptr, width, width};
+        view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), floats_.get(), width,
+                 width};
         return true;
     }
 
@@ -108,17 +117,9 @@ class Prepared {
     std::unique_ptr<float[]> scales_;
     std::unique_ptr<int32_t[]> sums_;
     std::unique_ptr<uint16_t[]> pairs_;
+    std::unique_ptr<float[]> floats_;
     Activations view_{};
 };
-
-TileProduct product_of(int kind) {
-    switch (kind) {
-    case RQ_BF16: return kernels().bf16;
-    case RQ_Q8_0: return kernels().q8_0;
-    case RQ_Q4_K: return kernels().q4_k;
-    default: return kernels().q6_k;
-    }
-}
 
 struct Products {
     TileProduct product;
@@ -167,7 +168,7 @@ void multiply_items(void *context, int64_t first, int64_t last) {
 
 void multiply(const Matrix &m, int64_t tile, int64_t num_tiles, const Activations &x, int64_t first,
               int64_t count, float *y, int64_t stride_y, bool adds) {
-    const TileProduct product = product_of(m.kind);
+    const TileProduct product = kernels().kinds[m.kind].product;
     const size_t tile_bytes = row_bytes(m.kind, m.columns) * TILE;
     alignas(64) float sums[CHUNK * TILE];
     for (int64_t t = 0; t < num_tiles && (tile + t) * TILE < m.rows; t++) {
@@ -184,6 +185,11 @@ void multiply(const Matrix &m, int64_t tile, int64_t num_tiles, const Activation
     }
 }
 
+void decode(const Matrix &m, int64_t tile, float *rows) {
+    const size_t tile_bytes = row_bytes(m.kind, m.columns) * TILE;
+    kernels().kinds[m.kind].decode(m.packed + tile * tile_bytes, m.columns, rows);
+}
+
 }  // namespace rq
 
 extern "C" {
@@ -193,6 +199,20 @@ int rq_abi(void) { return RQ_ABI; }
 const char *rq_level(void) { return rq::kernels().level; }
 
 void rq_set_threads(int num_threads) { rq::set_threads(num_threads); }
+
+int rq_decode(int kind, const uint8_t *packed, float *rows, int64_t num_rows, int64_t num_columns) {
+    if (rq::row_bytes(kind, num_columns) == 0 || num_rows < 1) return RQ_BAD_SHAPE;
+    const rq::Matrix matrix{kind, num_rows, num_columns, packed};
+    std::unique_ptr<float[]> last(new (std::nothrow) float[rq::TILE * num_columns]);
+    if (!last) return RQ_NO_MEMORY;
+    for (int64_t first = 0; first < num_rows; first += rq::TILE) {
+        const int64_t left = num_rows - first, num = left < rq::TILE ? left : rq::TILE;
+        float *to = rows + first * num_columns;
+        rq::decode(matrix, first / rq::TILE, num < rq::TILE ? last.get() : to);
+        if (num < rq::TILE) memcpy(to, last.get(), num * num_columns * sizeof(float));
+    }
+    return RQ_OK;
+}
 
 int rq_linear(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
               const void *x, void *y, int64_t num_x, int dtype) {
@@ -215,7 +235,7 @@ int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t nu
     rq::Prepared prepared;
     if (!prepared.make(kind, x, num_x, num_columns, dtype)) return RQ_NO_MEMORY;
     const int64_t num_tiles = (num_rows + rq::TILE - 1) / rq::TILE;
-    rq::Products products{rq::product_of(kind), packed, row_bytes * rq::TILE, num_tiles, num_rows,
+    rq::Products products{rq::kernels().kinds[kind].product, packed, row_bytes * rq::TILE, num_tiles, num_rows,
                           &prepared.view(), counts, starts.get(), y, dtype};
     rq::parallel(rq::multiply_items, &products, num_matrices * num_tiles);
     return RQ_OK;

@@ -26,5 +26,8 @@ size_t row_bytes(int kind, int64_t columns);
 void multiply(const Matrix &m, int64_t tile, int64_t num_tiles, const Activations &x, int64_t first,
               int64_t count, float *y, int64_t stride_y, bool adds);
 
+// The 16 rows of a tile as floats, `columns` each; those beyond the matrix's end are zeros.
+void decode(const Matrix &m, int64_t tile, float *rows);
+
 }  // namespace rq
 #endif

@@ -15,6 +15,7 @@ size_t row_bytes(int kind, int64_t columns) {
     case RQ_Q8_0: return columns % GROUP ? 0 : columns / GROUP * 34;
     case RQ_Q4_K: return columns % SUPER ? 0 : columns / SUPER * 144;
     case RQ_Q6_K: return columns % SUPER ? 0 : columns / SUPER * 210;
+    case RQ_F32: return columns * 4;
     default: return 0;
     }
 }
@@ -83,7 +84,7 @@ void q6_k_block(const Mover &m, uint8_t *row, uint8_t *tile, int i) {
     }
 }
 
-void bf16_block(const Mover &m, uint8_t *row, uint8_t *tile, int i) { m.move(row, tile + 4 * i, 4); }
+void word_block(const Mover &m, uint8_t *row, uint8_t *tile, int i) { m.move(row, tile + 4 * i, 4); }
 
 struct Form {
     void (*block)(const Mover &, uint8_t *, uint8_t *, int);
@@ -91,10 +92,11 @@ struct Form {
 };
 
 const Form FORMS[] = {
-    {bf16_block, 4, BF16_BLOCK},
+    {word_block, 4, BF16_BLOCK},
     {q8_0_block, 34, Q8_0_BLOCK},
     {q4_k_block, 144, Q4_K_BLOCK},
     {q6_k_block, 210, Q6_K_BLOCK},
+    {word_block, 4, F32_BLOCK},
 };
 
 struct Packing {

@@ -105,6 +105,31 @@ struct Simd {
         }
         return f;
     }
+    static F floats(const uint8_t *p) {
+        F f;
+        memcpy(f.v, p, sizeof f.v);
+        return f;
+    }
+    template <int N>
+    static F byte_of(const B &w) {
+        F f;
+        for (int i = 0; i < TILE; i++) f.v[i] = w.v[4 * i + N];
+        return f;
+    }
+    static B excess_128(B w) {
+        for (int i = 0; i < 64; i++) w.v[i] ^= 128;
+        return w;
+    }
+    static void widen_pairs(const uint8_t *p, F &even, F &odd) {
+        const Pairs w = load_pairs(p);
+        memcpy(even.v, w.even, sizeof even.v);
+        memcpy(odd.v, w.odd, sizeof odd.v);
+    }
+    // Lane i of v[k] to rows[i * stride + k], k below num.
+    static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
+        for (int i = 0; i < TILE; i++)
+            for (int64_t k = 0; k < num; k++) rows[i * stride + k] = v[k].v[i];
+    }
     static float wide(uint16_t b) {
         const uint32_t bits = static_cast<uint32_t>(b) << 16;
         float f;
@@ -129,14 +154,16 @@ struct Simd {
 };
 
 #include "products.inl"
+#include "decode.inl"
 
 }  // namespace portable
 
-const Kernels portable_kernels = {"portable",
-                                  portable::bf16_product,
-                                  portable::q8_0_product,
-                                  portable::q4_k_product,
-                                  portable::q6_k_product,
-                                  portable::quantise_row};
+#define RQ_KIND(kind) {portable::kind##_product, portable::kind##_decode}
+const Kernels portable_kernels = {
+    "portable",
+    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    portable::quantise_row,
+};
+#undef RQ_KIND
 
 }  // namespace rq

@@ -17,6 +17,18 @@ static inline void bf16_rows(const uint8_t *tile, const Activations &x, int64_t 
 }
 
 template <int R>
+static inline void f32_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
+    Simd::F acc[R];
+    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
+    for (int64_t k = 0; k < x.width; k++) {
+        const Simd::F w = Simd::floats(tile + k * F32_BLOCK);
+        for (int r = 0; r < R; r++)
+            acc[r] = Simd::fma(w, Simd::all(x.floats[(first + r) * x.stride + k]), acc[r]);
+    }
+    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
+}
+
+template <int R>
 static inline void q8_0_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
     Simd::F acc[R];
     for (int r = 0; r < R; r++) acc[r] = Simd::zero();
@@ -101,6 +113,16 @@ static inline void q4_k_rows(const uint8_t *tile, const Activations &x, int64_t 
     for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
 }
 
+// Four steps of codes with 32 added to each.
+static inline void q6_k_codes(const uint8_t *codes, Simd::B *w) {
+    const Simd::B a = Simd::load(codes), c = Simd::load(codes + 64);
+    const Simd::B high = Simd::load(codes + 128);
+    w[0] = Simd::six_bits<0>(Simd::low_nibbles(a), high);
+    w[1] = Simd::six_bits<1>(Simd::high_nibbles(a), high);
+    w[2] = Simd::six_bits<2>(Simd::low_nibbles(c), high);
+    w[3] = Simd::six_bits<3>(Simd::high_nibbles(c), high);
+}
+
 template <int R>
 static inline void q6_k_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
     Simd::F acc[R];
@@ -110,14 +132,8 @@ static inline void q6_k_rows(const uint8_t *tile, const Activations &x, int64_t 
         const Simd::F d = Simd::halves(tile);
         const uint8_t *scales = tile + 2 * TILE, *codes = scales + 16 * TILE;
         for (int s = 0; s < 16; s++, codes += 192) {
-            const Simd::B a = Simd::load(codes), c = Simd::load(codes + 64);
-            const Simd::B high = Simd::load(codes + 128);
-            const Simd::B w[4] = {
-                Simd::six_bits<0>(Simd::low_nibbles(a), high),
-                Simd::six_bits<1>(Simd::high_nibbles(a), high),
-                Simd::six_bits<2>(Simd::low_nibbles(c), high),
-                Simd::six_bits<3>(Simd::high_nibbles(c), high),
-            };
+            Simd::B w[4];
+            q6_k_codes(codes, w);
             const Simd::F by = Simd::mul(d, Simd::signed_bytes(scales + s * TILE));
             for (int r = 0; r < R; r++) {
                 const int64_t row = first + r;
@@ -151,6 +167,7 @@ RQ_PRODUCT(bf16_product, bf16_rows)
 RQ_PRODUCT(q8_0_product, q8_0_rows)
 RQ_PRODUCT(q4_k_product, q4_k_rows)
 RQ_PRODUCT(q6_k_product, q6_k_rows)
+RQ_PRODUCT(f32_product, f32_rows)
 #undef RQ_PRODUCT
 
 // Codes, scales and sums of one row. The largest magnitude of a group becomes 127.

@@ -20,8 +20,8 @@
 extern "C" {
 #endif
 
-enum { RQ_ABI = 1 };
-enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3 };
+enum { RQ_ABI = 2 };
+enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3, RQ_F32 = 4 };
 enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
 enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3 };
 
@@ -37,7 +37,7 @@ RQ_API void rq_set_threads(int num_threads);
 /* Bytes of a packed matrix (num_rows, num_columns); 0 if the kind has no such width. */
 RQ_API size_t rq_packed_bytes(int kind, int64_t num_rows, int64_t num_columns);
 
-/* Packs a matrix whose rows lie one after the other, as files store them (BF16, or GGUF's blocks). */
+/* Packs a matrix whose rows lie one after the other, as files store them (GGUF's types). */
 RQ_API int rq_pack(int kind, const uint8_t *rows, uint8_t *packed, int64_t num_rows,
                    int64_t num_columns);
 
@@ -45,8 +45,12 @@ RQ_API int rq_pack(int kind, const uint8_t *rows, uint8_t *packed, int64_t num_r
 RQ_API int rq_unpack(int kind, const uint8_t *packed, uint8_t *rows, int64_t num_rows,
                      int64_t num_columns);
 
+/* The values of a packed matrix, row after row. */
+RQ_API int rq_decode(int kind, const uint8_t *packed, float *rows, int64_t num_rows,
+                     int64_t num_columns);
+
 /* y (num_x, num_rows) = x (num_x, num_columns) W^T; both contiguous, of one dtype. Quantised kinds
- * round activations to 8 bits with a scale for each 32, BF16 to bfloat16. */
+ * round activations to 8 bits with a scale for each 32, BF16 to bfloat16, F32 keeps them. */
 RQ_API int rq_linear(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
                      const void *x, void *y, int64_t num_x, int dtype);
 

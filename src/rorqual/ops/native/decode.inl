@@ -1,0 +1,80 @@
+// Weights of a tile as floats, 16 rows of `width` values one after the other, written once for all
+// instruction sets. Included after products.inl: the `Simd` there is the one here.
+
+// Values k to k + 4 of 16 rows, in the four bytes of each row's 32 bits.
+static inline void decode_step(Simd::B w, Simd::F by, Simd::F off, Simd::F *values) {
+    values[0] = Simd::fma(Simd::byte_of<0>(w), by, off);
+    values[1] = Simd::fma(Simd::byte_of<1>(w), by, off);
+    values[2] = Simd::fma(Simd::byte_of<2>(w), by, off);
+    values[3] = Simd::fma(Simd::byte_of<3>(w), by, off);
+}
+
+static void bf16_decode(const uint8_t *tile, int64_t width, float *rows) {
+    Simd::F values[16] = {};
+    for (int64_t k = 0; k < width; k += 16) {
+        const int64_t num = width - k < 16 ? width - k : 16;
+        for (int64_t j = 0; j < num; j += 2)
+            Simd::widen_pairs(tile + (k + j) / 2 * BF16_BLOCK, values[j], values[j + 1]);
+        Simd::store_transposed(values, rows + k, width, num);
+    }
+}
+
+static void f32_decode(const uint8_t *tile, int64_t width, float *rows) {
+    Simd::F values[16] = {};
+    for (int64_t k = 0; k < width; k += 16) {
+        const int64_t num = width - k < 16 ? width - k : 16;
+        for (int64_t j = 0; j < num; j++) values[j] = Simd::floats(tile + (k + j) * F32_BLOCK);
+        Simd::store_transposed(values, rows + k, width, num);
+    }
+}
+
+static void q8_0_decode(const uint8_t *tile, int64_t width, float *rows) {
+    Simd::F values[16];
+    for (int64_t b = 0; b < width / GROUP; b++, tile += Q8_0_BLOCK) {
+        const Simd::F by = Simd::halves(tile), off = Simd::mul(by, -128.0f);
+        for (int half = 0; half < 2; half++) {
+            for (int k = 0; k < 4; k++)
+                decode_step(Simd::excess_128(Simd::load(tile + 2 * TILE + (4 * half + k) * 64)), by,
+                            off, values + 4 * k);
+            Simd::store_transposed(values, rows + b * GROUP + half * 16, width, 16);
+        }
+    }
+}
+
+static void q4_k_decode(const uint8_t *tile, int64_t width, float *rows) {
+    Simd::F values[16];
+    for (int64_t b = 0; b < width / SUPER; b++, tile += Q4_K_BLOCK) {
+        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
+        const uint8_t *codes = tile + 16 * TILE;
+        for (int j = 0; j < 8; j++) {
+            uint8_t scale[TILE], low[TILE];
+            q4_k_scales(tile + 4 * TILE, j, scale, low);
+            const Simd::F by = Simd::mul(d, Simd::bytes(scale));
+            const Simd::F off = Simd::mul(Simd::mul(dmin, Simd::bytes(low)), -1.0f);
+            for (int half = 0; half < 2; half++) {
+                for (int k = 0; k < 4; k++) {
+                    const Simd::B w = Simd::load(codes + (j / 2 * 8 + half * 4 + k) * 64);
+                    decode_step(j % 2 ? Simd::high_nibbles(w) : Simd::low_nibbles(w), by, off,
+                                values + 4 * k);
+                }
+                Simd::store_transposed(values, rows + b * SUPER + j * 32 + half * 16, width, 16);
+            }
+        }
+    }
+}
+
+static void q6_k_decode(const uint8_t *tile, int64_t width, float *rows) {
+    Simd::F values[16];
+    for (int64_t b = 0; b < width / SUPER; b++, tile += Q6_K_BLOCK) {
+        const Simd::F d = Simd::halves(tile);
+        const uint8_t *codes = tile + 18 * TILE;
+        for (int s = 0; s < 16; s++, codes += 192) {
+            Simd::B w[4];
+            q6_k_codes(codes, w);
+            const Simd::F by = Simd::mul(d, Simd::signed_bytes(tile + 2 * TILE + s * TILE));
+            const Simd::F off = Simd::mul(by, -32.0f);
+            for (int k = 0; k < 4; k++) decode_step(w[k], by, off, values + 4 * k);
+            Simd::store_transposed(values, rows + b * SUPER + s * 16, width, 16);
+        }
+    }
+}
