@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include <memory>
+
 namespace rq {
 namespace avx2 {
 
@@ -16,11 +18,17 @@ struct Simd {
     struct B { __m256i a, b; };
     struct Signed { __m256i a, b, size_a, size_b; };  // and magnitudes
     struct Pairs { __m256 even_a, odd_a, even_b, odd_b; };
-    static constexpr int MOST_ROWS = 2;
+    using Short = B;  // sums of codes of 4 bits: 16 bits hold 8 steps
+    static constexpr int FLOAT_ROWS = 4, CODE_ROWS = 2;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-    static I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static I all_int(const int32_t *p) { return {_mm256_set1_epi32(*p), _mm256_set1_epi32(*p)}; }
+    static F all_of(const void *p) {
+        float f;
+        memcpy(&f, p, 4);
+        return all(f);
+    }
     static F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static __m256i at(const uint8_t *p) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
@@ -47,34 +55,55 @@ struct Simd {
         return {_mm256_or_si256(low.a, pair_of<N>(high.a)),
                 _mm256_or_si256(low.b, pair_of<N>(high.b))};
     }
-    static __m256i four(const int8_t *x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return _mm256_set1_epi32(word);
+    static __m256i four(const int32_t *word) {
+        int32_t codes;
+        memcpy(&codes, word, 4);
+        return _mm256_set1_epi32(codes);
     }
-    // Codes of at most 127 times codes of at most 127, two at a time, fit 16 bits.
-    static __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
-        const __m256i twos = _mm256_maddubs_epi16(w, x);
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)));
-    }
-    static I dot(I sum, B w, const int8_t *x) {
+    static __m256i pairs_sum(__m256i x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+    // Codes of at most 128 times codes of at most 127, two at a time, fit 16 bits.
+    static I dot_signed(I sum, const Signed &w, const int32_t *x) {
         const __m256i v = four(x);
-        return {dot_half(sum.a, w.a, v), dot_half(sum.b, w.b, v)};
+        const __m256i a = _mm256_maddubs_epi16(w.size_a, _mm256_sign_epi8(v, w.a));
+        const __m256i b = _mm256_maddubs_epi16(w.size_b, _mm256_sign_epi8(v, w.b));
+        return {_mm256_add_epi32(sum.a, pairs_sum(a)), _mm256_add_epi32(sum.b, pairs_sum(b))};
     }
-    static I dot_signed(I sum, const Signed &w, const int8_t *x) {
+    // Codes of at most 63: two steps fit 16 bits.
+    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
+        const Short two = dot_short(dot_short(zero_short(), w0, x0), w1, x1);
+        return {_mm256_add_epi32(sum.a, pairs_sum(two.a)), _mm256_add_epi32(sum.b, pairs_sum(two.b))};
+    }
+    static Short zero_short() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static Short dot_short(Short sum, B w, const int32_t *x) {
         const __m256i v = four(x);
-        return {dot_half(sum.a, w.size_a, _mm256_sign_epi8(v, w.a)),
-                dot_half(sum.b, w.size_b, _mm256_sign_epi8(v, w.b))};
+        return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, v)),
+                _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, v))};
     }
-    static I add(I x, int32_t y) {
-        const __m256i v = _mm256_set1_epi32(y);
-        return {_mm256_add_epi32(x.a, v), _mm256_add_epi32(x.b, v)};
-    }
+    static I widened(Short sum) { return {pairs_sum(sum.a), pairs_sum(sum.b)}; }
     static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
     static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static F mul(F x, float y) { return mul(x, all(y)); }
     static F fma(F x, F y, F z) {
         return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+    }
+    static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+    static void store_bytes(uint8_t *p, B x) {
+        __m256i *to = reinterpret_cast<__m256i *>(p);
+        _mm256_storeu_si256(to, x.a);
+        _mm256_storeu_si256(to + 1, x.b);
+    }
+    static F load_floats(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+    static F load_part(const float *p, int64_t num) {
+        if (num == TILE) return load_floats(p);
+        float all[TILE] = {};
+        memcpy(all, p, num * sizeof(float));
+        return load_floats(all);
+    }
+    static void store_part(float *p, F x, int64_t num) {
+        if (num == TILE) return store(p, x);
+        float all[TILE];
+        store(all, x);
+        memcpy(p, all, num * sizeof(float));
     }
     static void store(float *p, F x) {
         _mm256_storeu_ps(p, x.a);
@@ -83,8 +112,18 @@ struct Simd {
     static __m128i eight(const uint8_t *p) {
         return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
     }
-    static F bytes(const uint8_t *p) {
-        return to_float({_mm256_cvtepu8_epi32(eight(p)), _mm256_cvtepu8_epi32(eight(p + 8))});
+    static __m128i sixteen(const uint8_t *p) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    }
+    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
+    template <int SHIFT, int MASK, int TOP>
+    static F bytes(const uint8_t *p, const uint8_t *q) {
+        __m128i x = _mm_and_si128(_mm_srli_epi16(sixteen(p), SHIFT), _mm_set1_epi8(MASK));
+        if (TOP > 0) {
+            const __m128i top = _mm_and_si128(_mm_srli_epi16(sixteen(q), 2), _mm_set1_epi8(0x30));
+            x = _mm_or_si128(x, top);
+        }
+        return to_float({_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
     }
     static F signed_bytes(const uint8_t *p) {
         return to_float({_mm256_cvtepi8_epi32(eight(p)), _mm256_cvtepi8_epi32(eight(p + 8))});
@@ -112,23 +151,8 @@ struct Simd {
         even = {w.even_a, w.even_b};
         odd = {w.odd_a, w.odd_b};
     }
-    // Lanes i of eight vectors to rows[i * stride ...].
-    static void store_eight(const __m256 *v, float *rows, int64_t stride) {
-        __m256 a[8], b[8];
-        for (int i = 0; i < 8; i += 2) {
-            a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
-            a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-        }
-        for (int i = 0; i < 8; i += 4)
-            for (int j = 0; j < 2; j++) {
-                b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
-                b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
-            }
-        for (int j = 0; j < 4; j++) {
-            _mm256_storeu_ps(rows + j * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x20));
-            _mm256_storeu_ps(rows + (j + 4) * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x31));
-        }
-    }
+#include "eight.inl"
+    static void transpose_words(const uint8_t *, int64_t, int32_t *) {}
     // Lane i of v[k] to rows[i * stride + k], k below num.
     static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
         if (num < 16) {
@@ -160,8 +184,8 @@ struct Simd {
         const __m256i a = at(p), b = at(p + 32);
         return {evens(a), odds(a), evens(b), odds(b)};
     }
-    static F dot_pairs(F sum, const Pairs &w, const uint16_t *x) {
-        const __m256i pair = four(reinterpret_cast<const int8_t *>(x));
+    static F dot_pairs(F sum, const Pairs &w, const int32_t *x) {
+        const __m256i pair = four(x);
         const __m256 even = evens(pair), odd = odds(pair);
         sum = {_mm256_fmadd_ps(w.even_a, even, sum.a), _mm256_fmadd_ps(w.even_b, even, sum.b)};
         return {_mm256_fmadd_ps(w.odd_a, odd, sum.a), _mm256_fmadd_ps(w.odd_b, odd, sum.b)};
@@ -173,10 +197,11 @@ struct Simd {
 
 }  // namespace avx2
 
-#define RQ_KIND(kind) {avx2::kind##_product, avx2::kind##_decode}
+#define RQ_KIND(kind, decode) {avx2::product<avx2::kind>, avx2::decode}
 const Kernels avx2_kernels = {
     "avx2",
-    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
+     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
     avx2::quantise_row,
 };
 #undef RQ_KIND

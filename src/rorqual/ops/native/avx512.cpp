@@ -4,9 +4,12 @@
 
 #ifdef RQ_X86
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // within the compiler's own headers
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both within the compiler's headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #include <string.h>
+
+#include <memory>
 
 namespace rq {
 namespace avx512 {
@@ -17,14 +20,13 @@ struct Simd {
     using B = __m512i;
     using Signed = __m512i;
     using Pairs = __m512i;
-    static constexpr int MOST_ROWS = 8;
+    using Short = __m512i;  // sums of codes of 4 bits
+    static constexpr int FLOAT_ROWS = 8, CODE_ROWS = 8;
     // The instruction takes unsigned weights: 128 is added to signed ones, and what that adds to
     // the sum is taken off again.
     static constexpr int32_t SIGNED_EXCESS = -128;
 
     static F zero() { return _mm512_setzero_ps(); }
-    static I zero_int() { return _mm512_setzero_si512(); }
-    static F all(float x) { return _mm512_set1_ps(x); }
     static B load(const uint8_t *p) { return _mm512_loadu_si512(p); }
     static Signed as_signed(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
     static B low_nibbles(B w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
@@ -37,23 +39,54 @@ struct Simd {
         if (N == 3) pair = _mm512_srli_epi16(high, 2);
         return _mm512_or_si512(low, _mm512_and_si512(pair, mask));
     }
-    static I four(const int8_t *x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return _mm512_set1_epi32(word);
+    static I all_int(const int32_t *p) { return _mm512_set1_epi32(*p); }
+    static F all_of(const void *p) {
+        float f;
+        memcpy(&f, p, 4);
+        return _mm512_set1_ps(f);
     }
-    static I dot(I sum, B w, const int8_t *x) { return _mm512_dpbusd_epi32(sum, w, four(x)); }
-    static I dot_signed(I sum, Signed w, const int8_t *x) { return dot(sum, w, x); }
-    static I add(I x, int32_t y) { return _mm512_add_epi32(x, _mm512_set1_epi32(y)); }
+    static I four(const int32_t *word) {
+        int32_t codes;
+        memcpy(&codes, word, 4);
+        return _mm512_set1_epi32(codes);
+    }
+    static I dot_signed(I sum, Signed w, const int32_t *x) {
+        return _mm512_dpbusd_epi32(sum, w, four(x));
+    }
+    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
+        return dot_signed(dot_signed(sum, w0, x0), w1, x1);
+    }
+    static Short zero_short() { return _mm512_setzero_si512(); }
+    static Short dot_short(Short sum, B w, const int32_t *x) { return dot_signed(sum, w, x); }
+    static I widened(Short sum) { return sum; }
     static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
     static F mul(F x, F y) { return _mm512_mul_ps(x, y); }
     static F mul(F x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
     static F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+    static F add(F x, F y) { return _mm512_add_ps(x, y); }
     static void store(float *p, F x) { _mm512_storeu_ps(p, x); }
+    static void store_bytes(uint8_t *p, B x) { _mm512_storeu_si512(p, x); }
+    static F load_floats(const float *p) { return _mm512_loadu_ps(p); }
+    static F load_part(const float *p, int64_t num) { return _mm512_maskz_loadu_ps(below(num), p); }
+    static void store_part(float *p, F x, int64_t num) {
+        _mm512_mask_storeu_ps(p, below(num), x);
+    }
+    static __mmask16 below(int64_t num) {
+        return num >= 16 ? 0xffff : static_cast<__mmask16>((1u << num) - 1);
+    }
     static __m128i sixteen(const uint8_t *p) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     }
-    static F bytes(const uint8_t *p) { return to_float(_mm512_cvtepu8_epi32(sixteen(p))); }
+    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
+    template <int SHIFT, int MASK, int TOP>
+    static F bytes(const uint8_t *p, const uint8_t *q) {
+        __m128i x = _mm_and_si128(_mm_srli_epi16(sixteen(p), SHIFT), _mm_set1_epi8(MASK));
+        if (TOP > 0) {
+            const __m128i top = _mm_and_si128(_mm_srli_epi16(sixteen(q), 2), _mm_set1_epi8(0x30));
+            x = _mm_or_si128(x, top);
+        }
+        return to_float(_mm512_cvtepu8_epi32(x));
+    }
     static F signed_bytes(const uint8_t *p) { return to_float(_mm512_cvtepi8_epi32(sixteen(p))); }
     static F halves(const uint8_t *p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
@@ -83,7 +116,7 @@ struct Simd {
                 b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
                 b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
             }
-        const __mmask16 mask = static_cast<__mmask16>((1u << num) - 1);
+        const __mmask16 mask = below(num);
         for (int j = 0; j < 4; j++) {  // rows j, j + 4, j + 8, j + 12
             const F low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x44);
             const F high = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xee);
@@ -97,10 +130,16 @@ struct Simd {
         }
     }
     static Pairs load_pairs(const uint8_t *p) { return load(p); }
-    static F dot_pairs(F sum, Pairs w, const uint16_t *x) {
-        const I pair = four(reinterpret_cast<const int8_t *>(x));
-        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)pair);
+    static F dot_pairs(F sum, Pairs w, const int32_t *x) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)four(x));
     }
+    static void transpose_words(const uint8_t *rows, int64_t row_bytes, int32_t *words) {
+        __m256 v[8];
+        for (int r = 0; r < 8; r++)
+            v[r] = _mm256_loadu_ps(reinterpret_cast<const float *>(rows + r * row_bytes));
+        store_eight(v, reinterpret_cast<float *>(words), 8);
+    }
+#include "eight.inl"
 };
 
 #include "products.inl"
@@ -108,10 +147,11 @@ struct Simd {
 
 }  // namespace avx512
 
-#define RQ_KIND(kind) {avx512::kind##_product, avx512::kind##_decode}
+#define RQ_KIND(kind, decode) {avx512::product<avx512::kind>, avx512::decode}
 const Kernels avx512_kernels = {
     "avx512",
-    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
+     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
     avx512::quantise_row,
 };
 #undef RQ_KIND

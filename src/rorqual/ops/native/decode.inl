@@ -47,10 +47,9 @@ static void q4_k_decode(const uint8_t *tile, int64_t width, float *rows) {
         const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
         const uint8_t *codes = tile + 16 * TILE;
         for (int j = 0; j < 8; j++) {
-            uint8_t scale[TILE], low[TILE];
-            q4_k_scales(tile + 4 * TILE, j, scale, low);
-            const Simd::F by = Simd::mul(d, Simd::bytes(scale));
-            const Simd::F off = Simd::mul(Simd::mul(dmin, Simd::bytes(low)), -1.0f);
+            Simd::F by, off;
+            Q4_K::scales(tile, j, d, dmin, by, off);
+            off = Simd::mul(off, -1.0f);
             for (int half = 0; half < 2; half++) {
                 for (int k = 0; k < 4; k++) {
                     const Simd::B w = Simd::load(codes + (j / 2 * 8 + half * 4 + k) * 64);
@@ -70,7 +69,7 @@ static void q6_k_decode(const uint8_t *tile, int64_t width, float *rows) {
         const uint8_t *codes = tile + 18 * TILE;
         for (int s = 0; s < 16; s++, codes += 192) {
             Simd::B w[4];
-            q6_k_codes(codes, w);
+            Q6_K::codes_of(codes, w);
             const Simd::F by = Simd::mul(d, Simd::signed_bytes(tile + 2 * TILE + s * TILE));
             const Simd::F off = Simd::mul(by, -32.0f);
             for (int k = 0; k < 4; k++) decode_step(w[k], by, off, values + 4 * k);

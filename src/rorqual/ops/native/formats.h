@@ -28,9 +28,23 @@ struct Activations {
     int64_t width, stride;
 };
 
-// One tile times rows [first, first + count) of x: y[i * TILE ...] are the sums of row first + i.
-using TileProduct = void (*)(const uint8_t *tile, const Activations &x, int64_t first,
-                             int64_t count, float *y);
+// `num` tiles, one after the other, of a matrix's packed bytes.
+struct Tiles {
+    const uint8_t *packed;
+    size_t tile_bytes;
+    int64_t num;
+};
+
+// Rows of results, `stride` floats from one to the next, `width` of each written or added to.
+struct Output {
+    float *y;
+    int64_t stride, width;
+    bool adds;
+};
+
+// Tiles times rows [first, first + count) of x.
+using Product = void (*)(const Tiles &w, const Activations &x, int64_t first, int64_t count,
+                         const Output &to);
 using Quantise = void (*)(const float *x, int64_t width, int8_t *codes, float *scales,
                           int32_t *sums);
 
@@ -38,7 +52,7 @@ using Quantise = void (*)(const float *x, int64_t width, int8_t *codes, float *s
 using Decode = void (*)(const uint8_t *tile, int64_t width, float *rows);
 
 struct KindKernels {
-    TileProduct product;
+    Product product;
     Decode decode;
 };
 

@@ -121,46 +121,59 @@ class Prepared {
     Activations view_{};
 };
 
+// One product of a call: some rows of x with a matrix of the stack.
+struct Part {
+    int64_t matrix, first, count, work;  // work: of all parts before it
+};
+
 struct Products {
-    TileProduct product;
+    int kind;
     const uint8_t *packed;
     size_t tile_bytes;
     int64_t num_tiles, num_rows;  // of a matrix
     const Activations *x;
-    const int64_t *counts, *starts;  // of rows of x, by matrix
+    const Part *parts;
+    int64_t num_parts;
     void *y;
     int dtype;
 };
 
-// Choice: so many rows of x at a time, their sums in a thread's first cache.
-constexpr int64_t CHUNK = 64;
+// Choice: rows of a part. A tile costs a thread what its rows cost, or reading it.
+constexpr int64_t PART_ROWS = 128, READING = 4;
 
-void write(const Products &p, const float *sums, int64_t tile, int64_t first, int64_t count) {
-    const int64_t start = tile * TILE;
-    const int64_t width = p.num_rows - start < TILE ? p.num_rows - start : TILE;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t at = (first + i) * p.num_rows + start;
-        if (p.dtype == RQ_FLOAT32) {
-            memcpy(static_cast<float *>(p.y) + at, sums + i * TILE, width * sizeof(float));
-        } else {
-            uint16_t *y = static_cast<uint16_t *>(p.y) + at;
-            for (int64_t k = 0; k < width; k++) y[k] = narrow(sums[i * TILE + k]);
-        }
+int64_t work_of(int64_t count) { return count < READING ? READING : count; }
+
+// Tiles [tile, tile + num) of a part, in float32, or narrowed.
+void multiply_part(const Products &p, const Part &part, int64_t tile, int64_t num) {
+    const Tiles tiles{p.packed + (part.matrix * p.num_tiles + tile) * p.tile_bytes, p.tile_bytes,
+                      num};
+    const int64_t start = tile * TILE, left = p.num_rows - start;
+    const int64_t width = left < num * TILE ? left : num * TILE, at = part.first * p.num_rows + start;
+    const Product product = kernels().kinds[p.kind].product;
+    if (p.dtype == RQ_FLOAT32) {
+        float *y = static_cast<float *>(p.y) + at;
+        product(tiles, *p.x, part.first, part.count, {y, p.num_rows, width, false});
+        return;
     }
+    std::unique_ptr<float[]> sums(new float[part.count * width]);
+    product(tiles, *p.x, part.first, part.count, {sums.get(), width, width, false});
+    uint16_t *y = static_cast<uint16_t *>(p.y) + at;
+    for (int64_t i = 0; i < part.count; i++)
+        for (int64_t k = 0; k < width; k++) y[i * p.num_rows + k] = narrow(sums[i * width + k]);
 }
 
-// Items are tiles of all matrices, one after the other.
-void multiply_items(void *context, int64_t first, int64_t last) {
+// A thread does the tiles that begin within its share of the work.
+void multiply_share(void *context, int64_t first, int64_t last) {
     const Products &p = *static_cast<Products *>(context);
-    alignas(64) float sums[CHUNK * TILE];
-    for (int64_t item = first; item < last; item++) {
-        const int64_t matrix = item / p.num_tiles, tile = item % p.num_tiles;
-        const int64_t begin = p.starts[matrix], end = begin + p.counts[matrix];
-        for (int64_t row = begin; row < end; row += CHUNK) {
-            const int64_t count = end - row < CHUNK ? end - row : CHUNK;
-            p.product(p.packed + item * p.tile_bytes, *p.x, row, count, sums);
-            write(p, sums, tile, row, count);
-        }
+    for (int64_t i = 0; i < p.num_parts && p.parts[i].work < last; i++) {
+        const Part &part = p.parts[i];
+        const int64_t cost = work_of(part.count);
+        const auto begins_at = [&](int64_t work) {
+            const int64_t tile = (work - part.work + cost - 1) / cost;
+            return tile < p.num_tiles ? tile : p.num_tiles;
+        };
+        const int64_t from = first <= part.work ? 0 : begins_at(first), to = begins_at(last);
+        if (from < to) multiply_part(p, part, from, to - from);
     }
 }
 
@@ -168,21 +181,11 @@ void multiply_items(void *context, int64_t first, int64_t last) {
 
 void multiply(const Matrix &m, int64_t tile, int64_t num_tiles, const Activations &x, int64_t first,
               int64_t count, float *y, int64_t stride_y, bool adds) {
-    const TileProduct product = kernels().kinds[m.kind].product;
     const size_t tile_bytes = row_bytes(m.kind, m.columns) * TILE;
-    alignas(64) float sums[CHUNK * TILE];
-    for (int64_t t = 0; t < num_tiles && (tile + t) * TILE < m.rows; t++) {
-        const int64_t left = m.rows - (tile + t) * TILE, width = left < TILE ? left : TILE;
-        for (int64_t row = 0; row < count; row += CHUNK) {
-            const int64_t num = count - row < CHUNK ? count - row : CHUNK;
-            product(m.packed + (tile + t) * tile_bytes, x, first + row, num, sums);
-            for (int64_t i = 0; i < num; i++) {
-                float *to = y + (row + i) * stride_y + t * TILE;
-                for (int64_t j = 0; j < width; j++)
-                    to[j] = adds ? to[j] + sums[i * TILE + j] : sums[i * TILE + j];
-            }
-        }
-    }
+    const int64_t left = m.rows - tile * TILE, most = (left + TILE - 1) / TILE;
+    const Tiles tiles{m.packed + tile * tile_bytes, tile_bytes, num_tiles < most ? num_tiles : most};
+    const int64_t width = left < tiles.num * TILE ? left : tiles.num * TILE;
+    kernels().kinds[m.kind].product(tiles, x, first, count, {y, stride_y, width, adds});
 }
 
 void decode(const Matrix &m, int64_t tile, float *rows) {
@@ -223,21 +226,28 @@ int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t nu
                int64_t num_columns, const void *x, void *y, const int64_t *counts, int dtype) {
     const size_t row_bytes = rq::row_bytes(kind, num_columns);
     if (row_bytes == 0 || num_rows < 1 || num_matrices < 1) return RQ_BAD_SHAPE;
-    std::unique_ptr<int64_t[]> starts(new (std::nothrow) int64_t[num_matrices]);
-    if (!starts) return RQ_NO_MEMORY;
-    int64_t num_x = 0;
+    int64_t num_x = 0, num_parts = 0;
     for (int64_t e = 0; e < num_matrices; e++) {
         if (counts[e] < 0) return RQ_BAD_SHAPE;
-        starts[e] = num_x;
         num_x += counts[e];
+        num_parts += (counts[e] + rq::PART_ROWS - 1) / rq::PART_ROWS;
     }
     if (num_x == 0) return RQ_OK;
+    std::unique_ptr<rq::Part[]> parts(new (std::nothrow) rq::Part[num_parts]);
     rq::Prepared prepared;
-    if (!prepared.make(kind, x, num_x, num_columns, dtype)) return RQ_NO_MEMORY;
+    if (!parts || !prepared.make(kind, x, num_x, num_columns, dtype)) return RQ_NO_MEMORY;
     const int64_t num_tiles = (num_rows + rq::TILE - 1) / rq::TILE;
-    rq::Products products{rq::kernels().kinds[kind].product, packed, row_bytes * rq::TILE, num_tiles, num_rows,
-                          &prepared.view(), counts, starts.get(), y, dtype};
-    rq::parallel(rq::multiply_items, &products, num_matrices * num_tiles);
+    int64_t first = 0, work = 0, part = 0;
+    for (int64_t e = 0; e < num_matrices; e++)
+        for (int64_t i = 0; i < counts[e]; i += rq::PART_ROWS) {
+            const int64_t left = counts[e] - i, count = left < rq::PART_ROWS ? left : rq::PART_ROWS;
+            parts[part++] = {e, first, count, work};
+            first += count;
+            work += num_tiles * rq::work_of(count);
+        }
+    rq::Products products{kind, packed, row_bytes * rq::TILE, num_tiles, num_rows,
+                          &prepared.view(), parts.get(), num_parts, y, dtype};
+    rq::parallel(rq::multiply_share, &products, work);
     return RQ_OK;
 }
 }

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <memory>
+
 #include "formats.h"
 
 namespace rq {
@@ -13,11 +15,21 @@ struct Simd {
     struct B { uint8_t v[64]; };
     struct Signed { int8_t v[64]; };
     struct Pairs { float even[TILE], odd[TILE]; };
-    static constexpr int MOST_ROWS = 2;
+    using Short = I;  // sums of codes of 4 bits
+    static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return F{}; }
-    static I zero_int() { return I{}; }
+    static I all_int(const int32_t *p) {
+        I x;
+        for (int i = 0; i < TILE; i++) x.v[i] = *p;
+        return x;
+    }
+    static F all_of(const void *p) {
+        float f;
+        memcpy(&f, p, 4);
+        return all(f);
+    }
     static F all(float a) {
         F f;
         for (int i = 0; i < TILE; i++) f.v[i] = a;
@@ -47,17 +59,20 @@ struct Simd {
         return low;
     }
     template <class Codes>
-    static I dot_codes(I sum, const Codes &w, const int8_t *x) {
+    static I dot_codes(I sum, const Codes &w, const int32_t *word) {
+        int8_t x[STEP];
+        memcpy(x, word, STEP);
         for (int i = 0; i < TILE; i++)
             for (int k = 0; k < STEP; k++) sum.v[i] += w.v[4 * i + k] * x[k];
         return sum;
     }
-    static I dot(I sum, B w, const int8_t *x) { return dot_codes(sum, w, x); }
-    static I dot_signed(I sum, Signed w, const int8_t *x) { return dot_codes(sum, w, x); }
-    static I add(I a, int32_t b) {
-        for (int i = 0; i < TILE; i++) a.v[i] += b;
-        return a;
+    static I dot_signed(I sum, Signed w, const int32_t *x) { return dot_codes(sum, w, x); }
+    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
+        return dot_codes(dot_codes(sum, w0, x0), w1, x1);
     }
+    static Short zero_short() { return Short{}; }
+    static Short dot_short(Short sum, B w, const int32_t *x) { return dot_codes(sum, w, x); }
+    static I widened(Short sum) { return sum; }
     static F to_float(I a) {
         F f;
         for (int i = 0; i < TILE; i++) f.v[i] = static_cast<float>(a.v[i]);
@@ -72,10 +87,27 @@ struct Simd {
         for (int i = 0; i < TILE; i++) c.v[i] += a.v[i] * b.v[i];
         return c;
     }
+    static F add(F a, F b) {
+        for (int i = 0; i < TILE; i++) a.v[i] += b.v[i];
+        return a;
+    }
+    static void store_bytes(uint8_t *p, const B &b) { memcpy(p, b.v, 64); }
+    static F load_floats(const float *p) { return load_part(p, TILE); }
+    static F load_part(const float *p, int64_t num) {
+        F f{};
+        memcpy(f.v, p, num * sizeof(float));
+        return f;
+    }
+    static void store_part(float *p, const F &a, int64_t num) { memcpy(p, a.v, num * sizeof(float)); }
     static void store(float *p, F a) { memcpy(p, a.v, sizeof a.v); }
-    static F bytes(const uint8_t *p) {
+    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
+    template <int SHIFT, int MASK, int TOP>
+    static F bytes(const uint8_t *p, const uint8_t *q) {
         F f;
-        for (int i = 0; i < TILE; i++) f.v[i] = p[i];
+        for (int i = 0; i < TILE; i++) {
+            const int low = (p[i] >> SHIFT) & MASK, top = TOP > 0 ? q[i] >> (8 - TOP) << 4 : 0;
+            f.v[i] = static_cast<float>(low | top);
+        }
         return f;
     }
     static F signed_bytes(const uint8_t *p) {
@@ -125,6 +157,7 @@ struct Simd {
         memcpy(even.v, w.even, sizeof even.v);
         memcpy(odd.v, w.odd, sizeof odd.v);
     }
+    static void transpose_words(const uint8_t *, int64_t, int32_t *) {}
     // Lane i of v[k] to rows[i * stride + k], k below num.
     static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
         for (int i = 0; i < TILE; i++)
@@ -146,7 +179,9 @@ struct Simd {
         }
         return w;
     }
-    static F dot_pairs(F sum, const Pairs &w, const uint16_t *x) {
+    static F dot_pairs(F sum, const Pairs &w, const int32_t *word) {
+        uint16_t x[2];
+        memcpy(x, word, 4);
         const float a = wide(x[0]), b = wide(x[1]);
         for (int i = 0; i < TILE; i++) sum.v[i] += w.even[i] * a + w.odd[i] * b;
         return sum;
@@ -158,10 +193,11 @@ struct Simd {
 
 }  // namespace portable
 
-#define RQ_KIND(kind) {portable::kind##_product, portable::kind##_decode}
+#define RQ_KIND(kind, decode) {portable::product<portable::kind>, portable::decode}
 const Kernels portable_kernels = {
     "portable",
-    {RQ_KIND(bf16), RQ_KIND(q8_0), RQ_KIND(q4_k), RQ_KIND(q6_k), RQ_KIND(f32)},
+    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
+     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
     portable::quantise_row,
 };
 #undef RQ_KIND

@@ -1,174 +1,118 @@
-// Products of a tile with rows of activations, written once for all instruction sets. Included
+// Products of tiles with rows of activations, written once for all instruction sets. Included
 // within a namespace of each, after its `Simd`: F are 16 floats, I 16 int32, B 64 bytes.
 //
-// R rows at a time share what is read and unpacked of the weights.
+// R rows at a time share what is read of the weights, and all rows what is unpacked of a chunk. A
+// row's sums are made of the same operations in the same order, whatever lies beside.
 
-template <int R>
-static inline void bf16_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
+#define RQ_INLINE static inline __attribute__((always_inline))
+
+#include "panel.inl"
+#include "kinds.inl"
+
+// Sums of a tile's `num` rows, from row `at` of the output.
+static inline void write(const Output &to, int64_t tile, int64_t at, int64_t num,
+                         const Simd::F *sums) {
+    const int64_t left = to.width - tile * TILE, width = left < TILE ? left : TILE;
+    for (int64_t i = 0; i < num; i++) {
+        float *y = to.y + (at + i) * to.stride + tile * TILE;
+        Simd::store_part(y, to.adds ? Simd::add(Simd::load_part(y, width), sums[i]) : sums[i],
+                         width);
+    }
+}
+
+// All columns of some tiles times at most ROWS rows.
+template <class Kind, int R>
+static void few(const Tiles &w, const Activations &x, int64_t first, int64_t num,
+                const Output &to) {
+    Panels<Kind> panels(R, x.width);
+    panels.template fill<R>(x, first, num, 0);
+    for (int64_t t = 0; t < w.num; t++) {
+        Simd::F acc[R];
+        for (int r = 0; r < R; r++) acc[r] = Simd::zero();
+        Kind::template packed<R>(w.packed + t * w.tile_bytes, x.width, panels.at(0, 0), acc);
+        write(to, t, 0, num, acc);
+    }
+}
+
+// A chunk of a tile times R rows, added to their sums.
+template <class Kind, int R>
+static void step(const uint8_t *tile, const Unpacked &w, int64_t columns, const Panel &x,
+                 float *sums) {
     Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    const int64_t num_pairs = x.width / 2;
-    for (int64_t k = 0; k < num_pairs; k++) {
-        const Simd::Pairs w = Simd::load_pairs(tile + k * BF16_BLOCK);
-        for (int r = 0; r < R; r++)
-            acc[r] = Simd::dot_pairs(acc[r], w, x.pairs + (first + r) * x.stride + 2 * k);
-    }
-    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
+    for (int r = 0; r < R; r++) acc[r] = Simd::load_floats(sums + r * TILE);
+    Kind::template unpacked<R>(tile, w, columns, x, acc);
+    for (int r = 0; r < R; r++) Simd::store(sums + r * TILE, acc[r]);
 }
 
-template <int R>
-static inline void f32_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
-    Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    for (int64_t k = 0; k < x.width; k++) {
-        const Simd::F w = Simd::floats(tile + k * F32_BLOCK);
-        for (int r = 0; r < R; r++)
-            acc[r] = Simd::fma(w, Simd::all(x.floats[(first + r) * x.stride + k]), acc[r]);
-    }
-    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
+// The functions for the least R that holds so many rows.
+template <class Kind>
+struct Sized {
+    int rows;
+    void (*few)(const Tiles &, const Activations &, int64_t, int64_t, const Output &);
+    void (*step)(const uint8_t *, const Unpacked &, int64_t, const Panel &, float *);
+    void (Panels<Kind>::*fill)(const Activations &, int64_t, int64_t, int64_t);
+};
+
+template <class Kind, int R>
+static constexpr Sized<Kind> sized() {
+    constexpr int ROWS = R < Kind::ROWS ? R : Kind::ROWS;
+    return {ROWS, few<Kind, ROWS>, step<Kind, ROWS>, &Panels<Kind>::template fill<ROWS>};
 }
 
-template <int R>
-static inline void q8_0_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
-    Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    const int64_t num_blocks = x.width / GROUP;
-    for (int64_t b = 0; b < num_blocks; b++, tile += Q8_0_BLOCK) {
-        Simd::I sum[R];
-        for (int r = 0; r < R; r++) sum[r] = Simd::zero_int();
-        for (int k = 0; k < GROUP / STEP; k++) {
-            const Simd::Signed w = Simd::as_signed(Simd::load(tile + 2 * TILE + k * 64));
-            for (int r = 0; r < R; r++)
-                sum[r] = Simd::dot_signed(
-                    sum[r], w, x.codes + (first + r) * x.stride + b * GROUP + k * STEP);
-        }
-        const Simd::F scale = Simd::halves(tile);
-        for (int r = 0; r < R; r++) {
-            const int64_t row = first + r;
-            const int32_t *sums = x.sums + row * (x.stride / 16) + 2 * b;
-            const Simd::I exact = Simd::add(sum[r], Simd::SIGNED_EXCESS * (sums[0] + sums[1]));
-            const Simd::F by = Simd::mul(scale, x.scales[row * (x.stride / GROUP) + b]);
-            acc[r] = Simd::fma(Simd::to_float(exact), by, acc[r]);
-        }
-    }
-    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
+template <class Kind>
+static const Sized<Kind> &sized_for(int64_t num) {
+    static constexpr Sized<Kind> ALL[] = {sized<Kind, 1>(), sized<Kind, 2>(), sized<Kind, 4>(),
+                                          sized<Kind, 6>(), sized<Kind, 8>()};
+    return ALL[num > 6 ? 4 : num > 4 ? 3 : num > 2 ? 2 : num - 1];
 }
 
-// The 6-bit scales and minimums of sub-block j, of 16 rows: 12 vectors of a byte a row.
-static inline void q4_k_scales(const uint8_t *packed, int j, uint8_t *scale, uint8_t *low) {
-    const uint8_t *s = packed + j * TILE, *m = packed + (j + 4) * TILE;
-    if (j < 4) {
-        for (int i = 0; i < TILE; i++) {
-            scale[i] = s[i] & 63;
-            low[i] = m[i] & 63;
+// Choice: so many rows share an unpacked chunk, if their panels leave room in the second cache.
+constexpr int64_t MOST_ROWS = 128, MOST_PANEL_BYTES = 512 << 10;
+
+template <class Kind>
+static void many(const Tiles &w, const Activations &x, int64_t first, int64_t num,
+                 const Output &to) {
+    const Sized<Kind> &full = sized_for<Kind>(Kind::ROWS);
+    const Sized<Kind> &last = sized_for<Kind>((num - 1) % Kind::ROWS + 1);
+    const int64_t num_padded = (num - 1) / Kind::ROWS * Kind::ROWS + last.rows;
+    Panels<Kind> panels(num_padded, x.width);
+    for (int64_t i = 0; i < num; i += Kind::ROWS) {
+        const Sized<Kind> &of = num - i > Kind::ROWS ? full : last;
+        (panels.*of.fill)(x, first + i, num - i < of.rows ? num - i : of.rows, i);
+    }
+    alignas(64) float sums[MOST_ROWS * TILE];
+    Unpacked unpacked;
+    for (int64_t t = 0; t < w.num; t++) {
+        memset(sums, 0, num_padded * TILE * sizeof(float));
+        const uint8_t *tile = w.packed + t * w.tile_bytes;
+        for (int64_t c = 0; c * CHUNK < x.width; c++, tile += Kind::CHUNK_BYTES) {
+            const int64_t left = x.width - c * CHUNK, columns = left < CHUNK ? left : CHUNK;
+            Kind::unpack(tile, columns, unpacked);
+            for (int64_t i = 0; i < num; i += Kind::ROWS)
+                (num - i > Kind::ROWS ? full : last)
+                    .step(tile, unpacked, columns, panels.at(c, i), sums + i * TILE);
         }
-    } else {
-        const uint8_t *high_s = packed + (j - 4) * TILE, *high_m = packed + j * TILE;
-        for (int i = 0; i < TILE; i++) {
-            scale[i] = (m[i] & 15) | ((high_s[i] >> 6) << 4);
-            low[i] = (m[i] >> 4) | ((high_m[i] >> 6) << 4);
+        for (int64_t i = 0; i < num; i++) {
+            const Simd::F row = Simd::load_floats(sums + i * TILE);
+            write(to, t, i, 1, &row);
         }
     }
 }
 
-template <int R>
-static inline void q4_k_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
-    Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    const int64_t num_blocks = x.width / SUPER, num_groups = x.stride / GROUP;
-    for (int64_t b = 0; b < num_blocks; b++, tile += Q4_K_BLOCK) {
-        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
-        const uint8_t *scales = tile + 4 * TILE, *codes = scales + 12 * TILE;
-        for (int pair = 0; pair < 4; pair++) {
-            Simd::I even[R], odd[R];
-            for (int r = 0; r < R; r++) even[r] = odd[r] = Simd::zero_int();
-            for (int k = 0; k < GROUP / STEP; k++) {
-                const Simd::B w = Simd::load(codes + (pair * 8 + k) * 64);
-                const Simd::B low = Simd::low_nibbles(w), high = Simd::high_nibbles(w);
-                for (int r = 0; r < R; r++) {
-                    const int8_t *a =
-                        x.codes + (first + r) * x.stride + b * SUPER + pair * 64 + k * STEP;
-                    even[r] = Simd::dot(even[r], low, a);
-                    odd[r] = Simd::dot(odd[r], high, a + GROUP);
-                }
-            }
-            for (int half = 0; half < 2; half++) {
-                uint8_t scale[TILE], low[TILE];
-                q4_k_scales(scales, 2 * pair + half, scale, low);
-                const Simd::F by = Simd::mul(d, Simd::bytes(scale));
-                const Simd::F off = Simd::mul(dmin, Simd::bytes(low));
-                const int64_t group = b * 8 + 2 * pair + half;
-                for (int r = 0; r < R; r++) {
-                    const int64_t row = first + r;
-                    const float of_x = x.scales[row * num_groups + group];
-                    const int32_t *sums = x.sums + 2 * (row * num_groups + group);
-                    const Simd::F dot = Simd::to_float(half ? odd[r] : even[r]);
-                    acc[r] = Simd::fma(dot, Simd::mul(by, of_x), acc[r]);
-                    acc[r] = Simd::fma(
-                        off, Simd::all(-of_x * static_cast<float>(sums[0] + sums[1])), acc[r]);
-                }
-            }
-        }
+template <class Kind>
+static void product(const Tiles &w, const Activations &x, int64_t first, int64_t count,
+                    const Output &to) {
+    const int64_t fitting = MOST_PANEL_BYTES / (x.width * 4 / Kind::VALUES) / 8 * 8;
+    const int64_t most = fitting < 16 ? 16 : fitting < MOST_ROWS ? fitting : MOST_ROWS;
+    for (int64_t i = 0; i < count; i += most) {
+        const int64_t num = count - i < most ? count - i : most;
+        const Output part{to.y + i * to.stride, to.stride, to.width, to.adds};
+        if (num <= Kind::ROWS)
+            sized_for<Kind>(num).few(w, x, first + i, num, part);
+        else
+            many<Kind>(w, x, first + i, num, part);
     }
-    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
 }
-
-// Four steps of codes with 32 added to each.
-static inline void q6_k_codes(const uint8_t *codes, Simd::B *w) {
-    const Simd::B a = Simd::load(codes), c = Simd::load(codes + 64);
-    const Simd::B high = Simd::load(codes + 128);
-    w[0] = Simd::six_bits<0>(Simd::low_nibbles(a), high);
-    w[1] = Simd::six_bits<1>(Simd::high_nibbles(a), high);
-    w[2] = Simd::six_bits<2>(Simd::low_nibbles(c), high);
-    w[3] = Simd::six_bits<3>(Simd::high_nibbles(c), high);
-}
-
-template <int R>
-static inline void q6_k_rows(const uint8_t *tile, const Activations &x, int64_t first, float *y) {
-    Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-    const int64_t num_blocks = x.width / SUPER;
-    for (int64_t b = 0; b < num_blocks; b++, tile += Q6_K_BLOCK) {
-        const Simd::F d = Simd::halves(tile);
-        const uint8_t *scales = tile + 2 * TILE, *codes = scales + 16 * TILE;
-        for (int s = 0; s < 16; s++, codes += 192) {
-            Simd::B w[4];
-            q6_k_codes(codes, w);
-            const Simd::F by = Simd::mul(d, Simd::signed_bytes(scales + s * TILE));
-            for (int r = 0; r < R; r++) {
-                const int64_t row = first + r;
-                const int8_t *of_x = x.codes + row * x.stride + b * SUPER + s * 16;
-                Simd::I sum = Simd::zero_int();
-                for (int k = 0; k < 4; k++) sum = Simd::dot(sum, w[k], of_x + k * STEP);
-                sum = Simd::add(sum, -32 * x.sums[row * (x.stride / 16) + b * 16 + s]);
-                const float scale = x.scales[row * (x.stride / GROUP) + b * 8 + s / 2];
-                acc[r] = Simd::fma(Simd::to_float(sum), Simd::mul(by, scale), acc[r]);
-            }
-        }
-    }
-    for (int r = 0; r < R; r++) Simd::store(y + r * TILE, acc[r]);
-}
-
-// As many rows at a time as the registers hold; then fewer.
-#define RQ_PRODUCT(name, rows)                                                                    \
-    static void name(const uint8_t *tile, const Activations &x, int64_t first, int64_t count,     \
-                     float *y) {                                                                  \
-        int64_t i = 0;                                                                            \
-        for (; i + Simd::MOST_ROWS <= count; i += Simd::MOST_ROWS)                                \
-            rows<Simd::MOST_ROWS>(tile, x, first + i, y + i * TILE);                              \
-        if (Simd::MOST_ROWS > 4)                                                                  \
-            for (; i + 4 <= count; i += 4) rows<4>(tile, x, first + i, y + i * TILE);             \
-        if (Simd::MOST_ROWS > 2)                                                                  \
-            for (; i + 2 <= count; i += 2) rows<2>(tile, x, first + i, y + i * TILE);             \
-        for (; i < count; i++) rows<1>(tile, x, first + i, y + i * TILE);                         \
-    }
-
-RQ_PRODUCT(bf16_product, bf16_rows)
-RQ_PRODUCT(q8_0_product, q8_0_rows)
-RQ_PRODUCT(q4_k_product, q4_k_rows)
-RQ_PRODUCT(q6_k_product, q6_k_rows)
-RQ_PRODUCT(f32_product, f32_rows)
-#undef RQ_PRODUCT
 
 // Codes, scales and sums of one row. The largest magnitude of a group becomes 127.
 static void quantise_row(const float *x, int64_t width, int8_t *codes, float *scales,
