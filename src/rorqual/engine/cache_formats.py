@@ -118,6 +118,14 @@ def store(config: ModelConfig, shape: tuple[int, int], kind: CacheDtype, like: T
     return PlainStore(config, shape, PLAIN_DTYPES.get(kind, like.dtype), like)
 
 
+def stored_as(kind: CacheDtype, dtype: torch.dtype) -> str:
+    """What "auto" means with latents of this dtype; another kind is itself."""
+    if kind != "auto":
+        return kind
+    names = {stored: name for name, stored in PLAIN_DTYPES.items()}
+    return names.get(dtype, str(dtype))
+
+
 def bytes_per_token(config: ModelConfig, kind: CacheDtype, dtype: torch.dtype) -> int:
     """Of one layer."""
     sample = store(config, (1, 1), kind, torch.empty(0, dtype=dtype))

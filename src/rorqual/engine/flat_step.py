@@ -80,12 +80,20 @@ def flat_step(
         token_ids += span.token_ids
         positions += [slot - depth for slot in slots]
         places += [span.blocks[slot // size] * size + slot % size for slot in slots]
-    reaches = [_reach([spans[i] for i in group], size, config, device, depth) for group in groups]
-    if not is_together:
-        reaches = [replace(reach, first_block=None) for reach in reaches]
+
+    def reaches() -> list[Reach]:
+        made = [_reach([spans[i] for i in group], size, config, device, depth) for group in groups]
+        return made if is_together else [replace(reach, first_block=None) for reach in made]
+
     # One copy to the device, so that a GPU's step begins with one.
     rows_3M = tensor_on(device, [token_ids, positions, places], torch.int64)
-    return FlatStep(order, rows_3M[:1], rows_3M[1:2], StepView(cache, rows_3M[2], reaches))
+    view = StepView(
+        cache,
+        rows_3M[2],
+        reaches,
+        lambda: _paged_spans([spans[i] for i in order], config, depth, is_together=is_together),
+    )
+    return FlatStep(order, rows_3M[:1], rows_3M[1:2], view)
 
 
 def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -> bool:
@@ -142,6 +150,19 @@ def _reach(
         visible=visible,
         use_absorbed=use_absorbed,
     )
+
+
+def _paged_spans(
+    spans: abc.Sequence[Span], config: ModelConfig, depth: int, *, is_together: bool
+) -> tuple[Tensor, Tensor]:
+    """`Paged.spans_N5` and `Paged.tables`. Alone, all attend absorbed: one way of summing."""
+    rows, tables = [], list[int]()
+    for span in spans:
+        num = len(span.token_ids)
+        is_absorbed = not is_together or is_absorbed_cheaper(config, num, span.stop - depth)
+        rows.append([num, span.start, depth, len(tables), is_absorbed])
+        tables += span.blocks
+    return torch.tensor(rows, dtype=torch.int64), torch.tensor(tables, dtype=torch.int64)
 
 
 def _are_neighbours(blocks: list[int]) -> bool:

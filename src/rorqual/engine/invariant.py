@@ -41,11 +41,18 @@ class InvariantRunner(Runner):
         self._dispatcher = TileDispatcher()
         self._dummy = Span([0], 0, [spare_block])
 
+    @property
+    def _is_fused(self) -> bool:
+        """Whether rows never meet: the C++ kernels sum each by itself, in one way."""
+        return self._model.model.fused is not None
+
     def warm_up(self) -> None:
         """Nothing: no expert ever has few rows here."""
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:
+        if self._is_fused:
+            return self._run_main(spans, is_together=False)
         tokens = [
             Span([token_id], slot, span.blocks)
             for span in spans
@@ -60,6 +67,8 @@ class InvariantRunner(Runner):
 
     @torch.inference_mode()
     def logits(self, h_ND: Tensor) -> Tensor:
+        if self._is_fused:
+            return super().logits(h_ND)
         padded_ND = F.pad(h_ND, (0, 0, 0, -len(h_ND) % ROWS))
         logits = [self._model.head(tile) for tile in padded_ND.split(ROWS)]
         return torch.cat(logits)[: len(h_ND)]

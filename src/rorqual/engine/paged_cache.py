@@ -12,14 +12,16 @@ depth d takes place i for token i + d). The first d slots of depth d stay empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rorqual.engine.cache_formats import CacheDtype, bytes_per_token, store
+from rorqual.engine.cache_formats import CacheDtype, bytes_per_token, store, stored_as
 from rorqual.model import ModelConfig, Part
+from rorqual.model.step import Paged
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class PagedLatentCache:
         num_layers = config.num_hidden_layers + num_depths
         self.block_tokens = shape[1]
         self._layers = [store(config, shape, kind, like) for _ in range(num_layers)]
+        self._kind = stored_as(kind, like.dtype)
         self.boundary_PND = like.new_zeros(shape[0], num_depths, config.hidden_size)
 
     def write(self, layer_id: int, places_M: Tensor, latent_ML: Tensor) -> None:
@@ -75,6 +78,10 @@ class PagedLatentCache:
             return layer.decode([plane.flatten(0, 1)[run] for plane in layer.planes])[None]
         planes = [plane[reach.blocks_BP].flatten(1, 2)[:, first:stop] for plane in layer.planes]
         return layer.decode(planes)
+
+    def layer(self, layer_id: int) -> tuple[str, list[Tensor]]:
+        """A layer's dtype and planes, as `Paged` has them."""
+        return self._kind, self._layers[layer_id].planes
 
     @property
     def device(self) -> torch.device:
@@ -97,11 +104,26 @@ def block_bytes(
 
 @dataclass(frozen=True)
 class StepView:
-    """The model's `CacheView` of one step: where it writes, and what each part reads."""
+    """The model's `CacheView` of one step: where it writes, and what each part reads, or each
+    sequence. Which of the two is made when it is asked for.
+    """
 
     cache: PagedLatentCache
     places_M: Tensor
-    reaches: Sequence[Reach]
+    make_reaches: Callable[[], Sequence[Reach]]
+    make_spans: Callable[[], tuple[Tensor, Tensor]]
+
+    @cached_property
+    def reaches(self) -> Sequence[Reach]:
+        return self.make_reaches()
+
+    @cached_property
+    def paged(self) -> Paged | None:
+        cache = self.cache
+        if cache.device.type != "cpu":
+            return None
+        spans_N5, tables = self.make_spans()
+        return Paged(self.places_M, spans_N5, tables, cache.block_tokens, cache.layer)
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> list[Part]:
         self.cache.write(layer_id, self.places_M, latent_BTL.flatten(0, 1))

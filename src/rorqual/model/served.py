@@ -40,6 +40,22 @@ class Served(nn.Module):
         self.kernels, self._chosen_for = kernels, self.storage()
 
 
+class Fusable(nn.Module):
+    """Blocks that may run whole, in one call (`model/fused.py`), while their weights stay where
+    they are.
+    """
+
+    fused: Any = None
+
+    def fuse(self) -> None:
+        """Called when kernels were chosen: sets `fused`, or None where there is no such call."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.fused = None
+        return super()._apply(fn, recurse)
+
+
 def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = None) -> None:
     """Chooses for each part by what it holds; with a name those kernels, wherever they can serve.
 
@@ -65,3 +81,6 @@ def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = No
         )
     for part, kernels in zip(parts, chosen, strict=True):
         part.take(kernels)
+    for module in model.modules():
+        if isinstance(module, Fusable):
+            module.fuse()

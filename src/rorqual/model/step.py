@@ -6,7 +6,7 @@ and documents, which every rank is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,8 +29,29 @@ class Part(NamedTuple):
     use_absorbed: bool
 
 
+class Paged(NamedTuple):
+    """A paged cache as whole layers in one call read and write it.
+
+    places_M: where each token's latent goes, block * block_tokens + offset. spans_N5: of each
+    sequence its tokens, the slot of the first, the first slot that they see, where in `tables` its
+    blocks begin, and whether it attends absorbed. All int64. layer(id) gives the cache's dtype
+    ("float32", "bf16", "fp8", "q8") and its planes.
+    """
+
+    places_M: Tensor
+    spans_N5: Tensor
+    tables: Tensor
+    block_tokens: int
+    layer: Callable[[int], tuple[str, list[Tensor]]]
+
+
 class CacheView(Protocol):
     """The cache of a step: it takes a layer's new latents and says what the step attends to."""
+
+    @property
+    def paged(self) -> Paged | None:
+        """The cache as it lies in memory, on a CPU; None where there is none."""
+        ...
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> Sequence[Part]:
         """Stores the latents of the step's tokens; returns the parts that they make, in order."""
@@ -42,6 +63,10 @@ class WholeView(NamedTuple):
 
     visible: Tensor | None = None
     use_absorbed: bool = False
+
+    @property
+    def paged(self) -> None:
+        return None
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> tuple[Part]:
         num_tokens = latent_BTL.shape[0] * latent_BTL.shape[1]

@@ -18,15 +18,17 @@ from rorqual.model.balance import BalanceTerm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
+from rorqual.model.fused import fused
 from rorqual.model.layers import Head, RMSNorm
 from rorqual.model.moe import MoE
 from rorqual.model.mtp import MtpModule
 from rorqual.model.rope import RotaryAngles
 from rorqual.model.router import Router
+from rorqual.model.served import Fusable
 from rorqual.model.step import CacheView, Step, WholeView, isolated
 
 
-class Body(nn.Module):
+class Body(Fusable):
     """forward(tokens_BT int64, step) -> h_BTD after the last norm: the parameters under `model.` in
     a checkpoint. The MTP modules are its last layers and run by themselves.
 
@@ -54,10 +56,17 @@ class Body(nn.Module):
         if not x.is_floating_point():
             assert self.embed_tokens is not None, "a stage without the embedding takes no tokens"
             x = self.embed_tokens(x)
+        paged = None if self.fused is None else step.cache.paged
+        if paged is not None:
+            return self.fused(x, step, paged, self.norm)
         for layer_id, layer in self.layers.items():
             if int(layer_id) < self.num_main_layers:
                 x = layer(x, step)
         return x if self.norm is None else self.norm(x)
+
+    def fuse(self) -> None:
+        main = [layer for i, layer in self.layers.items() if int(i) < self.num_main_layers]
+        self.fused = fused([layer for layer in main if isinstance(layer, Block)])
 
     def step(
         self,

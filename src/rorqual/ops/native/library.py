@@ -13,10 +13,13 @@ from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
-from rorqual.log import logger
+import torch
 
-ABI = 2
-KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3}
+from rorqual.log import logger
+from rorqual.ops.native.structs import LAYER_SIGNATURES
+
+ABI = 3
+KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
 FORMS = KINDS | {"F32": 4}
 """What can be packed."""
@@ -28,6 +31,7 @@ _SIGNATURES = {
     "rq_abi": (c_int, []),
     "rq_level": (c_char_p, []),
     "rq_set_threads": (None, [c_int]),
+    "rq_use_openmp": (None, [c_void_p] * 3),
     "rq_packed_bytes": (c_size_t, [c_int, c_int64, c_int64]),
     "rq_pack": (c_int, _MATRIX),
     "rq_unpack": (c_int, _MATRIX),
@@ -52,10 +56,21 @@ def library() -> ctypes.CDLL | None:
     if loaded.rq_abi() != ABI:
         log.warning("the C++ kernels are of another version (pip install again): torch computes")
         return None
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name, (result, arguments) in (_SIGNATURES | LAYER_SIGNATURES).items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
+    _share_threads(loaded)
     return loaded
+
+
+def _share_threads(loaded: ctypes.CDLL) -> None:
+    """Torch's threads for the kernels too, where they are libgomp's."""
+    folder = Path(torch.__file__).parent
+    found = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    if len(found) == 1:
+        gomp = ctypes.CDLL(str(found[0]))
+        names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+        loaded.rq_use_openmp(*(ctypes.cast(getattr(gomp, name), c_void_p) for name in names))
 
 
 def level() -> str | None:

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include "rorqual_layers.h"
+
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -45,10 +47,32 @@ class Pool {
     int size() const { return num_threads_; }
 
     void run(Work work, void *context, int64_t count) {
-        if (num_threads_ == 1 || count < 2) {
+        if (num_threads_ == 1 || count < 2)
             work(context, 0, count);
-            return;
-        }
+        else
+            begin(work, context, count, num_threads_);
+    }
+
+    // Share i of n is item i, and n what the work is told for an end.
+    void run_team(Work work, void *context, int most) {
+        struct Team {
+            Work work;
+            void *context;
+            int64_t size;
+        } team{work, context, most < num_threads_ ? most : num_threads_};
+        const auto one = [](void *shared, int64_t i, int64_t) {
+            const Team &t = *static_cast<Team *>(shared);
+            t.work(t.context, i, t.size);
+        };
+        if (team.size == 1)
+            one(&team, 0, 1);
+        else
+            begin(one, &team, team.size, static_cast<int>(team.size));
+    }
+
+  private:
+    void begin(Work work, void *context, int64_t count, int num_shares) {
+        num_shares_ = num_shares;
         work_ = work;
         context_ = context;
         count_ = count;
@@ -62,9 +86,9 @@ class Pool {
         while (num_busy_.load(std::memory_order_acquire) > 0) pause();
     }
 
-  private:
     void take_share(int i) {
-        const int64_t first = count_ * i / num_threads_, last = count_ * (i + 1) / num_threads_;
+        if (i >= num_shares_) return;
+        const int64_t first = count_ * i / num_shares_, last = count_ * (i + 1) / num_shares_;
         if (first < last) work_(context_, first, last);
     }
 
@@ -101,43 +125,113 @@ class Pool {
     Work work_ = nullptr;
     void *context_ = nullptr;
     int64_t count_ = 0;
+    int num_shares_ = 1;
 };
 
 std::mutex callers;
 std::unique_ptr<Pool> pool;
+int wanted = 1;
+
+// libgomp's threads, which torch computes on. A second set would take the processors from them.
+struct OpenMp {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
+    int (*thread_num)() = nullptr, (*num_threads)() = nullptr;
+} omp;
 
 // A fork copies no threads: the child makes its own.
 void forget() {
     pool.release();
+    omp = OpenMp();
     new (&callers) std::mutex;
 }
 
 Pool &the_pool() {
-    if (!pool) {
-#if defined(__unix__) || defined(__APPLE__)
-        static const int once = pthread_atfork(nullptr, nullptr, forget);
-        (void)once;
-#endif
-        pool.reset(new Pool(1));
-    }
+    if (!pool || pool->size() != wanted) pool.reset(new Pool(wanted));
     return *pool;
+}
+
+struct Region {
+    Work work;
+    void *context;
+    int64_t count;
+    bool is_team;
+};
+
+void enter(void *shared) {
+    const Region &r = *static_cast<Region *>(shared);
+    const int64_t i = omp.thread_num(), n = omp.num_threads();
+    if (r.is_team)
+        r.work(r.context, i, n);
+    else if (r.count * i / n < r.count * (i + 1) / n)
+        r.work(r.context, r.count * i / n, r.count * (i + 1) / n);
 }
 
 }  // namespace
 
 void set_threads(int num_threads) {
     std::lock_guard<std::mutex> lock(callers);
-    if (the_pool().size() != num_threads) pool.reset(new Pool(num_threads < 1 ? 1 : num_threads));
+#if defined(__unix__) || defined(__APPLE__)
+    static const int once = pthread_atfork(nullptr, nullptr, forget);
+    (void)once;
+#endif
+    wanted = num_threads < 1 ? 1 : num_threads;
 }
 
 int num_threads() {
     std::lock_guard<std::mutex> lock(callers);
-    return the_pool().size();
+    return wanted;
 }
 
 void parallel(Work work, void *context, int64_t count) {
     std::lock_guard<std::mutex> lock(callers);
-    the_pool().run(work, context, count);
+    if (wanted == 1 || count < 2) {
+        work(context, 0, count);
+    } else if (omp.parallel) {
+        Region region{work, context, count, false};
+        omp.parallel(enter, &region, static_cast<unsigned>(wanted), 0);
+    } else {
+        the_pool().run(work, context, count);
+    }
+}
+
+void run_team(Work work, void *context, int64_t most) {
+    std::lock_guard<std::mutex> lock(callers);
+    const int size = most < wanted ? static_cast<int>(most) : wanted;
+    if (size == 1) {
+        work(context, 0, 1);
+    } else if (omp.parallel) {
+        Region region{work, context, 0, true};
+        omp.parallel(enter, &region, static_cast<unsigned>(size), 0);
+    } else {
+        the_pool().run_team(work, context, size);
+    }
+}
+
+namespace {
+
+std::mutex seconds_mutex;
+double seconds_of[RQ_PARTS];
+
+}  // namespace
+
+void add_seconds(const double *seconds) {
+    std::lock_guard<std::mutex> lock(seconds_mutex);
+    for (int i = 0; i < RQ_PARTS; i++) seconds_of[i] += seconds[i];
 }
 
 }  // namespace rq
+
+extern "C" void rq_take_seconds(double *seconds) {
+    std::lock_guard<std::mutex> lock(rq::seconds_mutex);
+    for (int i = 0; i < RQ_PARTS; i++) {
+        seconds[i] = rq::seconds_of[i];
+        rq::seconds_of[i] = 0;
+    }
+}
+
+extern "C" void rq_use_openmp(void *parallel, void *thread_num, void *num_threads) {
+    std::lock_guard<std::mutex> lock(rq::callers);
+    rq::omp.parallel = reinterpret_cast<void (*)(void (*)(void *), void *, unsigned, unsigned)>(parallel);
+    rq::omp.thread_num = reinterpret_cast<int (*)()>(thread_num);
+    rq::omp.num_threads = reinterpret_cast<int (*)()>(num_threads);
+}

@@ -1,4 +1,4 @@
-/* Threads that wait for work in a spin, and sleep when none comes. */
+/* Threads that wait for work. */
 #ifndef RORQUAL_POOL_H
 #define RORQUAL_POOL_H
 
@@ -6,13 +6,21 @@
 
 namespace rq {
 
-void set_threads(int num_threads);
+using Work = void (*)(void *context, int64_t first, int64_t last);
+
+// Splits items [0, count) between the threads, the caller's among them. One call at a time has the
+// threads; another waits.
+void parallel(Work work, void *context, int64_t count);
+
+// work(context, i, n) on n threads at once, i of each below n, which is at most `most`.
+void run_team(Work work, void *context, int64_t most);
+
 int num_threads();
 
-// Calls work(context, first, last) on all threads, which share [0, count) evenly; returns when all
-// is done. One caller at a time: others wait.
-using Work = void (*)(void *context, int64_t first, int64_t last);
-void parallel(Work work, void *context, int64_t count);
+void set_threads(int num_threads);
+
+// Seconds spent in kernels, for each rq_part.
+void add_seconds(const double *seconds);
 
 }  // namespace rq
 #endif

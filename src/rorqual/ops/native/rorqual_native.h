@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-enum { RQ_ABI = 2 };
+enum { RQ_ABI = 3 };
 enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3, RQ_F32 = 4 };
 enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
 enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3 };
@@ -33,6 +33,10 @@ RQ_API const char *rq_level(void);
 
 /* Threads of all later calls, the caller's among them. */
 RQ_API void rq_set_threads(int num_threads);
+
+/* libgomp's GOMP_parallel, omp_get_thread_num and omp_get_num_threads, where the caller computes on
+ * its threads too. Without them the library has threads of its own. */
+RQ_API void rq_use_openmp(void *parallel, void *thread_num, void *num_threads);
 
 /* Bytes of a packed matrix (num_rows, num_columns); 0 if the kind has no such width. */
 RQ_API size_t rq_packed_bytes(int kind, int64_t num_rows, int64_t num_columns);

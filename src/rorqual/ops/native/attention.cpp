@@ -1,0 +1,213 @@
+// Attention over the paged cache, in place. Which tokens attend how; absorbed attention.
+//
+// Absorbed, 16 heads stand side by side: their queries are a tile, the cached latents the rows that
+// it is multiplied with, and the latents are summed by the weights that come of it.
+
+#include <math.h>
+
+#include "attention.h"
+
+namespace rq {
+namespace {
+
+// Choice: a chunk is one thread's work. At most so many chunks of a token's past are put together
+// at the end; their size depends on the past alone, and so do the sums.
+constexpr int64_t MOST_CHUNKS = 16, SMALLEST_CHUNK = 64;
+// Latents whose scores exist at once.
+constexpr int64_t BLOCK = 64;
+
+int64_t num_groups(const rq_shape &s) { return (s.heads + LANES - 1) / LANES; }
+
+// The queries of up to 16 heads as a tile, times the scale of scores.
+void pack_queries(const Call &c, const AbsorbedToken &token, int64_t place, int64_t group,
+                  bool is_narrow, uint32_t *tile) {
+    const rq_shape &s = c.shape;
+    const int64_t width = s.latent_rank + s.rope;
+    const float by = static_cast<float>(s.softmax_scale);
+    for (int64_t lane = 0; lane < LANES; lane++) {
+        const int64_t h = group * LANES + lane;
+        const float *latent = c.space.query_absorbed + (place * s.heads + h) * s.latent_rank;
+        const float *rope =
+            c.space.query + (token.token * s.heads + h) * (s.nope + s.rope) + s.nope;
+        for (int64_t i = 0; i < width; i++) {
+            const float q =
+                h >= s.heads ? 0.0f : by * (i < s.latent_rank ? latent[i] : rope[i - s.latent_rank]);
+            if (is_narrow)
+                reinterpret_cast<uint16_t *>(tile)[(i / 2 * LANES + lane) * 2 + i % 2] = to_bf16(q);
+            else
+                reinterpret_cast<float *>(tile)[i * LANES + lane] = q;
+        }
+    }
+}
+
+struct Sums {
+    float *out, *most, *total;  // (LANES, latent_rank), (LANES), (LANES)
+};
+
+void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, Sums sums) {
+    const int64_t rank = c.shape.latent_rank, width = rank + c.shape.rope;
+    const Matrix queries{rows.is_narrow ? RQ_BF16 : RQ_F32, LANES, width,
+                         reinterpret_cast<const uint8_t *>(scratch.query.data())};
+    float change[LANES];
+    float *scores = scratch.scores;
+    multiply(queries, 0, 1, rows.view(width, width), 0, rows.count, scores, LANES, false);
+    row_kernels().weigh(scores, LANES, rows.count, sums.most, sums.total, change);
+    for (int64_t lane = 0; lane < LANES; lane++)
+        if (change[lane] != 1.0f)
+            for (int64_t i = 0; i < rank; i++) sums.out[lane * rank + i] *= change[lane];
+    if (rows.is_narrow) {
+        row_kernels().pair(scores, LANES, rows.count, scratch.weights);
+        row_kernels().sum_pairs(scratch.weights, rows.pairs, width, rows.count, rank, sums.out);
+    } else {
+        row_kernels().sum_floats(scores, rows.floats, width, rows.count, rank, sums.out);
+    }
+}
+
+void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_t place,
+                  int64_t group, int64_t chunk) {
+    const AbsorbedToken &token = c.space.absorbed[place];
+    const rq_span &span = c.step.spans[token.span];
+    const int64_t part = token.first_part + group * token.num_chunks + chunk;
+    const int64_t rank = c.shape.latent_rank;
+    const Sums sums{c.space.part_out + part * LANES * rank, c.space.part_most + part * LANES,
+                    c.space.part_total + part * LANES};
+    for (int64_t i = 0; i < LANES * rank; i++) sums.out[i] = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        sums.most[lane] = -INFINITY;
+        sums.total[lane] = 0;
+    }
+    const bool is_narrow = computes_narrow(cache);
+    pack_queries(c, token, place, group, is_narrow, scratch.query);
+    const int64_t begin = chunk * token.chunk;
+    const int64_t left = token.num_visible - begin, end = begin + (left < token.chunk ? left : token.chunk);
+    for (int64_t i = begin; i < end;) {
+        const int64_t num = end - i < BLOCK ? end - i : BLOCK;
+        const Latents rows = latents_from(c, scratch, cache, span, span.first + i, num);
+        attend_rows(c, scratch, rows, sums);
+        i += rows.count;
+    }
+}
+
+// The chunks of a head's sums, as one row of latents.
+void merge_chunks(const Call &c, const AbsorbedToken &token, int64_t head, float *row) {
+    const int64_t rank = c.shape.latent_rank, lane = head % LANES;
+    const int64_t first = token.first_part + head / LANES * token.num_chunks;
+    float most = -INFINITY, total = 0;
+    for (int64_t i = first; i < first + token.num_chunks; i++)
+        most = fmaxf(most, c.space.part_most[i * LANES + lane]);
+    for (int64_t k = 0; k < rank; k++) row[k] = 0;
+    for (int64_t i = first; i < first + token.num_chunks; i++) {
+        const float by = expf(c.space.part_most[i * LANES + lane] - most);
+        total += by * c.space.part_total[i * LANES + lane];
+        row_kernels().add(c.space.part_out + (i * LANES + lane) * rank, by, rank, row);
+    }
+    const float by = 1.0f / total;
+    for (int64_t k = 0; k < rank; k++) row[k] *= by;
+}
+
+// One product a head: every `heads`-th row of x with that head's matrix.
+void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, int64_t width_y,
+               float *const *y_of_token) {
+    const rq_shape &s = c.shape;
+    const int64_t num = static_cast<int64_t>(c.space.absorbed.size());
+    // Choice: a head's matrix is one thread's work, and few heads are split.
+    const int64_t tiles = num_tiles(stack.rows);
+    const int64_t splits = s.heads >= 4 * w.size() ? 1 : tiles < 4 ? tiles : 4;
+    w.each(RQ_ATTENTION, s.heads * splits, [&](int64_t item) {
+        const int64_t head = item / splits, split = item % splits;
+        const int64_t first = tiles * split / splits, last = tiles * (split + 1) / splits;
+        const Matrix m = matrix_of(stack, head);
+        for (int64_t i = 0; i < num; i++)
+            multiply(m, first, last - first, x.view(i * s.heads + head), 0, 1,
+                     y_of_token[i] + head * width_y + first * TILE, width_y, false);
+    });
+}
+
+}  // namespace
+
+void plan_attention(Call &c, int num_threads) {
+    const rq_shape &s = c.shape;
+    Space &space = c.space;
+    space.absorbed.clear();
+    space.expanded.clear();
+    space.span_token.clear();
+    space.absorbed_y.clear();
+    space.attended_y.clear();
+    int64_t first = 0, parts = 0, most_queries = 0;
+    for (int64_t i = 0; i < c.step.num_spans; i++) {
+        const rq_span &span = c.step.spans[i];
+        space.span_token.push_back(first);
+        if (!span.is_absorbed) {
+            space.expanded.push_back(i);
+            most_queries = span.num_tokens > most_queries ? span.num_tokens : most_queries;
+        }
+        for (int64_t t = 0; span.is_absorbed && t < span.num_tokens; t++) {
+            const int64_t visible = span.start + t - span.first + 1;
+            int64_t chunk = (visible + MOST_CHUNKS - 1) / MOST_CHUNKS;
+            chunk = (chunk + SMALLEST_CHUNK - 1) / SMALLEST_CHUNK * SMALLEST_CHUNK;
+            const int64_t chunks = (visible + chunk - 1) / chunk;
+            space.absorbed.push_back({first + t, i, visible, chunk, chunks, parts});
+            parts += chunks * num_groups(s);
+        }
+        first += span.num_tokens;
+    }
+    space.part_out.reserve(parts * LANES * s.latent_rank);
+    space.part_most.reserve(parts * LANES);
+    space.part_total.reserve(parts * LANES);
+    space.scratch.resize(num_threads);
+    const int64_t width = s.latent_rank + s.rope;
+    for (Scratch &scratch : space.scratch) {
+        scratch.query.reserve(LANES * width);
+        scratch.scores.reserve(BLOCK * LANES);
+        scratch.weights.reserve(BLOCK * LANES);
+        scratch.latent_floats.reserve(BLOCK * width);
+        scratch.latents.reserve(BLOCK * width);
+        if (most_queries) reserve_expanded(s, scratch, most_queries);
+    }
+}
+
+void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache) {
+    const rq_shape &s = c.shape;
+    Space &space = c.space;
+    Scratch &scratch = space.scratch[w.index()];
+    const int64_t num = static_cast<int64_t>(space.absorbed.size());
+    const int64_t query_width = s.nope + s.rope;
+    if (num) {
+        w.each(RQ_ATTENTION, num, [&](int64_t i) {
+            const float *query = space.query + space.absorbed[i].token * s.heads * query_width;
+            for (int64_t h = 0; h < s.heads; h++)
+                space.query_heads.put(i * s.heads + h, query + h * query_width);
+        });
+        run_heads(w, c, layer.keys, space.query_heads, s.latent_rank, space.absorbed_y.data());
+        const AbsorbedToken &last = space.absorbed.back();
+        const int64_t parts = last.first_part + last.num_chunks * num_groups(s);
+        w.each(RQ_ATTENTION, parts, [&](int64_t part) {
+            int64_t low = 0, high = num - 1;
+            while (low < high) {
+                const int64_t middle = (low + high + 1) / 2;
+                if (space.absorbed[middle].first_part <= part)
+                    low = middle;
+                else
+                    high = middle - 1;
+            }
+            const AbsorbedToken &token = space.absorbed[low];
+            const int64_t at = part - token.first_part;
+            attend_chunk(c, scratch, cache, low, at / token.num_chunks, at % token.num_chunks);
+        });
+        w.each(RQ_ATTENTION, num * s.heads, [&](int64_t i) {
+            merge_chunks(c, space.absorbed[i / s.heads], i % s.heads, scratch.row);
+            space.latent_heads.put(i, scratch.row);
+        });
+        run_heads(w, c, layer.values, space.latent_heads, s.value, space.attended_y.data());
+    }
+    const int64_t expanded = static_cast<int64_t>(space.expanded.size());
+    if (expanded)
+        w.each(RQ_ATTENTION, expanded * s.heads, [&](int64_t i) {
+            attend_expanded(c, scratch, layer, cache, space.expanded[i / s.heads], i % s.heads);
+        });
+    w.each(RQ_ROWS, c.step.num_tokens, [&](int64_t t) {
+        space.attended.put(t, space.attention + t * s.heads * s.value);
+    });
+}
+
+}  // namespace rq

@@ -1,0 +1,90 @@
+/* The parts of a layer, each a few phases of a team (layers.cpp has their order). */
+#ifndef RORQUAL_LAYERS_INTERNAL_H
+#define RORQUAL_LAYERS_INTERNAL_H
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "forms.h"
+#include "rorqual_layers.h"
+#include "team.h"
+
+namespace rq {
+
+// Memory of one thread.
+struct Scratch {
+    Buffer<float> row, inner, scores, latent_floats, decoded, expanded, out, most;
+    Buffer<uint16_t> latents;
+    Buffer<uint32_t> query, weights, keys, values, key_matrix, value_matrix;
+};
+
+// A token that attends absorbed, and its chunks of the past.
+struct AbsorbedToken {
+    int64_t token, span, num_visible, chunk, num_chunks, first_part;
+};
+
+// What one call keeps of a step's tokens between phases. Names end with what a row holds.
+struct Space {
+    Rows hidden, query_latent, query_heads, latent_heads, attended, dense_inner, shared_inner;
+    Rows expert_hidden, expert_inner;
+    Buffer<float> query_a, latent_a, query, query_absorbed, attention, logits, gate_values;
+    Buffer<float> part_out, part_most, part_total;
+    Buffer<int32_t> chosen;             // (tokens, chosen experts)
+    Buffer<int64_t> offsets, pair_token;  // of each expert's pairs; their tokens
+    Buffer<int64_t> active;               // experts that have pairs
+    int64_t num_active = 0;
+    Buffer<float> pair_value;
+    std::vector<AbsorbedToken> absorbed;
+    std::vector<int64_t> expanded;  // spans
+    std::vector<int64_t> span_token;  // each span's first
+    // Where each absorbed token's queries in the latent space go, and its heads' outputs.
+    std::vector<float *> absorbed_y, attended_y;
+    std::vector<Scratch> scratch;   // of each thread
+};
+
+struct Call {
+    const rq_shape &shape;
+    const rq_step &step;
+    Space &space;
+    float *x;
+};
+
+inline Matrix matrix_of(const rq_stack &stack, int64_t index = 0) {
+    const int kind = static_cast<int>(stack.kind);
+    const int64_t tiles = (stack.rows + TILE - 1) / TILE;
+    const size_t size = row_bytes(kind, stack.columns) * TILE * tiles;
+    return {kind, stack.rows, stack.columns, stack.packed + index * size};
+}
+
+inline int64_t num_tiles(int64_t rows) { return (rows + TILE - 1) / TILE; }
+
+struct Product {
+    Matrix m;
+    Activations x;
+    int64_t count;  // rows of x
+    float *y;
+    int64_t stride_y;
+    bool adds;
+};
+
+// Products that do not depend on each other, in one phase.
+void run_products(Worker &w, rq_part part, const Product *products, int64_t num);
+
+// Memory for a call and what does not depend on the layer.
+void plan_attention(Call &c, int num_threads);
+void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads);
+
+// After the queries and the latents of `hidden` were made: the heads' outputs, into `attended`.
+void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache);
+
+// Adds what the routed and shared experts (or a dense layer's network) make of `hidden` to x.
+void run_feed_forward(Worker &w, Call &c, const rq_layer &layer);
+
+// One latent and rotary key (latent_rank + rope floats) into a slot of the cache, and back.
+void write_latent(const rq_shape &shape, const rq_cache &cache, int64_t place, const float *latent);
+void read_latents(const rq_shape &shape, const rq_cache &cache, int64_t place, int64_t count,
+                  float *latents);
+
+}  // namespace rq
+#endif

@@ -1,0 +1,85 @@
+// Work on rows for processors with AVX-512 and its bfloat16 products.
+
+#include <math.h>
+
+#include "bf16.h"
+#include "vector.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
+#include <immintrin.h>
+
+namespace rq {
+namespace avx512 {
+
+struct Vec {
+    __m512 v;
+    static constexpr bool HAS_BF16 = true;
+    static constexpr int HEADS = 16;  // whose sums fit the registers
+
+    static Vec all(float x) { return {_mm512_set1_ps(x)}; }
+    static Vec load(const float *p) { return {_mm512_loadu_ps(p)}; }
+    void store(float *p) const { _mm512_storeu_ps(p, v); }
+    static Vec add(Vec x, Vec y) { return {_mm512_add_ps(x.v, y.v)}; }
+    static Vec sub(Vec x, Vec y) { return {_mm512_sub_ps(x.v, y.v)}; }
+    static Vec mul(Vec x, Vec y) { return {_mm512_mul_ps(x.v, y.v)}; }
+    static Vec div(Vec x, Vec y) { return {_mm512_div_ps(x.v, y.v)}; }
+    static Vec max(Vec x, Vec y) { return {_mm512_max_ps(x.v, y.v)}; }
+    static Vec fma(Vec x, Vec y, Vec z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+    float sum() const { return _mm512_reduce_add_ps(v); }
+    // 2^n e^r with |r| <= ln 2 / 2; within 2 units in the last place, 0 below and inf above.
+    static Vec exp(Vec x) {
+        const __m512 low = _mm512_set1_ps(-104.0f), high = _mm512_set1_ps(89.0f);
+        const __m512 y = _mm512_min_ps(_mm512_max_ps(x.v, low), high);
+        const __m512 n = _mm512_roundscale_ps(
+            _mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y);
+        r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+        __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+        p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+        return {_mm512_scalef_ps(p, n)};
+    }
+    static __m256i halves(const uint16_t *p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    }
+    static Vec load_bf16(const uint16_t *p) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(p)), 16))};
+    }
+    void store_bf16(uint16_t *p) const {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), (__m256i)_mm512_cvtneps_pbh(v));
+    }
+    static __m512i wide(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
+    static void store_pairs(uint32_t *p, Vec first, Vec second) {
+        _mm512_storeu_si512(p, _mm512_or_si512(wide(first.v), _mm512_slli_epi32(wide(second.v), 16)));
+    }
+    static void sum_pairs(const uint32_t *weights, const uint16_t *values, int64_t stride,
+                          int64_t count, int64_t width, float *out) {
+        __m512 acc[HEADS];
+        for (int r = 0; r < HEADS; r++) acc[r] = _mm512_loadu_ps(out + r * width);
+        for (int64_t s = 0; s < count; s += 2) {
+            const __m512i first = _mm512_cvtepu16_epi32(halves(values + s * stride));
+            const int64_t next = s + 1 < count ? s + 1 : s;  // its weight is zero
+            const __m512i second = _mm512_cvtepu16_epi32(halves(values + next * stride));
+            const __m512i both = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+            const uint32_t *w = weights + s / 2 * LANES;
+            for (int r = 0; r < HEADS; r++)
+                acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_set1_epi32(static_cast<int>(w[r])),
+                                          (__m512bh)both);
+        }
+        for (int r = 0; r < HEADS; r++) _mm512_storeu_ps(out + r * width, acc[r]);
+    }
+};
+
+#include "rows.inl"
+
+}  // namespace avx512
+
+const RowKernels avx512_rows = avx512::the_rows;
+
+}  // namespace rq
+#endif

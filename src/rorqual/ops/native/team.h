@@ -1,0 +1,100 @@
+/* Threads that go through a computation of many phases together. */
+#ifndef RORQUAL_TEAM_H
+#define RORQUAL_TEAM_H
+
+#include <stdint.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "pool.h"
+#include "rorqual_layers.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rq {
+
+// What the threads of one computation share.
+struct Team {
+    alignas(64) std::atomic<int64_t> next{0};
+    alignas(64) std::atomic<int> num_arrived{0};
+    alignas(64) std::atomic<uint32_t> phase{0};
+    double seconds[RQ_PARTS] = {};
+};
+
+// One thread of a team.
+class Worker {
+  public:
+    Worker(Team &team, int index, int size) : team_(team), index_(index), size_(size) {}
+
+    int index() const { return index_; }
+    int size() const { return size_; }
+
+    // f(i) for i below count, by whichever thread is free; then all wait for each other.
+    template <class F>
+    void each(rq_part part, int64_t count, F f) {
+        const auto start = now();
+        if (size_ == 1)
+            for (int64_t i = 0; i < count; i++) f(i);
+        else
+            for (int64_t i; (i = team_.next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+        if (index_ == 0)
+            team_.seconds[part] += std::chrono::duration<double>(now() - start).count();
+        wait();
+    }
+
+  private:
+    // Choice: about 100 us, after which the processor is given to others.
+    static constexpr int SPINS = 2000;
+
+    static std::chrono::steady_clock::time_point now() { return std::chrono::steady_clock::now(); }
+
+    void wait() {
+        if (size_ == 1) return;
+        const uint32_t phase = team_.phase.load(std::memory_order_relaxed);
+        if (team_.num_arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+            team_.next.store(0, std::memory_order_relaxed);
+            team_.num_arrived.store(0, std::memory_order_relaxed);
+            team_.phase.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int i = 0; team_.phase.load(std::memory_order_acquire) == phase; i++) {
+            if (i < SPINS)
+                relax();
+            else
+                std::this_thread::yield();
+        }
+    }
+
+    static void relax() {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+    }
+
+    Team &team_;
+    const int index_, size_;
+};
+
+// work(worker) in at most so many threads at once.
+template <class F>
+void together(int most, F work) {
+    struct Context {
+        Team team;
+        F &work;
+    } context{Team(), work};
+    run_team(
+        [](void *shared, int64_t index, int64_t size) {
+            Context &c = *static_cast<Context *>(shared);
+            Worker worker(c.team, static_cast<int>(index), static_cast<int>(size));
+            c.work(worker);
+        },
+        &context, most);
+    add_seconds(context.team.seconds);
+}
+
+}  // namespace rq
+#endif
