@@ -216,7 +216,7 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     const int64_t num = c.step.num_tokens;
     const int64_t shared = layer.gate.num ? blocks_of(layer.gate.rows, INNER) * blocks_of(num, ROW_BLOCK) : 0;
     if (layer.expert_gate.num) {
-        const Product router = {matrix_of(layer.router), space.hidden.view(), num, space.logits,
+        const MatrixProduct router = {matrix_of(layer.router), space.hidden.view(), num, space.logits,
                                 s.experts, false};
         run_products(w, RQ_ROUTING, &router, 1);
         w.each(RQ_ROUTING, num, [&](int64_t t) { route(c, scratch, layer, t); });

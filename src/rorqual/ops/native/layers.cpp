@@ -17,7 +17,7 @@ constexpr int64_t CHUNK_BYTES = 1 << 16;
 constexpr int64_t FEW_ROWS = 16;
 
 // Tiles that a thread takes at a time.
-int64_t tiles_at_once(const Product &p, int num_threads) {
+int64_t tiles_at_once(const MatrixProduct &p, int num_threads) {
     const int64_t tiles = num_tiles(p.m.rows);
     if (p.count > FEW_ROWS) return 4;
     const int64_t tile_bytes = row_bytes(p.m.kind, p.m.columns) * TILE;
@@ -29,12 +29,12 @@ int64_t tiles_at_once(const Product &p, int num_threads) {
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-int64_t num_items(const Product &p, int num_threads) {
+int64_t num_items(const MatrixProduct &p, int num_threads) {
     return blocks_of(num_tiles(p.m.rows), tiles_at_once(p, num_threads)) *
            blocks_of(p.count, ROW_BLOCK);
 }
 
-void run_item(const Product &p, int64_t item, int num_threads) {
+void run_item(const MatrixProduct &p, int64_t item, int num_threads) {
     const int64_t at_once = tiles_at_once(p, num_threads);
     const int64_t num_chunks = blocks_of(num_tiles(p.m.rows), at_once);
     const int64_t tile = item % num_chunks * at_once, row = item / num_chunks * ROW_BLOCK;
@@ -100,7 +100,7 @@ void run_layer(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache)
     const int64_t num = c.step.num_tokens, query_width = s.heads * (s.nope + s.rope);
     norm_hidden(w, c, layer.input_norm);
     const Activations hidden = space.hidden.view();
-    Product down[2] = {
+    MatrixProduct down[2] = {
         {matrix_of(layer.latent_a), hidden, num, space.latent_a, s.latent_rank + s.rope, false},
         {matrix_of(layer.query_b), hidden, num, space.query, query_width, false},
     };
@@ -109,13 +109,13 @@ void run_layer(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache)
     run_products(w, RQ_MATRIX, down, 2);
     finish_latents(w, c, layer, cache);
     if (s.query_rank) {
-        const Product up = {matrix_of(layer.query_b), space.query_latent.view(), num, space.query,
+        const MatrixProduct up = {matrix_of(layer.query_b), space.query_latent.view(), num, space.query,
                             query_width, false};
         run_products(w, RQ_MATRIX, &up, 1);
     }
     rotate_queries(w, c);
     run_attention(w, c, layer, cache);
-    const Product out = {matrix_of(layer.output), space.attended.view(), num, c.x, s.hidden, true};
+    const MatrixProduct out = {matrix_of(layer.output), space.attended.view(), num, c.x, s.hidden, true};
     run_products(w, RQ_MATRIX, &out, 1);
     norm_hidden(w, c, layer.mlp_norm);
     run_feed_forward(w, c, layer);
@@ -167,7 +167,7 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
 
 }  // namespace
 
-void run_products(Worker &w, rq_part part, const Product *products, int64_t num) {
+void run_products(Worker &w, rq_part part, const MatrixProduct *products, int64_t num) {
     int64_t total = 0;
     for (int64_t p = 0; p < num; p++) total += num_items(products[p], w.size());
     w.each(part, total, [&](int64_t item) {

@@ -59,7 +59,7 @@ inline Matrix matrix_of(const rq_stack &stack, int64_t index = 0) {
 
 inline int64_t num_tiles(int64_t rows) { return (rows + TILE - 1) / TILE; }
 
-struct Product {
+struct MatrixProduct {
     Matrix m;
     Activations x;
     int64_t count;  // rows of x
@@ -69,7 +69,7 @@ struct Product {
 };
 
 // Products that do not depend on each other, in one phase.
-void run_products(Worker &w, rq_part part, const Product *products, int64_t num);
+void run_products(Worker &w, rq_part part, const MatrixProduct *products, int64_t num);
 
 // Memory for a call and what does not depend on the layer.
 void plan_attention(Call &c, int num_threads);
