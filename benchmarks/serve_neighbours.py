@@ -255,7 +255,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         be_neighbour(arguments.neighbour, arguments.url)
         return
-    from rorqual.plan.measure import describe_machine
+    from rorqual.ops.ceilings import describe_machine
 
     print(f"machine: {describe_machine()}")
     if arguments.load:

@@ -1,7 +1,7 @@
 """The memory of `generate --dtype stored`, with a GGUF file of 1 GB and FP8 of 2 GB.
 
 Peak resident memory, less that of a process that has only imported torch and rorqual, must be at
-most 1.1 times the file and the cache, and 64 MB. The random model of `serve_cpu.py` (1,765M
+most 1.1 times the file and the cache, and 64 MB. The random model of `preset:mid` (1,765M
 parameters) is built and converted once: some minutes, 7 GB.
 
     python benchmarks/stored_memory.py --folder /tmp/mid     # built there, and kept
@@ -43,11 +43,12 @@ def size_of(path: Path) -> int:
 
 
 def built(folder: Path) -> dict[str, Path]:
-    from serve_cpu import build_model
+    from rorqual.bench.models import build_random
+    from rorqual.model import preset
 
     source = folder / "mid"
     if not (source / "config.json").exists():
-        build_model(source)
+        build_random(preset("mid"), source)
     found = {"gguf:Q4_K_M": folder / "mid.gguf", "fp8": folder / "mid-fp8"}
     for form, path in found.items():
         if not path.exists():

@@ -11,8 +11,8 @@ from command import run
 from safetensors.torch import load_file, save_file
 
 from rorqual.model import preset
+from rorqual.ops.ceilings import Measured
 from rorqual.plan import WEIGHT_FORMATS, disk_bytes
-from rorqual.plan.measure import Measured
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
 
@@ -73,11 +73,11 @@ def test_a_gguf_file_in_one_and_in_parts(model_folder: Path, tmp_path: Path, mix
 
 def test_here_is_measured_once_and_again(tmp_path: Path, monkeypatch) -> None:
     """The figures in the file are those of the first run, until --remeasure."""
-    from rorqual.plan import measure
+    from rorqual.ops import ceilings
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(measure, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(measure, "GEMM_SIZE", 64)
+    monkeypatch.setattr(ceilings, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(ceilings, "GEMM_SIZE", 64)
     file = tmp_path / "rorqual/here.json"
     texts = []
     for flags in ([], [], ["--remeasure"]):

@@ -4,7 +4,6 @@ written out here, the engine's own cache, a simulation of routing.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -16,13 +15,13 @@ import torch
 from rorqual.engine.cache_formats import bytes_per_token
 from rorqual.errors import UsageError
 from rorqual.model import build, preset
-from rorqual.model.flops import count_parameters, forward_flops_per_token
-from rorqual.plan import HARDWARE, find_hardware, measure, plan_inference
+from rorqual.model.flops import count_parameters, distinct_experts, forward_flops_per_token
+from rorqual.plan import HARDWARE, find_hardware, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
 from rorqual.plan.inference import disk_table, longest_context
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import GIB, check_format, disk_bytes, main_part, memory_bytes, nearest_mix
-from rorqual.plan.speed import distinct_experts, read_bytes, speed_of
+from rorqual.plan.speed import read_bytes, speed_of
 from rorqual.plan.wish import KV_FORMATS, Wish
 from rorqual.weights import save
 from rorqual.weights.convert.plan import Options, Target
@@ -290,37 +289,3 @@ def test_wrong_wishes() -> None:
     with pytest.raises(UsageError, match="longer than the model's positions"):
         plan_inference(V3, hardware, context=200_000)
     assert "fp8" in KV_FORMATS
-
-
-def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def fake() -> dict[str, object]:
-        calls.append(1)
-        return {"bandwidth": 3e10, "flops": {"float32": 1e11, "bf16": 4e11}}
-
-    monkeypatch.setattr(measure, "measure", fake)
-    file = tmp_path / "cache/here.json"
-    first = measure.this_machine(file)
-    assert measure.this_machine(file) == first
-    assert len(calls) == 1
-    assert first.bandwidth == 3e10
-    assert first.memory_bytes > 1e8
-    table = json.loads(file.read_text())
-    file.write_text(json.dumps(table | {"machine": "another"}))
-    measure.this_machine(file)
-    file.write_text("{ broken")
-    measure.this_machine(file)
-    assert len(calls) == 3
-    assert measure.this_machine(file, remeasure=True).machine == first.machine
-    assert len(calls) == 4
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert measure.cache_file() == tmp_path / "xdg/rorqual/here.json"
-
-
-def test_a_small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(measure, "GEMM_SIZE", 64)
-    table = measure.measure()
-    assert table["bandwidth"] > 1e8
-    assert set(table["flops"]) == {"float32", "bf16"}

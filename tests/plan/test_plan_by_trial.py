@@ -4,19 +4,16 @@ hand, and files and clocks written here in place of the machine's.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from rorqual.errors import UsageError
 from rorqual.model import preset
 from rorqual.model.flops import forward_flops_per_token
-from rorqual.plan import HARDWARE, find_hardware, hardware, measure, plan_inference
+from rorqual.ops.ceilings import Measured
+from rorqual.plan import HARDWARE, find_hardware, hardware, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
-from rorqual.plan.measure import Measured
 from rorqual.plan.memory import activation_width, fits, memory_of
 from rorqual.plan.sizes import WEIGHT_FORMATS, memory_bytes
 from rorqual.plan.speed import read_bytes, speed_of
@@ -215,73 +212,3 @@ def test_this_machine_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [False, True]
     with pytest.raises(UsageError, match="--remeasure"):
         find_hardware("H100", remeasure=True)
-
-
-def test_the_processor_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(measure.platform, "processor", lambda: "")
-    monkeypatch.setattr(measure.platform, "machine", lambda: "x99")
-    assert measure.describe_machine().startswith("x99, ")
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\n")
-    assert measure.describe_machine().startswith("x99, ")
-    (tmp_path / "cpuinfo").write_text("cpu: 1\nmodel name\t: A: B @ 3\nmodel name\t: C\n")
-    assert measure.describe_machine().startswith("A: B @ 3, ")
-
-
-WHOLE = {"day": "2025-01-31", "bandwidth": 3e10, "flops": {"float32": 1e11, "bf16": 4e11}}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"day": "yesterday"},
-        {"day": None},
-        {"bandwidth": 0},
-        {"bandwidth": "3e10"},
-        {"bandwidth": None},
-        {"flops": {"float32": 1e11}},
-        {"flops": {"float32": 1e11, "bf16": -1}},
-        {"flops": [1e11]},
-    ],
-)
-def test_a_record_that_is_not_whole_is_measured_anew(
-    change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fresh = {"bandwidth": 7e10, "flops": {"float32": 1e10, "bf16": 2e10}}
-    monkeypatch.setattr(measure, "measure", lambda: fresh)
-    file, machine = tmp_path / "here.json", {"machine": measure.describe_machine()}
-    file.write_text(json.dumps(machine | WHOLE))
-    assert measure.this_machine(file).bandwidth == 3e10
-    file.write_text(json.dumps(machine | WHOLE | change))
-    assert measure.this_machine(file).bandwidth == 7e10
-    assert json.loads(file.read_text())["bandwidth"] == 7e10
-
-
-def test_where_nothing_can_be_kept_it_is_measured_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError("read-only")
-
-    fresh = {"bandwidth": 7e10, "flops": {"float32": 1e10, "bf16": 2e10}}
-    monkeypatch.setattr(measure, "measure", lambda: fresh)
-    monkeypatch.setattr(measure, "write_json", refuse)
-    assert measure.this_machine(tmp_path / "here.json").flops == fresh["flops"]
-
-
-def test_rates_are_of_the_best_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: rounds of 4, 2, 3, 9 and 8 seconds after one that is not timed; a product of n rows
-    and columns has n^3 multiplications and as many additions.
-    """
-    moments: Iterator[int] = iter([0, 4, 10, 12, 20, 23, 30, 39, 40, 48])
-    calls: list[None] = []
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(moments))
-    assert measure._best_seconds(lambda: calls.append(None)) == 2
-    assert len(calls) == 6
-    monkeypatch.setattr(measure, "READ_BYTES", 1 << 10)
-    monkeypatch.setattr(measure, "GEMM_SIZE", 8)
-    monkeypatch.setattr(measure, "_best_seconds", lambda work: 0.5)
-    rate = (8**3 + 8**3) / 0.5
-    assert measure.measure() == {
-        "bandwidth": 1024 / 0.5, "flops": {"float32": rate, "bf16": rate}
-    }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from rorqual.engine.cache_formats import bytes_per_token
 from rorqual.model import preset
 from rorqual.model.flops import count_parameters
-from rorqual.plan import find_hardware, measure, plan_inference
+from rorqual.plan import find_hardware, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.speed import speed_of
@@ -72,15 +71,3 @@ def test_a_model_of_just_the_limit_runs_in_float32(monkeypatch: pytest.MonkeyPat
     for limit, dtype in ((total, "float32"), (total - 1, "bfloat16")):
         monkeypatch.setattr(model_folder, "MAX_FLOAT32_PARAMETERS", limit)
         assert model_folder.auto_dtype(V3) == dtype
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"), [("max", 1000.0), ("999", 999.0), ("1000", 1000.0), ("5000", 1000.0)]
-)
-def test_memory_is_the_lesser_of_the_machines_and_the_groups(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, expected: float
-) -> None:
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    monkeypatch.setattr(measure, "GROUP_LIMIT", tmp_path / "memory.max")
-    monkeypatch.setattr(measure, "_physical_bytes", lambda: 1000)
-    assert measure.total_memory_bytes() == expected

@@ -15,12 +15,12 @@ from rorqual.bundled import checkpoint_path
 from rorqual.engine import Engine
 from rorqual.errors import UsageError
 from rorqual.model import build, empty, preset
-from rorqual.model.flops import count_parameters, forward_flops_per_token
+from rorqual.model.flops import count_parameters, distinct_experts, forward_flops_per_token
 from rorqual.plan import HARDWARE, plan_inference
 from rorqual.plan.hardware import HERE, USABLE_SHARE, Hardware, Source
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import memory_bytes
-from rorqual.plan.speed import distinct_experts, read_bytes, speed_of, tokens_per_step
+from rorqual.plan.speed import read_bytes, speed_of, tokens_per_step
 from rorqual.plan.wish import Wish
 from rorqual.tokenizer import load_tokenizer
 

@@ -93,6 +93,21 @@ def forward_flops_per_token(
     return 2 * (matrices + attention)
 
 
+def prompt_flops(config: ModelConfig, num_tokens: int) -> float:
+    """FLOPs of a prompt that nothing is known of yet; the head meets its last token alone."""
+    head = 2 * config.vocab_size * config.hidden_size
+    each = forward_flops_per_token(config, (num_tokens + 1) / 2)
+    return num_tokens * each - (num_tokens - 1) * head
+
+
+def distinct_experts(config: ModelConfig, num_tokens: int) -> float:
+    """Routed experts of a layer that `num_tokens` independent tokens visit, in expectation: of E,
+    of which each chooses K, E * (1 - (1 - K/E)^B) where all are equally likely.
+    """
+    share = config.num_experts_per_tok / config.n_routed_experts
+    return config.n_routed_experts * (1 - (1 - share) ** num_tokens)
+
+
 def training_flops_per_token(
     config: ModelConfig, sequence_tokens: int, *, with_mtp: bool = True
 ) -> float:

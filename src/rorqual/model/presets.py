@@ -1,4 +1,6 @@
-"""Named shapes: `tiny` ships here, `small` trains on one GPU, the others are DeepSeek's own."""
+"""Named shapes: `tiny` ships here, `small` trains on one GPU, `mid` is for benchmarks on a CPU, the
+others are DeepSeek's own.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +62,29 @@ PRESETS: dict[str, ModelConfig] = {
         v_head_dim=64,
         num_nextn_predict_layers=1,
         max_position_embeddings=4096,
+    ),
+    "mid": ModelConfig(  # of 1,765M parameters a token meets 363M: beyond any processor's caches
+        vocab_size=32768,
+        hidden_size=1024,
+        intermediate_size=4096,
+        moe_intermediate_size=512,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        n_routed_experts=64,
+        num_experts_per_tok=6,
+        n_shared_experts=2,
+        first_k_dense_replace=1,
+        n_group=8,
+        topk_group=4,
+        routed_scaling_factor=2.5,
+        q_lora_rank=768,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        num_nextn_predict_layers=0,
+        max_position_embeddings=16384,
+        initializer_range=0.02,
     ),
     "16b": ModelConfig(  # DeepSeek-V2-Lite
         vocab_size=102400,

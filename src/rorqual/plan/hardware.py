@@ -2,7 +2,7 @@
 
 Figures are the data sheets' peaks, without sparsity, memory in decimal gigabytes; several devices
 count as their sum. What no data sheet vouches for is marked so in its source. `here` is measured on
-this machine (`plan.measure`).
+this machine (`ops.ceilings`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from rorqual.errors import UsageError
-from rorqual.plan.measure import this_machine
+from rorqual.ops.ceilings import this_machine
 
 GB = 1e9
 TERA = 1e12

@@ -1,8 +1,8 @@
 """Tokens a second that bandwidth and FLOPs allow: the roofline, not a promise.
 
 A decode step reads every weight that any of its tokens uses, and the streams' caches; it does two
-FLOPs a weight a token. Of E routed experts, B independent tokens that choose K each meet
-E * (1 - (1 - K/E)^B) in expectation, when all are equally likely, as balanced training makes them.
+FLOPs a weight a token. Of the routed experts B independent tokens meet as many as chance gives
+(`model.flops.distinct_experts`), when all are equally likely, as balanced training makes them.
 With N drafts a step verifies N + 1 tokens a stream, after N passes through the MTP layer and the
 head; it yields 1 + a + ... + a^N tokens where each draft is accepted with probability a if those
 before it were. Transfers between devices are not counted: several devices are their sum.
@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rorqual.model import ModelConfig
-from rorqual.model.flops import forward_flops_per_token
+from rorqual.model.flops import distinct_experts, forward_flops_per_token
+from rorqual.ops.ceilings import slower
 from rorqual.plan.hardware import Hardware
 from rorqual.plan.sizes import embedding_bytes, expert_bytes, head_bytes, memory_bytes
 from rorqual.plan.wish import Wish, layer_cache_bytes
@@ -35,12 +36,6 @@ class Speed:
 
     def as_dict(self) -> dict[str, float | str]:
         return dict(vars(self))
-
-
-def distinct_experts(config: ModelConfig, num_tokens: int) -> float:
-    """Routed experts of a layer that `num_tokens` independent tokens visit, in expectation."""
-    share = config.num_experts_per_tok / config.n_routed_experts
-    return config.n_routed_experts * (1 - (1 - share) ** num_tokens)
 
 
 def read_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
@@ -75,12 +70,12 @@ def speed_of(wish: Wish, hardware: Hardware) -> Speed:
     if num_drafts:
         decode_bytes += num_drafts * (draft_bytes(config, weights, batch) + latents)
         decode_flops += batch * num_drafts * _draft_flops(config, context)
-    seconds, decode_bound = _slower(decode_bytes / bandwidth, decode_flops / flops)
+    seconds, decode_bound = slower(decode_bytes / bandwidth, decode_flops / flops)
     gained = tokens_per_step(num_drafts)
     step = min(wish.step_tokens(hardware), context)
     prefill_flops = step * forward_flops_per_token(config, (context + 1) / 2)
     prefill_bytes = read_bytes(config, weights, step)
-    prefill_seconds, prefill_bound = _slower(prefill_bytes / bandwidth, prefill_flops / flops)
+    prefill_seconds, prefill_bound = slower(prefill_bytes / bandwidth, prefill_flops / flops)
     return Speed(
         prefill_tokens_per_second=step / prefill_seconds,
         prefill_bound=prefill_bound,
@@ -107,8 +102,3 @@ def _operands(wish: Wish) -> str:
     if wish.itemsize == 4:
         return "float32"
     return "fp8" if wish.runs_as == "fp8" else "bf16"
-
-
-def _slower(read_seconds: float, compute_seconds: float) -> tuple[float, str]:
-    is_reading = read_seconds >= compute_seconds
-    return max(read_seconds, compute_seconds), "bandwidth" if is_reading else "compute"
