@@ -70,7 +70,7 @@ def test_how_weights_run() -> None:
         wish = Wish(config, "Q4_K_M", engine="rorqual", dtype=dtype)
         assert wish.runs_as == form
         assert memory_of(wish, TOY).weights == memory_bytes(config, form, with_mtp=True)
-        kv = "float32" if dtype == "stored" or form == "float32" else "bf16"
+        kv = "float32" if form == "float32" else "bf16"
         assert wish.cache_format == kv
     other = Wish(large, "Q4_K_M")
     assert (other.runs_as, other.cache_format, other.has_mtp) == ("Q4_K_M", "bf16", False)

@@ -306,7 +306,7 @@ def _loaded(
         folder = ModelFolder.find(str(model))
         tokenizer = tokenizer or folder.load_tokenizer()
         options.check(folder.model_config(), tokenizer)
-        model = folder.load_model(options.dtype, device, options.kernels)
+        model = folder.load_model(options.dtype, device)
     elif device != "auto" and resolve_device(device) != model.device:
         raise UsageError(
             "the model is on another device",
@@ -323,11 +323,13 @@ def _make_cache(
     model: DeepseekV3, options: EngineOptions, max_positions: int
 ) -> tuple[PagedLatentCache, int]:
     """A cache with a block more than the number that sequences may have, and this number."""
-    config, size = model.config, options.block_tokens
+    config, size, kind = model.config, options.block_tokens, options.kv_cache_dtype
+    if kind == "auto" and model.is_stored:
+        kind = "bf16"
     like = torch.empty(0, dtype=model.dtype, device=model.device)
     num_depths = min(options.speculate, config.num_nextn_predict_layers)
-    num_bytes = block_bytes(config, size, options.kv_cache_dtype, like.dtype, num_depths)
+    num_bytes = block_bytes(config, size, kind, like.dtype, num_depths)
     wanted = max(options.max_batch * -(-max_positions // size), MIN_BLOCKS) * num_bytes
     blocks = num_blocks(budget_bytes(options.cache_memory, wanted, like.device), num_bytes)
     shape = (blocks + 1, size)
-    return PagedLatentCache(config, shape, options.kv_cache_dtype, like, num_depths), blocks
+    return PagedLatentCache(config, shape, kind, like, num_depths), blocks

@@ -34,7 +34,8 @@ class EngineOptions:
     model's context take, or half of the free memory. Where the cache is smaller than the model's
     context, it is the context's limit."""
     kv_cache_dtype: CacheDtype = "auto"
-    """How latents are stored: auto (as the model computes), float32, bf16, fp8 or q8."""
+    """How latents are stored: auto (as the model computes; bf16 where weights run in the bytes of
+    their file), float32, bf16, fp8 or q8."""
     block_tokens: int = 16
     """Tokens of a block of the cache."""
     use_prefix_cache: bool = True

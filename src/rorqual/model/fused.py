@@ -22,7 +22,7 @@ from rorqual.model.mla import LATENT_NORM_EPS
 from rorqual.model.moe import MoE
 from rorqual.model.step import Paged, Step
 from rorqual.model.stored import StoredExperts, StoredHalves, StoredLinear, StoredStack
-from rorqual.ops.native import FORMS
+from rorqual.ops.native import KINDS
 from rorqual.ops.native.layers import NativeLayers
 from rorqual.ops.native.structs import Cache, Layer, Shape, Stack
 from rorqual.ops.packed import pack
@@ -101,12 +101,12 @@ class FusedBlocks:
         stack: StoredStack = part if isinstance(part, StoredStack) else part.stack
         assert stack.packed_EP is not None, "it was asked before"
         num, rows, columns = stack.shape
-        return Stack(FORMS[stack.kind], num, rows, columns, self._keep(stack.packed_EP))
+        return Stack(KINDS[stack.kind], num, rows, columns, self._keep(stack.packed_EP))
 
     def _router(self, weight_ED: Tensor) -> Stack:
         rows, columns = weight_ED.shape
         codes = weight_ED.detach().contiguous().view(torch.uint8).view(1, rows, -1)
-        return Stack(FORMS["F32"], 1, rows, columns, self._keep(pack(codes, "F32", columns)))
+        return Stack(KINDS["F32"], 1, rows, columns, self._keep(pack(codes, "F32", columns)))
 
     def _floats(self, weight: Tensor) -> int:
         return self._keep(weight.detach())

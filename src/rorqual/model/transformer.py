@@ -26,6 +26,7 @@ from rorqual.model.rope import RotaryAngles
 from rorqual.model.router import Router
 from rorqual.model.served import Fusable
 from rorqual.model.step import CacheView, Step, WholeView, isolated
+from rorqual.model.stored import StoredStack
 
 
 class Body(Fusable):
@@ -184,6 +185,11 @@ class DeepseekV3(nn.Module):
     def dtype(self) -> torch.dtype:
         """What hidden states are made of."""
         return next(self.parameters()).dtype
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its matrices are in the bytes of their file (`model/stored.py`)."""
+        return any(isinstance(module, StoredStack) for module in self.modules())
 
     def tie(self) -> None:
         """Makes the head's matrix the embedding's, where the configuration says so."""

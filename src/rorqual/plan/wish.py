@@ -19,8 +19,6 @@ from rorqual.engine.paged_cache import block_bytes
 from rorqual.errors import UsageError, listing
 from rorqual.model import ModelConfig
 from rorqual.plan.hardware import Hardware
-from rorqual.plan.sizes import Runs
-from rorqual.weights.forms import FORMS
 from rorqual.weights.model_folder import DTYPES, auto_dtype
 
 ENGINES = ("rorqual", "any")
@@ -49,19 +47,17 @@ class Wish:
         return self.engine == "rorqual"
 
     @property
-    def runs_as(self) -> str | Runs:
+    def runs_as(self) -> str:
         """The format of weights in memory."""
         if not self.is_ours or self.dtype == "stored":
             return self.weights
-        if self.dtype in FORMS:
-            return Runs(self.weights, self.dtype)
         dtype = auto_dtype(self.config) if self.dtype == "auto" else self.dtype
         return "bf16" if dtype == "bfloat16" else dtype
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a hidden state: in our engine float32 where weights run as they are stored."""
-        is_float32 = self.runs_as == "float32" or (self.is_ours and self.dtype in FORMS)
+        """Bytes of a hidden state: in our engine what runs as stored is multiplied in float32."""
+        is_float32 = self.runs_as == "float32" or (self.is_ours and self.dtype == "stored")
         return 4 if is_float32 else 2
 
     def step_tokens(self, hardware: Hardware) -> int:
@@ -82,7 +78,8 @@ class Wish:
     def cache_format(self) -> str:
         if self.kv != "auto":
             return self.kv
-        return "float32" if self.itemsize == 4 else "bf16"
+        is_float32 = self.itemsize == 4 and not (self.is_ours and self.dtype == "stored")
+        return "float32" if is_float32 else "bf16"
 
     @property
     def cache_layers(self) -> int:
@@ -94,7 +91,7 @@ class Wish:
         if not self.is_ours:
             return self.batch * self.context * self.cache_bytes_per_token
         dtype = torch.float32 if self.itemsize == 4 else torch.bfloat16
-        kind = cast(CacheDtype, self.kv)
+        kind = cast(CacheDtype, self.cache_format)
         size = block_bytes(self.config, EngineOptions.block_tokens, kind, dtype, self.num_depths)
         return (self.batch * -(-self.context // EngineOptions.block_tokens) + 1) * size
 
@@ -145,10 +142,10 @@ def checked(wish: Wish, hardware: Hardware) -> Wish:
             found=f"{hardware.num_devices} devices",
             fix="--engine any plans for one that divides a model among devices",
         )
-    if wish.dtype in FORMS and not can_run_stored(hardware):
+    if wish.dtype == "stored" and not can_run_stored(hardware):
         raise UsageError(
             "our engine runs weights as they are stored on a CPU only",
-            found=f"dtype {wish.dtype} on {hardware.label}",
+            found=f"dtype stored on {hardware.label}",
             fix="--dtype bfloat16, or --engine any plans for one that runs what is stored",
         )
     if wish.num_drafts < 0:

@@ -105,11 +105,12 @@ void merge_chunks(const Call &c, const AbsorbedToken &token, int64_t head, float
     for (int64_t k = 0; k < rank; k++) row[k] *= by;
 }
 
-// One product a head: every `heads`-th row of x with that head's matrix.
-void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, int64_t width_y,
-               float *const *y_of_token) {
+// One product a head: every `heads`-th row of x with that head's matrix. The outputs of token i are
+// those of row rows[i] of y, `stride` values from one to the next.
+void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, float *y,
+               const std::vector<int64_t> &rows, int64_t stride) {
     const rq_shape &s = c.shape;
-    const int64_t num = static_cast<int64_t>(c.space.absorbed.size());
+    const int64_t num = static_cast<int64_t>(rows.size());
     // Choice: a head's matrix is one thread's work, and few heads are split.
     const int64_t tiles = num_tiles(stack.rows);
     const int64_t splits = s.heads >= 4 * w.size() ? 1 : tiles < 4 ? tiles : 4;
@@ -117,9 +118,12 @@ void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, i
         const int64_t head = item / splits, split = item % splits;
         const int64_t first = tiles * split / splits, last = tiles * (split + 1) / splits;
         const Matrix m = matrix_of(stack, head);
-        for (int64_t i = 0; i < num; i++)
-            multiply(m, first, last - first, x.view(i * s.heads + head), 0, 1,
-                     y_of_token[i] + head * width_y + first * TILE, width_y, false);
+        float *to = y + head * stack.rows + first * TILE;
+        for (int64_t i = 0, next; i < num; i = next) {
+            for (next = i + 1; next < num && rows[next] == rows[next - 1] + 1;) next++;
+            multiply(m, first, last - first, x.view(i * s.heads + head, s.heads), 0, next - i,
+                     to + rows[i] * stride, stride, false);
+        }
     });
 }
 
@@ -131,8 +135,8 @@ void plan_attention(Call &c, int num_threads) {
     space.absorbed.clear();
     space.expanded.clear();
     space.span_token.clear();
-    space.absorbed_y.clear();
-    space.attended_y.clear();
+    space.absorbed_rows.clear();
+    space.absorbed_tokens.clear();
     int64_t first = 0, parts = 0, most_queries = 0;
     for (int64_t i = 0; i < c.step.num_spans; i++) {
         const rq_span &span = c.step.spans[i];
@@ -146,6 +150,8 @@ void plan_attention(Call &c, int num_threads) {
             int64_t chunk = (visible + MOST_CHUNKS - 1) / MOST_CHUNKS;
             chunk = (chunk + SMALLEST_CHUNK - 1) / SMALLEST_CHUNK * SMALLEST_CHUNK;
             const int64_t chunks = (visible + chunk - 1) / chunk;
+            space.absorbed_rows.push_back(static_cast<int64_t>(space.absorbed.size()));
+            space.absorbed_tokens.push_back(first + t);
             space.absorbed.push_back({first + t, i, visible, chunk, chunks, parts});
             parts += chunks * num_groups(s);
         }
@@ -178,7 +184,8 @@ void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &ca
             for (int64_t h = 0; h < s.heads; h++)
                 space.query_heads.put(i * s.heads + h, query + h * query_width);
         });
-        run_heads(w, c, layer.keys, space.query_heads, s.latent_rank, space.absorbed_y.data());
+        run_heads(w, c, layer.keys, space.query_heads, space.query_absorbed, space.absorbed_rows,
+                  s.heads * s.latent_rank);
         const AbsorbedToken &last = space.absorbed.back();
         const int64_t parts = last.first_part + last.num_chunks * num_groups(s);
         w.each(RQ_ATTENTION, parts, [&](int64_t part) {
@@ -198,7 +205,8 @@ void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &ca
             merge_chunks(c, space.absorbed[i / s.heads], i % s.heads, scratch.row);
             space.latent_heads.put(i, scratch.row);
         });
-        run_heads(w, c, layer.values, space.latent_heads, s.value, space.attended_y.data());
+        run_heads(w, c, layer.values, space.latent_heads, space.attention, space.absorbed_tokens,
+                  s.heads * s.value);
     }
     const int64_t expanded = static_cast<int64_t>(space.expanded.size());
     if (expanded)

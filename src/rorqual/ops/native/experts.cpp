@@ -7,29 +7,41 @@
 namespace rq {
 namespace {
 
-// Choice: inner values that a thread makes at a time: a group of 32, which shares a scale.
-constexpr int64_t INNER = 32;
+// Choice: inner values that a thread makes at a time, a group that shares a scale, or four.
+constexpr int64_t FEW_ROWS = 16, FEW_INNER = 32, MOST_INNER = 128;
 // Rows of an expert at a time: their sums stay in a thread's second cache.
 constexpr int64_t ROW_BLOCK = 128;
 // Tiles of outputs that a thread makes at a time, of all experts.
-constexpr int64_t DOWN_TILES = 2;
+constexpr int64_t FEW_DOWN_TILES = 2, MOST_DOWN_TILES = 8;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Inner values [INNER * group, ...) of `count` rows of x: silu(gate) * up * by, into `inner`.
+int64_t inner_at_once(const Call &c) {
+    return c.step.num_tokens > FEW_ROWS ? MOST_INNER : FEW_INNER;
+}
+
+int64_t down_tiles_at_once(const Call &c, int num_threads) {
+    if (c.step.num_tokens <= FEW_ROWS) return FEW_DOWN_TILES;
+    const int64_t even = num_tiles(c.shape.hidden) / (4 * num_threads);
+    return even < FEW_DOWN_TILES ? FEW_DOWN_TILES : even > MOST_DOWN_TILES ? MOST_DOWN_TILES : even;
+}
+
+// Inner values [at_once * group, ...) of `count` rows of x: silu(gate) * up * by, into `inner`.
 void make_inner(Scratch &scratch, const Matrix &gate, const Matrix &up, const Activations &x,
-                int64_t first, int64_t count, int64_t group, const float *by, Rows &inner,
-                int64_t inner_row) {
-    const int64_t left = gate.rows - group * INNER, width = left < INNER ? left : INNER;
-    float *g = scratch.inner, *u = g + ROW_BLOCK * INNER;
+                int64_t first, int64_t count, int64_t at_once, int64_t group, const float *by,
+                Rows &inner, int64_t inner_row) {
+    const int64_t start = group * at_once, left = gate.rows - start;
+    const int64_t width = left < at_once ? left : at_once, tiles = num_tiles(width);
+    float *g = scratch.inner, *u = g + ROW_BLOCK * MOST_INNER;
     for (int64_t row = 0; row < count; row += ROW_BLOCK) {
         const int64_t num = count - row < ROW_BLOCK ? count - row : ROW_BLOCK;
-        multiply(gate, group * INNER / TILE, INNER / TILE, x, first + row, num, g, INNER, false);
-        multiply(up, group * INNER / TILE, INNER / TILE, x, first + row, num, u, INNER, false);
+        multiply(gate, start / TILE, tiles, x, first + row, num, g, at_once, false);
+        multiply(up, start / TILE, tiles, x, first + row, num, u, at_once, false);
         for (int64_t i = 0; i < num; i++) {
-            float values[INNER];
-            row_kernels().swiglu(g + i * INNER, u + i * INNER, by ? by[row + i] : 1.0f, width, values);
-            inner.put_part(inner_row + row + i, group * INNER, width, values);
+            float values[MOST_INNER];
+            const float *gate_row = g + i * at_once, *up_row = u + i * at_once;
+            row_kernels().swiglu(gate_row, up_row, by ? by[row + i] : 1.0f, width, values);
+            inner.put_part(inner_row + row + i, start, width, values);
         }
     }
 }
@@ -128,23 +140,25 @@ Rows &inner_of(const Call &c, const rq_layer &layer) {
 }
 
 void run_shared_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t item) {
-    const int64_t groups = blocks_of(layer.gate.rows, INNER), row = item / groups * ROW_BLOCK;
+    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.gate.rows, at_once);
+    const int64_t row = item / groups * ROW_BLOCK;
     const int64_t left = c.step.num_tokens - row;
     make_inner(scratch, matrix_of(layer.gate), matrix_of(layer.up), c.space.hidden.view(), row,
-               left < ROW_BLOCK ? left : ROW_BLOCK, item % groups, nullptr, inner_of(c, layer), row);
+               left < ROW_BLOCK ? left : ROW_BLOCK, at_once, item % groups, nullptr, inner_of(c, layer),
+               row);
 }
 
 void run_expert_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t item) {
     Space &space = c.space;
-    const int64_t groups = blocks_of(layer.expert_gate.rows, INNER);
+    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.expert_gate.rows, at_once);
     const int64_t expert = space.active[item / groups], first = space.offsets[expert];
     const int64_t count = space.offsets[expert + 1] - first;
     // One token has one row, which all its experts read.
     const bool is_one = c.step.num_tokens == 1;
     const Activations x = is_one ? space.hidden.view() : space.expert_hidden.view();
     make_inner(scratch, matrix_of(layer.expert_gate, expert), matrix_of(layer.expert_up, expert), x,
-               is_one ? 0 : first, count, item % groups, space.pair_value + first, space.expert_inner,
-               first);
+               is_one ? 0 : first, count, at_once, item % groups, space.pair_value + first,
+               space.expert_inner, first);
 }
 
 // Outputs of tiles [tile, tile + tiles) of all experts, added to x in the order of experts.
@@ -201,10 +215,10 @@ void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_t
         space.pair_token.reserve(pairs);
         space.pair_value.reserve(pairs);
     }
-    int64_t scratch = 2 * ROW_BLOCK * INNER;
+    int64_t scratch = 2 * ROW_BLOCK * MOST_INNER;
     const int64_t routing = 2 * s.experts + 2 * s.groups + 64;
     scratch = scratch > routing ? scratch : routing;
-    const int64_t down = ROW_BLOCK * DOWN_TILES * TILE;
+    const int64_t down = ROW_BLOCK * MOST_DOWN_TILES * TILE;
     scratch = scratch > down ? scratch : down;
     for (int i = 0; i < num_threads; i++) space.scratch[i].inner.reserve(scratch);
 }
@@ -214,7 +228,9 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     Space &space = c.space;
     Scratch &scratch = space.scratch[w.index()];
     const int64_t num = c.step.num_tokens;
-    const int64_t shared = layer.gate.num ? blocks_of(layer.gate.rows, INNER) * blocks_of(num, ROW_BLOCK) : 0;
+    const int64_t at_once = inner_at_once(c);
+    const int64_t shared =
+        layer.gate.num ? blocks_of(layer.gate.rows, at_once) * blocks_of(num, ROW_BLOCK) : 0;
     if (layer.expert_gate.num) {
         const MatrixProduct router = {matrix_of(layer.router), space.hidden.view(), num, space.logits,
                                 s.experts, false};
@@ -227,17 +243,17 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
             });
     }
     const int64_t routed =
-        layer.expert_gate.num ? space.num_active * blocks_of(layer.expert_gate.rows, INNER) : 0;
+        layer.expert_gate.num ? space.num_active * blocks_of(layer.expert_gate.rows, at_once) : 0;
     w.each(RQ_EXPERTS, routed + shared, [&](int64_t item) {
         if (item < routed)
             run_expert_inner(c, scratch, layer, item);
         else
             run_shared_inner(c, scratch, layer, item - routed);
     });
-    const int64_t tiles = num_tiles(s.hidden);
-    w.each(RQ_EXPERTS, blocks_of(tiles, DOWN_TILES), [&](int64_t item) {
-        const int64_t tile = item * DOWN_TILES, left = tiles - tile;
-        run_down(c, scratch, layer, tile, left < DOWN_TILES ? left : DOWN_TILES);
+    const int64_t tiles = num_tiles(s.hidden), down = down_tiles_at_once(c, w.size());
+    w.each(RQ_EXPERTS, blocks_of(tiles, down), [&](int64_t item) {
+        const int64_t tile = item * down, left = tiles - tile;
+        run_down(c, scratch, layer, tile, left < down ? left : down);
     });
 }
 

@@ -15,11 +15,13 @@ constexpr int64_t ROW_BLOCK = 256;
 // Choice: a thread takes about so many bytes of weights at a time where rows are few.
 constexpr int64_t CHUNK_BYTES = 1 << 16;
 constexpr int64_t FEW_ROWS = 16;
+// Choice: where rows are many, what is made of them is used for so many tiles.
+constexpr int64_t MANY_ROWS_TILES = 8;
 
 // Tiles that a thread takes at a time.
 int64_t tiles_at_once(const MatrixProduct &p, int num_threads) {
     const int64_t tiles = num_tiles(p.m.rows);
-    if (p.count > FEW_ROWS) return 4;
+    if (p.count > FEW_ROWS) return MANY_ROWS_TILES;
     const int64_t tile_bytes = row_bytes(p.m.kind, p.m.columns) * TILE;
     int64_t at_once = CHUNK_BYTES / tile_bytes;
     const int64_t even = (tiles + 3 * num_threads - 1) / (3 * num_threads);
@@ -154,11 +156,6 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
     space.query.reserve(num * s.heads * (s.nope + s.rope));
     space.query_absorbed.reserve(absorbed * s.heads * s.latent_rank);
     space.attention.reserve(num * s.heads * s.value);
-    for (int64_t i = 0; i < absorbed; i++) {
-        space.absorbed_y.push_back(space.query_absorbed + i * s.heads * s.latent_rank);
-        const int64_t token = space.absorbed[i].token;
-        space.attended_y.push_back(space.attention + token * s.heads * s.value);
-    }
     plan_experts(c, layers, num_layers, num_threads);
     int64_t row = s.hidden > s.query_rank ? s.hidden : s.query_rank;
     row = row > s.latent_rank ? row : s.latent_rank;

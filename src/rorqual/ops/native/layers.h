@@ -38,8 +38,7 @@ struct Space {
     std::vector<AbsorbedToken> absorbed;
     std::vector<int64_t> expanded;  // spans
     std::vector<int64_t> span_token;  // each span's first
-    // Where each absorbed token's queries in the latent space go, and its heads' outputs.
-    std::vector<float *> absorbed_y, attended_y;
+    std::vector<int64_t> absorbed_rows, absorbed_tokens;  // 0, 1, 2 ...; and which tokens those are
     std::vector<Scratch> scratch;   // of each thread
 };
 

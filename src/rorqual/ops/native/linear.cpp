@@ -3,12 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <chrono>
 #include <memory>
 #include <new>
 
 #include "multiply.h"
 #include "pool.h"
-#include "rorqual_native.h"
+#include "rorqual_layers.h"
 
 namespace rq {
 namespace {
@@ -164,6 +165,7 @@ void multiply_part(const Products &p, const Part &part, int64_t tile, int64_t nu
 
 // A thread does the tiles that begin within its share of the work.
 void multiply_share(void *context, int64_t first, int64_t last) {
+    const auto start = std::chrono::steady_clock::now();
     const Products &p = *static_cast<Products *>(context);
     for (int64_t i = 0; i < p.num_parts && p.parts[i].work < last; i++) {
         const Part &part = p.parts[i];
@@ -175,6 +177,10 @@ void multiply_share(void *context, int64_t first, int64_t last) {
         const int64_t from = first <= part.work ? 0 : begins_at(first), to = begins_at(last);
         if (from < to) multiply_part(p, part, from, to - from);
     }
+    if (first > 0) return;
+    double seconds[RQ_PARTS] = {};
+    seconds[RQ_MATRIX] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    add_seconds(seconds);
 }
 
 }  // namespace
