@@ -94,6 +94,18 @@ def test_decoded_tiles_are_the_rows_values(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_found_by_their_ids(kind: str) -> None:
+    rows_EOB = rows_of(kind, 1, 40, 256)
+    packed_P, ids = packed.pack(rows_EOB, kind, 256)[0], torch.tensor([39, 0, 15, 16, 0])
+    wanted = dense_of(rows_EOB, kind)[0, ids]
+    found = packed.decode_rows(packed_P, kind, (40, 256), ids)
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-7)
+    for outside in (-1, 40):
+        with pytest.raises(AssertionError):
+            packed.decode_rows(packed_P, kind, (40, 256), torch.tensor([outside]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_products_are_those_of_the_decoded_weights(
     kind: str, num_threads: int, threads: Callable[[int], None]

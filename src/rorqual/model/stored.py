@@ -20,7 +20,7 @@ from rorqual.model.served import Served
 from rorqual.ops.block_fp8 import dequantise_blocks, num_blocks
 from rorqual.ops.decoded import linear_transposed
 from rorqual.ops.kernels import DECODED, FP8, NATIVE, Kernels
-from rorqual.ops.packed import can_pack, pack, unpack
+from rorqual.ops.packed import can_pack, decode_rows, pack, unpack
 from rorqual.ops.quantise import decode_blocks
 from rorqual.ops.swiglu import swiglu
 
@@ -31,15 +31,13 @@ class StoredStack(Served, KeepsBuffers):
     """E matrices (O, I) of one kind: FP8, or a type of GGUF (F32, F16 and BF16 among them).
 
     codes_EOB uint8; scales_EXY float32 are FP8's, one for each block. Where the C++ kernels serve,
-    packed_EP holds the codes in their order, and codes_EOB is empty. `is_looked_up`: rows are
-    wanted one by one, so it is never packed.
+    packed_EP holds the codes in their order, and codes_EOB is empty.
     """
 
     kernels = DECODED
     codes_EOB: Tensor
     scales_EXY: Tensor | None
     packed_EP: Tensor | None
-    is_looked_up = False
 
     def __init__(
         self, kind: str, shape: tuple[int, int, int], num_bytes: int, block: tuple[int, int]
@@ -69,6 +67,8 @@ class StoredStack(Served, KeepsBuffers):
 
     def rows(self, ids: Tensor) -> Tensor:
         """(N,) rows of the first matrix, float32 (N, I)."""
+        if self.packed_EP is not None:
+            return decode_rows(self.packed_EP[0], self.kind, self.shape[1:], ids)
         if self.scales_EXY is None:
             return decode_blocks(self.codes_EOB[0, ids], self.kind)
         values = self.codes_EOB[0, ids].view(torch.float8_e4m3fn).float()
@@ -79,8 +79,7 @@ class StoredStack(Served, KeepsBuffers):
         return self.kind, self.codes_EOB.device
 
     def take(self, kernels: Kernels[Any]) -> None:
-        wants_packed = kernels is NATIVE and not self.is_looked_up
-        wants_packed = wants_packed and can_pack(self.kind, self.shape[2])
+        wants_packed = kernels is NATIVE and can_pack(self.kind, self.shape[2])
         if kernels is NATIVE and not wants_packed:
             kernels = DECODED
         super().take(kernels)
@@ -117,7 +116,6 @@ class StoredEmbedding(nn.Module):
     def __init__(self, stack: StoredStack) -> None:
         super().__init__()
         self.stack = stack
-        stack.is_looked_up = True
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.stack.rows(ids.flatten()).view(*ids.shape, -1)

@@ -71,6 +71,17 @@ def decode(packed_P: Tensor, kind: str, num_rows: int, num_columns: int) -> Tens
     return values_OI
 
 
+def decode_rows(packed_P: Tensor, kind: str, shape: tuple[int, int], ids_N: Tensor) -> Tensor:
+    """Some rows of a packed matrix of that shape, float32 (N, I); ids are int64."""
+    ids_N = ids_N.contiguous()
+    assert ids_N.dtype is torch.int64, "ids are int64"
+    rows_NI = torch.empty(len(ids_N), shape[1])
+    matrix = KINDS[kind], packed_P.data_ptr(), *shape
+    status = _loaded().rq_decode_rows(*matrix, ids_N.data_ptr(), len(ids_N), rows_NI.data_ptr())
+    _check(status)
+    return rows_NI
+
+
 def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E: Tensor) -> Tensor:
     """(M, I) -> (M, O): the next counts_E[e] rows of x, times matrix e. In x's dtype, float32 or
     bfloat16; without gradients. As many threads as torch has.

@@ -18,7 +18,7 @@ import torch
 from rorqual.log import logger
 from rorqual.ops.native.structs import LAYER_SIGNATURES
 
-ABI = 3
+ABI = 4
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
 
@@ -34,6 +34,7 @@ _SIGNATURES = {
     "rq_pack": (c_int, _MATRIX),
     "rq_unpack": (c_int, _MATRIX),
     "rq_decode": (c_int, _MATRIX),
+    "rq_decode_rows": (c_int, [c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
     "rq_grouped": (
         c_int,
         [c_int, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, POINTER(c_int64), c_int],

@@ -209,6 +209,21 @@ const char *rq_level(void) { return rq::kernels().level; }
 
 void rq_set_threads(int num_threads) { rq::set_threads(num_threads); }
 
+int rq_decode_rows(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
+                   const int64_t *ids, int64_t num_ids, float *rows) {
+    if (rq::row_bytes(kind, num_columns) == 0) return RQ_BAD_SHAPE;
+    const rq::Matrix matrix{kind, num_rows, num_columns, packed};
+    std::unique_ptr<float[]> tile(new (std::nothrow) float[rq::TILE * num_columns]);
+    if (!tile) return RQ_NO_MEMORY;
+    for (int64_t i = 0; i < num_ids; i++) {
+        if (ids[i] < 0 || ids[i] >= num_rows) return RQ_BAD_SHAPE;
+        rq::decode(matrix, ids[i] / rq::TILE, tile.get());
+        memcpy(rows + i * num_columns, tile.get() + ids[i] % rq::TILE * num_columns,
+               num_columns * sizeof(float));
+    }
+    return RQ_OK;
+}
+
 int rq_decode(int kind, const uint8_t *packed, float *rows, int64_t num_rows, int64_t num_columns) {
     if (rq::row_bytes(kind, num_columns) == 0 || num_rows < 1) return RQ_BAD_SHAPE;
     const rq::Matrix matrix{kind, num_rows, num_columns, packed};

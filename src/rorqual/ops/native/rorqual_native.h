@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-enum { RQ_ABI = 3 };
+enum { RQ_ABI = 4 };
 enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3, RQ_F32 = 4 };
 enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
 enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3 };
@@ -48,6 +48,10 @@ RQ_API int rq_pack(int kind, const uint8_t *rows, uint8_t *packed, int64_t num_r
 /* The bytes that `rq_pack` was given. */
 RQ_API int rq_unpack(int kind, const uint8_t *packed, uint8_t *rows, int64_t num_rows,
                      int64_t num_columns);
+
+/* Some rows of a matrix as floats, (num_ids, num_columns). */
+RQ_API int rq_decode_rows(int kind, const uint8_t *packed, int64_t num_rows, int64_t num_columns,
+                          const int64_t *ids, int64_t num_ids, float *rows);
 
 /* The values of a packed matrix, row after row. */
 RQ_API int rq_decode(int kind, const uint8_t *packed, float *rows, int64_t num_rows,
