@@ -18,8 +18,9 @@ struct Simd {
     struct B { __m256i a, b; };
     struct Signed { __m256i a, b, size_a, size_b; };  // and magnitudes
     struct Pairs { __m256 even_a, odd_a, even_b, odd_b; };
+    using Word = __m256i;
     using Short = B;  // sums of codes of 4 bits: 16 bits hold 8 steps
-    static constexpr int FLOAT_ROWS = 4, CODE_ROWS = 2;
+    static constexpr int FLOAT_ROWS = 4, CODE_ROWS = 2, TILES = 1;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -55,27 +56,21 @@ struct Simd {
         return {_mm256_or_si256(low.a, pair_of<N>(high.a)),
                 _mm256_or_si256(low.b, pair_of<N>(high.b))};
     }
-    static __m256i four(const int32_t *word) {
-        int32_t codes;
-        memcpy(&codes, word, 4);
-        return _mm256_set1_epi32(codes);
-    }
+    static Word word(const int32_t *p) { return _mm256_set1_epi32(*p); }
     static __m256i pairs_sum(__m256i x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
     // Codes of at most 128 times codes of at most 127, two at a time, fit 16 bits.
-    static I dot_signed(I sum, const Signed &w, const int32_t *x) {
-        const __m256i v = four(x);
+    static I dot_signed(I sum, const Signed &w, Word v) {
         const __m256i a = _mm256_maddubs_epi16(w.size_a, _mm256_sign_epi8(v, w.a));
         const __m256i b = _mm256_maddubs_epi16(w.size_b, _mm256_sign_epi8(v, w.b));
         return {_mm256_add_epi32(sum.a, pairs_sum(a)), _mm256_add_epi32(sum.b, pairs_sum(b))};
     }
     // Codes of at most 63: two steps fit 16 bits.
-    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
+    static I dot_two(I sum, B w0, B w1, Word x0, Word x1) {
         const Short two = dot_short(dot_short(zero_short(), w0, x0), w1, x1);
         return {_mm256_add_epi32(sum.a, pairs_sum(two.a)), _mm256_add_epi32(sum.b, pairs_sum(two.b))};
     }
     static Short zero_short() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-    static Short dot_short(Short sum, B w, const int32_t *x) {
-        const __m256i v = four(x);
+    static Short dot_short(Short sum, B w, Word v) {
         return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, v)),
                 _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, v))};
     }
@@ -184,8 +179,7 @@ struct Simd {
         const __m256i a = at(p), b = at(p + 32);
         return {evens(a), odds(a), evens(b), odds(b)};
     }
-    static F dot_pairs(F sum, const Pairs &w, const int32_t *x) {
-        const __m256i pair = four(x);
+    static F dot_pairs(F sum, const Pairs &w, Word pair) {
         const __m256 even = evens(pair), odd = odds(pair);
         sum = {_mm256_fmadd_ps(w.even_a, even, sum.a), _mm256_fmadd_ps(w.even_b, even, sum.b)};
         return {_mm256_fmadd_ps(w.odd_a, odd, sum.a), _mm256_fmadd_ps(w.odd_b, odd, sum.b)};

@@ -21,7 +21,8 @@ struct Simd {
     using Signed = __m512i;
     using Pairs = __m512i;
     using Short = __m512i;  // sums of codes of 4 bits
-    static constexpr int FLOAT_ROWS = 8, CODE_ROWS = 8;
+    using Word = __m512i;
+    static constexpr int FLOAT_ROWS = 8, CODE_ROWS = 8, TILES = 2;
     // The instruction takes unsigned weights: 128 is added to signed ones, and what that adds to
     // the sum is taken off again.
     static constexpr int32_t SIGNED_EXCESS = -128;
@@ -45,19 +46,13 @@ struct Simd {
         memcpy(&f, p, 4);
         return _mm512_set1_ps(f);
     }
-    static I four(const int32_t *word) {
-        int32_t codes;
-        memcpy(&codes, word, 4);
-        return _mm512_set1_epi32(codes);
-    }
-    static I dot_signed(I sum, Signed w, const int32_t *x) {
-        return _mm512_dpbusd_epi32(sum, w, four(x));
-    }
-    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
-        return dot_signed(dot_signed(sum, w0, x0), w1, x1);
+    static Word word(const int32_t *p) { return all_int(p); }
+    static I dot_signed(I sum, Signed w, Word x) { return _mm512_dpbusd_epi32(sum, w, x); }
+    static I dot_two(I sum, B w0, B w1, Word x0, Word x1) {
+        return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, w0, x0), w1, x1);
     }
     static Short zero_short() { return _mm512_setzero_si512(); }
-    static Short dot_short(Short sum, B w, const int32_t *x) { return dot_signed(sum, w, x); }
+    static Short dot_short(Short sum, B w, Word x) { return _mm512_dpbusd_epi32(sum, w, x); }
     static I widened(Short sum) { return sum; }
     static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
     static F mul(F x, F y) { return _mm512_mul_ps(x, y); }
@@ -130,8 +125,8 @@ struct Simd {
         }
     }
     static Pairs load_pairs(const uint8_t *p) { return load(p); }
-    static F dot_pairs(F sum, Pairs w, const int32_t *x) {
-        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)four(x));
+    static F dot_pairs(F sum, Pairs w, Word x) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
     }
     static void transpose_words(const uint8_t *rows, int64_t row_bytes, int32_t *words) {
         __m256 v[8];

@@ -44,11 +44,10 @@ static void q8_0_decode(const uint8_t *tile, int64_t width, float *rows) {
 static void q4_k_decode(const uint8_t *tile, int64_t width, float *rows) {
     Simd::F values[16];
     for (int64_t b = 0; b < width / SUPER; b++, tile += Q4_K_BLOCK) {
-        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
         const uint8_t *codes = tile + 16 * TILE;
         for (int j = 0; j < 8; j++) {
             Simd::F by, off;
-            Q4_K::scales(tile, j, d, dmin, by, off);
+            Q4_K::scales(tile, j, by, off);
             off = Simd::mul(off, -1.0f);
             for (int half = 0; half < 2; half++) {
                 for (int k = 0; k < 4; k++) {
@@ -65,12 +64,11 @@ static void q4_k_decode(const uint8_t *tile, int64_t width, float *rows) {
 static void q6_k_decode(const uint8_t *tile, int64_t width, float *rows) {
     Simd::F values[16];
     for (int64_t b = 0; b < width / SUPER; b++, tile += Q6_K_BLOCK) {
-        const Simd::F d = Simd::halves(tile);
         const uint8_t *codes = tile + 18 * TILE;
         for (int s = 0; s < 16; s++, codes += 192) {
             Simd::B w[4];
             Q6_K::codes_of(codes, w);
-            const Simd::F by = Simd::mul(d, Simd::signed_bytes(tile + 2 * TILE + s * TILE));
+            const Simd::F by = Q6_K::scale(tile, s);
             const Simd::F off = Simd::mul(by, -32.0f);
             for (int k = 0; k < 4; k++) decode_step(w[k], by, off, values + 4 * k);
             Simd::store_transposed(values, rows + b * SUPER + s * 16, width, 16);

@@ -1,125 +1,153 @@
-// What differs between kinds of weights in a product of a tile with R rows of a panel: `packed`
+// What differs between kinds of weights in a product of T tiles with R rows of a panel: `packed`
 // reads the weights as they are stored, `unpacked` a chunk that `unpack` wrote for many rows. Both
-// do the same operations in the same order. Included by products.inl.
+// do the same operations in the same order. Tiles lie `stride` bytes apart; the sum of tile t and
+// row r is acc[t * R + r]. Included by products.inl.
 
 // Prefetched so far ahead of the weights that are read: what comes in during a memory access.
 constexpr int64_t AHEAD = 4096;
 
+template <bool IS_FIRST>
 RQ_INLINE Simd::B load_ahead(const uint8_t *p) {
-    __builtin_prefetch(p + AHEAD);
+    if (IS_FIRST) __builtin_prefetch(p + AHEAD);
     return Simd::load(p);
+}
+
+// The chunk behind this one, for the second cache.
+RQ_INLINE void ask_for_next(const uint8_t *chunk, int64_t num_bytes) {
+    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(chunk + num_bytes + i, 0, 2);
 }
 
 // A chunk's weights, unpacked: a byte a code, four inputs of 16 rows side by side.
 struct Unpacked {
     alignas(64) uint8_t codes[CHUNK * TILE];
-    alignas(64) float by[16 * TILE];   // scales of 32 values, or of 16
-    alignas(64) float off[8 * TILE];   // minimums
+    alignas(64) float by[16 * TILE];  // scales of 32 values, or of 16
+    alignas(64) float off[8 * TILE];  // minimums
 };
 
-struct Bf16 {
-    static constexpr int ROWS = Simd::FLOAT_ROWS, VALUES = 2;
+// Kinds that are multiplied as they are stored.
+template <class Kind>
+struct AsStored {
+    static void unpack(const uint8_t *tile, Unpacked &) { ask_for_next(tile, Kind::CHUNK_BYTES); }
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+                          Simd::F *acc) {
+        Kind::template run<T, R, true>(tile, stride, columns, x, acc);
+    }
+    template <int T, int R>
+    RQ_INLINE void unpacked(const uint8_t *tile, int64_t stride, const Unpacked *, int64_t columns,
+                            const Panel &x, Simd::F *acc) {
+        Kind::template run<T, R, false>(tile, stride, columns, x, acc);
+    }
+};
+
+struct Bf16 : AsStored<Bf16> {
+    static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 2;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 0, SUMS = 0, OFFSETS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * BF16_BLOCK;
-    static const uint8_t *bytes(const Activations &x) {
-        return reinterpret_cast<const uint8_t *>(x.pairs);
-    }
+    static const void *values(const Activations &x) { return x.pairs; }
     template <int R>
     static void fill(const Activations &, int64_t, int64_t, int64_t, int64_t, float *, int32_t *,
                      float *) {}
-    template <int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t columns, const Panel &x, Simd::F *acc) {
+    template <int T, int R, bool IS_FIRST>
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+                       Simd::F *acc) {
+        RQ_UNROLL(4)
         for (int64_t k = 0; k < columns / VALUES; k++) {
-            __builtin_prefetch(tile + k * BF16_BLOCK + AHEAD);
-            const Simd::Pairs w = Simd::load_pairs(tile + k * BF16_BLOCK);
-            for (int r = 0; r < R; r++) acc[r] = Simd::dot_pairs(acc[r], w, x.words + k * R + r);
+            Simd::Pairs w[T];
+            for (int t = 0; t < T; t++) {
+                const uint8_t *p = tile + t * stride + k * BF16_BLOCK;
+                if (IS_FIRST) __builtin_prefetch(p + AHEAD);
+                w[t] = Simd::load_pairs(p);
+            }
+            for (int r = 0; r < R; r++) {
+                const Simd::Word v = Simd::word(x.words + k * R + r);
+                for (int t = 0; t < T; t++)
+                    acc[t * R + r] = Simd::dot_pairs(acc[t * R + r], w[t], v);
+            }
         }
-    }
-    static void unpack(const uint8_t *, int64_t, Unpacked &) {}
-    template <int R>
-    RQ_INLINE void unpacked(const uint8_t *tile, const Unpacked &, int64_t columns, const Panel &x,
-                            Simd::F *acc) {
-        packed<R>(tile, columns, x, acc);
     }
 };
 
-struct F32 {
-    static constexpr int ROWS = Simd::FLOAT_ROWS, VALUES = 1;
+struct F32 : AsStored<F32> {
+    static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 1;
     static constexpr int64_t WORDS = CHUNK, SCALES = 0, SUMS = 0, OFFSETS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * F32_BLOCK;
-    static const uint8_t *bytes(const Activations &x) {
-        return reinterpret_cast<const uint8_t *>(x.floats);
-    }
+    static const void *values(const Activations &x) { return x.floats; }
     template <int R>
     static void fill(const Activations &, int64_t, int64_t, int64_t, int64_t, float *, int32_t *,
                      float *) {}
-    template <int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t columns, const Panel &x, Simd::F *acc) {
+    template <int T, int R, bool IS_FIRST>
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+                       Simd::F *acc) {
+        RQ_UNROLL(4)
         for (int64_t k = 0; k < columns; k++) {
-            __builtin_prefetch(tile + k * F32_BLOCK + AHEAD);
-            const Simd::F w = Simd::floats(tile + k * F32_BLOCK);
-            for (int r = 0; r < R; r++) acc[r] = Simd::fma(w, Simd::all_of(x.words + k * R + r), acc[r]);
+            Simd::F w[T];
+            for (int t = 0; t < T; t++) {
+                const uint8_t *p = tile + t * stride + k * F32_BLOCK;
+                if (IS_FIRST) __builtin_prefetch(p + AHEAD);
+                w[t] = Simd::floats(p);
+            }
+            for (int r = 0; r < R; r++) {
+                const Simd::F v = Simd::all_of(x.words + k * R + r);
+                for (int t = 0; t < T; t++) acc[t * R + r] = Simd::fma(w[t], v, acc[t * R + r]);
+            }
         }
-    }
-    static void unpack(const uint8_t *, int64_t, Unpacked &) {}
-    template <int R>
-    RQ_INLINE void unpacked(const uint8_t *tile, const Unpacked &, int64_t columns, const Panel &x,
-                            Simd::F *acc) {
-        packed<R>(tile, columns, x, acc);
     }
 };
 
-struct Q8_0 {
-    static constexpr int ROWS = Simd::CODE_ROWS, VALUES = STEP;
+struct Q8_0 : AsStored<Q8_0> {
+    static constexpr int ROWS = Simd::CODE_ROWS, TILES = Simd::TILES, VALUES = STEP;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 8, OFFSETS = 0;
     static constexpr int64_t CHUNK_BYTES = 8 * Q8_0_BLOCK;
-    static const uint8_t *bytes(const Activations &x) {
-        return reinterpret_cast<const uint8_t *>(x.codes);
-    }
+    static const void *values(const Activations &x) { return x.codes; }
     template <int R>
     static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
                      int64_t columns, float *scales, int32_t *sums, float *) {
         fill_groups<R, 1>(x, row, num, column, columns, Simd::SIGNED_EXCESS, scales, sums, nullptr);
     }
-    template <int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t columns, const Panel &x, Simd::F *acc) {
+    template <int T, int R, bool IS_FIRST>
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+                       Simd::F *acc) {
         for (int64_t g = 0; g < columns / GROUP; g++, tile += Q8_0_BLOCK) {
-            Simd::I sum[R];
-            for (int r = 0; r < R; r++) sum[r] = Simd::all_int(x.sums + g * R + r);
-            for (int k = 0; k < GROUP / STEP; k++) {
-                const Simd::Signed w = Simd::as_signed(load_ahead(tile + 2 * TILE + k * 64));
-                for (int r = 0; r < R; r++)
-                    sum[r] = Simd::dot_signed(sum[r], w, x.words + (g * 8 + k) * R + r);
-            }
-            const Simd::F by = Simd::halves(tile);
+            Simd::I sum[T * R];
             for (int r = 0; r < R; r++)
-                acc[r] = Simd::fma(Simd::mul(Simd::to_float(sum[r]), by),
-                                   Simd::all_of(x.scales + g * R + r), acc[r]);
+                for (int t = 0; t < T; t++) sum[t * R + r] = Simd::all_int(x.sums + g * R + r);
+            RQ_UNROLL(8)
+            for (int k = 0; k < GROUP / STEP; k++) {
+                Simd::Signed w[T];
+                for (int t = 0; t < T; t++) {
+                    const uint8_t *p = tile + t * stride + 2 * TILE + k * 64;
+                    w[t] = Simd::as_signed(load_ahead<IS_FIRST>(p));
+                }
+                for (int r = 0; r < R; r++) {
+                    const Simd::Word v = Simd::word(x.words + (g * 8 + k) * R + r);
+                    for (int t = 0; t < T; t++)
+                        sum[t * R + r] = Simd::dot_signed(sum[t * R + r], w[t], v);
+                }
+            }
+            for (int t = 0; t < T; t++) {
+                const Simd::F by = Simd::halves(tile + t * stride);
+                for (int r = 0; r < R; r++)
+                    acc[t * R + r] = Simd::fma(Simd::mul(Simd::to_float(sum[t * R + r]), by),
+                                               Simd::all_of(x.scales + g * R + r), acc[t * R + r]);
+            }
         }
-    }
-    static void unpack(const uint8_t *, int64_t, Unpacked &) {}
-    template <int R>
-    RQ_INLINE void unpacked(const uint8_t *tile, const Unpacked &, int64_t columns, const Panel &x,
-                            Simd::F *acc) {
-        packed<R>(tile, columns, x, acc);
     }
 };
 
 struct Q4_K {
-    static constexpr int ROWS = Simd::CODE_ROWS, VALUES = STEP;
+    static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 0, OFFSETS = 8;
     static constexpr int64_t CHUNK_BYTES = Q4_K_BLOCK;
-    static const uint8_t *bytes(const Activations &x) {
-        return reinterpret_cast<const uint8_t *>(x.codes);
-    }
+    static const void *values(const Activations &x) { return x.codes; }
     template <int R>
     static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
                      int64_t columns, float *scales, int32_t *, float *offsets) {
         fill_groups<R, 0>(x, row, num, column, columns, 0, scales, nullptr, offsets);
     }
     // Scale and minimum of sub-block j.
-    RQ_INLINE void scales(const uint8_t *tile, int j, Simd::F d, Simd::F dmin, Simd::F &by,
-                          Simd::F &off) {
+    RQ_INLINE void scales(const uint8_t *tile, int j, Simd::F &by, Simd::F &off) {
+        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
         const uint8_t *s = tile + 4 * TILE + j * TILE, *m = s + 4 * TILE;
         if (j < 4) {
             by = Simd::mul(d, Simd::bytes<0, 63, 0>(s, s));
@@ -138,70 +166,90 @@ struct Q4_K {
             acc[r] = Simd::fma(off, Simd::all_of(x.offsets + j * R + r), acc[r]);
         }
     }
-    template <int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t columns, const Panel &of_x, Simd::F *acc) {
+    // Low nibbles are those of an even sub-block, high ones of the odd one behind it.
+    template <int T, int R, int ODD>
+    RQ_INLINE void sub_block(const uint8_t *tile, int64_t stride, int j, const Panel &x,
+                             Simd::F *acc) {
+        const uint8_t *codes = tile + 16 * TILE + j / 2 * 8 * 64;
+        Simd::Short sum[T * R];
+        for (int i = 0; i < T * R; i++) sum[i] = Simd::zero_short();
+        RQ_UNROLL(8)
+        for (int k = 0; k < 8; k++) {
+            Simd::B w[T];
+            for (int t = 0; t < T; t++) {
+                const Simd::B both = load_ahead<!ODD>(codes + t * stride + k * 64);
+                w[t] = ODD ? Simd::high_nibbles(both) : Simd::low_nibbles(both);
+            }
+            for (int r = 0; r < R; r++) {
+                const Simd::Word v = Simd::word(x.words + (j * 8 + k) * R + r);
+                for (int t = 0; t < T; t++)
+                    sum[t * R + r] = Simd::dot_short(sum[t * R + r], w[t], v);
+            }
+        }
+        for (int t = 0; t < T; t++) {
+            Simd::F by, off;
+            scales(tile + t * stride, j, by, off);
+            finish<R>(sum + t * R, j, by, off, x, acc + t * R);
+        }
+    }
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &of_x,
+                          Simd::F *acc) {
         Panel x = of_x;
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q4_K_BLOCK) {
-            const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
-            for (int i = 0; i < 4; i++) __builtin_prefetch(tile + 64 * i + AHEAD);
-            const uint8_t *codes = tile + 16 * TILE;
-            for (int j = 0; j < 8; j++) {
-                Simd::Short sum[R];
-                for (int r = 0; r < R; r++) sum[r] = Simd::zero_short();
-                for (int k = 0; k < 8; k++) {
-                    const uint8_t *p = codes + (j / 2 * 8 + k) * 64;
-                    const Simd::B both = j % 2 ? Simd::load(p) : load_ahead(p);
-                    const Simd::B w = j % 2 ? Simd::high_nibbles(both) : Simd::low_nibbles(both);
-                    for (int r = 0; r < R; r++)
-                        sum[r] = Simd::dot_short(sum[r], w, x.words + (j * 8 + k) * R + r);
-                }
-                Simd::F by, off;
-                scales(tile, j, d, dmin, by, off);
-                finish<R>(sum, j, by, off, x, acc);
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < 4; i++)
+                    __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
+            for (int j = 0; j < 8; j += 2) {
+                sub_block<T, R, 0>(tile, stride, j, x, acc);
+                sub_block<T, R, 1>(tile, stride, j + 1, x, acc);
             }
             x = {x.words + WORDS * R, x.scales + SCALES * R, nullptr, x.offsets + OFFSETS * R};
         }
     }
-    static void unpack(const uint8_t *tile, int64_t, Unpacked &to) {
-        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
-        const uint8_t *codes = tile + 16 * TILE;
+    static void unpack(const uint8_t *tile, Unpacked &to) {
+        ask_for_next(tile, CHUNK_BYTES);
         for (int j = 0; j < 8; j++) {
             Simd::F by, off;
-            scales(tile, j, d, dmin, by, off);
+            scales(tile, j, by, off);
             Simd::store(to.by + j * TILE, by);
             Simd::store(to.off + j * TILE, off);
         }
         for (int i = 0; i < 4; i++)
             for (int k = 0; k < 8; k++) {
-                const Simd::B w = load_ahead(codes + (i * 8 + k) * 64);
+                const Simd::B w = Simd::load(tile + 16 * TILE + (i * 8 + k) * 64);
                 Simd::store_bytes(to.codes + (i * 16 + k) * 64, Simd::low_nibbles(w));
                 Simd::store_bytes(to.codes + (i * 16 + 8 + k) * 64, Simd::high_nibbles(w));
             }
     }
-    template <int R>
-    RQ_INLINE void unpacked(const uint8_t *, const Unpacked &w, int64_t, const Panel &x,
+    template <int T, int R>
+    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *w, int64_t, const Panel &x,
                             Simd::F *acc) {
         for (int j = 0; j < 8; j++) {
-            Simd::Short sum[R];
-            for (int r = 0; r < R; r++) sum[r] = Simd::zero_short();
+            Simd::Short sum[T * R];
+            for (int i = 0; i < T * R; i++) sum[i] = Simd::zero_short();
+            RQ_UNROLL(8)
             for (int k = j * 8; k < j * 8 + 8; k++) {
-                const Simd::B codes = Simd::load(w.codes + k * 64);
-                for (int r = 0; r < R; r++)
-                    sum[r] = Simd::dot_short(sum[r], codes, x.words + k * R + r);
+                Simd::B codes[T];
+                for (int t = 0; t < T; t++) codes[t] = Simd::load(w[t].codes + k * 64);
+                for (int r = 0; r < R; r++) {
+                    const Simd::Word v = Simd::word(x.words + k * R + r);
+                    for (int t = 0; t < T; t++)
+                        sum[t * R + r] = Simd::dot_short(sum[t * R + r], codes[t], v);
+                }
             }
-            finish<R>(sum, j, Simd::load_floats(w.by + j * TILE),
-                      Simd::load_floats(w.off + j * TILE), x, acc);
+            for (int t = 0; t < T; t++)
+                finish<R>(sum + t * R, j, Simd::load_floats(w[t].by + j * TILE),
+                          Simd::load_floats(w[t].off + j * TILE), x, acc + t * R);
         }
     }
 };
 
 struct Q6_K {
-    static constexpr int ROWS = Simd::CODE_ROWS, VALUES = STEP;
+    static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 16, OFFSETS = 0;
     static constexpr int64_t CHUNK_BYTES = Q6_K_BLOCK;
-    static const uint8_t *bytes(const Activations &x) {
-        return reinterpret_cast<const uint8_t *>(x.codes);
-    }
+    static const void *values(const Activations &x) { return x.codes; }
     template <int R>
     static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
                      int64_t columns, float *scales, int32_t *sums, float *) {
@@ -216,59 +264,76 @@ struct Q6_K {
         w[2] = Simd::six_bits<2>(Simd::low_nibbles(c), high);
         w[3] = Simd::six_bits<3>(Simd::high_nibbles(c), high);
     }
-    // Sub-block s, the first or second half of a group; part[r] goes from one to the other.
-    template <int R>
-    RQ_INLINE void half(int s, const Simd::B *w, Simd::F by, const Panel &x, Simd::F *part,
-                        Simd::F *acc) {
-        for (int r = 0; r < R; r++) {
-            Simd::I sum = Simd::all_int(x.sums + s * R + r);
-            const int32_t *words = x.words + s * 4 * R + r;
-            sum = Simd::dot_two(sum, w[0], w[1], words, words + R);
-            sum = Simd::dot_two(sum, w[2], w[3], words + 2 * R, words + 3 * R);
-            if (s % 2 == 0) {
-                part[r] = Simd::mul(Simd::to_float(sum), by);
-            } else {
-                part[r] = Simd::fma(Simd::to_float(sum), by, part[r]);
-                acc[r] = Simd::fma(part[r], Simd::all_of(x.scales + s / 2 * R + r), acc[r]);
-            }
-        }
+    RQ_INLINE Simd::F scale(const uint8_t *tile, int s) {
+        return Simd::mul(Simd::halves(tile), Simd::signed_bytes(tile + 2 * TILE + s * TILE));
     }
-    template <int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t columns, const Panel &of_x, Simd::F *acc) {
+    // Sub-block s, the first or second half of a group: part[i] goes from one to the other.
+    template <int T, int R>
+    RQ_INLINE void half(int s, const Simd::B (*w)[4], const Simd::F *by, const Panel &x,
+                        Simd::F *part, Simd::F *acc) {
+        Simd::I sum[T * R];
+        for (int r = 0; r < R; r++)
+            for (int t = 0; t < T; t++) sum[t * R + r] = Simd::all_int(x.sums + s * R + r);
+        for (int k = 0; k < 4; k += 2)
+            for (int r = 0; r < R; r++) {
+                const Simd::Word v0 = Simd::word(x.words + (s * 4 + k) * R + r);
+                const Simd::Word v1 = Simd::word(x.words + (s * 4 + k + 1) * R + r);
+                for (int t = 0; t < T; t++)
+                    sum[t * R + r] = Simd::dot_two(sum[t * R + r], w[t][k], w[t][k + 1], v0, v1);
+            }
+        for (int t = 0; t < T; t++)
+            for (int i = t * R; i < t * R + R; i++) {
+                const Simd::F dot = Simd::to_float(sum[i]);
+                part[i] = s % 2 ? Simd::fma(dot, by[t], part[i]) : Simd::mul(dot, by[t]);
+                if (s % 2)
+                    acc[i] = Simd::fma(part[i], Simd::all_of(x.scales + s / 2 * R + i - t * R),
+                                       acc[i]);
+            }
+    }
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &of_x,
+                          Simd::F *acc) {
         Panel x = of_x;
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q6_K_BLOCK) {
-            const Simd::F d = Simd::halves(tile);
-            const uint8_t *scales = tile + 2 * TILE, *codes = scales + 16 * TILE;
-            for (int i = 0; i < 5; i++) __builtin_prefetch(tile + 64 * i + AHEAD);
-            Simd::F part[R] = {};
-            for (int s = 0; s < 16; s++, codes += 192) {
-                for (int i = 0; i < 3; i++) __builtin_prefetch(codes + 64 * i + AHEAD);
-                Simd::B w[4];
-                codes_of(codes, w);
-                half<R>(s, w, Simd::mul(d, Simd::signed_bytes(scales + s * TILE)), x, part, acc);
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < 5; i++)
+                    __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
+            Simd::F part[T * R] = {};
+            for (int s = 0; s < 16; s++) {
+                Simd::B w[T][4];
+                Simd::F by[T];
+                for (int t = 0; t < T; t++) {
+                    const uint8_t *codes = tile + t * stride + 18 * TILE + s * 192;
+                    for (int i = 0; i < 3; i++) __builtin_prefetch(codes + 64 * i + AHEAD);
+                    codes_of(codes, w[t]);
+                    by[t] = scale(tile + t * stride, s);
+                }
+                half<T, R>(s, w, by, x, part, acc);
             }
             x = {x.words + WORDS * R, x.scales + SCALES * R, x.sums + SUMS * R, nullptr};
         }
     }
-    static void unpack(const uint8_t *tile, int64_t, Unpacked &to) {
-        const Simd::F d = Simd::halves(tile);
-        const uint8_t *scales = tile + 2 * TILE, *codes = scales + 16 * TILE;
-        for (int s = 0; s < 16; s++, codes += 192) {
-            for (int i = 0; i < 3; i++) __builtin_prefetch(codes + 64 * i + AHEAD);
-            Simd::B w[4];
-            codes_of(codes, w);
-            for (int k = 0; k < 4; k++) Simd::store_bytes(to.codes + (s * 4 + k) * 64, w[k]);
-            Simd::store(to.by + s * TILE, Simd::mul(d, Simd::signed_bytes(scales + s * TILE)));
-        }
-    }
-    template <int R>
-    RQ_INLINE void unpacked(const uint8_t *, const Unpacked &of_w, int64_t, const Panel &x,
-                            Simd::F *acc) {
-        Simd::F part[R] = {};
+    static void unpack(const uint8_t *tile, Unpacked &to) {
+        ask_for_next(tile, CHUNK_BYTES);
         for (int s = 0; s < 16; s++) {
             Simd::B w[4];
-            for (int k = 0; k < 4; k++) w[k] = Simd::load(of_w.codes + (s * 4 + k) * 64);
-            half<R>(s, w, Simd::load_floats(of_w.by + s * TILE), x, part, acc);
+            codes_of(tile + 18 * TILE + s * 192, w);
+            for (int k = 0; k < 4; k++) Simd::store_bytes(to.codes + (s * 4 + k) * 64, w[k]);
+            Simd::store(to.by + s * TILE, scale(tile, s));
+        }
+    }
+    template <int T, int R>
+    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *of_w, int64_t, const Panel &x,
+                            Simd::F *acc) {
+        Simd::F part[T * R] = {};
+        for (int s = 0; s < 16; s++) {
+            Simd::B w[T][4];
+            Simd::F by[T];
+            for (int t = 0; t < T; t++) {
+                for (int k = 0; k < 4; k++) w[t][k] = Simd::load(of_w[t].codes + (s * 4 + k) * 64);
+                by[t] = Simd::load_floats(of_w[t].by + s * TILE);
+            }
+            half<T, R>(s, w, by, x, part, acc);
         }
     }
 };

@@ -48,7 +48,7 @@ class Panels {
     template <int R>
     void fill(const Activations &x, int64_t row, int64_t num, int64_t at) {
         const int64_t row_bytes = x.stride * 4 / Kind::VALUES;
-        const uint8_t *from = Kind::bytes(x) + row * row_bytes;
+        const uint8_t *from = static_cast<const uint8_t *>(Kind::values(x)) + row * row_bytes;
         for (int64_t c = 0; c * CHUNK < x.width; c++) {
             const int64_t left = x.width - c * CHUNK, columns = left < CHUNK ? left : CHUNK;
             const int64_t place = c * num_rows_ + at;

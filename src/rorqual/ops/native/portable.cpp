@@ -15,8 +15,9 @@ struct Simd {
     struct B { uint8_t v[64]; };
     struct Signed { int8_t v[64]; };
     struct Pairs { float even[TILE], odd[TILE]; };
+    using Word = const int32_t *;
     using Short = I;  // sums of codes of 4 bits
-    static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2;
+    static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2, TILES = 1;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return F{}; }
@@ -58,20 +59,21 @@ struct Simd {
         for (int i = 0; i < 64; i++) low.v[i] |= ((high.v[i] >> (2 * N)) & 3) << 4;
         return low;
     }
+    static Word word(const int32_t *p) { return p; }
     template <class Codes>
-    static I dot_codes(I sum, const Codes &w, const int32_t *word) {
+    static I dot_codes(I sum, const Codes &w, Word word) {
         int8_t x[STEP];
         memcpy(x, word, STEP);
         for (int i = 0; i < TILE; i++)
             for (int k = 0; k < STEP; k++) sum.v[i] += w.v[4 * i + k] * x[k];
         return sum;
     }
-    static I dot_signed(I sum, Signed w, const int32_t *x) { return dot_codes(sum, w, x); }
-    static I dot_two(I sum, B w0, B w1, const int32_t *x0, const int32_t *x1) {
+    static I dot_signed(I sum, Signed w, Word x) { return dot_codes(sum, w, x); }
+    static I dot_two(I sum, B w0, B w1, Word x0, Word x1) {
         return dot_codes(dot_codes(sum, w0, x0), w1, x1);
     }
     static Short zero_short() { return Short{}; }
-    static Short dot_short(Short sum, B w, const int32_t *x) { return dot_codes(sum, w, x); }
+    static Short dot_short(Short sum, B w, Word x) { return dot_codes(sum, w, x); }
     static I widened(Short sum) { return sum; }
     static F to_float(I a) {
         F f;
@@ -179,7 +181,7 @@ struct Simd {
         }
         return w;
     }
-    static F dot_pairs(F sum, const Pairs &w, const int32_t *word) {
+    static F dot_pairs(F sum, const Pairs &w, Word word) {
         uint16_t x[2];
         memcpy(x, word, 4);
         const float a = wide(x[0]), b = wide(x[1]);

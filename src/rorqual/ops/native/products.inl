@@ -5,6 +5,8 @@
 // row's sums are made of the same operations in the same order, whatever lies beside.
 
 #define RQ_INLINE static inline __attribute__((always_inline))
+#define RQ_UNROLL(num) _Pragma(RQ_TEXT(GCC unroll num))
+#define RQ_TEXT(x) #x
 
 #include "panel.inl"
 #include "kinds.inl"
@@ -20,43 +22,58 @@ static inline void write(const Output &to, int64_t tile, int64_t at, int64_t num
     }
 }
 
-// All columns of some tiles times at most ROWS rows.
+// All columns of T tiles times at most R rows.
+template <class Kind, int T, int R>
+static inline void few_tiles(const Tiles &w, int64_t tile, const Panel &x, int64_t width,
+                             int64_t num, const Output &to) {
+    Simd::F acc[T * R];
+    for (int i = 0; i < T * R; i++) acc[i] = Simd::zero();
+    const int64_t stride = static_cast<int64_t>(w.tile_bytes);
+    Kind::template packed<T, R>(w.packed + tile * stride, stride, width, x, acc);
+    for (int t = 0; t < T; t++) write(to, tile + t, 0, num, acc + t * R);
+}
+
 template <class Kind, int R>
 static void few(const Tiles &w, const Activations &x, int64_t first, int64_t num,
                 const Output &to) {
+    constexpr int T = R < 4 ? 1 : Kind::TILES;
     Panels<Kind> panels(R, x.width);
     panels.template fill<R>(x, first, num, 0);
-    for (int64_t t = 0; t < w.num; t++) {
-        Simd::F acc[R];
-        for (int r = 0; r < R; r++) acc[r] = Simd::zero();
-        Kind::template packed<R>(w.packed + t * w.tile_bytes, x.width, panels.at(0, 0), acc);
-        write(to, t, 0, num, acc);
-    }
+    int64_t t = 0;
+    for (; t + T <= w.num; t += T)
+        few_tiles<Kind, T, R>(w, t, panels.at(0, 0), x.width, num, to);
+    for (; t < w.num; t++) few_tiles<Kind, 1, R>(w, t, panels.at(0, 0), x.width, num, to);
 }
 
-// A chunk of a tile times R rows, added to their sums.
-template <class Kind, int R>
-static void step(const uint8_t *tile, const Unpacked &w, int64_t columns, const Panel &x,
-                 float *sums) {
-    Simd::F acc[R];
-    for (int r = 0; r < R; r++) acc[r] = Simd::load_floats(sums + r * TILE);
-    Kind::template unpacked<R>(tile, w, columns, x, acc);
-    for (int r = 0; r < R; r++) Simd::store(sums + r * TILE, acc[r]);
+// A chunk of T tiles times R rows, added to their sums, [row][tile][TILE].
+template <class Kind, int T, int R>
+static void step(const uint8_t *tile, int64_t stride, const Unpacked *w, int64_t columns,
+                 const Panel &x, float *sums) {
+    Simd::F acc[T * R];
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++)
+            acc[t * R + r] = Simd::load_floats(sums + r * Kind::TILES * TILE + t * TILE);
+    Kind::template unpacked<T, R>(tile, stride, w, columns, x, acc);
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) Simd::store(sums + r * Kind::TILES * TILE + t * TILE, acc[t * R + r]);
 }
 
 // The functions for the least R that holds so many rows.
 template <class Kind>
 struct Sized {
+    using Step = void (*)(const uint8_t *, int64_t, const Unpacked *, int64_t, const Panel &,
+                          float *);
     int rows;
     void (*few)(const Tiles &, const Activations &, int64_t, int64_t, const Output &);
-    void (*step)(const uint8_t *, const Unpacked &, int64_t, const Panel &, float *);
+    Step step, step_of_one;  // of all tiles, and of one
     void (Panels<Kind>::*fill)(const Activations &, int64_t, int64_t, int64_t);
 };
 
 template <class Kind, int R>
 static constexpr Sized<Kind> sized() {
     constexpr int ROWS = R < Kind::ROWS ? R : Kind::ROWS;
-    return {ROWS, few<Kind, ROWS>, step<Kind, ROWS>, &Panels<Kind>::template fill<ROWS>};
+    return {ROWS, few<Kind, ROWS>, step<Kind, Kind::TILES, ROWS>, step<Kind, 1, ROWS>,
+            &Panels<Kind>::template fill<ROWS>};
 }
 
 template <class Kind>
@@ -75,27 +92,33 @@ static void many(const Tiles &w, const Activations &x, int64_t first, int64_t nu
     const Sized<Kind> &full = sized_for<Kind>(Kind::ROWS);
     const Sized<Kind> &last = sized_for<Kind>((num - 1) % Kind::ROWS + 1);
     const int64_t num_padded = (num - 1) / Kind::ROWS * Kind::ROWS + last.rows;
+    constexpr int64_t SUMS_A_ROW = Kind::TILES * TILE;
     Panels<Kind> panels(num_padded, x.width);
     for (int64_t i = 0; i < num; i += Kind::ROWS) {
         const Sized<Kind> &of = num - i > Kind::ROWS ? full : last;
         (panels.*of.fill)(x, first + i, num - i < of.rows ? num - i : of.rows, i);
     }
-    alignas(64) float sums[MOST_ROWS * TILE];
-    Unpacked unpacked;
-    for (int64_t t = 0; t < w.num; t++) {
-        memset(sums, 0, num_padded * TILE * sizeof(float));
-        const uint8_t *tile = w.packed + t * w.tile_bytes;
+    alignas(64) float sums[MOST_ROWS * SUMS_A_ROW];
+    Unpacked unpacked[Kind::TILES];
+    const int64_t stride = static_cast<int64_t>(w.tile_bytes);
+    for (int64_t t = 0, num_tiles; t < w.num; t += num_tiles) {
+        num_tiles = t + Kind::TILES <= w.num ? Kind::TILES : 1;
+        memset(sums, 0, num_padded * SUMS_A_ROW * sizeof(float));
+        const uint8_t *tile = w.packed + t * stride;
         for (int64_t c = 0; c * CHUNK < x.width; c++, tile += Kind::CHUNK_BYTES) {
             const int64_t left = x.width - c * CHUNK, columns = left < CHUNK ? left : CHUNK;
-            Kind::unpack(tile, columns, unpacked);
-            for (int64_t i = 0; i < num; i += Kind::ROWS)
-                (num - i > Kind::ROWS ? full : last)
-                    .step(tile, unpacked, columns, panels.at(c, i), sums + i * TILE);
+            for (int64_t i = 0; i < num_tiles; i++) Kind::unpack(tile + i * stride, unpacked[i]);
+            for (int64_t i = 0; i < num; i += Kind::ROWS) {
+                const Sized<Kind> &of = num - i > Kind::ROWS ? full : last;
+                (num_tiles == Kind::TILES ? of.step : of.step_of_one)(
+                    tile, stride, unpacked, columns, panels.at(c, i), sums + i * SUMS_A_ROW);
+            }
         }
-        for (int64_t i = 0; i < num; i++) {
-            const Simd::F row = Simd::load_floats(sums + i * TILE);
-            write(to, t, i, 1, &row);
-        }
+        for (int64_t i = 0; i < num; i++)
+            for (int64_t j = 0; j < num_tiles; j++) {
+                const Simd::F row = Simd::load_floats(sums + i * SUMS_A_ROW + j * TILE);
+                write(to, t + j, i, 1, &row);
+            }
     }
 }
 
