@@ -1,4 +1,4 @@
-"""The K-quants' encoder beside llama.cpp's: millions of values a second, and its weighted error.
+"""The encoders of GGUF's types beside llama.cpp's: millions of values a second.
 
 Both encode the same tensor with the same number of threads, in turns in one process; the best round
 counts, as anything else that runs only slows one down. llama.cpp's quantiser is taken from
@@ -23,8 +23,8 @@ import torch
 from rorqual.ops.quant_types import K_QUANTS, SMALL_BLOCKS
 from rorqual.ops.quantise import encode_blocks
 
-ROWS, COLUMNS = 4096, 2048
-PIECE_ROWS = 512
+ROWS, COLUMNS = 1024, 2048
+PIECE_ROWS = 128
 
 Encoder = Callable[[torch.Tensor, str], torch.Tensor]
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--types", nargs="*", default=[*K_QUANTS, *SMALL_BLOCKS])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

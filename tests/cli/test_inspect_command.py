@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 import rorqual
 from rorqual.cli.inspect_tables import print_tables
+from rorqual.model.stored import StoredStack
 from rorqual.ops.kernels import OPERATIONS, STORED, Machine, choose, serving
 
 TINY = Path(rorqual.__file__).parent / "tiny"
@@ -238,3 +239,48 @@ def test_what_serves_a_model_here(target: str, kinds: set[str], tmp_path: Path) 
     printed = run("inspect", target).out
     assert "Kernels on this machine: " + machine.device in printed
     assert "grouped gemm" in printed
+
+
+# All of the tiny model but its routers; bfloat16 are its embedding, which is the head, and eh_proj.
+FORMS = {
+    "stored": {"F8_E4M3": "F8_E4M3", "BF16": "BF16"},
+    "native": {"F8_E4M3": "BF16", "BF16": "BF16"},
+    "int8": {"F8_E4M3": "Q8_0", "BF16": "Q8_0"},
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="forms are for CPUs")
+def test_how_each_part_runs_is_shown() -> None:
+    """Oracle: the model itself, loaded in each form."""
+    report = json.loads(run("inspect", "tiny", "--json").out)["kernels"]["forms"]
+    assert list(report) == list(FORMS)
+    for form, runs in FORMS.items():
+        model = rorqual.load("tiny", form)  # type: ignore[arg-type]
+        counts: dict[tuple[str, str], float] = {}
+        for name, stack in model.named_modules():
+            if isinstance(stack, StoredStack):
+                key = stack.kind, stack.kernels.name
+                number = 0.5 if "kv_b" in name else stack.shape[0]  # in halves
+                counts[key] = counts.get(key, 0) + number
+        told: dict[tuple[str, str], int] = {}
+        for row in report[form]:
+            assert row["runs_as"] == runs[row["stored"]]
+            key = row["runs_as"], row["kernels"]
+            told[key] = told.get(key, 0) + row["matrices"]
+        assert told == counts
+    printed = run("inspect", "tiny").out
+    assert "How matrices run on this machine, by --dtype" in printed
+    assert re.search(r"^F8_E4M3 +162 +F8_E4M3 \(decoded\) ", printed, re.MULTILINE)
+
+
+def test_a_kind_that_becomes_two_is_shown_with_its_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from rorqual.cli.inspect_tables import _print_forms
+    from rorqual.log import output_console
+
+    row = {"stored": "F32", "kernels": "native"}
+    rows = [row | {"runs_as": "Q8_0", "matrices": 1200}, row | {"runs_as": "BF16", "matrices": 3}]
+    _print_forms(output_console(200), {"int8": rows})
+    shown = capsys.readouterr().out
+    assert re.search(r"^F32 +1,203 +1,200 Q8_0 \(native\), 3 BF16 \(native\)", shown, re.MULTILINE)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops import attention, compiled, quant_search
+from rorqual.ops import attention, compiled
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.quant_types import K_QUANTS, SMALL_BLOCKS
 from rorqual.ops.quantise import encode_blocks
@@ -55,18 +55,6 @@ def test_few_scores_of_one_key_stay_plain_products() -> None:
     assert not is_small(1, (1 << 22) + 1)
     assert not is_small(2, 1 << 22)
     assert not is_small(1, 1, key_heads=8)
-
-
-def test_kernels_search_only_where_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = quant_search.KERNEL_VALUES
-    monkeypatch.setattr(quant_search, "can_compile", lambda: True)
-    for num, is_enough in ((size // 2 - 32, False), (size // 2, True), (size, True)):
-        x = torch.zeros(32, num // 32)
-        assert quant_search._is_enough(x) is is_enough
-        assert quant_search._filled(x).shape == ((32, size // 32) if is_enough else x.shape)
-    assert not quant_search._is_enough(torch.zeros(32, size // 32 + 1))
-    monkeypatch.setattr(quant_search, "can_compile", lambda: False)
-    assert not quant_search._is_enough(torch.zeros(32, size // 32))
 
 
 @pytest.mark.parametrize("name", [name for name in (*SMALL_BLOCKS, *K_QUANTS) if name != "Q8_0"])

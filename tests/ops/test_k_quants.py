@@ -15,9 +15,8 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from rorqual.errors import RorqualError
-from rorqual.ops import k_quants, quant_search, quantise
+from rorqual.ops import k_quants, quantise
 from rorqual.ops.codecs import CODECS
-from rorqual.ops.compiled import can_compile
 from rorqual.ops.quant_search import (
     FINE_GRID,
     GRID_4_BITS,
@@ -36,7 +35,6 @@ from rorqual.ops.quant_types import (
 )
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 
-SAME_BYTES = 0.97
 # Choice: times the error, weighted, of ggml's own encoder; measured at most 1.006 (docs/log.md).
 BAR = 1.02
 
@@ -225,27 +223,11 @@ def test_pieces_give_what_the_whole_gives(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(quantise, "PIECE_VALUES", 3000)
     monkeypatch.setattr(quantise, "DECODE_VALUES", 3000)
     for weights, before in ((None, whole[0]), (importance, whole[1])):
-        same = encode_blocks(x, name, weights) == before
-        # torch adds few rows in another order than many: equal candidates may change places.
-        assert same.float().mean() > SAME_BYTES
+        assert torch.equal(encode_blocks(x, name, weights), before)
     assert torch.equal(decode_blocks(whole[0], name), values)
     out = torch.empty(2, 32, 1024)
     decode_blocks(whole[0], name, out)
     assert torch.equal(out.view(64, 1024), values)
-
-
-@pytest.mark.skipif(not can_compile(), reason="no C++ compiler for Inductor")
-@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q6_K"])
-def test_kernels_choose_what_the_plain_search_chooses(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = sample("heavy", rows=3 * quant_search.KERNEL_VALUES // (4 * 1024))  # filled up by a quarter
-    by_kernels = encode_blocks(x, name)
-    error = weighted_error(x, name)
-    monkeypatch.setattr(quant_search, "can_compile", lambda: False)
-    plain = encode_blocks(x, name)
-    assert (by_kernels == plain).float().mean() > SAME_BYTES
-    assert error == pytest.approx(weighted_error(x, name), rel=1e-3)
 
 
 def test_bf16_weights_are_taken_as_they_are() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import hf_oracle as oracle
@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.model import build
-from rorqual.ops import quant_search
 from rorqual.ops.quant_types import FLOAT_TYPES, QUANT_TYPES
 from rorqual.weights import save, values
 from rorqual.weights.convert import encode as convert_encode
@@ -49,14 +48,6 @@ CONFIG = oracle.WIDE.with_changes(
 )
 SAFETENSORS = ("bf16", "float32", "fp8", "fp8 ue8m0", "hf", "shards:2", "shards:2:bf16")
 TARGETS = (*SAFETENSORS, *(f"gguf:{mix}" for mix in MIXES))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_kernels() -> Iterator[None]:
-    """Compiling them would take longer than all conversions here; they have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quant_search, "can_compile", lambda: False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import torch
 
 import rorqual
 from rorqual.model import DeepseekV3, ModelConfig, YarnScaling, build
-from rorqual.ops.quant_types import K_QUANTS
+from rorqual.ops import native
+from rorqual.ops.quant_types import K_QUANTS, SMALL_BLOCKS
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from rorqual.weights import load, save
@@ -219,7 +220,8 @@ def test_errors_are_within_the_bar(name: str, kind: str, is_weighted: bool) -> N
     assert error(encode_blocks(x, name, importance)) <= ERROR_BAR * reference
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler built the encoders")
+@pytest.mark.parametrize("name", [*K_QUANTS, *SMALL_BLOCKS])
 def test_encoding_is_about_as_fast(name: str) -> None:
     """One thread each, in turns, the best of three: a benchmark with room for a busy machine."""
     x = 0.02 * torch.randn(512, 4096)

@@ -37,6 +37,11 @@ def checkpoint(form: str, config: ModelConfig, folder: Path) -> Path:
     return saved(lively(config), folder / "hf", form)
 
 
+def plain(path: Path) -> DeepseekV3:
+    """As stored, each product by the decoded weights: nothing is rounded."""
+    return load(path, "stored", kernels="decoded")
+
+
 FORMS = ("float32", "bfloat16", "fp8", "gguf:F16", "gguf:Q8_0", "gguf:Q4_K_M", "gguf:Q2_K_L")
 
 
@@ -44,7 +49,7 @@ FORMS = ("float32", "bfloat16", "fp8", "gguf:F16", "gguf:Q8_0", "gguf:Q4_K_M", "
 @torch.no_grad()
 def test_logits_are_those_of_the_decoded_weights(form: str, tmp_path: Path) -> None:
     path = checkpoint(form, WIDE, tmp_path)
-    decoded, found = load(path, "float32"), load(path, "stored")
+    decoded, found = load(path, "float32"), plain(path)
     ids = torch.arange(2 * 23).reshape(2, 23) % WIDE.vocab_size
     h, expected_h = found.hidden(ids), decoded.hidden(ids)
     assert relative_error(h, expected_h) < CLOSE
@@ -68,7 +73,7 @@ def test_every_shape_runs_from_fp8(name: str, tmp_path: Path) -> None:
     config = oracle.CONFIGS[name]
     path = checkpoint("fp8", config, tmp_path)
     ids = torch.arange(11)[None] % config.vocab_size
-    assert relative_error(load(path, "stored")(ids), load(path, "float32")(ids)) < CLOSE
+    assert relative_error(plain(path)(ids), load(path, "float32")(ids)) < CLOSE
 
 
 @pytest.mark.parametrize("form", ["fp8", "gguf:Q8_0"])
@@ -76,8 +81,7 @@ def test_gradients_pass_through_to_what_learns(form: str, tmp_path: Path) -> Non
     """An adapter over a frozen base: here its embedding's output."""
     path = checkpoint(form, WIDE, tmp_path)
     gradients = []
-    for dtype in ("float32", "stored"):
-        model = load(path, dtype)  # type: ignore[arg-type]
+    for model in (load(path), plain(path)):
         ids = torch.arange(9)[None]
         x = model.model.embed_tokens(ids).detach().requires_grad_()  # type: ignore[misc]
         h = model.model(x, model.model.step(ids))
@@ -96,9 +100,8 @@ def test_the_engine_writes_the_same_tokens(
     tokenizer = small.tokenizer()
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     texts = []
-    for dtype in ("float32", "stored"):
-        model = load(path, dtype)  # type: ignore[arg-type]
-        engine = Engine(model, tokenizer, **settings)  # type: ignore[arg-type]
+    for model, kernels in ((load(path), "auto"), (plain(path), "decoded")):
+        engine = Engine(model, tokenizer, kernels=kernels, **settings)  # type: ignore[arg-type]
         answers = engine.generate([[5, 9, 2, 7], [11, 3]], params)
         texts.append([answer.token_ids for answer in answers])
     assert texts[0] == texts[1]
@@ -119,21 +122,21 @@ def test_the_native_kernels_run_what_they_can_pack(form: str, tmp_path: Path) ->
     """Close to the decoded weights; and back again, to the last bit. A packed matrix takes the
     bytes of its rows, but for its last tile.
     """
-    model = load(checkpoint(form, WIDE, tmp_path), "stored")
+    model = plain(checkpoint(form, WIDE, tmp_path))
     ids = torch.arange(2 * 23).reshape(2, 23) % WIDE.vocab_size
     exact, num_bytes = model(ids), stored_bytes(model)
     use_kernels(model, "native")
     stacks = [module for module in model.modules() if isinstance(module, StoredStack)]
     assert any(stack.kernels is NATIVE for stack in stacks)
     for stack in stacks:
-        is_packable = stack.kind in native.KINDS
+        is_packable = stack.kind in native.KINDS and not stack.is_looked_up
         assert (stack.packed_EP is not None) is (stack.kernels is NATIVE) is is_packable
         assert (stack.codes_EOB.numel() > 0) is not is_packable
     assert stored_bytes(model) <= num_bytes + 16 * 4 * WIDE.hidden_size * len(stacks)
     assert 0 < median_error(model(ids), exact) < ROUNDED[form]
     step = model.model.step(ids, use_absorbed=True)
     assert median_error(model.head(model.hidden(ids, step)), exact) < ROUNDED[form]
-    use_kernels(model)
+    use_kernels(model, "decoded")
     assert torch.equal(model(ids), exact)
 
 
@@ -151,7 +154,7 @@ def test_packed_weights_differentiate_by_their_input(tmp_path: Path) -> None:
     model = load(checkpoint("gguf:Q8_0", WIDE, tmp_path), "stored")
     linear = model.model.layers["0"].self_attn.o_proj
     gradients = []
-    for name in ("auto", "native"):
+    for name in ("decoded", "native"):
         use_kernels(model, name)
         x = torch.randn(3, linear.stack.shape[2], generator=torch.Generator().manual_seed(1))
         x.requires_grad_()
@@ -168,14 +171,14 @@ def test_the_engine_runs_packed_weights(settings: dict[str, int], tmp_path: Path
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     prompts = [[5, 9, 2, 7], [11, 3]]
     model = load(path, "stored")
-    plain = Engine(model, small.tokenizer(), kernels="native").generate(prompts, params)
-    engine = Engine(model, small.tokenizer(), kernels="native", **settings)  # type: ignore[arg-type]
+    together = Engine(model, small.tokenizer()).generate(prompts, params)
+    engine = Engine(model, small.tokenizer(), **settings)  # type: ignore[arg-type]
     answers = [*engine.generate(prompts[:1], params), *engine.generate(prompts[1:], params)]
-    assert [a.token_ids for a in answers] == [a.token_ids for a in plain]
+    assert [a.token_ids for a in answers] == [a.token_ids for a in together]
 
 
 def test_a_gguf_files_halves_stay_halves(tmp_path: Path) -> None:
-    model = load(checkpoint("gguf:Q8_0", WIDE, tmp_path), "stored")
+    model = plain(checkpoint("gguf:Q8_0", WIDE, tmp_path))
     halves = model.model.layers["0"].self_attn.kv_b_proj
     assert isinstance(halves, StoredHalves)
     assert (halves.keys.kind, halves.values.kind) == ("Q8_0", "Q8_0")

@@ -31,8 +31,9 @@ class EngineFlags:
         str,
         typer.Option(
             help="auto, float32 or bfloat16: what weights are decoded to, FP8 and GGUF's types "
-            "too. Auto: float32 up to a billion parameters, bfloat16 beyond. stored: as they are "
-            "in the file, decoded for each product (least memory, slow).",
+            "too. Auto: float32 up to a billion parameters, bfloat16 beyond. On CPUs also stored: "
+            "as they are in the file (least memory); native: what the C++ kernels do not multiply "
+            "as it is stored becomes bfloat16; int8: that and bfloat16 become 8 bits.",
         ),
     ] = "auto"
     speculate: Annotated[
@@ -98,7 +99,7 @@ class EngineFlags:
         """Loads the weights; UsageError, before that, for options that they cannot have."""
         set_threads(self.threads)
         options.check(folder.model_config(), tokenizer)
-        return folder.load_model(options.dtype, options.device)
+        return folder.load_model(options.dtype, options.device, options.kernels)
 
     def engine(self, folder: ModelFolder, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
         """Loads the weights and makes an engine of them."""

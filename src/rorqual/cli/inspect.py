@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,11 @@ from rorqual.cli.exits import EXIT_BAD_INPUT
 
 if TYPE_CHECKING:
     from rorqual.model import ModelConfig
+    from rorqual.ops.kernels import Machine
     from rorqual.weights.source import TensorSource
+
+Matrices = dict[tuple[str, int], int]
+"""(kind, values of a row) -> how many matrices a file has."""
 
 CONTEXT_TOKENS = 4096
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "FP8 E4M3"}
@@ -86,8 +91,8 @@ def _describe_folder(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, 
     found = check_folder(path, is_deep=is_deep)
     if found.folder is not None and found.report is not None:
         with found.folder as source:
-            kinds = _kinds((e.name, e.shape, e.dtype) for e in source.entries.values())
-            report |= _figures(found.report.config, kinds) | _stored(source)
+            matrices = _matrices((e.name, e.shape, e.dtype) for e in source.entries.values())
+            report |= _figures(found.report.config, matrices) | _stored(source)
             report["files"] = _files(source)
             if has_tensors:
                 report["tensors"] = _entries(source)
@@ -136,8 +141,9 @@ def _describe_gguf(path: Path, is_deep: bool, has_tensors: bool) -> dict[str, An
                 checks = found.checks
                 if found.folder is not None and found.report is not None:
                     found.folder.close()
-                    kinds = _kinds((t.name, t.shape, t.kind.name) for t in file.tensors.values())
-                    report |= _figures(found.report.config, kinds)
+                    tensors = file.tensors.values()
+                    matrices = _matrices((t.name, t.shape, t.kind.name) for t in tensors)
+                    report |= _figures(found.report.config, matrices)
     return report | {"checks": [vars(check) for check in checks]}
 
 
@@ -149,8 +155,6 @@ def _entries(source: TensorSource) -> list[dict[str, Any]]:
     """Tensors under Hugging Face's names; those of rank shards put together, with the first file
     that has a part.
     """
-    import math
-
     return [
         _tensor(e.name, e.dtype, e.shape, math.prod(e.shape) * _itemsize(e.dtype), e.file)
         for e in source.entries.values()
@@ -171,7 +175,7 @@ def _files(source: TensorSource) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(config: ModelConfig, kinds: Sequence[str] = ()) -> dict[str, Any]:
+def _figures(config: ModelConfig, matrices: Matrices | None = None) -> dict[str, Any]:
     from rorqual.model.flops import (
         count_parameters,
         forward_flops_per_token,
@@ -201,38 +205,66 @@ def _figures(config: ModelConfig, kinds: Sequence[str] = ()) -> dict[str, Any]:
             "forward_absorbed": absorbed,
             "training": training_flops_per_token(config, CONTEXT_TOKENS),
         },
-        "kernels": _kernels(kinds),
+        "kernels": _kernels(matrices or {}),
     }
 
 
-def _kinds(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> list[str]:
-    """How a file stores its matrices, but for routers, which are decoded in any case; of tensors
-    (name, shape, kind).
+def _matrices(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> Matrices:
+    """How a file stores its matrices, but for routers, which are decoded in any case, and an
+    embedding of which rows alone are wanted; of tensors (name, shape, kind).
     """
     from rorqual.ops.kernels import STORED
+    from rorqual.weights.names import EMBEDDING, HEAD
 
-    decoded = ("mlp.gate.weight", "ffn_gate_inp.weight", "weight_scale_inv")
-    found = {kind for name, shape, kind in tensors if len(shape) > 1 and not name.endswith(decoded)}
-    return [kind for kind in STORED if kind in found]
+    others = ["mlp.gate.weight", "ffn_gate_inp.weight", "weight_scale_inv"]
+    listed = list(tensors)
+    if any(name in (HEAD, "output.weight") for name, _, _ in listed):
+        others += [EMBEDDING, "token_embd.weight"]
+    found: Matrices = {}
+    for name, shape, kind in listed:
+        if len(shape) > 1 and kind in STORED and not name.endswith(tuple(others)):
+            key = kind, shape[-1]
+            found[key] = found.get(key, 0) + math.prod(shape[:-2])
+    return dict(sorted(found.items(), key=lambda item: STORED.index(item[0][0])))
 
 
-def _kernels(kinds: Sequence[str]) -> dict[str, Any]:
+def _kernels(matrices: Matrices) -> dict[str, Any]:
     """What serves each operation on this machine: with weights decoded to a dtype, and as they are
-    stored, where that can be chosen.
+    stored, where that can be chosen; how many matrices run as what in each form.
     """
     from rorqual.ops.device import resolve_device
     from rorqual.ops.kernels import OPERATIONS, Machine, choose, serving
 
     machine = Machine.of(resolve_device("auto"), "bfloat16")
     storages = {"float32": "float32", "bfloat16": "bfloat16"}
-    if machine.device == "cpu":
-        storages |= {f"stored {kind}": kind for kind in kinds}
+    if machine.device != "cpu":
+        matrices = {}
+    storages |= {f"stored {kind}": kind for kind, _ in matrices}
     chosen = {title: choose(storage, machine) for title, storage in storages.items()}
     operations = {
         operation: {title: serving(kernels, operation) for title, kernels in chosen.items()}
         for operation in OPERATIONS
     }
-    return {"machine": vars(machine), "operations": operations}
+    return {"machine": vars(machine), "operations": operations, "forms": _forms(matrices, machine)}
+
+
+def _forms(matrices: Matrices, machine: Machine) -> dict[str, list[dict[str, Any]]]:
+    """form -> what is stored, what it runs as there, by which kernels, how many matrices."""
+    from rorqual.ops.kernels import choose
+    from rorqual.weights.forms import FORMS
+
+    forms: dict[str, list[dict[str, Any]]] = {}
+    for name, form in FORMS.items() if matrices else ():
+        counts: dict[tuple[str, str], int] = {}
+        for (stored, columns), number in matrices.items():
+            key = stored, form.kind_of(stored, columns)
+            counts[key] = counts.get(key, 0) + number
+        forms[name] = [
+            {"stored": stored, "runs_as": runs, "kernels": choose(runs, machine).name}
+            | {"matrices": number}
+            for (stored, runs), number in counts.items()
+        ]
+    return forms
 
 
 def _preset_sizes(config: ModelConfig) -> dict[str, Any]:

@@ -160,6 +160,31 @@ def _print_kernels(console: Console, kernels: dict[str, Any]) -> None:
     for operation, *names_of_row in zip(operations, *columns, strict=True):
         table.add_row(operation.replace("_", " "), *names_of_row)
     console.print(table)
+    if kernels["forms"]:
+        _print_forms(console, kernels["forms"])
+
+
+def _print_forms(console: Console, forms: dict[str, list[dict[str, Any]]]) -> None:
+    """A row for each kind that is stored: how many matrices, and what they run as in a form."""
+    title = "\nHow matrices run on this machine, by --dtype"
+    table = _table("stored as", "matrices", *forms, title=title, num_text=1)
+    kinds = list(dict.fromkeys(row["stored"] for row in next(iter(forms.values()))))
+    for kind in kinds:
+        runs = {
+            name: [row for row in rows if row["stored"] == kind] for name, rows in forms.items()
+        }
+        number = sum(row["matrices"] for row in next(iter(runs.values())))
+        cells = (
+            ", ".join(
+                f"{row['runs_as']} ({row['kernels']})"
+                if len(found) == 1
+                else f"{row['matrices']:,} {row['runs_as']} ({row['kernels']})"
+                for row in found
+            )
+            for found in runs.values()
+        )
+        table.add_row(kind, f"{number:,}", *cells)
+    console.print(table)
 
 
 def _print_stored(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -41,7 +41,10 @@ def plan(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="How weights run in ours: auto, float32, bfloat16, stored.")
+        str,
+        typer.Option(
+            help="How weights run in ours: auto, float32, bfloat16, stored, native, int8."
+        ),
     ] = "auto",
     speculate: Annotated[int, typer.Option(min=0, help="Drafts a step by the MTP layer.")] = 0,
     remeasure: Annotated[

@@ -306,7 +306,7 @@ def _loaded(
         folder = ModelFolder.find(str(model))
         tokenizer = tokenizer or folder.load_tokenizer()
         options.check(folder.model_config(), tokenizer)
-        model = folder.load_model(options.dtype, device)
+        model = folder.load_model(options.dtype, device, options.kernels)
     elif device != "auto" and resolve_device(device) != model.device:
         raise UsageError(
             "the model is on another device",

@@ -1,7 +1,7 @@
 """Weights in the bytes of their file: FP8 blocks, GGUF's block types, 16-bit floats; frozen.
 
-Each stack has the kernels for its kind. The plain ones (`ops/decoded.py`) decode a matrix a tile of
-rows at a time for each product: correct, and slow until one multiplies the bytes themselves.
+Each stack has the kernels for its kind: the C++ ones multiply the bytes, in an order of their own
+(`ops/packed.py`); the plain ones (`ops/decoded.py`) decode a matrix a tile of rows at a time.
 """
 
 # E matrices of a stack, O rows (outputs), I columns (inputs), B bytes of a row, N rows of x
@@ -20,7 +20,15 @@ from rorqual.model.served import Served
 from rorqual.ops.block_fp8 import dequantise_blocks, num_blocks
 from rorqual.ops.decoded import linear_transposed
 from rorqual.ops.kernels import DECODED, FP8, NATIVE, Kernels
-from rorqual.ops.packed import can_pack, decode_rows, pack, unpack
+from rorqual.ops.packed import (
+    TILE_ROWS,
+    can_pack,
+    decode_rows,
+    empty_packed,
+    pack,
+    pack_into,
+    unpack,
+)
 from rorqual.ops.quantise import decode_blocks
 from rorqual.ops.swiglu import swiglu
 
@@ -31,38 +39,56 @@ class StoredStack(Served, KeepsBuffers):
     """E matrices (O, I) of one kind: FP8, or a type of GGUF (F32, F16 and BF16 among them).
 
     codes_EOB uint8; scales_EXY float32 are FP8's, one for each block. Where the C++ kernels serve,
-    packed_EP holds the codes in their order, and codes_EOB is empty.
+    packed_EP holds the codes in their order, and codes_EOB is empty. Made for kernels that pack, it
+    packs each matrix as it is put. `is_looked_up`: rows alone are wanted, so it is never packed.
     """
 
     kernels = DECODED
     codes_EOB: Tensor
     scales_EXY: Tensor | None
     packed_EP: Tensor | None
+    is_looked_up = False
 
     def __init__(
-        self, kind: str, shape: tuple[int, int, int], num_bytes: int, block: tuple[int, int]
+        self,
+        kind: str,
+        shape: tuple[int, int, int],
+        num_bytes: int,
+        block: tuple[int, int],
+        kernels: Kernels[Any] = DECODED,
     ) -> None:
         super().__init__()
         self.kind, self.shape, self.block = kind, shape, block
         num, rows, columns = shape
-        codes_EOB = torch.empty(num, rows, num_bytes, dtype=torch.uint8)
-        self.register_buffer("codes_EOB", codes_EOB)
-        scales = None
+        scales = packed = None
         if kind == FP8:
             scales = torch.empty(num, num_blocks(rows, block[0]), num_blocks(columns, block[1]))
+        if self._can_take(kernels):
+            num_bytes, packed = 0, empty_packed(kind, shape)
+        self.register_buffer("codes_EOB", torch.empty(num, rows, num_bytes, dtype=torch.uint8))
         self.register_buffer("scales_EXY", scales)
-        self.register_buffer("packed_EP", None)
+        self.register_buffer("packed_EP", packed)
+        super().take(kernels if self._can_take(kernels) else DECODED)
+
+    def put(self, index: int, codes_OB: Tensor, scales_XY: Tensor | None = None) -> None:
+        """Fills a matrix with the bytes of its rows."""
+        if self.packed_EP is not None:
+            pack_into(self.packed_EP[index], codes_OB, self.kind, self.shape[2])
+            return
+        self.codes_EOB[index].copy_(codes_OB)
+        if self.scales_EXY is not None:
+            assert scales_XY is not None, "FP8 has scales"
+            self.scales_EXY[index].copy_(scales_XY)
 
     def dense(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of a matrix, float32 (rows, I)."""
         stop = self.shape[1] if stop is None else stop
-        codes = self._codes(index)
         if self.scales_EXY is None:
-            return decode_blocks(codes[start:stop], self.kind)
+            return decode_blocks(self._codes(index, start, stop), self.kind)
         height = self.block[0]
         first = start - start % height
         scales = self.scales_EXY[index, first // height : num_blocks(stop, height)]
-        values = codes[first:stop].view(torch.float8_e4m3fn)
+        values = self.codes_EOB[index, first:stop].view(torch.float8_e4m3fn)
         return dequantise_blocks(values, scales, block=self.block)[start - first :]
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -79,43 +105,44 @@ class StoredStack(Served, KeepsBuffers):
         return self.kind, self.codes_EOB.device
 
     def take(self, kernels: Kernels[Any]) -> None:
-        wants_packed = kernels is NATIVE and can_pack(self.kind, self.shape[2])
-        if kernels is NATIVE and not wants_packed:
-            kernels = DECODED
-        super().take(kernels)
-        if wants_packed and self.packed_EP is None:
+        can_take = self._can_take(kernels)
+        super().take(kernels if can_take else DECODED)
+        if can_take and self.packed_EP is None:
             self.packed_EP = pack(self.codes_EOB, self.kind, self.shape[2])
             self.codes_EOB = self.codes_EOB.new_empty(0)
-        elif not wants_packed and self.packed_EP is not None:
-            self.codes_EOB = torch.stack([self._codes(i) for i in range(self.shape[0])])
+        elif not can_take and self.packed_EP is not None:
+            self.codes_EOB = torch.stack(
+                [self._codes(i, 0, self.shape[1]) for i in range(self.shape[0])]
+            )
             self.packed_EP = None
+
+    def _can_take(self, kernels: Kernels[Any]) -> bool:
+        return kernels is NATIVE and not self.is_looked_up and can_pack(self.kind, self.shape[2])
 
     def tiles(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """A matrix in tiles of rows, each decoded when it is wanted."""
         _, num_rows, columns = self.shape
-        height = self.block[0] if self.kind == FP8 else 1
+        height = TILE_ROWS if self.packed_EP is not None else 1
+        height = self.block[0] if self.kind == FP8 else height
         step = max(1, TILE_ELEMENTS // columns // height) * height
-        codes = self._codes(index) if self.packed_EP is not None else None
         for start in range(0, num_rows, step):
             rows = slice(start, min(start + step, num_rows))
-            if codes is not None:
-                yield rows, decode_blocks(codes[rows], self.kind)
-            else:
-                yield rows, self.dense(index, rows.start, rows.stop)
+            yield rows, self.dense(index, rows.start, rows.stop)
 
-    def _codes(self, index: int) -> Tensor:
-        """A matrix's rows as files store them, (O, B)."""
+    def _codes(self, index: int, start: int, stop: int) -> Tensor:
+        """Rows of a matrix as files store them, (rows, B)."""
         if self.packed_EP is None:
-            return self.codes_EOB[index]
-        return unpack(self.packed_EP[index], self.kind, *self.shape[1:])
+            return self.codes_EOB[index, start:stop]
+        return unpack(self.packed_EP[index], self.kind, self.shape[2], start, stop)
 
 
 class StoredEmbedding(nn.Module):
     """ids (...) int64 -> (..., D) float32."""
 
-    def __init__(self, stack: StoredStack) -> None:
+    def __init__(self, stack: StoredStack, *, is_tied: bool = False) -> None:
         super().__init__()
         self.stack = stack
+        stack.is_looked_up = not is_tied
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.stack.rows(ids.flatten()).view(*ids.shape, -1)

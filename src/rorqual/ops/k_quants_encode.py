@@ -23,7 +23,7 @@ from rorqual.ops.k_quants import (
     pack_q5_k,
     pack_q6_k,
 )
-from rorqual.ops.quant_bits import inverse_of
+from rorqual.ops.quant_bits import inverse_of, mean_square, square_root, sum_rows
 from rorqual.ops.quant_search import (
     FINE_GRID,
     GRID_2_BITS,
@@ -44,7 +44,7 @@ def encode_q2_k(x: Tensor, importance: Tensor | None = None) -> Tensor:
         return pack_q2_k(_with_mins(x_nG, scale, depth, 3, 15))
     weight_nG = _groups(_weights(x, importance, 1.0), 16)
     scale, depth = fit_scale_and_min(x_nG, weight_nG, 3, FINE_GRID)
-    return pack_q2_k(_with_mins(x_nG, scale, depth, 3, 15, weight_nG.sum(0)))
+    return pack_q2_k(_with_mins(x_nG, scale, depth, 3, 15, sum_rows(weight_nG)))
 
 
 def encode_q4_k(x: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -62,15 +62,12 @@ def encode_q3_k(x: Tensor, importance: Tensor | None = None) -> Tensor:
     x_nG = _groups(x, 16)
     if importance is None:
         squares = x_nG.square()
-        scale = fit_scale(x_nG, squares + squares.mean(0), 4).view(-1, 16)
-        extreme = _extreme(scale)
-        factor = torch.where(extreme == 0, 0.0, -32 / extreme)
-        codes = (scale * factor).round_().clamp_(-32, 31)
-        d = torch.where(extreme == 0, 0.0, 1 / factor)
+        scale = fit_scale(x_nG, squares + sum_rows(squares) / 16, 4).view(-1, 16)
+        codes, d = _scales_around_zero(scale, 32)
     else:
         weight_nG = _groups(_weights(x, importance, 2.0), 16)
         scale = fit_scale(x_nG, weight_nG, 4).view(-1, 16)
-        sums = weight_nG.sum(0).view(-1, 16)
+        sums = sum_rows(weight_nG).view(-1, 16)
         d = fit_scale(scale.t().contiguous(), sums.t().contiguous(), 32).unsqueeze(1)
         codes = (scale * inverse_of(d)).round_().clamp_(-32, 31)
     return pack_q3_k(_signed(x_nG, codes, d, 4))
@@ -81,12 +78,7 @@ def encode_q6_k(x: Tensor, importance: Tensor | None = None) -> Tensor:
     x_nG = _groups(x, 16)
     weight_nG = x_nG.square() if importance is None else _groups(importance, 16)
     scale = fit_scale(x_nG, weight_nG, 32).view(-1, 16)
-    extreme = _extreme(scale)
-    is_zero = extreme.abs() < TINY
-    factor = torch.where(is_zero, 0.0, -128 / extreme)
-    codes = (scale * factor).round_().clamp_(-128, 127)
-    d = torch.where(is_zero, 0.0, 1 / factor)
-    return pack_q6_k(_signed(x_nG, codes, d, 32))
+    return pack_q6_k(_signed(x_nG, *_scales_around_zero(scale, 128), 32))
 
 
 def _four_or_five_bits(
@@ -94,12 +86,12 @@ def _four_or_five_bits(
 ) -> Parts:
     x_nG = _groups(x, 32)
     if importance is None:
-        weight_nG = x_nG.abs() + x_nG.square().mean(0).sqrt_()
+        weight_nG = x_nG.abs() + square_root(sum_rows(x_nG.square()) / 32)
         scale, depth = fit_scale_and_min(x_nG, weight_nG, top, grid)
         return _with_mins(x_nG, scale, depth, top, 63)
     weight_nG = _groups(_weights(x, importance, 2.0), 32)
     scale, depth = fit_scale_and_min(x_nG, weight_nG, top, FINE_GRID)
-    return _with_mins(x_nG, scale, depth, top, 63, weight_nG.sum(0))
+    return _with_mins(x_nG, scale, depth, top, 63, sum_rows(weight_nG))
 
 
 def _with_mins(
@@ -142,13 +134,16 @@ def _signed(x_nG: Tensor, scale: Tensor, d: Tensor, half: int) -> Parts:
 
 def _weights(x: Tensor, importance: Tensor, factor: float) -> Tensor:
     """Importance times sqrt(sigma^2 + x^2): a large value's error counts for more."""
-    sigma2 = factor * x.square().mean(1, keepdim=True)
-    return importance * (sigma2 + x.square()).sqrt_()
+    return importance * square_root(factor * mean_square(x) + x.square())
 
 
-def _extreme(scale: Tensor) -> Tensor:
-    """Of each row the value farthest from zero, with its sign."""
-    return scale.gather(1, scale.abs().argmax(1, keepdim=True))
+def _scales_around_zero(scale: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Codes (N, groups), and their scale (N, 1): the one farthest from zero gets the code -half."""
+    extreme = scale.gather(1, scale.abs().argmax(1, keepdim=True))
+    is_zero = extreme.abs() < TINY
+    factor = torch.where(is_zero, 0.0, -half / extreme)
+    codes = (scale * factor).round_().clamp_(-half, half - 1)
+    return codes, torch.where(is_zero, 0.0, 1 / factor)
 
 
 def _groups(x: Tensor, size: int) -> Tensor:

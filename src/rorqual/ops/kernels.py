@@ -195,8 +195,7 @@ def _machine(kind: str) -> Machine:
 @dataclass(frozen=True)
 class Rule:
     """`kernels` can serve these storages, on these kinds of device (None: any), and are wanted
-    there unless `has_no_bfloat16` says that they pay only where the processor has none, or
-    `is_asked_for` that they are for those who name them.
+    there unless `has_no_bfloat16` says that they pay only where the processor has none.
     """
 
     kernels: Kernels[Any]
@@ -205,7 +204,6 @@ class Rule:
     needs_compiler: bool = False
     has_no_bfloat16: bool = False
     needs_native: bool = False
-    is_asked_for: bool = False
 
     def can_serve(self, storage: str, machine: Machine) -> bool:
         return (
@@ -216,7 +214,7 @@ class Rule:
         )
 
     def pays(self, machine: Machine) -> bool:
-        return not (self.is_asked_for or (self.has_no_bfloat16 and machine.has_bfloat16))
+        return not (self.has_no_bfloat16 and machine.has_bfloat16)
 
 
 # The first that can serve and pays is chosen.
@@ -225,7 +223,7 @@ RULES = (
     Rule(WIDENED, ("bfloat16",), ("cpu",), has_no_bfloat16=True),
     Rule(TORCH, DENSE),
     Rule(PLAIN, DENSE),
-    Rule(NATIVE, tuple(KINDS), ("cpu",), needs_native=True, is_asked_for=True),
+    Rule(NATIVE, tuple(KINDS), ("cpu",), needs_native=True),
     Rule(DECODED, STORED, ("cpu",)),
 )
 NAMES = tuple(rule.kernels.name for rule in RULES)

@@ -6,7 +6,7 @@ them to bfloat16. Sums are float32. The plain twin, by which a backward pass dif
 """
 
 # M rows, I inputs, O outputs, H heads, E matrices of a stack, B bytes of a row, P bytes of a packed
-# matrix, D hidden size
+# matrix, T tiles, N ids of rows, D hidden size
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rorqual.ops.twins import by_kernel
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _NO_MEMORY = 3
+TILE_ROWS = 16
 
 
 class PackedStack(decoded.Stack, Protocol):
@@ -39,27 +40,48 @@ def can_pack(kind: str, num_columns: int) -> bool:
     return num_columns % max(2, QUANT_TYPES[kind].block_values) == 0
 
 
+def empty_packed(kind: str, shape: tuple[int, int, int]) -> Tensor:
+    """Room for E packed matrices (O, I): uint8 (E, P)."""
+    num, num_rows, num_columns = shape
+    size = _loaded().rq_packed_bytes(KINDS[kind], num_rows, num_columns)
+    return torch.empty(num, size, dtype=torch.uint8)
+
+
+def pack_into(packed_P: Tensor, codes_OB: Tensor, kind: str, num_columns: int) -> None:
+    """Packs the rows of a matrix, in the bytes of their file."""
+    rows, shape = codes_OB.contiguous(), (len(codes_OB), num_columns)
+    _check(_loaded().rq_pack(KINDS[kind], rows.data_ptr(), packed_P.data_ptr(), *shape))
+
+
 def pack(codes_EOB: Tensor, kind: str, num_columns: int) -> Tensor:
     """Bytes of rows, as files store them, uint8 (E, O, B) -> (E, P).
 
     Packed matrices take the bytes of their rows, filled up to whole tiles of 16.
     """
     num, num_rows, _ = codes_EOB.shape
-    size = _loaded().rq_packed_bytes(KINDS[kind], num_rows, num_columns)
-    packed_EP = torch.empty(num, size, dtype=torch.uint8)
+    packed_EP = empty_packed(kind, (num, num_rows, num_columns))
     for codes_OB, packed_P in zip(codes_EOB, packed_EP, strict=True):
-        rows, tiles = codes_OB.contiguous(), packed_P
-        shape = num_rows, num_columns
-        _check(_loaded().rq_pack(KINDS[kind], rows.data_ptr(), tiles.data_ptr(), *shape))
+        pack_into(packed_P, codes_OB, kind, num_columns)
     return packed_EP
 
 
-def unpack(packed_P: Tensor, kind: str, num_rows: int, num_columns: int) -> Tensor:
-    """The rows of one packed matrix: (P,) -> (O, B)."""
-    num_bytes = QUANT_TYPES[kind].num_bytes(num_columns)
-    codes_OB = torch.empty(num_rows, num_bytes, dtype=torch.uint8)
-    rows, tiles = codes_OB.data_ptr(), packed_P.data_ptr()
-    _check(_loaded().rq_unpack(KINDS[kind], tiles, rows, num_rows, num_columns))
+def unpack(packed_P: Tensor, kind: str, num_columns: int, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of one packed matrix: (P,) -> (rows, B)."""
+    first = start // TILE_ROWS
+    tiles_TP = _tiles(packed_P, kind, num_columns)[first : -(-stop // TILE_ROWS)]
+    codes = _unpack_tiles(tiles_TP, kind, stop - first * TILE_ROWS, num_columns)
+    return codes[start - first * TILE_ROWS :]
+
+
+def _tiles(packed_P: Tensor, kind: str, num_columns: int) -> Tensor:
+    return packed_P.view(-1, TILE_ROWS * QUANT_TYPES[kind].num_bytes(num_columns))
+
+
+def _unpack_tiles(tiles_TP: Tensor, kind: str, num_rows: int, num_columns: int) -> Tensor:
+    codes_OB = torch.empty(num_rows, QUANT_TYPES[kind].num_bytes(num_columns), dtype=torch.uint8)
+    if num_rows:
+        rows, tiles = codes_OB.data_ptr(), tiles_TP.data_ptr()
+        _check(_loaded().rq_unpack(KINDS[kind], tiles, rows, num_rows, num_columns))
     return codes_OB
 
 

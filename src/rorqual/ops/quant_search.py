@@ -4,25 +4,21 @@ best.
 Source: ggml's make_qx_quants, make_qkx2_quants, make_qkx3_quants and make_qp_quants
 (ggml-quants.c), vectorised over groups: elements of a group lie along the first dimension, so that
 every sum is a sum of rows. The error of a fitted candidate follows from the same sums as the fit,
-so that the values are gone through once a candidate: by a kernel, where there is enough to do.
+so that the values are gone through once a candidate. `native/encode_search.inl` is the same in C++,
+rounding by rounding: whoever changes one changes both.
 """
 
 # n elements of a group, G groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.compiled import Compiled, can_compile
+from rorqual.ops.quant_bits import sum_rows
 
-# Kernels are compiled for this many values. At least half as many are padded to it; for fewer,
-# compiling would take longer than the work.
-KERNEL_VALUES = 1 << 18
 TINY = 1e-15  # a group whose values are all smaller is taken for zero (GROUP_MAX_EPS)
 
 
@@ -53,113 +49,81 @@ def fit_scale_and_min(
 
     Minimises the weighted squared error, or chooses by the weighted absolute error.
     """
-    begin, improve = _steps_with_min(top, use_absolute, _is_enough(x_nG))
-    x, weight = _filled(x_nG), _filled(weight_nG)
-    fixed, found = begin(x, weight).split(3)
+    search = _AboveMin(x_nG, weight_nG, top, use_absolute)
     for offset in grid:
-        found = improve(x, weight, fixed, found, torch.tensor(offset))
-    _, scale_G, low_G = found[:, : x_nG.shape[1]].unbind()
-    return scale_G, -low_G.clamp(max=0)
+        search.improve(top + offset)
+    return search.scale_G, -search.low_G.clamp(max=0)
 
 
-@cache
-def _steps_with_min(
-    top: int, use_absolute: bool, has_kernels: bool
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """`_begin_with_min` and `_improve_with_min` for `top` levels, perhaps as kernels."""
-    begin = partial(_begin_with_min, top, use_absolute)
-    improve = partial(_improve_with_min, top, use_absolute)
-    return (Compiled(begin), Compiled(improve)) if has_kernels else (begin, improve)
+class _AboveMin:
+    """The best line so far: its quality, its scale and its minimum.
 
-
-# Codes and values are taken from their middle: the candidates' errors differ in the sixth digit of
-# the sums, which float32 keeps only where little cancels.
-
-
-def _begin_with_min(top: int, use_absolute: bool, x_nG: Tensor, weight_nG: Tensor) -> Tensor:
-    """(6, G): the values' weighted mean, the weights' sum, the greatest value; then the quality,
-    scale and minimum of the first candidate, which reaches both extremes and is not fitted.
+    The first candidate reaches both extremes and is not fitted.
     """
-    middle = (top + 1) // 2
-    low_G, high_G = x_nG.amin(0).clamp(max=0), x_nG.amax(0)
-    sum_w = weight_nG.sum(0)
-    mean_G = (weight_nG * x_nG).sum(0) / torch.where(sum_w > 0, sum_w, 1.0)
-    codes = _codes_with_min(x_nG, low_G, high_G, top, top)
-    scale_G = (high_G - low_G) / top
-    at_middle = low_G + scale_G * middle
-    if use_absolute:
-        quality = -_absolute_error(x_nG, weight_nG, codes, scale_G, at_middle)
-    else:
-        product = weight_nG * codes
-        sum_l, sum_ll = product.sum(0), (product * codes).sum(0)
-        sum_xl = (product * (x_nG - mean_G)).sum(0)
-        shift = at_middle - mean_G
-        quality = scale_G * (2 * (sum_xl - shift * sum_l) - scale_G * sum_ll)
-        quality = quality - shift * shift * sum_w
-    return torch.stack([mean_G, sum_w, high_G, quality, scale_G, low_G])
 
+    # Codes and values are taken from their middle: the candidates' errors differ in the sixth digit
+    # of the sums, which float32 keeps only where little cancels.
 
-def _improve_with_min(
-    top: int,
-    use_absolute: bool,
-    x_nG: Tensor,
-    weight_nG: Tensor,
-    fixed_3G: Tensor,
-    found_3G: Tensor,
-    offset: Tensor,
-) -> Tensor:
-    """`found_3G`, or where it is better the candidate with top + `offset` levels, fitted.
+    def __init__(self, x_nG: Tensor, weight_nG: Tensor, top: int, use_absolute: bool) -> None:
+        self.x_nG, self.weight_nG, self.top = x_nG, weight_nG, top
+        self.use_absolute = use_absolute
+        self.middle = (top + 1) // 2
+        self.low_G, self.high_G = x_nG.amin(0).clamp(max=0), x_nG.amax(0)
+        self.sum_w = sum_rows(weight_nG)
+        self.safe_w = torch.where(self.sum_w > 0, self.sum_w, 1.0)
+        self.mean_G = sum_rows(weight_nG * x_nG) / self.safe_w
+        codes, sum_l, sum_ll, sum_xl = self._codes_and_sums(top)
+        self.scale_G = (self.high_G - self.low_G) / top
+        at_middle = self.low_G + self.scale_G * self.middle
+        if use_absolute:
+            self.best_G = -self._absolute_error(codes, self.scale_G, at_middle)
+        else:
+            shift = at_middle - self.mean_G
+            quality = self.scale_G * (2 * (sum_xl - shift * sum_l) - self.scale_G * sum_ll)
+            self.best_G = quality - shift * shift * self.sum_w
 
-    Levels are counted from the best minimum so far, as the reference does: it pays.
-    """
-    middle = (top + 1) // 2
-    mean_G, sum_w, high_G = fixed_3G.unbind()
-    best_G, scale_G, low_G = found_3G.unbind()
-    codes = _codes_with_min(x_nG, low_G, high_G, top + offset, top)
-    product = weight_nG * codes
-    sum_l, sum_ll = product.sum(0), (product * codes).sum(0)
-    sum_xl = (product * (x_nG - mean_G)).sum(0)
-    safe_w = torch.where(sum_w > 0, sum_w, 1.0)
-    variance = sum_ll - sum_l * sum_l / safe_w
-    is_usable = variance > 0
-    scale = sum_xl / torch.where(is_usable, variance, 1.0)
-    at_middle = mean_G - scale * sum_l / safe_w
-    quality = scale * sum_xl  # what the fit takes off the sum of w (x - mean)^2
-    # A minimum above zero cannot be stored: the line goes through zero then.
-    is_above = at_middle > scale * middle
-    whole_ll = sum_ll + middle * (2 * sum_l + middle * sum_w)
-    whole_xl = sum_xl + mean_G * (sum_l + middle * sum_w)
-    through_zero = whole_xl / torch.where(whole_ll > 0, whole_ll, 1.0)
-    quality = torch.where(is_above, through_zero * whole_xl - mean_G * mean_G * sum_w, quality)
-    scale = torch.where(is_above, through_zero, scale)
-    at_middle = torch.where(is_above, scale * middle, at_middle)
-    if use_absolute:
-        quality = -_absolute_error(x_nG, weight_nG, codes, scale, at_middle)
-    # A line that falls, or none at all where float32 lost it, has no codes that could store it.
-    is_better = is_usable & (scale > 0) & (quality > best_G)
-    candidate = (quality, scale, at_middle - scale * middle)
-    return torch.stack(
-        [
-            torch.where(is_better, new, old)
-            for new, old in zip(candidate, (best_G, scale_G, low_G), strict=True)
-        ]
-    )
+    def improve(self, levels: float) -> None:
+        """Takes the candidate with so many levels, fitted, where it is better.
 
+        Levels are counted from the best minimum so far, as the reference does: it pays.
+        """
+        middle, mean_G, sum_w = self.middle, self.mean_G, self.sum_w
+        codes, sum_l, sum_ll, sum_xl = self._codes_and_sums(levels)
+        variance = sum_ll - sum_l * sum_l / self.safe_w
+        is_usable = variance > 0
+        scale = sum_xl / torch.where(is_usable, variance, 1.0)
+        at_middle = mean_G - scale * sum_l / self.safe_w
+        quality = scale * sum_xl  # what the fit takes off the sum of w (x - mean)^2
+        # A minimum above zero cannot be stored: the line goes through zero then.
+        is_above = at_middle > scale * middle
+        whole_ll = sum_ll + middle * (2 * sum_l + middle * sum_w)
+        whole_xl = sum_xl + mean_G * (sum_l + middle * sum_w)
+        through_zero = whole_xl / torch.where(whole_ll > 0, whole_ll, 1.0)
+        quality = torch.where(is_above, through_zero * whole_xl - mean_G * mean_G * sum_w, quality)
+        scale = torch.where(is_above, through_zero, scale)
+        at_middle = torch.where(is_above, scale * middle, at_middle)
+        if self.use_absolute:
+            quality = -self._absolute_error(codes, scale, at_middle)
+        # A line that falls, or none at all where float32 lost it, has no codes to store it.
+        is_better = is_usable & (scale > 0) & (quality > self.best_G)
+        self.best_G = torch.where(is_better, quality, self.best_G)
+        self.scale_G = torch.where(is_better, scale, self.scale_G)
+        self.low_G = torch.where(is_better, at_middle - scale * middle, self.low_G)
 
-def _codes_with_min(
-    x_nG: Tensor, low_G: Tensor, high_G: Tensor, levels: Tensor | int, top: int
-) -> Tensor:
-    """Codes less the middle."""
-    middle = (top + 1) // 2
-    width = high_G - low_G
-    factor = torch.where(width > 0, levels / torch.where(width > 0, width, 1.0), 0.0)
-    return (x_nG * factor - (low_G * factor + middle)).round().clamp(-middle, top - middle)
+    def _codes_and_sums(self, levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes less the middle; sums of weights times code, its square, and it times x - mean."""
+        width = self.high_G - self.low_G
+        per_width = torch.tensor(float(levels)) / torch.where(width > 0, width, 1.0)
+        factor = torch.where(width > 0, per_width, 0.0)
+        codes = (self.x_nG * factor - (self.low_G * factor + self.middle)).round()
+        codes = codes.clamp(-self.middle, self.top - self.middle)
+        product = self.weight_nG * codes
+        sum_ll, sum_xl = sum_rows(product * codes), sum_rows(product * (self.x_nG - self.mean_G))
+        return codes, sum_rows(product), sum_ll, sum_xl
 
-
-def _absolute_error(
-    x_nG: Tensor, weight_nG: Tensor, codes: Tensor, scale_G: Tensor, at_middle: Tensor
-) -> Tensor:
-    return ((codes * scale_G + at_middle - x_nG).abs() * weight_nG).sum(0)
+    def _absolute_error(self, codes: Tensor, scale_G: Tensor, at_middle: Tensor) -> Tensor:
+        error = (codes * scale_G + at_middle - self.x_nG).abs()
+        return sum_rows(error * self.weight_nG)
 
 
 def fit_scale(
@@ -169,60 +133,21 @@ def fit_scale(
 
     The value farthest from zero may become -half, which is one farther than the other side goes.
     """
-    begin, improve = _steps_signed(half, _is_enough(x_nG))
-    x, weight = _filled(x_nG), _filled(weight_nG)
-    inverse_G, found = begin(x), x.new_zeros(2, x.shape[1])
-    for offset in grid:
-        found = improve(x, weight, inverse_G, found, torch.tensor(offset))
-    return found[1, : x_nG.shape[1]]
-
-
-@cache
-def _steps_signed(
-    half: int, has_kernels: bool
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    improve = partial(_improve_signed, half)
-    return (Compiled(_begin_signed), Compiled(improve)) if has_kernels else (_begin_signed, improve)
-
-
-def _begin_signed(x_nG: Tensor) -> Tensor:
-    """What makes the value farthest from zero -1; 0 for a group of zeros."""
     low_G, high_G = x_nG.amin(0), x_nG.amax(0)
     extreme_G = torch.where(high_G >= -low_G, high_G, low_G)
     is_zero = extreme_G.abs() < TINY
-    return torch.where(is_zero, 0.0, -1 / torch.where(is_zero, 1.0, extreme_G))
-
-
-def _improve_signed(
-    half: int, x_nG: Tensor, weight_nG: Tensor, inverse_G: Tensor, found_2G: Tensor, offset: Tensor
-) -> Tensor:
-    """The quality and scale of `found_2G`, or where it is better of the candidate, fitted."""
-    best_G, scale_G = found_2G.unbind()
-    codes = (x_nG * ((half + offset) * inverse_G)).round().clamp(-half, half - 1)
-    product = weight_nG * codes
-    sum_xl, sum_ll = (product * x_nG).sum(0), (product * codes).sum(0)
-    scale = torch.where(sum_ll > 0, sum_xl / torch.where(sum_ll > 0, sum_ll, 1.0), 0.0)
-    quality = scale * sum_xl
-    is_better = quality > best_G
-    return torch.stack(
-        [torch.where(is_better, quality, best_G), torch.where(is_better, scale, scale_G)]
-    )
-
-
-def _is_enough(x_nG: Tensor) -> bool:
-    """Whether kernels pay: for whole pieces of a tensor (`quantise.PIECE_VALUES`)."""
-    # Choice: asked here and not given by `ops.kernels`, for an encoder serves no model: codecs take
-    # blocks alone, and either way finds the same scales but for rounding.
-    is_size = KERNEL_VALUES // 2 <= x_nG.numel() <= KERNEL_VALUES
-    return is_size and can_compile()
-
-
-def _filled(x_nG: Tensor) -> Tensor:
-    """With groups of zeros to a kernel's size, if one is used; contiguous."""
-    if not _is_enough(x_nG):
-        return x_nG
-    num_groups = KERNEL_VALUES // x_nG.shape[0]
-    return F.pad(x_nG, (0, num_groups - x_nG.shape[1])).contiguous()
+    inverse_G = torch.where(is_zero, 0.0, -1 / torch.where(is_zero, 1.0, extreme_G))
+    best_G = scale_G = torch.zeros_like(inverse_G)
+    for offset in grid:
+        codes = (x_nG * ((half + offset) * inverse_G)).round().clamp(-half, half - 1)
+        product = weight_nG * codes
+        sum_xl, sum_ll = sum_rows(product * x_nG), sum_rows(product * codes)
+        scale = torch.where(sum_ll > 0, sum_xl / torch.where(sum_ll > 0, sum_ll, 1.0), 0.0)
+        quality = scale * sum_xl
+        is_better = quality > best_G
+        best_G = torch.where(is_better, quality, best_G)
+        scale_G = torch.where(is_better, scale, scale_G)
+    return scale_G
 
 
 def fit_scales(x_nG: Tensor, weight_nG: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -238,12 +163,12 @@ def fit_scales(x_nG: Tensor, weight_nG: Tensor, top: int) -> tuple[Tensor, Tenso
         factor_G = (top + offset) * inverse_G
         codes = (x_nG * factor_G).round_().clamp_(max=top)
         back_G = torch.where(factor_G > 0, 1 / factor_G, 0.0)
-        error_G = (weight_nG * (x_nG - back_G * codes).square_()).sum(0)
+        error_G = sum_rows(weight_nG * (x_nG - back_G * codes).square_())
         is_better = error_G < best_G
         best_G = torch.where(is_better, error_G, best_G)
         codes_nG = torch.where(is_better, codes, codes_nG)
-    sum_xl = (weight_nG * x_nG * codes_nG).sum(0)
-    sum_ll = (weight_nG * codes_nG * codes_nG).sum(0)
+    sum_xl = sum_rows(weight_nG * x_nG * codes_nG)
+    sum_ll = sum_rows(weight_nG * codes_nG * codes_nG)
     for _ in range(MAX_ROUNDS):
         has_changed = torch.zeros_like(high_G, dtype=torch.bool)
         for x, weight, code in zip(x_nG, weight_nG, codes_nG, strict=True):

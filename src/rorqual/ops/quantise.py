@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rorqual.errors import RorqualError, listing
 from rorqual.ops.codecs import CODECS
-from rorqual.ops.quant_bits import as_bytes
+from rorqual.ops.native import BAD_VALUE, library
+from rorqual.ops.quant_bits import as_bytes, mean_square, square_root
 from rorqual.ops.quant_bounds import OF_THE_RANGE, Limits
-from rorqual.ops.quant_search import KERNEL_VALUES
 from rorqual.ops.quant_types import (
     CODED,
     FLOAT_TYPES,
@@ -22,7 +22,7 @@ from rorqual.ops.quant_types import (
     QuantType,
 )
 
-PIECE_VALUES = KERNEL_VALUES  # encoded at once
+PIECE_VALUES = 1 << 18  # encoded at once
 DECODE_VALUES = 1 << 20
 LEAST_IMPORTANCE = 1e-4  # of the mean of all columns
 FLUSHED = 8.0  # a range that an importance has narrowed falls below float16 earlier
@@ -94,17 +94,38 @@ def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = No
         floats = values.detach().to(FLOAT_DTYPES[type_name])
         _require_finite(floats, values, type_name)
         return as_bytes(floats)
+    raised = None if importance is None else _raised(importance.float())
+    encode = _by_twin if library() is None else _by_library
     encoded = torch.empty(num_rows, kind.num_bytes(num_columns), dtype=torch.uint8)
     step = max(1, PIECE_VALUES // num_columns)
     for start in range(0, num_rows, step):
-        rows = values[start : start + step].detach().float()
-        _require_finite(rows, rows, type_name)
-        weight = None if importance is None else _weight(rows, importance.float(), type_name)
-        blocks = rows.reshape(-1, kind.block_values)
-        found = CODECS[type_name].encode(blocks, weight)
-        _require_finite_scales(found, type_name)
-        encoded[start : start + step] = found.view(len(rows), -1)
+        rows = values[start : start + step].detach().float().contiguous()
+        encode(rows, kind, raised, encoded[start : start + step])
     return encoded
+
+
+def _by_library(
+    rows: Tensor, kind: QuantType, importance_C: Tensor | None, encoded: Tensor
+) -> None:
+    """The same bytes as the twin's, by the C++ kernels."""
+    loaded = library()
+    assert loaded is not None, "who calls this has looked"
+    pointer = None if importance_C is None else importance_C.data_ptr()
+    shape = rows.shape
+    status = loaded.rq_encode(kind.type_id, rows.data_ptr(), encoded.data_ptr(), *shape, pointer)
+    if status == BAD_VALUE:
+        _require_finite(rows, rows, kind.name)
+        raise _too_large(kind.name, None)
+    assert status == 0, f"the C++ kernels refuse rows of {shape[1]} for {kind.name}: {status}"
+
+
+def _by_twin(rows: Tensor, kind: QuantType, importance_C: Tensor | None, encoded: Tensor) -> None:
+    _require_finite(rows, rows, kind.name)
+    weight = None if importance_C is None else _weight(rows, importance_C, kind.name)
+    blocks = rows.view(-1, kind.block_values) + 0.0  # no -0: its sign would be a scale's
+    found = CODECS[kind.name].encode(blocks, weight)
+    _require_finite_scales(found, kind.name)
+    encoded.copy_(found.view(len(rows), -1))
 
 
 def limits_of(raw: Tensor, type_name: str, *, has_importance: bool = False) -> Limits:
@@ -125,15 +146,18 @@ def limits_of(raw: Tensor, type_name: str, *, has_importance: bool = False) -> L
     return Limits(*spread)
 
 
+def _raised(importance_C: Tensor) -> Tensor:
+    """A group of which no column counts would have no scale at all, and lose its values."""
+    least = LEAST_IMPORTANCE * float(importance_C.mean())
+    return importance_C.clamp_min(least if least > 0 else 1.0).contiguous()
+
+
 def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
     """What an encoder takes: the column's importance, for small blocks times sqrt(sigma^2 + x^2)
     of the row, as K-quants do for themselves."""
-    # A group of which no column counts would have no scale at all, and lose its values.
-    least = LEAST_IMPORTANCE * float(importance_C.mean())
-    weight = importance_C.clamp_min(least if least > 0 else 1.0).expand_as(rows)
+    weight = importance_C.expand_as(rows)
     if type_name in SMALL_BLOCKS:
-        squares = rows.square()
-        weight = weight * (squares.mean(1, keepdim=True) + squares).sqrt_()
+        weight = weight * square_root(mean_square(rows) + rows.square())
     return weight.reshape(-1, QUANT_TYPES[type_name].block_values)
 
 

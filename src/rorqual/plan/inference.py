@@ -51,7 +51,7 @@ class InferencePlan:
         return {
             "engine": wish.engine,
             "weights": wish.weights,
-            "runs_as": wish.runs_as,
+            "runs_as": str(wish.runs_as),
             "has_mtp": wish.has_mtp,
             "drafts": wish.num_drafts,
             "kv": wish.cache_format,
@@ -201,6 +201,7 @@ def _smaller_weights(wish: Wish, hardware: Hardware) -> list[Wish]:
     """
     if wish.is_ours:
         stored = [replace(wish, dtype="stored", weights=w) for w in (wish.weights, *WEIGHT_FORMATS)]
+        stored.append(replace(wish, dtype="int8"))
         ways = [replace(wish, dtype="bfloat16"), *(stored if can_run_stored(hardware) else ())]
     else:
         ways = [replace(wish, weights=w) for w in WEIGHT_FORMATS]

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 from rorqual.errors import UsageError
 from rorqual.model import ModelConfig
-from rorqual.ops.quant_types import FLOAT_TYPES
+from rorqual.ops.packed import TILE_ROWS
+from rorqual.ops.quant_types import FLOAT_TYPES, QUANT_TYPES
+from rorqual.weights.forms import FORMS, Form
 from rorqual.weights.fp8 import FORMAT_OF
 from rorqual.weights.gguf.format import DEFAULT_ALIGNMENT
 from rorqual.weights.gguf.mixes import MIXES, gguf_bytes, planned_gguf
 from rorqual.weights.names import EMBEDDING, HEAD
-from rorqual.weights.planned import planned_tensors
+from rorqual.weights.planned import PlannedTensor, planned_tensors
 
 GGUF = tuple(name for name in MIXES if name not in FLOAT_TYPES)
 WEIGHT_FORMATS = (*FORMAT_OF, *GGUF)
+EMBEDDINGS = (EMBEDDING, "token_embd.weight")
+ROUTERS = ("mlp.gate.weight", "ffn_gate_inp.weight")
 GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What our engine makes of files of a format: a form of `weights/forms.py`."""
+
+    format: str
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.format} as {self.form}"
 
 
 def check_format(name: str) -> str:
@@ -48,7 +65,7 @@ def disk_bytes(config: ModelConfig, format: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def memory_bytes(config: ModelConfig, format: str, *, with_mtp: bool = False) -> int:
+def memory_bytes(config: ModelConfig, format: str | Runs, *, with_mtp: bool = False) -> int:
     """Bytes of the weights in memory: of the main model, or with the MTP layer, which has no
     embedding and no head of its own.
     """
@@ -57,7 +74,7 @@ def memory_bytes(config: ModelConfig, format: str, *, with_mtp: bool = False) ->
 
 
 @lru_cache(maxsize=64)
-def expert_bytes(config: ModelConfig, format: str) -> float:
+def expert_bytes(config: ModelConfig, format: str | Runs) -> float:
     """Bytes of one routed expert of one layer, the mean over the layers; 0 if there is none."""
     num_layers = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
     stacks = (size for name, size in _tensors(main_part(config), format) if _is_expert(name))
@@ -65,19 +82,18 @@ def expert_bytes(config: ModelConfig, format: str) -> float:
 
 
 @lru_cache(maxsize=64)
-def embedding_bytes(config: ModelConfig, format: str) -> int:
+def embedding_bytes(config: ModelConfig, format: str | Runs) -> int:
     """Bytes of the input embedding, of which a token reads one row; 0 where it is the head too."""
     if config.tie_word_embeddings:
         return 0
-    names = (EMBEDDING, "token_embd.weight")
-    return sum(size for name, size in _tensors(main_part(config), format) if name in names)
+    return sum(size for name, size in _tensors(main_part(config), format) if name in EMBEDDINGS)
 
 
 @lru_cache(maxsize=64)
-def head_bytes(config: ModelConfig, format: str) -> int:
+def head_bytes(config: ModelConfig, format: str | Runs) -> int:
     """Bytes of the head's matrix, where it is the embedding too."""
     sizes = dict(_tensors(main_part(config), format))
-    tied = (EMBEDDING, "token_embd.weight") if config.tie_word_embeddings else ()
+    tied = EMBEDDINGS if config.tie_word_embeddings else ()
     return next(sizes[name] for name in (HEAD, "output.weight", *tied) if name in sizes)
 
 
@@ -96,14 +112,42 @@ def main_part(config: ModelConfig) -> ModelConfig:
     return config.with_changes(num_nextn_predict_layers=0)
 
 
-def _tensors(config: ModelConfig, format: str) -> Iterator[tuple[str, int]]:
+def _tensors(config: ModelConfig, format: str | Runs) -> Iterator[tuple[str, int]]:
     """(name in the files, bytes) of the tensors in memory, FP8 scales included."""
-    if format in FORMAT_OF:
-        tensors = planned_tensors(config, FORMAT_OF[format], repeat_mtp_embedding=False)
-    else:
-        tensors = planned_gguf(config, format)
-    for tensor in tensors:
+    if isinstance(format, Runs):
+        form = FORMS[format.form]
+        for tensor in _planned(config, format.format):
+            yield tensor.name, _bytes_in(form, tensor, config)
+        return
+    for tensor in _planned(config, format):
         yield tensor.name, tensor.num_bytes
+
+
+def _planned(config: ModelConfig, format: str) -> list[PlannedTensor]:
+    if format in FORMAT_OF:
+        return planned_tensors(config, FORMAT_OF[format], repeat_mtp_embedding=False)
+    return planned_gguf(config, format)
+
+
+def _bytes_in(form: Form, tensor: PlannedTensor, config: ModelConfig) -> int:
+    """Norms and routers are float32, matrices whole tiles; an embedding stays as it is stored."""
+    if tensor.role == "scale":
+        return 0
+    if len(tensor.shape) < 2 or tensor.name.endswith(ROUTERS):
+        return 4 * math.prod(tensor.shape)
+    if tensor.name in EMBEDDINGS and not config.tie_word_embeddings:
+        return tensor.num_bytes
+    *num, rows, columns = tensor.shape
+    shapes = [(math.prod(num), rows, columns)]
+    if tensor.name.endswith("kv_b_proj.weight"):
+        heads, latent = config.num_attention_heads, columns
+        shapes = [(heads, latent, config.qk_nope_head_dim), (heads, config.v_head_dim, latent)]
+    return sum(_stack_bytes(form.kind_of(tensor.dtype, shape[2]), shape) for shape in shapes)
+
+
+def _stack_bytes(kind: str, shape: tuple[int, int, int]) -> int:
+    num, rows, columns = shape
+    return num * -(-rows // TILE_ROWS) * TILE_ROWS * QUANT_TYPES[kind].num_bytes(columns)
 
 
 def _is_expert(name: str) -> bool:

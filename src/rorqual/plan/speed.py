@@ -16,7 +16,7 @@ from rorqual.model import ModelConfig
 from rorqual.model.flops import distinct_experts, forward_flops_per_token
 from rorqual.ops.ceilings import slower
 from rorqual.plan.hardware import Hardware
-from rorqual.plan.sizes import embedding_bytes, expert_bytes, head_bytes, memory_bytes
+from rorqual.plan.sizes import Runs, embedding_bytes, expert_bytes, head_bytes, memory_bytes
 from rorqual.plan.wish import Wish, layer_cache_bytes
 
 ACCEPTANCE = 0.85  # report §5.4.3: 85 to 90 % of the second tokens
@@ -38,7 +38,7 @@ class Speed:
         return dict(vars(self))
 
 
-def read_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
+def read_bytes(config: ModelConfig, weights: str | Runs, num_tokens: int) -> float:
     """Bytes of weights that a step of `num_tokens` reads."""
     num_sparse = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
     one = expert_bytes(config, weights)
@@ -47,7 +47,7 @@ def read_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
     return rest + num_sparse * distinct_experts(config, num_tokens) * one
 
 
-def draft_bytes(config: ModelConfig, weights: str, num_tokens: int) -> float:
+def draft_bytes(config: ModelConfig, weights: str | Runs, num_tokens: int) -> float:
     """Bytes of weights that one pass of drafting reads: an MTP layer, and the head."""
     own = memory_bytes(config, weights, with_mtp=True) - memory_bytes(config, weights)
     layer = own / config.num_nextn_predict_layers
@@ -99,6 +99,6 @@ def _draft_flops(config: ModelConfig, context: int) -> float:
 
 def _operands(wish: Wish) -> str:
     """What products are computed in: GGUF's types are decoded, by our engine all that is stored."""
-    if wish.itemsize == 4:
+    if wish.itemsize == 4 and not isinstance(wish.runs_as, Runs):
         return "float32"
     return "fp8" if wish.runs_as == "fp8" else "bf16"

@@ -19,6 +19,8 @@ from rorqual.engine.paged_cache import block_bytes
 from rorqual.errors import UsageError, listing
 from rorqual.model import ModelConfig
 from rorqual.plan.hardware import Hardware
+from rorqual.plan.sizes import Runs
+from rorqual.weights.forms import FORMS
 from rorqual.weights.model_folder import DTYPES, auto_dtype
 
 ENGINES = ("rorqual", "any")
@@ -47,17 +49,19 @@ class Wish:
         return self.engine == "rorqual"
 
     @property
-    def runs_as(self) -> str:
+    def runs_as(self) -> str | Runs:
         """The format of weights in memory."""
         if not self.is_ours or self.dtype == "stored":
             return self.weights
+        if self.dtype in FORMS:
+            return Runs(self.weights, self.dtype)
         dtype = auto_dtype(self.config) if self.dtype == "auto" else self.dtype
         return "bf16" if dtype == "bfloat16" else dtype
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a hidden state: in our engine what runs as stored is multiplied in float32."""
-        is_float32 = self.runs_as == "float32" or (self.is_ours and self.dtype == "stored")
+        """Bytes of a hidden state: in our engine float32 where weights run as they are stored."""
+        is_float32 = self.runs_as == "float32" or (self.is_ours and self.dtype in FORMS)
         return 4 if is_float32 else 2
 
     def step_tokens(self, hardware: Hardware) -> int:
@@ -142,10 +146,10 @@ def checked(wish: Wish, hardware: Hardware) -> Wish:
             found=f"{hardware.num_devices} devices",
             fix="--engine any plans for one that divides a model among devices",
         )
-    if wish.dtype == "stored" and not can_run_stored(hardware):
+    if wish.dtype in FORMS and not can_run_stored(hardware):
         raise UsageError(
             "our engine runs weights as they are stored on a CPU only",
-            found=f"dtype stored on {hardware.label}",
+            found=f"dtype {wish.dtype} on {hardware.label}",
             fix="--dtype bfloat16, or --engine any plans for one that runs what is stored",
         )
     if wish.num_drafts < 0:

@@ -9,6 +9,7 @@ types, whose blocks run along the rows, the keys' half becomes float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,35 +18,34 @@ from torch import Tensor
 from rorqual.ops.kernels import FP8
 from rorqual.ops.quant_bits import as_bytes
 from rorqual.ops.quantise import FLOAT_DTYPES, decode_blocks
+from rorqual.weights.fp8 import BLOCK_PAIR
 from rorqual.weights.source import StoredBytes
 
 
 @dataclass(frozen=True)
 class Half:
-    """A stack of one matrix a head: the fields of a `StoredStack`."""
+    """A matrix (O, I) a head, of one kind; scales are FP8's."""
 
     kind: str
     shape: tuple[int, int, int]
     codes_HOB: Tensor
-    block: tuple[int, int]
     scales_HXY: Tensor | None = None
+    block: tuple[int, int] = BLOCK_PAIR
+
+    def heads(self) -> Iterator[StoredBytes]:
+        for head, codes in enumerate(self.codes_HOB):
+            scales = None if self.scales_HXY is None else self.scales_HXY[head]
+            yield StoredBytes(self.kind, codes, scales, self.block)
 
 
-def split_latent_up(
-    stored: StoredBytes,
-    scales: Tensor | None,
-    block: tuple[int, int],
-    widths: tuple[int, int],
-) -> tuple[Half, Half]:
-    """Keys (H, C, N) and values (H, V, C) of the matrix with these rows; `widths` are N and V.
-    `scales` are FP8's, one for a block of rows and columns.
-    """
+def split_latent_up(stored: StoredBytes, widths: tuple[int, int]) -> tuple[Half, Half]:
+    """Keys (H, C, N) and values (H, V, C) of the matrix with these rows; `widths` are N and V."""
     nope, value = widths
     heads = len(stored.codes_RB) // (nope + value)
     by_head = stored.codes_RB.unflatten(0, (heads, nope + value))
     if stored.kind == FP8:
-        assert scales is not None, "FP8 has scales"
-        return _split_fp8(by_head, scales, block, widths)
+        assert stored.scales_XY is not None, "FP8 has scales"
+        return _split_fp8(by_head, stored.scales_XY, stored.block, widths)
     key_rows, value_codes = by_head.split((nope, value), dim=1)
     if stored.kind in FLOAT_DTYPES:
         kind, keys_HNC = stored.kind, key_rows.contiguous().view(FLOAT_DTYPES[stored.kind])
@@ -55,8 +55,8 @@ def split_latent_up(
     latent = keys_HNC.shape[2]
     keys = as_bytes(keys_HNC.transpose(1, 2).flatten(0, 1)).unflatten(0, (heads, latent))
     return (
-        Half(kind, (heads, latent, nope), keys, block),
-        Half(stored.kind, (heads, value, latent), value_codes.contiguous(), block),
+        Half(kind, (heads, latent, nope), keys),
+        Half(stored.kind, (heads, value, latent), value_codes),
     )
 
 
@@ -74,15 +74,9 @@ def _split_fp8(
         Half(
             FP8,
             (heads, latent, widths[0]),
-            keys.transpose(1, 2).contiguous(),
+            keys.transpose(1, 2),
+            key_scales.transpose(1, 2),
             (block[1], height),
-            key_scales.transpose(1, 2).contiguous(),
         ),
-        Half(
-            FP8,
-            (heads, widths[1], latent),
-            values.contiguous(),
-            (height, block[1]),
-            value_scales.contiguous(),
-        ),
+        Half(FP8, (heads, widths[1], latent), values, value_scales, (height, block[1])),
     )

@@ -21,6 +21,7 @@ from rorqual.log import logger
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
+from rorqual.ops.kernels import AUTO
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights.advice import (
     CHAT_CARD,
@@ -40,7 +41,7 @@ from rorqual.weights.open import SourceKind, kind_of, load_config, open_source
 from rorqual.weights.shards.reader import open_shards
 from rorqual.weights.source import TensorSource
 
-DTYPES = ("auto", "float32", "bfloat16", "stored")
+DTYPES = ("auto", *get_args(LoadDtype))
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
 
 
@@ -167,13 +168,15 @@ class ModelFolder:
     def max_positions(self) -> int:
         return self.model_config().max_position_embeddings
 
-    def load_model(self, dtype: str = "auto", device: str | torch.device = "auto") -> DeepseekV3:
-        """The weights, as "float32", "bfloat16", "stored" or "auto"; UsageError for another dtype.
+    def load_model(
+        self, dtype: str = "auto", device: str | torch.device = "auto", kernels: str = AUTO
+    ) -> DeepseekV3:
+        """The weights, as one of `DTYPES`; UsageError for another dtype.
 
         `device` is auto (a GPU where torch sees one), cpu, cuda or cuda:N; UsageError for another.
 
-        Whatever is stored, FP8 and GGUF's types too, is decoded to that dtype; with "stored"
-        matrices stay as they are and are decoded for each product (see `weights.load`).
+        Whatever is stored, FP8 and GGUF's types too, is decoded to "float32" or "bfloat16"; with
+        the others matrices stay in bytes like their file's (see `weights.load`, for `kernels` too).
         "auto": see `auto_dtype`.
         """
         if dtype not in DTYPES:
@@ -182,8 +185,7 @@ class ModelFolder:
         with self._open() as source:
             if dtype == "auto":
                 dtype = auto_dtype(source.config)
-            assert dtype in get_args(LoadDtype), "as DTYPES says"
-            return load_from(source, cast(LoadDtype, dtype), device)
+            return load_from(source, cast(LoadDtype, dtype), device, kernels)
 
     def _open(self) -> TensorSource:
         if self.config is not None:

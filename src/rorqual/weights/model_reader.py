@@ -13,9 +13,11 @@ from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, empty
 from rorqual.model.served import use_kernels
 from rorqual.ops.device import resolve_device
+from rorqual.ops.kernels import AUTO
 from rorqual.weights.advice import advice_files
 from rorqual.weights.audit import audit
 from rorqual.weights.copies import say_it_differs
+from rorqual.weights.forms import FORMS
 from rorqual.weights.names import StoredTensor
 from rorqual.weights.open import open_source
 from rorqual.weights.progress import track
@@ -23,19 +25,22 @@ from rorqual.weights.source import TensorSource
 from rorqual.weights.stored_reader import load_stored
 from rorqual.weights.values import read_values
 
-LoadDtype = Literal["float32", "bfloat16", "stored"]
+LoadDtype = Literal["float32", "bfloat16", "stored", "native", "int8"]
 
 
 def load(
     path: str | os.PathLike[str],
     dtype: LoadDtype = "float32",
     device: str | torch.device = "cpu",
+    kernels: str = AUTO,
 ) -> DeepseekV3:
     """The model in a checkpoint, every parameter in `dtype` but the float32 router bias.
 
-    "stored": matrices stay in the bytes of their file, FP8 and GGUF's types included, and are
-    decoded a tile at a time for each product; the rest and all that is computed is float32. On the
-    CPU, slow, frozen.
+    "stored": matrices stay in the bytes of their file, FP8 and GGUF's types included; the rest and
+    what goes from layer to layer is float32. On the CPU, frozen. The C++ kernels multiply BF16,
+    Q8_0, Q4_K and Q6_K; all else is decoded a tile at a time for each product, slow. "native": what
+    they do not multiply becomes bfloat16 at loading. "int8": that and BF16 become Q8_0, an int8
+    with a scale for 32 values. `kernels` as of `use_kernels`.
 
     A Hugging Face folder, a folder of the demo's rank shards, or GGUF: its content decides. The
     text `tiny` is the bundled model.
@@ -54,18 +59,24 @@ def load(
     device = resolve_device(device)
     with open_source(checkpoint_path(path)) as opened:
         advice = advice_files(opened)  # a broken one is told before minutes of loading
-        model = load_from(opened, dtype, device)
+        model = load_from(opened, dtype, device, kernels)
         model.advice = advice
     return model
 
 
 def load_from(
-    source: TensorSource, dtype: LoadDtype = "float32", device: str | torch.device = "cpu"
+    source: TensorSource,
+    dtype: LoadDtype = "float32",
+    device: str | torch.device = "cpu",
+    kernels: str = AUTO,
 ) -> DeepseekV3:
     """The model in an opened checkpoint; see `load`."""
     device = resolve_device(device)
-    model = load_stored(source, device) if dtype == "stored" else _load(source, dtype, device)
-    use_kernels(model)
+    if dtype in FORMS:
+        model = load_stored(source, FORMS[dtype], device, kernels)
+    else:
+        model = _load(source, dtype, device)
+    use_kernels(model, kernels)
     return model.eval()
 
 

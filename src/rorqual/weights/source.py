@@ -35,10 +35,14 @@ class Quantisation:
 
 
 class StoredBytes(NamedTuple):
-    """Rows in the bytes of a file, (R, B) uint8; `kind` is F8_E4M3 or a type of GGUF."""
+    """Rows in the bytes of a file, (R, B) uint8; `kind` is F8_E4M3 or a type of GGUF. FP8 has
+    float32 scales, one for a block of rows and columns.
+    """
 
     kind: str
     codes_RB: Tensor
+    scales_XY: Tensor | None = None
+    block: tuple[int, int] = BLOCK_PAIR
 
 
 class TensorSource(Protocol):

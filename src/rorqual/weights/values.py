@@ -20,8 +20,8 @@ CHUNK_ELEMENTS = 2_000_000  # read, converted and written at once: a few megabyt
 def read_values(
     source: TensorSource, tensor: StoredTensor, device: torch.device | None = None
 ) -> Tensor:
-    """A tensor as stored, or dequantised to float32 if it is FP8; perhaps a view of the file."""
-    values = source.read(tensor.name)
+    """A tensor as stored, or dequantised to float32 if it is FP8; in memory of its own."""
+    values = _read(source, tensor.name)
     if values.dtype != torch.float8_e4m3fn:
         return values
     scale = read_scale(source, tensor)
@@ -34,7 +34,7 @@ def read_values(
 
 def read_scale(source: TensorSource, tensor: StoredTensor) -> Tensor:
     """The float32 scales of an FP8 tensor; CheckpointError if any is negative or not finite."""
-    scale = source.read(tensor.scale_name).float()
+    scale = _read(source, tensor.scale_name).float()
     if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
         raise CheckpointError(
             f"{tensor.scale_name} has scales that are negative or not finite",
@@ -42,6 +42,11 @@ def read_scale(source: TensorSource, tensor: StoredTensor) -> Tensor:
             fix=RESTORE,
         )
     return scale
+
+
+def _read(source: TensorSource, name: str) -> Tensor:
+    """Not by a map of the file, whose pages would count beside what is made of them."""
+    return source.read_rows(name, 0, source.entries[name].shape[0])
 
 
 class StoredRows:

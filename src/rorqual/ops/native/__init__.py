@@ -1,5 +1,5 @@
 """The C++ kernels and what loads them."""
 
-from rorqual.ops.native.library import KINDS, level, library
+from rorqual.ops.native.library import BAD_VALUE, KINDS, level, library
 
-__all__ = ["KINDS", "level", "library"]
+__all__ = ["BAD_VALUE", "KINDS", "level", "library"]

@@ -18,9 +18,10 @@ import torch
 from rorqual.log import logger
 from rorqual.ops.native.structs import LAYER_SIGNATURES
 
-ABI = 4
+ABI = 5
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
+BAD_VALUE = 4  # a status: a value is not finite, or too large for the type
 
 log = logger("ops")
 
@@ -39,6 +40,7 @@ _SIGNATURES = {
         c_int,
         [c_int, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, POINTER(c_int64), c_int],
     ),
+    "rq_encode": (c_int, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
 }
 
 

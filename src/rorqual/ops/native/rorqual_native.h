@@ -20,10 +20,10 @@
 extern "C" {
 #endif
 
-enum { RQ_ABI = 4 };
+enum { RQ_ABI = 5 };
 enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3, RQ_F32 = 4 };
 enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
-enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3 };
+enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3, RQ_BAD_VALUE = 4 };
 
 /* Changes with every change of this interface or of the packed forms. */
 RQ_API int rq_abi(void);
@@ -67,6 +67,13 @@ RQ_API int rq_linear(int kind, const uint8_t *packed, int64_t num_rows, int64_t 
 RQ_API int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t num_rows,
                       int64_t num_columns, const void *x, void *y, const int64_t *counts,
                       int dtype);
+
+/* Rows of values to a block type of GGUF, `type` as ggml numbers it: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
+ * and Q2_K to Q6_K. `importance` of each column, greater than zero, weighs squared errors; NULL:
+ * none. The same bytes for every instruction set. In the caller's thread. RQ_BAD_VALUE: a value is
+ * not finite, or float16 does not hold a scale; what is in blocks then means nothing. */
+RQ_API int rq_encode(int type, const float *x, uint8_t *blocks, int64_t num_rows,
+                     int64_t num_columns, const float *importance);
 
 #ifdef __cplusplus
 }
