@@ -195,7 +195,7 @@ def test_what_moves_or_is_copied_is_fused_again_by_a_choice_alone(tmp_path: Path
     assert all(map(torch.equal, found, again))
     copied.to(torch.float32)
     assert copied.model.fused is None
-    use_kernels(model)
+    use_kernels(model, "decoded")
     assert model.model.fused is None, "what decodes a tile at a time is not packed"
 
 
