@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -105,19 +106,20 @@ def test_a_presets_random_weights_are_kept_if_asked(tmp_path: Path) -> None:
     assert "another model is kept there" in done.err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     run_here, output = rounds.run, tmp_path / "a.json"
 
     def until_ours(name: str, command: list[Any]) -> Ended:
         if name == "rorqual":
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return run_here(name, command)
 
     monkeypatch.setattr(rounds, "run", until_ours)
     done = run("bench", "tiny", *LITTLE_LOAD, "--output", output)
-    assert done.code == 130
+    assert done.code == code
     assert "read rate:" in done.out
     assert "not complete" in done.out
     table = json.loads(output.read_text())

@@ -31,7 +31,8 @@ class Load:
 
     @staticmethod
     def of(table: Mapping[str, Any]) -> Load:
-        return Load(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        return Load(**values)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ IK_BATCHED = ["-mla", "3", "-fa", "1"]
 class Peer(Protocol):
     """An engine that can be measured."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def form(self) -> Form:

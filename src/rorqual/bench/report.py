@@ -6,7 +6,7 @@ minutes, so it is measured before and after every engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
@@ -168,7 +168,7 @@ class Report:
         }
 
 
-def rates_of(report: Report, what: str) -> Mapping[str, list[Row]]:
+def rates_of(report: Report, what: str) -> dict[str, list[Row]]:
     """Rows in tokens a second of that kind, by engine."""
     found: dict[str, list[Row]] = {}
     for row in report.ordered():

@@ -7,15 +7,12 @@ later run removes it: whoever asked decides what it is worth.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from rorqual.cli.exits import EXIT_TERMINATED
+from rorqual.cli.exits import ended_by_sigterm
 from rorqual.errors import UsageError
 from rorqual.files import fsync_path
 from rorqual.locks import FileLock
@@ -58,7 +55,7 @@ class AnswerFile:
     def write(self, lines: Iterable[str], num_lines: int) -> None:
         """Writes line by line, then gives the name; what an interruption leaves is told."""
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 with self.partial.open("w", encoding="utf-8") as file:
                     for line in lines:
                         file.write(line + "\n")
@@ -83,20 +80,3 @@ class AnswerFile:
             console().print(f"{num_written} of {num_lines} answers are in {self.partial}")
         else:
             self.partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that what is left can be told."""
-
-    def end(signal_number: int, frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

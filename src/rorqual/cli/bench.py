@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
+from rorqual.cli.exits import ended_by_sigterm
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def bench(
         report.about = _about(model, load, options)
         measured = Bench(config, load, path, _sent(options), peers, rounds, save, advance)
         try:
-            measured.run(report)
-        except KeyboardInterrupt:
+            with ended_by_sigterm():
+                measured.run(report)
+        except (KeyboardInterrupt, SystemExit):
             _show(report, as_json=as_json)
             raise
         finally:
