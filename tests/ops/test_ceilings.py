@@ -5,12 +5,13 @@ counts by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rorqual.ops import ceilings
+from rorqual.ops.native import KINDS, library
 
 
 def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +128,38 @@ def test_memory_is_the_lesser_of_the_machines_and_the_groups(
     monkeypatch.setattr(ceilings, "GROUP_LIMIT", tmp_path / "memory.max")
     monkeypatch.setattr(ceilings, "_physical_bytes", lambda: 1000)
     assert ceilings.total_memory_bytes() == expected
+
+
+def test_each_implementation_multiplies_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product runs, gives (M, O), and counts 2 M I O operations; 256 columns suit every kind
+    that can be packed, 48 no K-quant.
+    """
+    shapes = []
+
+    def half_a_second(work: Callable[[], object]) -> float:
+        shapes.append(tuple(work().shape))  # type: ignore[attr-defined]
+        return 0.5
+
+    monkeypatch.setattr(ceilings, "_best_seconds", half_a_second)
+    rates = list(ceilings.gemm_rates([(20, 256, 64), (20, 48, 64)]))
+    assert set(shapes) == {(20, 64)}
+    assert {rate.flops for rate in rates} == {2 * 20 * 256 * 64 / 0.5, 2 * 20 * 48 * 64 / 0.5}
+    wide = {rate.kernels: rate.operands for rate in rates if rate.shape == (20, 256, 64)}
+    assert {"torch", "torch._int_mm"} <= set(wide)
+    assert wide["torch._int_mm"] == "int8"
+    assert [r.operands for r in rates if r.kernels == "torch"] == ["float32", "bf16"] * 2
+    if library() is not None:
+        native = {f"native {kind}": "int8" for kind in KINDS} | {"native BF16": "bf16"}
+        assert {name: wide[name] for name in native} == native
+    assert not any("Q4_K" in rate.kernels for rate in rates if rate.shape[1] == 48)
+
+
+def test_the_read_rate_has_its_best_and_its_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "READ_BYTES", 1 << 10)
+    monkeypatch.setattr(ceilings, "_seconds", lambda work: [4.0, 1.0, 2.0])
+    assert ceilings.read_rate() == ceilings.ReadRate(best=1024, median=512)
+
+
+def test_what_is_slower_limits() -> None:
+    assert ceilings.slower(2.0, 1.0) == (2.0, "bandwidth")
+    assert ceilings.slower(1.0, 2.0) == (2.0, "compute")
