@@ -149,7 +149,8 @@ def test_each_implementation_multiplies_each_shape(monkeypatch: pytest.MonkeyPat
     assert wide["torch._int_mm"] == "int8"
     assert [r.operands for r in rates if r.kernels == "torch"] == ["float32", "bf16"] * 2
     if library() is not None:
-        native = {f"native {kind}": "int8" for kind in KINDS} | {"native BF16": "bf16"}
+        native = {f"native {kind}": "int8" for kind in KINDS}
+        native |= {"native BF16": "bf16", "native F32": "float32"}
         assert {name: wide[name] for name in native} == native
     assert not any("Q4_K" in rate.kernels for rate in rates if rate.shape[1] == 48)
 

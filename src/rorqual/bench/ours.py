@@ -19,6 +19,7 @@ from rorqual.bench.weights import decode_work, live_form, prefill_work
 from rorqual.engine import Engine, EngineOptions, Request, SamplingParams
 from rorqual.errors import TokenizerError, UsageError
 from rorqual.model import ModelConfig
+from rorqual.model.served import Fusable
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import ModelFolder
 
@@ -33,7 +34,7 @@ def options_for(load: Load, config: ModelConfig, options: EngineOptions) -> Engi
     """With room for the streams and for no more. UsageError where the context is too short."""
     streams = [stream_tokens(load, n, d, options) + d for n in load.streams for d in load.depths]
     prompts = (*load.prefill, load.prompt_tokens)
-    needed = max(*streams, *(n + len(NEW_ENDING) + 1 for n in prompts))
+    needed = max([*streams, *(n + len(NEW_ENDING) + 1 for n in prompts)])
     limit = options.max_positions(config.max_position_embeddings)
     if needed > limit:
         raise UsageError(
@@ -44,7 +45,7 @@ def options_for(load: Load, config: ModelConfig, options: EngineOptions) -> Engi
         )
     return replace(
         options,
-        max_batch=max(*load.streams, 1),
+        max_batch=max([1, *load.streams]),
         max_model_len=options.max_model_len or needed,
     )
 
@@ -142,7 +143,12 @@ def dtype_of(engine: Engine) -> str:
 
 @contextmanager
 def counted_experts(engine: Engine) -> Iterator[list[int]]:
-    """The number of experts that each sparse layer's tokens visit, a step and layer."""
+    """The number of experts that each sparse layer's tokens visit, a step and layer. Blocks that
+    otherwise run whole run by their parts meanwhile.
+    """
+    whole = [(m, m.fused) for m in engine.model.modules() if isinstance(m, Fusable)]
+    for module, _ in whole:
+        module.fused = None
     counts: list[int] = []
     num_sparse = sum(
         map(engine.model.config.is_moe_layer, range(engine.model.config.num_hidden_layers))
@@ -158,6 +164,8 @@ def counted_experts(engine: Engine) -> Iterator[list[int]]:
     finally:
         for hook in hooks:
             hook.remove()
+        for module, fused in whole:
+            module.fused = fused
 
 
 def measure(model: str, load: Load, options: EngineOptions, started: float) -> Iterator[Any]:

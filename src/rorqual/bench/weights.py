@@ -20,7 +20,7 @@ from rorqual.engine.cache_formats import CacheDtype, bytes_per_token
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import distinct_experts, forward_flops_per_token, prompt_flops
 from rorqual.model.served import Served
-from rorqual.ops.kernels import DECODED, WIDENED, WIDENED_COMPILED
+from rorqual.ops.ceilings import operands_of
 from rorqual.weights.gguf.file import read_gguf
 from rorqual.weights.open import open_source
 
@@ -28,8 +28,6 @@ _LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 _EXPERT = re.compile(r"\.mlp\.experts\.|_exps\.")
 _EMBEDDING = ("model.embed_tokens.", "token_embd.")
 _HEAD = ("lm_head.", "output.weight")
-_DENSE = {"float32": "float32", "F32": "float32", "bfloat16": "bf16", "BF16": "bf16"}
-_IN_FLOAT32 = (DECODED.name, WIDENED.name, WIDENED_COMPILED.name)
 MENTIONED_SHARE = 0.05  # of the bytes
 
 
@@ -77,7 +75,7 @@ def form_of(config: ModelConfig, tensors: Iterable[Stored]) -> Form:
         fixed=total - experts,
         one_expert=experts / config.n_routed_experts,
         storages="+".join(most),
-        operands=_operands(most[0], kernels),
+        operands=operands_of(most[0], kernels),
         kernels=kernels,
     )
 
@@ -145,12 +143,6 @@ def _live_tensors(model: DeepseekV3) -> Iterable[Stored]:
 def _layer(name: str) -> int:
     match = _LAYER.match(name)
     return int(match[1]) if match else -1
-
-
-def _operands(storage: str, kernels: str) -> str:
-    if kernels in _IN_FLOAT32:
-        return "float32"
-    return _DENSE.get(storage, "int8")
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -282,12 +282,12 @@ def _with_files(
 
 
 def _peer_dtype(options: EngineOptions, config: ModelConfig) -> str:
-    """Ours, where it is a dtype."""
+    """Ours, where theirs can be the same."""
     from rorqual.weights.model_folder import auto_dtype
 
-    if options.dtype == "auto":
-        return auto_dtype(config)
-    return "bfloat16" if options.dtype == "stored" else options.dtype
+    if options.dtype == "auto" and auto_dtype(config) == "float32":
+        return "float32"
+    return "float32" if options.dtype == "float32" else "bfloat16"
 
 
 def _sent(options: EngineOptions) -> dict[str, Any]:

@@ -28,6 +28,9 @@ READ_BYTES = 1 << 29  # beyond any cache
 GEMM_SIZE = 2048
 NUM_ROUNDS = 5
 ENCODED_ROWS = 64
+OF_STORAGE = {"float32": "float32", "F32": "float32", "bfloat16": "bf16", "BF16": "bf16"}
+IN_FLOAT32 = ("decoded", "widened", "widened-compiled")
+"""Kernels that make float32 of whatever is stored."""
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 CPUINFO = Path("/proc/cpuinfo")
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -204,12 +207,19 @@ def _packed_products(x_MI: Any, weight_OI: Any) -> Iterator[tuple[str, str, Call
         codes = encode_blocks(weight_OI[:ENCODED_ROWS], kind)
         codes = codes.repeat(-(-num_outputs // len(codes)), 1)[:num_outputs]
         packed = pack(codes[None], kind, weight_OI.shape[1])
-        operands, x = ("bf16", x_MI.bfloat16()) if kind == "BF16" else ("int8", x_MI)
+        x = x_MI.bfloat16() if kind == "BF16" else x_MI
         yield (
             f"native {kind}",
-            operands,
+            operands_of(kind, "native"),
             lambda x=x, packed=packed, kind=kind: multiply(x, packed, kind, num_outputs, counts),  # type: ignore[misc]
         )
+
+
+def operands_of(storage: str, kernels: str = "") -> str:
+    """What kernels of that name multiply of weights that are stored so: `GemmRate.operands`."""
+    if kernels in IN_FLOAT32:
+        return "float32"
+    return OF_STORAGE.get(storage, "int8")
 
 
 def _chosen(weight: Any) -> tuple[str, Callable[[Any, Any], object]]:

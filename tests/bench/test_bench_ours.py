@@ -1,0 +1,61 @@
+"""Our engine as it is measured. Oracle: what routers choose, and room counted by trying it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rorqual.bench.figures import Load
+from rorqual.bench.ours import Ours, counted_experts, options_for
+from rorqual.engine import Engine, EngineOptions
+from rorqual.errors import UsageError
+from small import LITTLE, lively, tokenizer
+
+CONFIG = LITTLE.with_changes(num_nextn_predict_layers=0)
+
+
+def test_experts_are_counted_where_blocks_run_whole() -> None:
+    """The C++ kernels' call of all blocks: the same choices are counted through their parts, and
+    the call is there again afterwards.
+    """
+    model = lively(CONFIG)
+    model.model.fused = whole = object()
+    engine = Engine(model, tokenizer())
+    model.model.fused = whole
+    with counted_experts(engine) as counts:
+        assert model.model.fused is None
+        model(torch.tensor([[5]]))
+    assert counts == [CONFIG.num_experts_per_tok]
+    assert model.model.fused is whole
+
+
+@pytest.mark.parametrize("speculate", [0, 2])
+@pytest.mark.parametrize(("depth", "streams"), [(1, 5), (20, 3)])
+def test_streams_have_room_for_what_is_decoded_while_others_begin(
+    depth: int, streams: int, speculate: int
+) -> None:
+    """A prompt takes several steps here; no stream ends before it was timed."""
+    load = Load(prefill=(16,), streams=(1, streams), depths=(depth,), decode_tokens=4)
+    options = options_for(load, LITTLE, EngineOptions(max_step_tokens=8, speculate=speculate))
+    ours = Ours(Engine(lively(LITTLE), tokenizer(), options), load)
+    figure = ours.decode(streams, depth)
+    assert figure.value > 0
+    assert figure.key == ("decode", depth, streams)
+    assert (figure.work is None) == bool(speculate)
+    assert not ours.engine.has_work
+    ours.decode(1, depth)
+    prompt, known = ours.prefill(16)
+    assert (prompt.what, known.what) == ("prefill", "known_prefix")
+    assert ours.engine.stats().num_prefix_hit_tokens == 16
+
+
+def test_a_context_that_is_too_short_is_refused() -> None:
+    load = Load(prefill=(16,), streams=(1,), depths=(LITTLE.max_position_embeddings,))
+    with pytest.raises(UsageError, match="longer than the model's context"):
+        options_for(load, LITTLE, EngineOptions())
+    assert (
+        options_for(
+            Load(streams=()), LITTLE.with_changes(max_position_embeddings=1024), EngineOptions()
+        ).max_batch
+        == 1
+    )
