@@ -38,7 +38,7 @@ def test_output_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(processes, "peak_bytes", looked)
     ended = run("a program", python(code))
-    assert ended.out == "3\n"
+    assert (ended.out, ended.err) == ("3\n", "")
     assert ended.seconds > 0
     assert ended.peak_bytes == peaks[0]
     assert held < (ended.peak_bytes or 0) < held + 100 * MEGABYTE

@@ -40,7 +40,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out = io.StringIO()
         with patch.object(sys, "argv", command[2:]), redirect_stdout(out):
             child()
-        return Ended(out.getvalue(), 0.5, None)
+        return Ended(out.getvalue(), "", 0.5, None)
 
     monkeypatch.setattr(rounds, "run", here)
     monkeypatch.setattr("rorqual.bench.models.run", here)

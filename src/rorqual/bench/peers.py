@@ -77,7 +77,7 @@ class LlamaPeer:
         peak = 0
         for depth in load.depths if load.streams else ():
             ended = self._run(self.batched, self._batched(load, depth))
-            yield from read_batched(ended.out)
+            yield from read_batched(ended.out + ended.err)  # the fork's table goes to the latter
             peak = max(peak, ended.peak_bytes or 0)
         if peak:
             yield Figure("memory", peak, BYTES)

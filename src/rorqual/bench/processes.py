@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rorqual.bench.memory import peak_bytes
 from rorqual.errors import RorqualError
@@ -30,9 +30,10 @@ class BenchError(RorqualError):
 
 @dataclass(frozen=True)
 class Ended:
-    """What a program left: its standard output, how long it took, its peak memory if known."""
+    """What a program left: what it said, how long it took, its peak memory if known."""
 
     out: str
+    err: str
     seconds: float
     peak_bytes: int | None
 
@@ -57,18 +58,21 @@ def run(name: str, command: Sequence[str | os.PathLike[str]]) -> Ended:
         finally:
             _end(process)
         seconds = time.perf_counter() - began
-        out.seek(0)
-        text = out.read().decode(errors="replace")
+        text, said = (_text(file) for file in (out, err))
         if process.returncode != 0:
-            err.seek(0)
-            said = err.read().decode(errors="replace") or text
+            said = said or text
             raise BenchError(
                 f"{name} failed",
                 where=" ".join(map(str, command))[:500],
                 found="\n            ".join(said.strip().splitlines()[-SHOWN_LINES:])
                 or f"exit code {process.returncode}",
             )
-        return Ended(text, seconds, peak or None)
+        return Ended(text, said, seconds, peak or None)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def child(name: str, **asked: Any) -> list[str]:
