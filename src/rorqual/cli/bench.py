@@ -179,14 +179,15 @@ def _load(
     from rorqual.cli.options import set_threads
     from rorqual.ops.device import num_processors
 
-    set_threads(threads)
+    threads = num_processors() if threads is None else threads
+    set_threads(threads)  # here too, since that is told with the machine
     half = max(1, config.max_position_embeddings // 2)
     return Load(
         prefill=(min(512, half),) if prefill is None else _numbers("--prefill", prefill),
         streams=_numbers("--streams", streams),
         depths=_numbers("--depth", depth),
         decode_tokens=decode_tokens,
-        threads=threads or num_processors(),
+        threads=threads,
     )
 
 
