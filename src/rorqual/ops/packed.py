@@ -19,6 +19,7 @@ from torch import Tensor
 from rorqual.ops import decoded
 from rorqual.ops.cross_entropy import loss_of_logits, losses_of_logits
 from rorqual.ops.native import KINDS, library
+from rorqual.ops.native.arena import ARENA
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.twins import by_kernel
 
@@ -44,7 +45,7 @@ def empty_packed(kind: str, shape: tuple[int, int, int]) -> Tensor:
     """Room for E packed matrices (O, I): uint8 (E, P)."""
     num, num_rows, num_columns = shape
     size = _loaded().rq_packed_bytes(KINDS[kind], num_rows, num_columns)
-    return torch.empty(num, size, dtype=torch.uint8)
+    return ARENA.empty(num, size)
 
 
 def pack_into(packed_P: Tensor, codes_OB: Tensor, kind: str, num_columns: int) -> None:
