@@ -88,7 +88,7 @@ def spread(values: list[float], shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", TYPES)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     values=st.one_of(
         st.lists(PLAIN, min_size=1, max_size=40),

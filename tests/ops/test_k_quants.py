@@ -216,6 +216,23 @@ def test_values_beyond_a_type_s_reach_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SMALL_BLOCKS, *K_QUANTS])
+@pytest.mark.parametrize("size", [1e10, 1e19, 1e38])
+def test_an_importance_gives_up_no_impossible_values(name: str, size: float) -> None:
+    """Sums that overflow had no scale but zero, and the block became zeros."""
+    x = size * sample("normal", rows=2).clamp(-3, 3)
+    with pytest.raises(RorqualError, match="too large"):
+        encode_blocks(x, name, torch.rand(1024))
+
+
+@pytest.mark.parametrize("name", [*SMALL_BLOCKS, *K_QUANTS])
+def test_an_importance_counts_by_its_ratios(name: str) -> None:
+    x, importance = sample("heavy", rows=8), torch.rand(1024) + 0.1
+    found = encode_blocks(x, name, importance)
+    for power in (-100, -3, 1, 120):
+        assert torch.equal(encode_blocks(x, name, importance * 2.0**power), found), power
+
+
+@pytest.mark.parametrize("name", [*SMALL_BLOCKS, *K_QUANTS])
 def test_pieces_give_what_the_whole_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, importance = sample("heavy"), torch.rand(1024) + 0.1
     whole = encode_blocks(x, name), encode_blocks(x, name, importance)

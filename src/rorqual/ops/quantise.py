@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from rorqual.ops.quant_types import (
 PIECE_VALUES = 1 << 18  # encoded at once
 DECODE_VALUES = 1 << 20
 LEAST_IMPORTANCE = 1e-4  # of the mean of all columns
+LARGEST = 2.0**28  # beyond what any block's float16 scale reaches
 FLUSHED = 8.0  # a range that an importance has narrowed falls below float16 earlier
 
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -92,15 +95,16 @@ def encode_blocks(values: Tensor, type_name: str, importance: Tensor | None = No
     assert kind.fits(num_columns), f"rows of {num_columns} are no whole blocks of {type_name}"
     if type_name in FLOAT_TYPES:
         floats = values.detach().to(FLOAT_DTYPES[type_name])
-        _require_finite(floats, values, type_name)
+        if not _are_finite(floats):
+            raise _refusal(values, type_name)
         return as_bytes(floats)
-    raised = None if importance is None else _raised(importance.float())
+    evened = None if importance is None else _evened(importance)
     encode = _by_twin if library() is None else _by_library
     encoded = torch.empty(num_rows, kind.num_bytes(num_columns), dtype=torch.uint8)
     step = max(1, PIECE_VALUES // num_columns)
     for start in range(0, num_rows, step):
         rows = values[start : start + step].detach().float().contiguous()
-        encode(rows, kind, raised, encoded[start : start + step])
+        encode(rows, kind, evened, encoded[start : start + step])
     return encoded
 
 
@@ -114,17 +118,19 @@ def _by_library(
     shape = rows.shape
     status = loaded.rq_encode(kind.type_id, rows.data_ptr(), encoded.data_ptr(), *shape, pointer)
     if status == BAD_VALUE:
-        _require_finite(rows, rows, kind.name)
-        raise _too_large(kind.name, None)
+        raise _refusal(rows, kind.name)
     assert status == 0, f"the C++ kernels refuse rows of {shape[1]} for {kind.name}: {status}"
 
 
 def _by_twin(rows: Tensor, kind: QuantType, importance_C: Tensor | None, encoded: Tensor) -> None:
-    _require_finite(rows, rows, kind.name)
+    if not _are_finite(rows) or float(rows.abs().max()) > LARGEST:
+        raise _refusal(rows, kind.name)
     weight = None if importance_C is None else _weight(rows, importance_C, kind.name)
     blocks = rows.view(-1, kind.block_values) + 0.0  # no -0: its sign would be a scale's
     found = CODECS[kind.name].encode(blocks, weight)
-    _require_finite_scales(found, kind.name)
+    for start in CODECS[kind.name].scales:
+        if not _are_finite(found[:, start : start + 2].contiguous().view(torch.float16)):
+            raise _refusal(rows, kind.name)
     encoded.copy_(found.view(len(rows), -1))
 
 
@@ -146,10 +152,17 @@ def limits_of(raw: Tensor, type_name: str, *, has_importance: bool = False) -> L
     return Limits(*spread)
 
 
-def _raised(importance_C: Tensor) -> Tensor:
-    """A group of which no column counts would have no scale at all, and lose its values."""
-    least = LEAST_IMPORTANCE * float(importance_C.mean())
-    return importance_C.clamp_min(least if least > 0 else 1.0).contiguous()
+def _evened(importance_C: Tensor) -> Tensor:
+    """float32 with a mean of about one, so that no sum overflows, by a power of two, which changes
+    no code; and not far below it: a group of which no column counts would have no scale at all, and
+    lose its values.
+    """
+    mean = float(importance_C.double().mean())
+    if mean == 0:
+        return torch.ones_like(importance_C, dtype=torch.float32)
+    unit = 2.0 ** math.frexp(mean)[1]
+    near_one = (importance_C.double() / unit).float()
+    return near_one.clamp_min(LEAST_IMPORTANCE * mean / unit).contiguous()
 
 
 def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
@@ -161,32 +174,26 @@ def _weight(rows: Tensor, importance_C: Tensor, type_name: str) -> Tensor:
     return weight.reshape(-1, QUANT_TYPES[type_name].block_values)
 
 
-def _require_finite(coded: Tensor, values: Tensor, type_name: str) -> None:
+def _are_finite(values: Tensor) -> bool:
     # NaN and infinity do not get lost in a sum, and one sum is a sixth of the work.
-    if bool(coded.sum(dtype=torch.float32).isfinite()) or bool(torch.isfinite(coded).all()):
-        return
-    if bool(torch.isfinite(values).all()):
-        raise _too_large(type_name, float(values.abs().max()))
-    raise RorqualError(
-        f"a weight has values that are not finite, which {type_name} must not hold",
-        found="NaN or infinity",
-        fix="go back to a checkpoint before the fault",
-    )
+    is_sum_finite = bool(values.sum(dtype=torch.float32).isfinite())
+    return is_sum_finite or bool(torch.isfinite(values).all())
 
 
-def _require_finite_scales(blocks: Tensor, type_name: str) -> None:
-    """No float16 scale of an encoded block may have overflown."""
-    for start in CODECS[type_name].scales:
-        half = blocks[:, start : start + 2].contiguous().view(torch.float16)
-        if not bool(torch.isfinite(half).all()):
-            raise _too_large(type_name, None)
-
-
-def _too_large(type_name: str, found: float | None) -> RorqualError:
+def _refusal(values: Tensor, type_name: str) -> RorqualError:
+    """Why a type cannot hold these."""
+    if not _are_finite(values):
+        return RorqualError(
+            f"a weight has values that are not finite, which {type_name} must not hold",
+            found="NaN or infinity",
+            fix="go back to a checkpoint before the fault",
+        )
     if type_name == "BF16":
         why, fix = "whose largest number is 3.39e38", "write this checkpoint as F32"
     else:
         why, fix = "whose numbers or scales are float16", "write this checkpoint as BF16"
     return RorqualError(
-        f"a weight has values too large for {type_name}, {why}", found=found, fix=fix
+        f"a weight has values too large for {type_name}, {why}",
+        found=float(values.abs().max()),
+        fix=fix,
     )

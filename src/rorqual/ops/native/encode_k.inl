@@ -29,7 +29,7 @@ static KType k_type(int type) {
     }
 }
 
-// `count` numbers of so many bits from each byte's lowest on: number j of byte k is j * stride + k.
+// The lowest bits of numbers, from each byte's lowest on: byte k has numbers k, stride + k and so on.
 static inline void pack_bits(const uint8_t *numbers, int bits, int num_bytes, int stride,
                              uint8_t *out) {
     const int mask = (1 << bits) - 1;
@@ -256,7 +256,7 @@ static bool take_apart(const KType &t, const float *x, const float *scale, float
 
 static bool k_batch(const Encoding &e, const KType &t, const float *x, int num_supers,
                     uint8_t *blocks, size_t size) {
-    if (!all_finite(x, num_supers * SUPER)) return false;
+    if (!are_possible(x, num_supers * SUPER)) return false;
     Fits fits;
     Scales scales, depths{};
     fit_batch(e, t, x, num_supers, fits);

@@ -7,6 +7,7 @@ constexpr int SIDE = 16;
 constexpr int MOST = 32;  // values of a group
 constexpr float TINY = 1e-15f;
 constexpr float SMALLEST = 0x1p-126f;  // has an inverse
+constexpr float LARGEST = 0x1p28f;     // beyond what any block's float16 scale reaches
 
 #ifdef __GNUC__
 typedef float F __attribute__((vector_size(4 * LANES)));

@@ -18,13 +18,15 @@ static inline float float_of(uint32_t bits) {
 // Of the size alone, in whose order they are: minimums of integers are vectorised.
 static inline int32_t size_bits(float f) { return static_cast<int32_t>(bits_of(f) & 0x7fffffff); }
 
-static inline bool all_finite(const float *x, int64_t n) {
+// Finite, and of a size that some scale may reach: what is not may look like a value that an
+// importance has given up.
+static inline bool are_possible(const float *x, int64_t n) {
     int32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
         const int32_t size = size_bits(x[i]);
         most = size > most ? size : most;
     }
-    return most < 0x7f800000;
+    return most <= size_bits(LARGEST);
 }
 
 static inline float inverse_of(float scale) {
@@ -197,7 +199,7 @@ static bool small_row(const Encoding &e, const float *x, uint8_t *blocks, size_t
     const int64_t num_blocks = e.num_columns / SMALL;
     bool is_held = true;
     if (e.importance != nullptr && e.type != Q8_0) {
-        if (!all_finite(x, e.num_columns)) return false;
+        if (!are_possible(x, e.num_columns)) return false;
         const float mean = mean_square(x, e.num_columns);
         for (int64_t b = 0; b < num_blocks; b += SIDE) {
             const int count = static_cast<int>(num_blocks - b < SIDE ? num_blocks - b : SIDE);
