@@ -70,8 +70,9 @@ RQ_API int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int
 
 /* Rows of values to a block type of GGUF, `type` as ggml numbers it: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
  * and Q2_K to Q6_K. `importance` of each column, above zero and of a mean of about one, weighs
- * squared errors; NULL: none. The same bytes for every instruction set. In the caller's thread. RQ_BAD_VALUE: a value is
- * not finite or too large for the type; what is in blocks then means nothing. */
+ * squared errors; NULL: none. The same bytes for every instruction set. In the caller's thread.
+ * RQ_BAD_VALUE: a value is not finite or too large for the type; what is in blocks then means
+ * nothing. */
 RQ_API int rq_encode(int type, const float *x, uint8_t *blocks, int64_t num_rows,
                      int64_t num_columns, const float *importance);
 
