@@ -172,13 +172,13 @@ def test_a_script_prints_a_line_a_figure(folder: Path, monkeypatch: pytest.Monke
     """In a Python of its own, which here stands in for one that has the library."""
     script = folder.parent / "fake_peer.py"
     script.write_text(
-        "import json, sys; load = json.loads(sys.argv[1]); print('a library talks')\n"
+        "import json, sys; load = json.loads(sys.argv[2]); print(sys.argv[1])\n"
         "figure = {'what': 'prefill', 'value': 7.0, 'unit': 'tokens/s',"
         " 'num_tokens': load['prefill'][1], 'num_streams': 1}\n"
         "assert load['started'] and load['dtype'] == 'float32'\n"
         "print(json.dumps(figure))\n"
     )
-    monkeypatch.setitem(peers.SCRIPTS, "vllm", script)
+    monkeypatch.setattr(peers, "SCRIPT", script)
     find = peers.run
 
     def run(name: str, command: list[str]) -> object:
@@ -205,3 +205,33 @@ def test_transformers_is_measured(folder: Path) -> None:
         ("prefill", 8, 1), ("decode", 4, 1), ("decode", 4, 2)
     ]  # fmt: skip
     assert all(figure.value > 0 for figure in figures)
+
+
+STUB = """
+class SamplingParams:
+    def __init__(self, *, temperature, max_tokens, ignore_eos, detokenize):
+        assert (temperature, ignore_eos, detokenize) == (0.0, True, False)
+        self.max_tokens = max_tokens
+class LLM:
+    def __init__(self, *, model, dtype, skip_tokenizer_init, max_model_len, max_num_seqs,
+                 enable_prefix_caching):
+        assert (max_model_len, max_num_seqs, dtype) == (10, 2, "float32")
+    def generate(self, prompts, params, use_tqdm):
+        for _ in range(params.max_tokens * 1000):
+            assert all(3 <= i < 320 for prompt in prompts for i in prompt["prompt_token_ids"])
+"""
+
+
+def test_the_script_asks_vllm_for_what_is_to_be_timed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in with the arguments that vLLM documents: vLLM itself is not installed."""
+    (tmp_path / "vllm.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (peer,), missing = find_peers(["vllm"], Places(folder=folder, dtype="float32"))
+    assert not missing
+    load = Load(prefill=(8,), streams=(1, 2), depths=(4,), decode_tokens=2, prompt_tokens=3)
+    figures = list(peer.measure(load))
+    keys = [f.key for f in figures if f.what != "memory"]
+    assert keys[:3] == [("load", 0, 0), ("first_token", 3, 0), ("start", 3, 0)]
+    assert keys[3:] == [("prefill", 8, 1), ("decode", 4, 1), ("decode", 4, 2)]

@@ -19,10 +19,13 @@ from command import run, start
 from rorqual.bench import rounds
 from rorqual.bench.__main__ import main as child
 from rorqual.bench.processes import BenchError, Ended
+from rorqual.engine import EngineOptions
 from rorqual.model import presets
 from rorqual.ops import ceilings
-from rorqual.weights import load_config
-from small import LITTLE
+from rorqual.weights import load_config, save
+from rorqual.weights.convert.plan import Options, Target
+from rorqual.weights.convert.run import convert
+from small import LITTLE, lively
 
 LITTLE_LOAD = ["--prefill", "16", "--streams", "1,2", "--depth", "4", "--decode-tokens", "4"]
 LITTLE_LOAD += ["--threads", "1"]
@@ -197,3 +200,51 @@ def test_the_program_itself(tmp_path: Path) -> None:
     table = json.loads(output.read_text())
     (peak,) = (row["values"][0] for row in table["rows"] if row["what"] == "memory")
     assert 1e8 < peak < 5e9
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--speculate", 1], "speculate", 1),
+        (["--cache-memory", "2MiB"], "cache_memory", 2 << 20),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype", "fp8"),
+        (["--max-model-len", 77], "max_model_len", 77),
+        (["--batch-invariant"], "is_batch_invariant", True),
+        (["--dtype", "stored"], "dtype", "stored"),
+        (["--kernels", "plain"], "kernels", "plain"),
+    ],
+)
+def test_flags_of_the_engine_arrive(
+    flags: list[object], name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+
+    def stop(bench: rounds.Bench, report: object) -> None:
+        sent.update(bench.options)
+
+    monkeypatch.setattr(rounds.Bench, "run", stop)
+    load = ["--prefill", "8", "--streams", "1", "--depth", "4", "--decode-tokens", "2"]
+    done = run("bench", "tiny", *load, *flags)
+    assert done.code == 0, done.err
+    assert sent[name] == value
+    EngineOptions(**sent)
+
+
+def test_a_file_without_a_tokenizer_runs_as_it_is_stored(tmp_path: Path) -> None:
+    """Its own types are counted; and settings cross: drafts have no share, since what they read is
+    not counted.
+    """
+    folder, file = tmp_path / "m", tmp_path / "m.gguf"
+    save(lively(LITTLE), folder, dtype="float32")
+    convert(folder, file, Options(Target.parse("gguf:Q8_0")))
+    flags = [*LITTLE_LOAD, "--rounds", "1", "--json"]
+    stored = run("bench", file, "--dtype", "stored", "--kv-cache-dtype", "q8", *flags)
+    assert stored.code == 0, stored.err
+    table = json.loads(stored.out)
+    assert table["forms"]["rorqual"]["storages"].startswith("Q8_0")
+    assert all(row["share"] for row in table["rows"] if row["what"] in ("decode", "prefill"))
+    drafted = run("bench", folder, "--speculate", 1, "--batch-invariant", *flags)
+    assert drafted.code == 0, drafted.err
+    rows = json.loads(drafted.out)["rows"]
+    assert all(row["values"][0] > 0 for row in rows)
+    assert {row["what"] for row in rows if row["share"]} == {"prefill"}

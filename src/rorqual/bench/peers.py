@@ -2,8 +2,8 @@
 what they print.
 
 llama.cpp and ik_llama.cpp run a GGUF file, by two programs of theirs: `llama-bench` (prompts) and
-`llama-batched-bench` (streams). transformers and vLLM run a Hugging Face folder, by scripts that
-need nothing of ours, so that they may have a Python of their own.
+`llama-batched-bench` (streams). transformers and vLLM run a Hugging Face folder, by a script that
+needs nothing of ours, so that they may have a Python of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rorqual.bench.weights import Form, folder_form, gguf_form
 from rorqual.errors import UsageError, listing
 
 PEERS = ("transformers", "llama.cpp", "ik_llama.cpp", "vllm")
-SCRIPTS = {name: Path(__file__).parent / f"{name}_peer.py" for name in ("transformers", "vllm")}
+SCRIPT = Path(__file__).parent / "python_peer.py"
 PROGRAMS = ("llama-bench", "llama-batched-bench")
 # What makes it fastest on a processor: latent attention, flash attention, fused experts; matrices
 # that are quantised are brought into rows of its own order while it loads.
@@ -126,7 +126,7 @@ class PythonPeer:
     def measure(self, load: Load) -> Iterator[Figure]:
         asked = load.as_dict() | {"folder": str(self.folder), "dtype": self.dtype}
         asked["started"] = time.time()
-        ended = run(self.name, [self.python, SCRIPTS[self.name], json.dumps(asked)])
+        ended = run(self.name, [self.python, SCRIPT, self.name, json.dumps(asked)])
         yield from read_script(self.name, ended.out)
         if ended.peak_bytes:
             yield Figure("memory", ended.peak_bytes, BYTES)
