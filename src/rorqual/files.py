@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,27 @@ _REFUSED = {
     errno.ELOOP: ("links go round in a circle", "put the file itself in their place"),
 }
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}")  # as `_temporary` makes them
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user: $RORQUAL_CACHE, else as the platform has
+    it. UsageError for a user without a home.
+    """
+    if chosen := os.environ.get("RORQUAL_CACHE"):
+        return Path(chosen).absolute()
+    try:
+        home = Path.home()
+    except RuntimeError as problem:
+        raise UsageError(str(problem), fix="name a folder in RORQUAL_CACHE") from None
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    root: str | Path = home / ".cache"
+    if os.path.isabs(chosen):  # the XDG specification: a relative path is to be ignored
+        root = chosen
+    elif sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        root = home / "Library" / "Caches"
+    return Path(root) / "rorqual"
 
 
 def fsync_path(path: Path) -> None:

@@ -55,6 +55,7 @@ VERBS = {
         "rorqual.cli.demo_generate:demo_generate", "Generate with the flags of DeepSeek's demo."
     ),
     "data": Verb("rorqual.cli.data:app", "Fetch corpora and build token shards."),
+    "cache": Verb("rorqual.cli.cache:app", "List, check, remove packed weights that are kept."),
 }
 
 

@@ -63,12 +63,30 @@ class StoredStack(Served, KeepsBuffers):
         scales = packed = None
         if kind == FP8:
             scales = torch.empty(num, num_blocks(rows, block[0]), num_blocks(columns, block[1]))
+        codes_shape: tuple[int, ...] = num, rows, num_bytes
         if self._can_take(kernels):
-            num_bytes, packed = 0, empty_packed(kind, shape)
-        self.register_buffer("codes_EOB", torch.empty(num, rows, num_bytes, dtype=torch.uint8))
+            codes_shape, packed = (0,), empty_packed(kind, shape)
+        self.register_buffer("codes_EOB", torch.empty(codes_shape, dtype=torch.uint8))
         self.register_buffer("scales_EXY", scales)
         self.register_buffer("packed_EP", packed)
         super().take(kernels if self._can_take(kernels) else DECODED)
+
+    @classmethod
+    def holding(
+        cls,
+        kind: str,
+        shape: tuple[int, int, int],
+        block: tuple[int, int],
+        buffers: dict[str, Tensor | None],
+    ) -> StoredStack:
+        """One whose buffers are there already, by their names; codes_EOB or packed_EP."""
+        stack = cls(kind, shape, 0, block)
+        for name, tensor in buffers.items():
+            setattr(stack, name, tensor)
+        if stack.codes_EOB is None:
+            stack.codes_EOB = torch.empty(0, dtype=torch.uint8)
+        Served.take(stack, DECODED if stack.packed_EP is None else NATIVE)
+        return stack
 
     def put(self, index: int, codes_OB: Tensor, scales_XY: Tensor | None = None) -> None:
         """Fills a matrix with the bytes of its rows."""

@@ -42,7 +42,9 @@ class Body(Fusable):
         super().__init__()
         self.num_main_layers = config.num_hidden_layers
         self.embed_tokens: nn.Module | None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # torch's own initial values would import its compiler on the device meta: two seconds.
+        vocab_size, dim = config.vocab_size, config.hidden_size
+        self.embed_tokens = nn.Embedding(vocab_size, dim, _weight=torch.empty(vocab_size, dim))
         kinds = {True: Block, False: MtpModule}
         self.layers = nn.ModuleDict(
             {

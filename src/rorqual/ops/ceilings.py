@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from rorqual.errors import RorqualError
-from rorqual.files import read_json, write_json
+from rorqual.files import cache_folder, read_json, write_json
 from rorqual.log import console
 
 READ_BYTES = 1 << 29  # beyond any cache
@@ -74,9 +74,7 @@ def slower(read_seconds: float, compute_seconds: float) -> tuple[float, str]:
 
 
 def cache_file() -> Path:
-    """$XDG_CACHE_HOME/rorqual/here.json, or ~/.cache/rorqual/here.json."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "rorqual" / "here.json"
+    return cache_folder() / "here.json"
 
 
 def this_machine(file: Path | None = None, *, remeasure: bool = False) -> Measured:

@@ -16,7 +16,7 @@ from rorqual.errors import RorqualError, UsageError
 from rorqual.log import logger
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.stored import StoredStack
-from rorqual.ops.kernels import AUTO, FP8, Machine, choose
+from rorqual.ops.kernels import AUTO, FP8, NATIVE, Machine, choose
 from rorqual.ops.native import library
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.weights.audit import audit
@@ -25,6 +25,7 @@ from rorqual.weights.forms import Form, made, note_of
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.latent_halves import Half, split_latent_up
 from rorqual.weights.names import EMBEDDING, StoredTensor
+from rorqual.weights.packed_cache import find, fingerprint, keep
 from rorqual.weights.progress import track
 from rorqual.weights.safetensors_file import NAMES
 from rorqual.weights.source import StoredBytes, TensorSource, block_of
@@ -46,6 +47,11 @@ def load_stored(
         )
     if form.needs_kernels and library() is None:
         log.warning("dtype %s: the C++ kernels were not built here, so it runs slowly", form.name)
+    # What nobody packs would be kept as it lies in the file.
+    is_packed = choose("BF16", Machine.of(device, "BF16", kernels), kernels) is NATIVE
+    made_of = fingerprint(source) if is_packed else None
+    if made_of is not None and (kept := find(made_of, form)) is not None:
+        return assemble(*kept)
     report = audit(source)
     report.raise_faults(source.path)
     reader = _Reader(source, report.config, form, kernels)
@@ -58,6 +64,8 @@ def load_stored(
             _check_copy(source, tensor, report.tensors)
     if (note := note_of(form, reader.changes)) is not None:
         log.info("%s: %s", source.path, note)
+    if made_of is not None:
+        keep(source, made_of, form, report.config, reader.parts)
     return assemble(report.config, reader.parts)
 
 
