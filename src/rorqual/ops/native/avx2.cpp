@@ -24,7 +24,7 @@ struct Simd {
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-    static I all_int(const int32_t *p) { return {_mm256_set1_epi32(*p), _mm256_set1_epi32(*p)}; }
+    static I ints(const void *p) { return {word(p), word(p)}; }
     static F all_of(const void *p) {
         float f;
         memcpy(&f, p, 4);
@@ -56,7 +56,11 @@ struct Simd {
         return {_mm256_or_si256(low.a, pair_of<N>(high.a)),
                 _mm256_or_si256(low.b, pair_of<N>(high.b))};
     }
-    static Word word(const int32_t *p) { return _mm256_set1_epi32(*p); }
+    static Word word(const void *p) {
+        int32_t x;
+        memcpy(&x, p, 4);
+        return _mm256_set1_epi32(x);
+    }
     static __m256i pairs_sum(__m256i x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
     // Codes of at most 128 times codes of at most 127, two at a time, fit 16 bits.
     static I dot_signed(I sum, const Signed &w, Word v) {
@@ -146,8 +150,23 @@ struct Simd {
         even = {w.even_a, w.even_b};
         odd = {w.odd_a, w.odd_b};
     }
-#include "eight.inl"
-    static void transpose_words(const uint8_t *, int64_t, int32_t *) {}
+    // Lanes i of eight vectors to rows[i * stride ...].
+    static void store_eight(const __m256 *v, float *rows, int64_t stride) {
+        __m256 a[8], b[8];
+        for (int i = 0; i < 8; i += 2) {
+            a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+            a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4)
+            for (int j = 0; j < 2; j++) {
+                b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+                b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+            }
+        for (int j = 0; j < 4; j++) {
+            _mm256_storeu_ps(rows + j * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x20));
+            _mm256_storeu_ps(rows + (j + 4) * stride, _mm256_permute2f128_ps(b[j], b[j + 4], 0x31));
+        }
+    }
     // Lane i of v[k] to rows[i * stride + k], k below num.
     static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
         if (num < 16) {

@@ -40,13 +40,17 @@ struct Simd {
         if (N == 3) pair = _mm512_srli_epi16(high, 2);
         return _mm512_or_si512(low, _mm512_and_si512(pair, mask));
     }
-    static I all_int(const int32_t *p) { return _mm512_set1_epi32(*p); }
+    static I ints(const void *p) {
+        int32_t x;
+        memcpy(&x, p, 4);
+        return _mm512_set1_epi32(x);
+    }
     static F all_of(const void *p) {
         float f;
         memcpy(&f, p, 4);
         return _mm512_set1_ps(f);
     }
-    static Word word(const int32_t *p) { return all_int(p); }
+    static Word word(const void *p) { return ints(p); }
     static I dot_signed(I sum, Signed w, Word x) { return _mm512_dpbusd_epi32(sum, w, x); }
     static I dot_two(I sum, B w0, B w1, Word x0, Word x1) {
         return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, w0, x0), w1, x1);
@@ -128,13 +132,6 @@ struct Simd {
     static F dot_pairs(F sum, Pairs w, Word x) {
         return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
     }
-    static void transpose_words(const uint8_t *rows, int64_t row_bytes, int32_t *words) {
-        __m256 v[8];
-        for (int r = 0; r < 8; r++)
-            v[r] = _mm256_loadu_ps(reinterpret_cast<const float *>(rows + r * row_bytes));
-        store_eight(v, reinterpret_cast<float *>(words), 8);
-    }
-#include "eight.inl"
 };
 
 #include "products.inl"

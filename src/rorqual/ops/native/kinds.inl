@@ -1,6 +1,6 @@
-// What differs between kinds of weights in a product of T tiles with R rows of a panel: `packed`
-// reads the weights as they are stored, `unpacked` a chunk that `unpack` wrote for many rows. Both
-// do the same operations in the same order. Tiles lie `stride` bytes apart; the sum of tile t and
+// What differs between kinds of weights in a product of T tiles with R rows of x: `packed` reads
+// the weights as they are stored, `unpacked` a chunk that `unpack` wrote for many rows. Both do the
+// same operations in the same order. Tiles lie `stride` bytes apart; the sum of tile t and
 // row r is acc[t * R + r]. Included by products.inl.
 
 // Prefetched so far ahead of the weights that are read: what comes in during a memory access.
@@ -24,32 +24,31 @@ struct Unpacked {
     alignas(64) float off[8 * TILE];  // minimums
 };
 
-// Kinds that are multiplied as they are stored.
+// Kinds that are multiplied as they are stored; a chunk of them stays in the first cache.
 template <class Kind>
 struct AsStored {
+    static constexpr bool IS_STORED = true;
     static void unpack(const uint8_t *tile, Unpacked &) { ask_for_next(tile, Kind::CHUNK_BYTES); }
     template <int T, int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
                           Simd::F *acc) {
         Kind::template run<T, R, true>(tile, stride, columns, x, acc);
     }
     template <int T, int R>
     RQ_INLINE void unpacked(const uint8_t *tile, int64_t stride, const Unpacked *, int64_t columns,
-                            const Panel &x, Simd::F *acc) {
+                            const Rows &x, Simd::F *acc) {
         Kind::template run<T, R, false>(tile, stride, columns, x, acc);
     }
 };
 
 struct Bf16 : AsStored<Bf16> {
     static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 2;
-    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 0, SUMS = 0, OFFSETS = 0;
+    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 0, EXTRAS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * BF16_BLOCK;
     static const void *values(const Activations &x) { return x.pairs; }
-    template <int R>
-    static void fill(const Activations &, int64_t, int64_t, int64_t, int64_t, float *, int32_t *,
-                     float *) {}
+    static void fill(const float *, const int32_t *, int64_t, int32_t *) {}
     template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
                        Simd::F *acc) {
         RQ_UNROLL(4)
         for (int64_t k = 0; k < columns / VALUES; k++) {
@@ -60,7 +59,7 @@ struct Bf16 : AsStored<Bf16> {
                 w[t] = Simd::load_pairs(p);
             }
             for (int r = 0; r < R; r++) {
-                const Simd::Word v = Simd::word(x.words + k * R + r);
+                const Simd::Word v = Simd::word(x.word(k, r));
                 for (int t = 0; t < T; t++)
                     acc[t * R + r] = Simd::dot_pairs(acc[t * R + r], w[t], v);
             }
@@ -70,14 +69,12 @@ struct Bf16 : AsStored<Bf16> {
 
 struct F32 : AsStored<F32> {
     static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 1;
-    static constexpr int64_t WORDS = CHUNK, SCALES = 0, SUMS = 0, OFFSETS = 0;
+    static constexpr int64_t WORDS = CHUNK, SCALES = 0, EXTRAS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * F32_BLOCK;
     static const void *values(const Activations &x) { return x.floats; }
-    template <int R>
-    static void fill(const Activations &, int64_t, int64_t, int64_t, int64_t, float *, int32_t *,
-                     float *) {}
+    static void fill(const float *, const int32_t *, int64_t, int32_t *) {}
     template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
                        Simd::F *acc) {
         RQ_UNROLL(4)
         for (int64_t k = 0; k < columns; k++) {
@@ -88,7 +85,7 @@ struct F32 : AsStored<F32> {
                 w[t] = Simd::floats(p);
             }
             for (int r = 0; r < R; r++) {
-                const Simd::F v = Simd::all_of(x.words + k * R + r);
+                const Simd::F v = Simd::all_of(x.word(k, r));
                 for (int t = 0; t < T; t++) acc[t * R + r] = Simd::fma(w[t], v, acc[t * R + r]);
             }
         }
@@ -97,21 +94,21 @@ struct F32 : AsStored<F32> {
 
 struct Q8_0 : AsStored<Q8_0> {
     static constexpr int ROWS = Simd::CODE_ROWS, TILES = Simd::TILES, VALUES = STEP;
-    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 8, OFFSETS = 0;
+    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 8;
     static constexpr int64_t CHUNK_BYTES = 8 * Q8_0_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
-    template <int R>
-    static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
-                     int64_t columns, float *scales, int32_t *sums, float *) {
-        fill_groups<R, 1>(x, row, num, column, columns, Simd::SIGNED_EXCESS, scales, sums, nullptr);
+    // Weights are unsigned where sums begin with what that adds, taken off.
+    static void fill(const float *, const int32_t *sums, int64_t groups, int32_t *extras) {
+        for (int64_t g = 0; g < groups; g++)
+            extras[g] = Simd::SIGNED_EXCESS * (sums[2 * g] + sums[2 * g + 1]);
     }
     template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &x,
+    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
                        Simd::F *acc) {
         for (int64_t g = 0; g < columns / GROUP; g++, tile += Q8_0_BLOCK) {
             Simd::I sum[T * R];
             for (int r = 0; r < R; r++)
-                for (int t = 0; t < T; t++) sum[t * R + r] = Simd::all_int(x.sums + g * R + r);
+                for (int t = 0; t < T; t++) sum[t * R + r] = Simd::ints(x.extra(g, r));
             RQ_UNROLL(8)
             for (int k = 0; k < GROUP / STEP; k++) {
                 Simd::Signed w[T];
@@ -120,7 +117,7 @@ struct Q8_0 : AsStored<Q8_0> {
                     w[t] = Simd::as_signed(load_ahead<IS_FIRST>(p));
                 }
                 for (int r = 0; r < R; r++) {
-                    const Simd::Word v = Simd::word(x.words + (g * 8 + k) * R + r);
+                    const Simd::Word v = Simd::word(x.word(g * 8 + k, r));
                     for (int t = 0; t < T; t++)
                         sum[t * R + r] = Simd::dot_signed(sum[t * R + r], w[t], v);
                 }
@@ -129,21 +126,24 @@ struct Q8_0 : AsStored<Q8_0> {
                 const Simd::F by = Simd::halves(tile + t * stride);
                 for (int r = 0; r < R; r++)
                     acc[t * R + r] = Simd::fma(Simd::mul(Simd::to_float(sum[t * R + r]), by),
-                                               Simd::all_of(x.scales + g * R + r), acc[t * R + r]);
+                                               Simd::all_of(x.scale(g, r)), acc[t * R + r]);
             }
         }
     }
 };
 
 struct Q4_K {
+    static constexpr bool IS_STORED = false;
     static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
-    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 0, OFFSETS = 8;
+    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 8;
     static constexpr int64_t CHUNK_BYTES = Q4_K_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
-    template <int R>
-    static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
-                     int64_t columns, float *scales, int32_t *, float *offsets) {
-        fill_groups<R, 0>(x, row, num, column, columns, 0, scales, nullptr, offsets);
+    // What a sub-block's minimum is multiplied with.
+    static void fill(const float *scales, const int32_t *sums, int64_t groups, int32_t *extras) {
+        for (int64_t g = 0; g < groups; g++) {
+            const float by = -scales[g] * static_cast<float>(sums[2 * g] + sums[2 * g + 1]);
+            memcpy(extras + g, &by, 4);
+        }
     }
     // Scale and minimum of sub-block j.
     RQ_INLINE void scales(const uint8_t *tile, int j, Simd::F &by, Simd::F &off) {
@@ -158,17 +158,17 @@ struct Q4_K {
         }
     }
     template <int R>
-    RQ_INLINE void finish(const Simd::Short *sum, int j, Simd::F by, Simd::F off, const Panel &x,
+    RQ_INLINE void finish(const Simd::Short *sum, int j, Simd::F by, Simd::F off, const Rows &x,
                           Simd::F *acc) {
         for (int r = 0; r < R; r++) {
             const Simd::F dot = Simd::to_float(Simd::widened(sum[r]));
-            acc[r] = Simd::fma(Simd::mul(dot, by), Simd::all_of(x.scales + j * R + r), acc[r]);
-            acc[r] = Simd::fma(off, Simd::all_of(x.offsets + j * R + r), acc[r]);
+            acc[r] = Simd::fma(Simd::mul(dot, by), Simd::all_of(x.scale(j, r)), acc[r]);
+            acc[r] = Simd::fma(off, Simd::all_of(x.extra(j, r)), acc[r]);
         }
     }
     // Low nibbles are those of an even sub-block, high ones of the odd one behind it.
     template <int T, int R, int ODD>
-    RQ_INLINE void sub_block(const uint8_t *tile, int64_t stride, int j, const Panel &x,
+    RQ_INLINE void sub_block(const uint8_t *tile, int64_t stride, int j, const Rows &x,
                              Simd::F *acc) {
         const uint8_t *codes = tile + 16 * TILE + j / 2 * 8 * 64;
         Simd::Short sum[T * R];
@@ -181,7 +181,7 @@ struct Q4_K {
                 w[t] = ODD ? Simd::high_nibbles(both) : Simd::low_nibbles(both);
             }
             for (int r = 0; r < R; r++) {
-                const Simd::Word v = Simd::word(x.words + (j * 8 + k) * R + r);
+                const Simd::Word v = Simd::word(x.word(j * 8 + k, r));
                 for (int t = 0; t < T; t++)
                     sum[t * R + r] = Simd::dot_short(sum[t * R + r], w[t], v);
             }
@@ -193,10 +193,10 @@ struct Q4_K {
         }
     }
     template <int T, int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &of_x,
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &all_x,
                           Simd::F *acc) {
-        Panel x = of_x;
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q4_K_BLOCK) {
+            const Rows x = all_x.from_chunk<Q4_K>(b);
             for (int t = 0; t < T; t++)
                 for (int i = 0; i < 4; i++)
                     __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
@@ -204,7 +204,6 @@ struct Q4_K {
                 sub_block<T, R, 0>(tile, stride, j, x, acc);
                 sub_block<T, R, 1>(tile, stride, j + 1, x, acc);
             }
-            x = {x.words + WORDS * R, x.scales + SCALES * R, nullptr, x.offsets + OFFSETS * R};
         }
     }
     static void unpack(const uint8_t *tile, Unpacked &to) {
@@ -223,7 +222,7 @@ struct Q4_K {
             }
     }
     template <int T, int R>
-    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *w, int64_t, const Panel &x,
+    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *w, int64_t, const Rows &x,
                             Simd::F *acc) {
         for (int j = 0; j < 8; j++) {
             Simd::Short sum[T * R];
@@ -233,7 +232,7 @@ struct Q4_K {
                 Simd::B codes[T];
                 for (int t = 0; t < T; t++) codes[t] = Simd::load(w[t].codes + k * 64);
                 for (int r = 0; r < R; r++) {
-                    const Simd::Word v = Simd::word(x.words + k * R + r);
+                    const Simd::Word v = Simd::word(x.word(k, r));
                     for (int t = 0; t < T; t++)
                         sum[t * R + r] = Simd::dot_short(sum[t * R + r], codes[t], v);
                 }
@@ -246,14 +245,14 @@ struct Q4_K {
 };
 
 struct Q6_K {
+    static constexpr bool IS_STORED = false;
     static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
-    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, SUMS = 16, OFFSETS = 0;
+    static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 16;
     static constexpr int64_t CHUNK_BYTES = Q6_K_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
-    template <int R>
-    static void fill(const Activations &x, int64_t row, int64_t num, int64_t column,
-                     int64_t columns, float *scales, int32_t *sums, float *) {
-        fill_groups<R, 2>(x, row, num, column, columns, -32, scales, sums, nullptr);
+    // Codes have 32 added, which sums begin with taken off.
+    static void fill(const float *, const int32_t *sums, int64_t groups, int32_t *extras) {
+        for (int64_t i = 0; i < 2 * groups; i++) extras[i] = -32 * sums[i];
     }
     // Four steps of codes with 32 added to each.
     RQ_INLINE void codes_of(const uint8_t *codes, Simd::B *w) {
@@ -269,15 +268,15 @@ struct Q6_K {
     }
     // Sub-block s, the first or second half of a group: part[i] goes from one to the other.
     template <int T, int R>
-    RQ_INLINE void half(int s, const Simd::B (*w)[4], const Simd::F *by, const Panel &x,
+    RQ_INLINE void half(int s, const Simd::B (*w)[4], const Simd::F *by, const Rows &x,
                         Simd::F *part, Simd::F *acc) {
         Simd::I sum[T * R];
         for (int r = 0; r < R; r++)
-            for (int t = 0; t < T; t++) sum[t * R + r] = Simd::all_int(x.sums + s * R + r);
+            for (int t = 0; t < T; t++) sum[t * R + r] = Simd::ints(x.extra(s, r));
         for (int k = 0; k < 4; k += 2)
             for (int r = 0; r < R; r++) {
-                const Simd::Word v0 = Simd::word(x.words + (s * 4 + k) * R + r);
-                const Simd::Word v1 = Simd::word(x.words + (s * 4 + k + 1) * R + r);
+                const Simd::Word v0 = Simd::word(x.word(s * 4 + k, r));
+                const Simd::Word v1 = Simd::word(x.word(s * 4 + k + 1, r));
                 for (int t = 0; t < T; t++)
                     sum[t * R + r] = Simd::dot_two(sum[t * R + r], w[t][k], w[t][k + 1], v0, v1);
             }
@@ -286,15 +285,15 @@ struct Q6_K {
                 const Simd::F dot = Simd::to_float(sum[i]);
                 part[i] = s % 2 ? Simd::fma(dot, by[t], part[i]) : Simd::mul(dot, by[t]);
                 if (s % 2)
-                    acc[i] = Simd::fma(part[i], Simd::all_of(x.scales + s / 2 * R + i - t * R),
+                    acc[i] = Simd::fma(part[i], Simd::all_of(x.scale(s / 2, i - t * R)),
                                        acc[i]);
             }
     }
     template <int T, int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Panel &of_x,
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &all_x,
                           Simd::F *acc) {
-        Panel x = of_x;
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q6_K_BLOCK) {
+            const Rows x = all_x.from_chunk<Q6_K>(b);
             for (int t = 0; t < T; t++)
                 for (int i = 0; i < 5; i++)
                     __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
@@ -310,7 +309,6 @@ struct Q6_K {
                 }
                 half<T, R>(s, w, by, x, part, acc);
             }
-            x = {x.words + WORDS * R, x.scales + SCALES * R, x.sums + SUMS * R, nullptr};
         }
     }
     static void unpack(const uint8_t *tile, Unpacked &to) {
@@ -323,7 +321,7 @@ struct Q6_K {
         }
     }
     template <int T, int R>
-    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *of_w, int64_t, const Panel &x,
+    RQ_INLINE void unpacked(const uint8_t *, int64_t, const Unpacked *of_w, int64_t, const Rows &x,
                             Simd::F *acc) {
         Simd::F part[T * R] = {};
         for (int s = 0; s < 16; s++) {

@@ -15,15 +15,15 @@ struct Simd {
     struct B { uint8_t v[64]; };
     struct Signed { int8_t v[64]; };
     struct Pairs { float even[TILE], odd[TILE]; };
-    using Word = const int32_t *;
+    using Word = const void *;
     using Short = I;  // sums of codes of 4 bits
     static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2, TILES = 1;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return F{}; }
-    static I all_int(const int32_t *p) {
+    static I ints(const void *p) {
         I x;
-        for (int i = 0; i < TILE; i++) x.v[i] = *p;
+        for (int i = 0; i < TILE; i++) memcpy(x.v + i, p, 4);
         return x;
     }
     static F all_of(const void *p) {
@@ -59,7 +59,7 @@ struct Simd {
         for (int i = 0; i < 64; i++) low.v[i] |= ((high.v[i] >> (2 * N)) & 3) << 4;
         return low;
     }
-    static Word word(const int32_t *p) { return p; }
+    static Word word(const void *p) { return p; }
     template <class Codes>
     static I dot_codes(I sum, const Codes &w, Word word) {
         int8_t x[STEP];
@@ -159,7 +159,6 @@ struct Simd {
         memcpy(even.v, w.even, sizeof even.v);
         memcpy(odd.v, w.odd, sizeof odd.v);
     }
-    static void transpose_words(const uint8_t *, int64_t, int32_t *) {}
     // Lane i of v[k] to rows[i * stride + k], k below num.
     static void store_transposed(const F *v, float *rows, int64_t stride, int64_t num) {
         for (int i = 0; i < TILE; i++)

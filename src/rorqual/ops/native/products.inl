@@ -8,7 +8,7 @@
 #define RQ_UNROLL(num) _Pragma(RQ_TEXT(GCC unroll num))
 #define RQ_TEXT(x) #x
 
-#include "panel.inl"
+#include "activations.inl"
 #include "kinds.inl"
 
 // Sums of a tile's `num` rows, from row `at` of the output.
@@ -22,118 +22,110 @@ static inline void write(const Output &to, int64_t tile, int64_t at, int64_t num
     }
 }
 
-// All columns of T tiles times at most R rows.
+// All columns of T tiles times R rows.
 template <class Kind, int T, int R>
-static inline void few_tiles(const Tiles &w, int64_t tile, const Panel &x, int64_t width,
-                             int64_t num, const Output &to) {
+static inline void few_tiles(const Tiles &w, int64_t tile, const Rows &x, int64_t width,
+                             const Output &to) {
     Simd::F acc[T * R];
     for (int i = 0; i < T * R; i++) acc[i] = Simd::zero();
     const int64_t stride = static_cast<int64_t>(w.tile_bytes);
     Kind::template packed<T, R>(w.packed + tile * stride, stride, width, x, acc);
-    for (int t = 0; t < T; t++) write(to, tile + t, 0, num, acc + t * R);
+    for (int t = 0; t < T; t++) write(to, tile + t, 0, R, acc + t * R);
 }
 
+// The same of at most Kind::TILES tiles.
 template <class Kind, int R>
-static void few(const Tiles &w, const Activations &x, int64_t first, int64_t num,
+static void few(const Tiles &w, int64_t tile, int64_t num_tiles, const Rows &x, int64_t width,
                 const Output &to) {
     constexpr int T = R < 4 ? 1 : Kind::TILES;
-    Panels<Kind> panels(R, x.width);
-    panels.template fill<R>(x, first, num, 0);
-    int64_t t = 0;
-    for (; t + T <= w.num; t += T)
-        few_tiles<Kind, T, R>(w, t, panels.at(0, 0), x.width, num, to);
-    for (; t < w.num; t++) few_tiles<Kind, 1, R>(w, t, panels.at(0, 0), x.width, num, to);
+    if (num_tiles == T) return few_tiles<Kind, T, R>(w, tile, x, width, to);
+    for (int64_t t = tile; t < tile + num_tiles; t++) few_tiles<Kind, 1, R>(w, t, x, width, to);
 }
 
+using Few = void (*)(const Tiles &, int64_t, int64_t, const Rows &, int64_t, const Output &);
+
+template <class Kind, int R>
+static constexpr Few few_of() {
+    return few<Kind, (R < Kind::ROWS ? R : Kind::ROWS)>;
+}
+
+// At most Kind::TILES tiles times some rows.
+template <class Kind>
+static void few_rows(const Tiles &w, int64_t tile, int64_t num_tiles, const Rows &x, int64_t width,
+                     int64_t num, const Output &to) {
+    static constexpr Few BY_ROWS[] = {few_of<Kind, 1>(), few_of<Kind, 2>(), few_of<Kind, 3>(),
+                                      few_of<Kind, 4>(), few_of<Kind, 5>(), few_of<Kind, 6>(),
+                                      few_of<Kind, 7>(), few_of<Kind, 8>()};
+    for (int64_t i = 0; i < num; i += Kind::ROWS) {
+        const int64_t left = num - i, rows = left < Kind::ROWS ? left : Kind::ROWS;
+        BY_ROWS[rows - 1](w, tile, num_tiles, x.from_row(i), width,
+                          {to.y + i * to.stride, to.stride, to.width, to.adds});
+    }
+}
+
+// Choice: rows that share an unpacked chunk; fewer than `LEAST_MANY` groups of rows do not pay for
+// it, nor kinds that are multiplied as they are stored, while tiles fit the second cache.
+constexpr int64_t MOST_ROWS = 128, LEAST_MANY = 3, MOST_STORED_BYTES = 512 << 10;
+
 // A chunk of T tiles times R rows, added to their sums, [row][tile][TILE].
-template <class Kind, int T, int R>
+template <class Kind, int T>
 static void step(const uint8_t *tile, int64_t stride, const Unpacked *w, int64_t columns,
-                 const Panel &x, float *sums) {
+                 const Rows &x, float *sums) {
+    constexpr int R = Kind::ROWS;
     Simd::F acc[T * R];
     for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++)
-            acc[t * R + r] = Simd::load_floats(sums + r * Kind::TILES * TILE + t * TILE);
+            acc[t * R + r] = Simd::load_floats(sums + (r * Kind::TILES + t) * TILE);
     Kind::template unpacked<T, R>(tile, stride, w, columns, x, acc);
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) Simd::store(sums + r * Kind::TILES * TILE + t * TILE, acc[t * R + r]);
+        for (int r = 0; r < R; r++)
+            Simd::store(sums + (r * Kind::TILES + t) * TILE, acc[t * R + r]);
 }
 
-// The functions for the least R that holds so many rows.
+// At most Kind::TILES tiles times a whole number of Kind::ROWS rows, at most MOST_ROWS.
 template <class Kind>
-struct Sized {
-    using Step = void (*)(const uint8_t *, int64_t, const Unpacked *, int64_t, const Panel &,
-                          float *);
-    int rows;
-    void (*few)(const Tiles &, const Activations &, int64_t, int64_t, const Output &);
-    Step step, step_of_one;  // of all tiles, and of one
-    void (Panels<Kind>::*fill)(const Activations &, int64_t, int64_t, int64_t);
-};
-
-template <class Kind, int R>
-static constexpr Sized<Kind> sized() {
-    constexpr int ROWS = R < Kind::ROWS ? R : Kind::ROWS;
-    return {ROWS, few<Kind, ROWS>, step<Kind, Kind::TILES, ROWS>, step<Kind, 1, ROWS>,
-            &Panels<Kind>::template fill<ROWS>};
-}
-
-template <class Kind>
-static const Sized<Kind> &sized_for(int64_t num) {
-    static constexpr Sized<Kind> ALL[] = {sized<Kind, 1>(), sized<Kind, 2>(), sized<Kind, 4>(),
-                                          sized<Kind, 6>(), sized<Kind, 8>()};
-    return ALL[num > 6 ? 4 : num > 4 ? 3 : num > 2 ? 2 : num - 1];
-}
-
-// Choice: so many rows share an unpacked chunk, if their panels leave room in the second cache.
-constexpr int64_t MOST_ROWS = 128, MOST_PANEL_BYTES = 512 << 10;
-
-template <class Kind>
-static void many(const Tiles &w, const Activations &x, int64_t first, int64_t num,
-                 const Output &to) {
-    const Sized<Kind> &full = sized_for<Kind>(Kind::ROWS);
-    const Sized<Kind> &last = sized_for<Kind>((num - 1) % Kind::ROWS + 1);
-    const int64_t num_padded = (num - 1) / Kind::ROWS * Kind::ROWS + last.rows;
-    constexpr int64_t SUMS_A_ROW = Kind::TILES * TILE;
-    Panels<Kind> panels(num_padded, x.width);
-    for (int64_t i = 0; i < num; i += Kind::ROWS) {
-        const Sized<Kind> &of = num - i > Kind::ROWS ? full : last;
-        (panels.*of.fill)(x, first + i, num - i < of.rows ? num - i : of.rows, i);
-    }
-    alignas(64) float sums[MOST_ROWS * SUMS_A_ROW];
+static void many_rows(const Tiles &w, int64_t tile, int64_t num_tiles, const Rows &all_x,
+                      int64_t width, int64_t num, const Output &to) {
+    alignas(64) float sums[MOST_ROWS * Kind::TILES * TILE];
     Unpacked unpacked[Kind::TILES];
+    memset(sums, 0, num * Kind::TILES * TILE * sizeof(float));
     const int64_t stride = static_cast<int64_t>(w.tile_bytes);
-    for (int64_t t = 0, num_tiles; t < w.num; t += num_tiles) {
-        num_tiles = t + Kind::TILES <= w.num ? Kind::TILES : 1;
-        memset(sums, 0, num_padded * SUMS_A_ROW * sizeof(float));
-        const uint8_t *tile = w.packed + t * stride;
-        for (int64_t c = 0; c * CHUNK < x.width; c++, tile += Kind::CHUNK_BYTES) {
-            const int64_t left = x.width - c * CHUNK, columns = left < CHUNK ? left : CHUNK;
-            for (int64_t i = 0; i < num_tiles; i++) Kind::unpack(tile + i * stride, unpacked[i]);
-            for (int64_t i = 0; i < num; i += Kind::ROWS) {
-                const Sized<Kind> &of = num - i > Kind::ROWS ? full : last;
-                (num_tiles == Kind::TILES ? of.step : of.step_of_one)(
-                    tile, stride, unpacked, columns, panels.at(c, i), sums + i * SUMS_A_ROW);
-            }
+    const uint8_t *chunk = w.packed + tile * stride;
+    for (int64_t c = 0; c * CHUNK < width; c++, chunk += Kind::CHUNK_BYTES) {
+        const int64_t left = width - c * CHUNK, columns = left < CHUNK ? left : CHUNK;
+        for (int64_t t = 0; t < num_tiles; t++) Kind::unpack(chunk + t * stride, unpacked[t]);
+        for (int64_t i = 0; i < num; i += Kind::ROWS) {
+            float *to_sums = sums + i * Kind::TILES * TILE;
+            const Rows x = all_x.from_row(i).from_chunk<Kind>(c);
+            if (num_tiles == Kind::TILES)
+                step<Kind, Kind::TILES>(chunk, stride, unpacked, columns, x, to_sums);
+            else
+                step<Kind, 1>(chunk, stride, unpacked, columns, x, to_sums);
         }
-        for (int64_t i = 0; i < num; i++)
-            for (int64_t j = 0; j < num_tiles; j++) {
-                const Simd::F row = Simd::load_floats(sums + i * SUMS_A_ROW + j * TILE);
-                write(to, t + j, i, 1, &row);
-            }
     }
+    for (int64_t i = 0; i < num; i++)
+        for (int64_t t = 0; t < num_tiles; t++) {
+            const Simd::F row = Simd::load_floats(sums + (i * Kind::TILES + t) * TILE);
+            write(to, tile + t, i, 1, &row);
+        }
 }
 
 template <class Kind>
 static void product(const Tiles &w, const Activations &x, int64_t first, int64_t count,
                     const Output &to) {
-    const int64_t fitting = MOST_PANEL_BYTES / (x.width * 4 / Kind::VALUES) / 8 * 8;
-    const int64_t most = fitting < 16 ? 16 : fitting < MOST_ROWS ? fitting : MOST_ROWS;
-    for (int64_t i = 0; i < count; i += most) {
-        const int64_t num = count - i < most ? count - i : most;
-        const Output part{to.y + i * to.stride, to.stride, to.width, to.adds};
-        if (num <= Kind::ROWS)
-            sized_for<Kind>(num).few(w, x, first + i, num, part);
-        else
-            many<Kind>(w, x, first + i, num, part);
+    constexpr int64_t R = Kind::ROWS;
+    const bool is_large = !Kind::IS_STORED || w.tile_bytes * Kind::TILES > MOST_STORED_BYTES;
+    for (int64_t i = 0; i < count; i += MOST_ROWS) {
+        const int64_t num = count - i < MOST_ROWS ? count - i : MOST_ROWS;
+        const int64_t many = is_large && num >= LEAST_MANY * R ? num / R * R : 0;
+        const Rows rows = rows_of<Kind>(x, first + i, num);
+        const Output of_many{to.y + i * to.stride, to.stride, to.width, to.adds};
+        const Output of_rest{to.y + (i + many) * to.stride, to.stride, to.width, to.adds};
+        for (int64_t t = 0, at_once; t < w.num; t += at_once) {
+            at_once = t + Kind::TILES <= w.num ? Kind::TILES : 1;
+            if (many > 0) many_rows<Kind>(w, t, at_once, rows, x.width, many, of_many);
+            few_rows<Kind>(w, t, at_once, rows.from_row(many), x.width, num - many, of_rest);
+        }
     }
 }
 
