@@ -12,7 +12,7 @@ constexpr int64_t FEW_ROWS = 16, FEW_INNER = 32, MOST_INNER = 128;
 // Rows of an expert at a time: their sums stay in a thread's second cache.
 constexpr int64_t ROW_BLOCK = 128;
 // Tiles of outputs that a thread makes at a time, of all experts.
-constexpr int64_t FEW_DOWN_TILES = 2, MOST_DOWN_TILES = 8;
+constexpr int64_t LEAST_DOWN_TILES = 2, MOST_DOWN_TILES = 8, FEW_ROWS_DOWN_TILES = 32;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -20,10 +20,12 @@ int64_t inner_at_once(const Call &c) {
     return c.step.num_tokens > FEW_ROWS ? MOST_INNER : FEW_INNER;
 }
 
+// Of few rows as much as there is, since each expert's part is a stretch of memory.
 int64_t down_tiles_at_once(const Call &c, int num_threads) {
-    if (c.step.num_tokens <= FEW_ROWS) return FEW_DOWN_TILES;
-    const int64_t even = num_tiles(c.shape.hidden) / (4 * num_threads);
-    return even < FEW_DOWN_TILES ? FEW_DOWN_TILES : even > MOST_DOWN_TILES ? MOST_DOWN_TILES : even;
+    const bool is_few = c.step.num_tokens <= FEW_ROWS;
+    const int64_t even = num_tiles(c.shape.hidden) / ((is_few ? 2 : 4) * num_threads);
+    const int64_t most = is_few ? FEW_ROWS_DOWN_TILES : MOST_DOWN_TILES;
+    return even < LEAST_DOWN_TILES ? LEAST_DOWN_TILES : even > most ? most : even;
 }
 
 // Inner values [at_once * group, ...) of `count` rows of x: silu(gate) * up * by, into `inner`.
@@ -218,8 +220,9 @@ void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_t
     int64_t scratch = 2 * ROW_BLOCK * MOST_INNER;
     const int64_t routing = 2 * s.experts + 2 * s.groups + 64;
     scratch = scratch > routing ? scratch : routing;
-    const int64_t down = ROW_BLOCK * MOST_DOWN_TILES * TILE;
+    const int64_t down = ROW_BLOCK * MOST_DOWN_TILES * TILE, few = FEW_ROWS * FEW_ROWS_DOWN_TILES * TILE;
     scratch = scratch > down ? scratch : down;
+    scratch = scratch > few ? scratch : few;
     for (int i = 0; i < num_threads; i++) space.scratch[i].inner.reserve(scratch);
 }
 

@@ -17,9 +17,14 @@
 
 namespace rq {
 
+constexpr int MOST_THREADS = 256;
+
 // What the threads of one computation share.
 struct Team {
-    alignas(64) std::atomic<int64_t> next{0};
+    // Of each thread's items, those that were taken.
+    struct alignas(64) Taken {
+        std::atomic<int64_t> num{0};
+    } taken[MOST_THREADS];
     alignas(64) std::atomic<int> num_arrived{0};
     alignas(64) std::atomic<uint32_t> phase{0};
     double seconds[RQ_PARTS] = {};
@@ -33,22 +38,40 @@ class Worker {
     int index() const { return index_; }
     int size() const { return size_; }
 
-    // f(i) for i below count, by whichever thread is free; then all wait for each other.
+    // The first item that this thread takes of so many, one after the other.
+    int64_t first_of(int64_t count, int index) const { return count * index / size_; }
+    int64_t first_of(int64_t count) const { return first_of(count, index_); }
+
+    // f(i) for i below count; then all wait for each other. Each thread has neighbouring items, and
+    // takes what is left of others' when it is done with its own.
     template <class F>
     void each(rq_part part, int64_t count, F f) {
         const auto start = now();
         if (size_ == 1)
             for (int64_t i = 0; i < count; i++) f(i);
         else
-            for (int64_t i; (i = team_.next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+            for (int k = 0; k < size_; k++) take_of((index_ + k) % size_, count, f);
         if (index_ == 0)
             team_.seconds[part] += std::chrono::duration<double>(now() - start).count();
         wait();
     }
 
+    // Asks for memory that is read next.
+    static void fetch(const uint8_t *p, int64_t num_bytes) {
+        for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+    }
+
   private:
     // Choice: about 100 us, after which the processor is given to others.
     static constexpr int SPINS = 2000;
+
+    template <class F>
+    void take_of(int index, int64_t count, F &f) {
+        const int64_t first = first_of(count, index), num = first_of(count, index + 1) - first;
+        std::atomic<int64_t> &taken = team_.taken[index].num;
+        if (taken.load(std::memory_order_relaxed) >= num) return;
+        for (int64_t i; (i = taken.fetch_add(1, std::memory_order_relaxed)) < num;) f(first + i);
+    }
 
     static std::chrono::steady_clock::time_point now() { return std::chrono::steady_clock::now(); }
 
@@ -56,7 +79,7 @@ class Worker {
         if (size_ == 1) return;
         const uint32_t phase = team_.phase.load(std::memory_order_relaxed);
         if (team_.num_arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            team_.next.store(0, std::memory_order_relaxed);
+            for (int i = 0; i < size_; i++) team_.taken[i].num.store(0, std::memory_order_relaxed);
             team_.num_arrived.store(0, std::memory_order_relaxed);
             team_.phase.store(phase + 1, std::memory_order_release);
             return;
@@ -92,7 +115,7 @@ void together(int most, F work) {
             Worker worker(c.team, static_cast<int>(index), static_cast<int>(size));
             c.work(worker);
         },
-        &context, most);
+        &context, most < MOST_THREADS ? most : MOST_THREADS);
     add_seconds(context.team.seconds);
 }
 
