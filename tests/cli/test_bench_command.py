@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import sys
 from contextlib import redirect_stdout
@@ -150,6 +151,8 @@ def test_a_peer_that_is_missing_or_fails_is_named(
     with patch.dict(presets.PRESETS, {"little": LITTLE}):
         done = run("bench", "preset:little", *flags)
     assert done.code == 0, done.err
+    assert "medians of 2 rounds" in done.out
+    assert re.search(r"\d to \d", done.out)
     assert "transformers: not installed for python" in done.out
     assert "out of memory" in done.out
     assert len(tried) == 1

@@ -30,7 +30,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A checkpoint, tiny, or preset:NAME with random weights. [default: none, this "
             "machine's ceilings alone]",
         ),

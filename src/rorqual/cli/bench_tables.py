@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rorqual.bench.figures import BYTES, RATE
 from rorqual.log import output_console
+from rorqual.ops.ceilings import NUM_ROUNDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,8 +44,8 @@ def _print_ceilings(console: Console, report: Report) -> None:
     read = report.as_dict()["ceilings"]["read"]
     best, each = read["best"], read["median"]
     console.print(
-        f"\nread rate: {_giga(best)} GB/s (the median of {len(read['values'])} measurements, each "
-        f"the best of some rounds; medians of rounds {_giga(each)})",
+        f"\nread rate: {_giga(best)} GB/s, median of {len(read['values'])} measurements, each the "
+        f"best of {NUM_ROUNDS}; of their medians {_giga(each)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -68,14 +69,14 @@ def _shape(row: dict[str, Any]) -> str:
 
 def _giga(spread: dict[str, Any]) -> str:
     low, high = spread["min"] / 1e9, spread["max"] / 1e9
-    return f"{spread['median'] / 1e9:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{spread['median'] / 1e9:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _print_rows(console: Console, report: Report) -> None:
     num = max(len(row.values) for row in report.rows.values())
     rounds = f"medians of {num} rounds" if num > 1 else "one round"
     title = f"\n{rounds}; tokens/s, seconds, MB; share of what the machine allows"
-    spread = ["[least, most]"] if num > 1 else []
+    spread = ["least to most"] if num > 1 else []
     table = _table(title, "", "engine", "", *spread, "share", "limited by")
     before = ""
     for row in report.ordered():
@@ -94,7 +95,7 @@ def _spread(row: Row) -> tuple[str, str]:
     value = row.value
     digits = {RATE: 1, BYTES: 0}.get(row.figure.unit, 3)
     middle, low, high = (f"{v * scale:,.{digits}f}" for v in (value.median, value.min, value.max))
-    return middle, f"[{low}, {high}]"
+    return middle, f"{low} to {high}"
 
 
 def _table(title: str, *columns: str) -> Table:
