@@ -187,10 +187,15 @@ def test_errors(flags: tuple[str, ...], words: str, small_machine: list[str]) ->
 def test_a_place_that_cannot_be_written_is_told_first(
     tmp_path: Path, small_machine: list[str]
 ) -> None:
-    (tmp_path / "file").write_text("")
-    done = run("bench", "tiny", *LITTLE_LOAD, "--output", tmp_path / "file" / "a.json")
+    """And a file of before stays until there is something to write."""
+    before = tmp_path / "file"
+    before.write_text("older figures")
+    done = run("bench", "tiny", *LITTLE_LOAD, "--output", before / "a.json")
     assert done.code == 2
     assert not small_machine
+    assert run("bench", "nowhere", "--output", before).code == 2
+    assert run("bench", "preset:671b", "--streams", "1", "--output", before).code == 2
+    assert before.read_text() == "older figures"
 
 
 @pytest.mark.slow

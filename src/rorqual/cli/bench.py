@@ -105,8 +105,13 @@ def bench(
         if output is not None:
             write_json(output, report.as_dict())
 
-    save(report)  # a place that cannot be written to is told before anything is measured
-    with tempfile.TemporaryDirectory(prefix="rorqual-bench-") as scratch, shown_progress() as tell:
+    for file in (output, plot):
+        _check_place(file)
+    with (
+        ended_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="rorqual-bench-") as scratch,
+        shown_progress() as tell,
+    ):
 
         def advance(name: str, done: int, total: int | None) -> None:
             tell(name, done, total, "")
@@ -119,16 +124,21 @@ def bench(
         report.about = _about(model, load, options)
         measured = Bench(config, load, path, _sent(options), peers, rounds, save, advance)
         try:
-            with ended_by_sigterm():
-                measured.run(report)
+            measured.run(report)
         except (KeyboardInterrupt, SystemExit):
             _show(report, as_json=as_json)
             raise
         finally:
-            save(report)
             if plot is not None and report.reads:
                 write_plot(report, plot)
     _show(report, as_json=as_json)
+
+
+def _check_place(file: Path | None) -> None:
+    """OSError, before anything is measured, where this file cannot be written."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
 
 
 def _show(report: Report, *, as_json: bool) -> None:
