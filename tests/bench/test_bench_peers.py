@@ -28,6 +28,7 @@ PROGRAM = """#!{python}
 import json, sys
 with open({told!r}, "a") as file:
     file.write(json.dumps(sys.argv) + "\\n")
+open("llama.log", "w").close()
 print(open({text!r}).read(), file=sys.{stream})
 """
 
@@ -103,9 +104,16 @@ def test_strange_output_is_told(read: object, text: str) -> None:
         read(text)  # type: ignore[operator]
 
 
-def test_llama_cpp_is_run_with_its_two_programs(tmp_path: Path, gguf: Path) -> None:
-    place = install(tmp_path, "llama-bench.json", "llama-batched-bench.txt")
-    (peer,), missing = find_peers(["llama.cpp"], Places(gguf=gguf, llama_cpp=place))
+def test_llama_cpp_is_run_with_its_two_programs(
+    tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both named from here, and nothing left here."""
+    place = install(tmp_path / "there", "llama-bench.json", "llama-batched-bench.txt")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.gguf").symlink_to(gguf)
+    gguf = tmp_path / "m.gguf"
+    places = Places(gguf=Path("m.gguf"), llama_cpp=Path("there"))
+    (peer,), missing = find_peers(["llama.cpp"], places)
     assert not missing
     assert (peer.form.storages.split("+")[0], peer.form.operands) == ("Q8_0", "int8")
     figures = list(peer.measure(LOAD))
@@ -118,6 +126,7 @@ def test_llama_cpp_is_run_with_its_two_programs(tmp_path: Path, gguf: Path) -> N
     assert [line[line.index("-npp") + 1] for line in batched] == ["32", "64"]
     assert batched[1][:6] == ["-m", str(gguf), "-t", "2", "-c", str(8 * (64 + 24))]
     assert batched[1][6:] == ["-npl", "1,8", "-npp", "64", "-ntg", "24"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "there"]
 
 
 @pytest.mark.parametrize(("form", "is_repacked"), [("Q8_0", True), ("BF16", False)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,15 +91,18 @@ class LlamaPeer:
         return Figure("start", seconds, SECONDS, load.prompt_tokens)
 
     def _bench(self, load: Load) -> list[str]:
-        flags = ["-m", str(self.file), "-t", str(load.threads), "-r", "1", "-o", "json"]
+        flags = [*self._common(load), "-r", "1", "-o", "json"]
         return [*flags, *(self._own_flags(IK_BENCH, ["-rtr", "1"]))]
 
     def _batched(self, load: Load, depth: int) -> list[str]:
         room = max(load.streams) * (depth + load.decode_tokens)
         streams = ",".join(map(str, load.streams))
-        flags = ["-m", str(self.file), "-t", str(load.threads), "-c", str(room), "-npl", streams]
+        flags = [*self._common(load), "-c", str(room), "-npl", streams]
         flags += ["-npp", str(depth), "-ntg", str(load.decode_tokens)]
         return [*flags, *self._own_flags(IK_BATCHED, ["-rtr"])]
+
+    def _common(self, load: Load) -> list[str]:
+        return ["-m", str(self.file.absolute()), "-t", str(load.threads)]
 
     def _own_flags(self, always: list[str], repack: list[str]) -> list[str]:
         if not self._is_fork:
@@ -110,7 +114,8 @@ class LlamaPeer:
         return self.name == "ik_llama.cpp"
 
     def _run(self, program: Path, flags: Sequence[str]) -> Ended:
-        return run(self.name, [program, *flags])
+        with tempfile.TemporaryDirectory() as folder:  # the fork leaves a log where it stands
+            return run(self.name, [program.absolute(), *flags], folder)
 
 
 @dataclass(frozen=True)

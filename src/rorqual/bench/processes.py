@@ -38,13 +38,15 @@ class Ended:
     peak_bytes: int | None
 
 
-def run(name: str, command: Sequence[str | os.PathLike[str]]) -> Ended:
-    """Runs a program to its end. BenchError, with the last that it said, where it fails."""
+def run(name: str, command: Sequence[str | os.PathLike[str]], folder: str | None = None) -> Ended:
+    """Runs a program to its end, in this folder or that. BenchError, with the last that it said,
+    where it fails.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
         try:
             process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder
             )
         except OSError as problem:
             raise BenchError(
