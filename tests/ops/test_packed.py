@@ -53,7 +53,7 @@ def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
     groups = x.unflatten(-1, (-1, 32))
     most = groups.abs().amax(-1, keepdim=True)
     codes = groups * torch.where(most == 0, 0.0, 127 / most)
-    return ((codes.abs() + 0.5).floor() * codes.sign() * (most / 127)).flatten(-2)
+    return (codes.round() * (most / 127)).flatten(-2)
 
 
 def product(x: torch.Tensor, packed_EP: torch.Tensor, kind: str, num_rows: int) -> torch.Tensor:
@@ -151,6 +151,35 @@ def test_a_rows_product_does_not_depend_on_its_company(
     for num_threads in (1, 2):
         threads(num_threads)
         assert torch.equal(product(x, packed_EP, kind, 40), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_have_one_order_for_every_number_of_rows(kind: str) -> None:
+    """Of whole groups of rows and rests, of whole chunks of columns and rests, of many rows that
+    share unpacked weights and of few; the last tile is ragged.
+    """
+    num_rows, num_columns = 56, 768 if kind.endswith("K") else 800
+    rows_EOB = rows_of(kind, 1, num_rows, num_columns)
+    packed_EP = packed.pack(rows_EOB, kind, num_columns)
+    x = torch.randn(150, num_columns, generator=torch.Generator().manual_seed(3))
+    alone = torch.cat([product(row[None], packed_EP, kind, num_rows) for row in x])
+    for num in (*range(1, 41), 127, 128, 129, 150):
+        assert torch.equal(product(x[:num], packed_EP, kind, num_rows), alone[:num]), num
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
+def test_codes_are_rounded_to_the_nearest_and_ties_to_even(kind: str) -> None:
+    """Scales are 1: the products of halves tell how each was rounded."""
+    x = torch.arange(-127.0, 129.0)
+    x[-1] = 127
+    x[1:31] = torch.arange(30) - 14.5
+    x[33:63] = -x[1:31]
+    x[63], x[64] = 127, 127
+    w = torch.eye(256)
+    rows_EOB = encode_blocks(w, kind).view(1, 256, -1)
+    packed_EP, dense = packed.pack(rows_EOB, kind, 256), dense_of(rows_EOB, kind)[0]
+    wanted = rounded(x[None], kind) @ dense.t()
+    assert relative(product(x[None], packed_EP, kind, 256), wanted) < CLOSE
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])

@@ -20,7 +20,7 @@ struct Simd {
     struct Pairs { __m256 even_a, odd_a, even_b, odd_b; };
     using Word = __m256i;
     using Short = B;  // sums of codes of 4 bits: 16 bits hold 8 steps
-    static constexpr int FLOAT_ROWS = 4, CODE_ROWS = 2, TILES = 1;
+    static constexpr int FLOAT_ROWS = 4, CODE_ROWS = 4, NIBBLE_ROWS = 2, TILES = 1;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -84,6 +84,24 @@ struct Simd {
     static F mul(F x, float y) { return mul(x, all(y)); }
     static F fma(F x, F y, F z) {
         return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+    }
+    static __m256 size(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+    static float most(F x, F y) {
+        const __m256 eight = _mm256_max_ps(_mm256_max_ps(size(x.a), size(x.b)),
+                                           _mm256_max_ps(size(y.a), size(y.b)));
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    }
+    // 16 codes, rounded; their sum.
+    static int32_t store_codes(int8_t *p, F x) {
+        const __m256i a = _mm256_cvtps_epi32(x.a), b = _mm256_cvtps_epi32(x.b);
+        const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        const __m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(low, high));
+        __m128i sum = _mm_madd_epi16(_mm_add_epi16(low, high), _mm_set1_epi16(1));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
     }
     static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
     static void store_bytes(uint8_t *p, B x) {

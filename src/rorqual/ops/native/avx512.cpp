@@ -22,7 +22,7 @@ struct Simd {
     using Pairs = __m512i;
     using Short = __m512i;  // sums of codes of 4 bits
     using Word = __m512i;
-    static constexpr int FLOAT_ROWS = 8, CODE_ROWS = 8, TILES = 2;
+    static constexpr int FLOAT_ROWS = 8, CODE_ROWS = 8, NIBBLE_ROWS = 8, TILES = 2;
     // The instruction takes unsigned weights: 128 is added to signed ones, and what that adds to
     // the sum is taken off again.
     static constexpr int32_t SIGNED_EXCESS = -128;
@@ -62,6 +62,15 @@ struct Simd {
     static F mul(F x, F y) { return _mm512_mul_ps(x, y); }
     static F mul(F x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
     static F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+    static float most(F x, F y) {
+        return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
+    }
+    // 16 codes, rounded; their sum.
+    static int32_t store_codes(int8_t *p, F x) {
+        const I codes = _mm512_cvtps_epi32(x);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(codes));
+        return _mm512_reduce_add_epi32(codes);
+    }
     static F add(F x, F y) { return _mm512_add_ps(x, y); }
     static void store(float *p, F x) { _mm512_storeu_ps(p, x); }
     static void store_bytes(uint8_t *p, B x) { _mm512_storeu_si512(p, x); }

@@ -3,20 +3,6 @@
 // same operations in the same order. Tiles lie `stride` bytes apart; the sum of tile t and
 // row r is acc[t * R + r]. Included by products.inl.
 
-// Prefetched so far ahead of the weights that are read: what comes in during a memory access.
-constexpr int64_t AHEAD = 4096;
-
-template <bool IS_FIRST>
-RQ_INLINE Simd::B load_ahead(const uint8_t *p) {
-    if (IS_FIRST) __builtin_prefetch(p + AHEAD);
-    return Simd::load(p);
-}
-
-// The chunk behind this one, for the second cache.
-RQ_INLINE void ask_for_next(const uint8_t *chunk, int64_t num_bytes) {
-    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(chunk + num_bytes + i, 0, 2);
-}
-
 // A chunk's weights, unpacked: a byte a code, four inputs of 16 rows side by side.
 struct Unpacked {
     alignas(64) uint8_t codes[CHUNK * TILE];
@@ -28,16 +14,11 @@ struct Unpacked {
 template <class Kind>
 struct AsStored {
     static constexpr bool IS_STORED = true;
-    static void unpack(const uint8_t *tile, Unpacked &) { ask_for_next(tile, Kind::CHUNK_BYTES); }
-    template <int T, int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
-                          Simd::F *acc) {
-        Kind::template run<T, R, true>(tile, stride, columns, x, acc);
-    }
+    static void unpack(const uint8_t *, Unpacked &) {}
     template <int T, int R>
     RQ_INLINE void unpacked(const uint8_t *tile, int64_t stride, const Unpacked *, int64_t columns,
                             const Rows &x, Simd::F *acc) {
-        Kind::template run<T, R, false>(tile, stride, columns, x, acc);
+        Kind::template packed<T, R>(tile, stride, columns, x, acc);
     }
 };
 
@@ -47,15 +28,14 @@ struct Bf16 : AsStored<Bf16> {
     static constexpr int64_t CHUNK_BYTES = WORDS * BF16_BLOCK;
     static const void *values(const Activations &x) { return x.pairs; }
     static void fill(const float *, const int32_t *, int64_t, int32_t *) {}
-    template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
-                       Simd::F *acc) {
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
+                          Simd::F *acc) {
         RQ_UNROLL(4)
         for (int64_t k = 0; k < columns / VALUES; k++) {
             Simd::Pairs w[T];
             for (int t = 0; t < T; t++) {
                 const uint8_t *p = tile + t * stride + k * BF16_BLOCK;
-                if (IS_FIRST) __builtin_prefetch(p + AHEAD);
                 w[t] = Simd::load_pairs(p);
             }
             for (int r = 0; r < R; r++) {
@@ -73,15 +53,14 @@ struct F32 : AsStored<F32> {
     static constexpr int64_t CHUNK_BYTES = WORDS * F32_BLOCK;
     static const void *values(const Activations &x) { return x.floats; }
     static void fill(const float *, const int32_t *, int64_t, int32_t *) {}
-    template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
-                       Simd::F *acc) {
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
+                          Simd::F *acc) {
         RQ_UNROLL(4)
         for (int64_t k = 0; k < columns; k++) {
             Simd::F w[T];
             for (int t = 0; t < T; t++) {
                 const uint8_t *p = tile + t * stride + k * F32_BLOCK;
-                if (IS_FIRST) __builtin_prefetch(p + AHEAD);
                 w[t] = Simd::floats(p);
             }
             for (int r = 0; r < R; r++) {
@@ -102,9 +81,9 @@ struct Q8_0 : AsStored<Q8_0> {
         for (int64_t g = 0; g < groups; g++)
             extras[g] = Simd::SIGNED_EXCESS * (sums[2 * g] + sums[2 * g + 1]);
     }
-    template <int T, int R, bool IS_FIRST>
-    RQ_INLINE void run(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
-                       Simd::F *acc) {
+    template <int T, int R>
+    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &x,
+                          Simd::F *acc) {
         for (int64_t g = 0; g < columns / GROUP; g++, tile += Q8_0_BLOCK) {
             Simd::I sum[T * R];
             for (int r = 0; r < R; r++)
@@ -114,7 +93,7 @@ struct Q8_0 : AsStored<Q8_0> {
                 Simd::Signed w[T];
                 for (int t = 0; t < T; t++) {
                     const uint8_t *p = tile + t * stride + 2 * TILE + k * 64;
-                    w[t] = Simd::as_signed(load_ahead<IS_FIRST>(p));
+                    w[t] = Simd::as_signed(Simd::load(p));
                 }
                 for (int r = 0; r < R; r++) {
                     const Simd::Word v = Simd::word(x.word(g * 8 + k, r));
@@ -134,7 +113,7 @@ struct Q8_0 : AsStored<Q8_0> {
 
 struct Q4_K {
     static constexpr bool IS_STORED = false;
-    static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
+    static constexpr int ROWS = Simd::NIBBLE_ROWS, TILES = 1, VALUES = STEP;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 8;
     static constexpr int64_t CHUNK_BYTES = Q4_K_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
@@ -177,7 +156,7 @@ struct Q4_K {
         for (int k = 0; k < 8; k++) {
             Simd::B w[T];
             for (int t = 0; t < T; t++) {
-                const Simd::B both = load_ahead<!ODD>(codes + t * stride + k * 64);
+                const Simd::B both = Simd::load(codes + t * stride + k * 64);
                 w[t] = ODD ? Simd::high_nibbles(both) : Simd::low_nibbles(both);
             }
             for (int r = 0; r < R; r++) {
@@ -197,9 +176,6 @@ struct Q4_K {
                           Simd::F *acc) {
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q4_K_BLOCK) {
             const Rows x = all_x.from_chunk<Q4_K>(b);
-            for (int t = 0; t < T; t++)
-                for (int i = 0; i < 4; i++)
-                    __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
             for (int j = 0; j < 8; j += 2) {
                 sub_block<T, R, 0>(tile, stride, j, x, acc);
                 sub_block<T, R, 1>(tile, stride, j + 1, x, acc);
@@ -207,7 +183,6 @@ struct Q4_K {
         }
     }
     static void unpack(const uint8_t *tile, Unpacked &to) {
-        ask_for_next(tile, CHUNK_BYTES);
         for (int j = 0; j < 8; j++) {
             Simd::F by, off;
             scales(tile, j, by, off);
@@ -294,16 +269,12 @@ struct Q6_K {
                           Simd::F *acc) {
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q6_K_BLOCK) {
             const Rows x = all_x.from_chunk<Q6_K>(b);
-            for (int t = 0; t < T; t++)
-                for (int i = 0; i < 5; i++)
-                    __builtin_prefetch(tile + t * stride + 64 * i + AHEAD);
             Simd::F part[T * R] = {};
             for (int s = 0; s < 16; s++) {
                 Simd::B w[T][4];
                 Simd::F by[T];
                 for (int t = 0; t < T; t++) {
                     const uint8_t *codes = tile + t * stride + 18 * TILE + s * 192;
-                    for (int i = 0; i < 3; i++) __builtin_prefetch(codes + 64 * i + AHEAD);
                     codes_of(codes, w[t]);
                     by[t] = scale(tile + t * stride, s);
                 }
@@ -312,7 +283,6 @@ struct Q6_K {
         }
     }
     static void unpack(const uint8_t *tile, Unpacked &to) {
-        ask_for_next(tile, CHUNK_BYTES);
         for (int s = 0; s < 16; s++) {
             Simd::B w[4];
             codes_of(tile + 18 * TILE + s * 192, w);

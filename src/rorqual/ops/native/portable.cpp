@@ -17,7 +17,7 @@ struct Simd {
     struct Pairs { float even[TILE], odd[TILE]; };
     using Word = const void *;
     using Short = I;  // sums of codes of 4 bits
-    static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2, TILES = 1;
+    static constexpr int FLOAT_ROWS = 2, CODE_ROWS = 2, NIBBLE_ROWS = 2, TILES = 1;
     static constexpr int32_t SIGNED_EXCESS = 0;
 
     static F zero() { return F{}; }
@@ -88,6 +88,26 @@ struct Simd {
     static F fma(F a, F b, F c) {
         for (int i = 0; i < TILE; i++) c.v[i] += a.v[i] * b.v[i];
         return c;
+    }
+    static float most(F a, F b) {
+        float most = 0;
+        for (int i = 0; i < TILE; i++) {
+            const float x = a.v[i] < 0 ? -a.v[i] : a.v[i], y = b.v[i] < 0 ? -b.v[i] : b.v[i];
+            most = x > most ? x : most;
+            most = y > most ? y : most;
+        }
+        return most;
+    }
+    // 16 codes, rounded; their sum.
+    static int32_t store_codes(int8_t *p, F a) {
+        constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it has no fraction
+        int32_t sum = 0;
+        for (int i = 0; i < TILE; i++) {
+            const float whole = a.v[i] + WHOLE;
+            p[i] = static_cast<int8_t>(whole - WHOLE);
+            sum += p[i];
+        }
+        return sum;
     }
     static F add(F a, F b) {
         for (int i = 0; i < TILE; i++) a.v[i] += b.v[i];

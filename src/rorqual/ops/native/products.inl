@@ -129,26 +129,15 @@ static void product(const Tiles &w, const Activations &x, int64_t first, int64_t
     }
 }
 
-// Codes, scales and sums of one row. The largest magnitude of a group becomes 127.
+// Codes, scales and sums of one row. The largest magnitude of a group becomes 127; codes are
+// rounded to the nearest, ties to even.
 static void quantise_row(const float *x, int64_t width, int8_t *codes, float *scales,
                          int32_t *sums) {
     for (int64_t g = 0; g < width / GROUP; g++, x += GROUP, codes += GROUP) {
-        float most = 0;
-        for (int i = 0; i < GROUP; i++) {
-            const float size = x[i] < 0 ? -x[i] : x[i];
-            most = size > most ? size : most;
-        }
-        const float inverse = most > 0 ? 127.0f / most : 0.0f;
+        const Simd::F a = Simd::load_floats(x), b = Simd::load_floats(x + 16);
+        const float most = Simd::most(a, b), inverse = most > 0 ? 127.0f / most : 0.0f;
         scales[g] = most / 127.0f;
-        for (int half = 0; half < 2; half++) {
-            int32_t sum = 0;
-            for (int i = 16 * half; i < 16 * half + 16; i++) {
-                const float scaled = x[i] * inverse;
-                const int32_t code = static_cast<int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
-                codes[i] = static_cast<int8_t>(code);
-                sum += code;
-            }
-            sums[2 * g + half] = sum;
-        }
+        sums[2 * g] = Simd::store_codes(codes, Simd::mul(a, inverse));
+        sums[2 * g + 1] = Simd::store_codes(codes + 16, Simd::mul(b, inverse));
     }
 }
