@@ -105,15 +105,19 @@ void merge_chunks(const Call &c, const AbsorbedToken &token, int64_t head, float
     for (int64_t k = 0; k < rank; k++) row[k] *= by;
 }
 
+// Choice: a head's matrix is one thread's work, and few heads are split.
+int64_t splits_of_head(const Worker &w, const Call &c, const rq_stack &stack) {
+    const int64_t tiles = num_tiles(stack.rows);
+    return c.shape.heads >= 4 * w.size() ? 1 : tiles < 4 ? tiles : 4;
+}
+
 // One product a head: every `heads`-th row of x with that head's matrix. The outputs of token i are
 // those of row rows[i] of y, `stride` values from one to the next.
 void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, float *y,
                const std::vector<int64_t> &rows, int64_t stride) {
     const rq_shape &s = c.shape;
     const int64_t num = static_cast<int64_t>(rows.size());
-    // Choice: a head's matrix is one thread's work, and few heads are split.
-    const int64_t tiles = num_tiles(stack.rows);
-    const int64_t splits = s.heads >= 4 * w.size() ? 1 : tiles < 4 ? tiles : 4;
+    const int64_t tiles = num_tiles(stack.rows), splits = splits_of_head(w, c, stack);
     w.each(RQ_ATTENTION, s.heads * splits, [&](int64_t item) {
         const int64_t head = item / splits, split = item % splits;
         const int64_t first = tiles * split / splits, last = tiles * (split + 1) / splits;
@@ -135,6 +139,7 @@ void plan_attention(Call &c, int num_threads) {
     space.absorbed.clear();
     space.expanded.clear();
     space.span_token.clear();
+    space.absorbed_of_token.assign(c.step.num_tokens, -1);
     space.absorbed_rows.clear();
     space.absorbed_tokens.clear();
     int64_t first = 0, parts = 0, most_queries = 0;
@@ -152,6 +157,7 @@ void plan_attention(Call &c, int num_threads) {
             const int64_t chunks = (visible + chunk - 1) / chunk;
             space.absorbed_rows.push_back(static_cast<int64_t>(space.absorbed.size()));
             space.absorbed_tokens.push_back(first + t);
+            space.absorbed_of_token[first + t] = static_cast<int64_t>(space.absorbed.size());
             space.absorbed.push_back({first + t, i, visible, chunk, chunks, parts});
             parts += chunks * num_groups(s);
         }
@@ -172,18 +178,20 @@ void plan_attention(Call &c, int num_threads) {
     }
 }
 
+void fetch_heads(const Worker &w, const Call &c, const rq_stack &stack) {
+    if (c.space.absorbed.empty()) return;
+    const int64_t tiles = num_tiles(stack.rows), splits = splits_of_head(w, c, stack);
+    const int64_t item = w.first_of(c.shape.heads * splits);
+    const int64_t first = tiles * (item % splits) / splits;
+    fetch_tiles(matrix_of(stack, item / splits), first, tiles - first);
+}
+
 void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache) {
     const rq_shape &s = c.shape;
     Space &space = c.space;
     Scratch &scratch = space.scratch[w.index()];
     const int64_t num = static_cast<int64_t>(space.absorbed.size());
-    const int64_t query_width = s.nope + s.rope;
     if (num) {
-        w.each(RQ_ATTENTION, num, [&](int64_t i) {
-            const float *query = space.query + space.absorbed[i].token * s.heads * query_width;
-            for (int64_t h = 0; h < s.heads; h++)
-                space.query_heads.put(i * s.heads + h, query + h * query_width);
-        });
         run_heads(w, c, layer.keys, space.query_heads, space.query_absorbed, space.absorbed_rows,
                   s.heads * s.latent_rank);
         const AbsorbedToken &last = space.absorbed.back();
@@ -201,6 +209,7 @@ void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &ca
             const int64_t at = part - token.first_part;
             attend_chunk(c, scratch, cache, low, at / token.num_chunks, at % token.num_chunks);
         });
+        fetch_heads(w, c, layer.values);
         w.each(RQ_ATTENTION, num * s.heads, [&](int64_t i) {
             merge_chunks(c, space.absorbed[i / s.heads], i % s.heads, scratch.row);
             space.latent_heads.put(i, scratch.row);
@@ -213,9 +222,6 @@ void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &ca
         w.each(RQ_ATTENTION, expanded * s.heads, [&](int64_t i) {
             attend_expanded(c, scratch, layer, cache, space.expanded[i / s.heads], i % s.heads);
         });
-    w.each(RQ_ROWS, c.step.num_tokens, [&](int64_t t) {
-        space.attended.put(t, space.attention + t * s.heads * s.value);
-    });
 }
 
 }  // namespace rq

@@ -226,6 +226,14 @@ void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_t
     for (int i = 0; i < num_threads; i++) space.scratch[i].inner.reserve(scratch);
 }
 
+void fetch_feed_forward(const Worker &w, const Call &c, const rq_layer &layer) {
+    if (c.step.num_tokens > FEW_ROWS || layer.gate.num == 0) return;
+    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.gate.rows, at_once);
+    const int64_t tile = w.first_of(groups) * at_once / TILE;
+    fetch_tiles(matrix_of(layer.gate), tile, at_once / TILE);
+    fetch_tiles(matrix_of(layer.up), tile, at_once / TILE);
+}
+
 void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     const rq_shape &s = c.shape;
     Space &space = c.space;
@@ -234,25 +242,32 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     const int64_t at_once = inner_at_once(c);
     const int64_t shared =
         layer.gate.num ? blocks_of(layer.gate.rows, at_once) * blocks_of(num, ROW_BLOCK) : 0;
-    if (layer.expert_gate.num) {
-        const MatrixProduct router = {matrix_of(layer.router), space.hidden.view(), num, space.logits,
-                                s.experts, false};
-        run_products(w, RQ_ROUTING, &router, 1);
-        w.each(RQ_ROUTING, num, [&](int64_t t) { route(c, scratch, layer, t); });
-        w.each(RQ_ROUTING, 1, [&](int64_t) { sort_pairs(c); });
+    const bool is_sparse = layer.expert_gate.num > 0;
+    MatrixProduct router{};
+    if (is_sparse)
+        router = {matrix_of(layer.router), space.hidden.view(), num, space.logits, s.experts, false};
+    const int64_t scored = is_sparse ? num_items(router, w.size()) : 0;
+    w.each(RQ_EXPERTS, shared + scored, [&](int64_t item) {
+        if (item < shared)
+            run_shared_inner(c, scratch, layer, item);
+        else
+            run_item(router, item - shared, w.size());
+    });
+    if (is_sparse) {
+        // Choice: of few tokens one thread routes all, which spares the others a wait.
+        const bool is_one = num <= 2;
+        if (!is_one) w.each(RQ_ROUTING, num, [&](int64_t t) { route(c, scratch, layer, t); });
+        w.each(RQ_ROUTING, 1, [&](int64_t) {
+            for (int64_t t = 0; is_one && t < num; t++) route(c, scratch, layer, t);
+            sort_pairs(c);
+        });
         if (num > 1)
             w.each(RQ_ROUTING, num * s.chosen, [&](int64_t i) {
                 space.expert_hidden.copy(i, space.hidden, space.pair_token[i]);
             });
+        w.each(RQ_EXPERTS, space.num_active * blocks_of(layer.expert_gate.rows, at_once),
+               [&](int64_t item) { run_expert_inner(c, scratch, layer, item); });
     }
-    const int64_t routed =
-        layer.expert_gate.num ? space.num_active * blocks_of(layer.expert_gate.rows, at_once) : 0;
-    w.each(RQ_EXPERTS, routed + shared, [&](int64_t item) {
-        if (item < routed)
-            run_expert_inner(c, scratch, layer, item);
-        else
-            run_shared_inner(c, scratch, layer, item - routed);
-    });
     const int64_t tiles = num_tiles(s.hidden), down = down_tiles_at_once(c, w.size());
     w.each(RQ_EXPERTS, blocks_of(tiles, down), [&](int64_t item) {
         const int64_t tile = item * down, left = tiles - tile;

@@ -31,20 +31,6 @@ int64_t tiles_at_once(const MatrixProduct &p, int num_threads) {
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-int64_t num_items(const MatrixProduct &p, int num_threads) {
-    return blocks_of(num_tiles(p.m.rows), tiles_at_once(p, num_threads)) *
-           blocks_of(p.count, ROW_BLOCK);
-}
-
-void run_item(const MatrixProduct &p, int64_t item, int num_threads) {
-    const int64_t at_once = tiles_at_once(p, num_threads);
-    const int64_t num_chunks = blocks_of(num_tiles(p.m.rows), at_once);
-    const int64_t tile = item % num_chunks * at_once, row = item / num_chunks * ROW_BLOCK;
-    const int64_t left = num_tiles(p.m.rows) - tile, rows = p.count - row;
-    multiply(p.m, tile, left < at_once ? left : at_once, p.x, row, rows < ROW_BLOCK ? rows : ROW_BLOCK,
-             p.y + row * p.stride_y + tile * TILE, p.stride_y, p.adds);
-}
-
 // Pairs of neighbours turn; firsts come to stand before seconds, as in model/rope.py.
 void rotate(float *x, const float *cos, const float *sin, int64_t width, float *scratch) {
     const int64_t half = width / 2;
@@ -85,22 +71,32 @@ void finish_latents(Worker &w, Call &c, const rq_layer &layer, const rq_cache &c
     });
 }
 
-void rotate_queries(Worker &w, Call &c) {
+// Turns the queries, and brings those that attend absorbed into the forms of their products.
+void finish_queries(Worker &w, Call &c) {
     const rq_shape &s = c.shape;
     const int64_t width = s.nope + s.rope;
     float *row = c.space.scratch[w.index()].row;
     w.each(RQ_ROWS, c.step.num_tokens, [&](int64_t t) {
         const float *cos = c.step.cos + t * s.rope / 2, *sin = c.step.sin + t * s.rope / 2;
-        for (int64_t h = 0; h < s.heads; h++)
-            rotate(c.space.query + (t * s.heads + h) * width + s.nope, cos, sin, s.rope, row);
+        const int64_t place = c.space.absorbed_of_token[t];
+        for (int64_t h = 0; h < s.heads; h++) {
+            float *query = c.space.query + (t * s.heads + h) * width;
+            rotate(query + s.nope, cos, sin, s.rope, row);
+            if (place >= 0) c.space.query_heads.put(place * s.heads + h, query);
+        }
     });
+}
+
+void finish_attention(Worker &w, Call &c) {
+    const int64_t width = c.shape.heads * c.shape.value;
+    w.each(RQ_ROWS, c.step.num_tokens,
+           [&](int64_t t) { c.space.attended.put(t, c.space.attention + t * width); });
 }
 
 void run_layer(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache) {
     const rq_shape &s = c.shape;
     Space &space = c.space;
     const int64_t num = c.step.num_tokens, query_width = s.heads * (s.nope + s.rope);
-    norm_hidden(w, c, layer.input_norm);
     const Activations hidden = space.hidden.view();
     MatrixProduct down[2] = {
         {matrix_of(layer.latent_a), hidden, num, space.latent_a, s.latent_rank + s.rope, false},
@@ -108,17 +104,23 @@ void run_layer(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache)
     };
     if (s.query_rank)
         down[1] = {matrix_of(layer.query_a), hidden, num, space.query_a, s.query_rank, false};
+    const MatrixProduct up = {matrix_of(layer.query_b), space.query_latent.view(), num, space.query,
+                              query_width, false};
+    const MatrixProduct out = {matrix_of(layer.output), space.attended.view(), num, c.x, s.hidden,
+                               true};
+    fetch_products(w, down, 2);
+    norm_hidden(w, c, layer.input_norm);
     run_products(w, RQ_MATRIX, down, 2);
+    if (s.query_rank) fetch_products(w, &up, 1);
     finish_latents(w, c, layer, cache);
-    if (s.query_rank) {
-        const MatrixProduct up = {matrix_of(layer.query_b), space.query_latent.view(), num, space.query,
-                            query_width, false};
-        run_products(w, RQ_MATRIX, &up, 1);
-    }
-    rotate_queries(w, c);
+    if (s.query_rank) run_products(w, RQ_MATRIX, &up, 1);
+    fetch_heads(w, c, layer.keys);
+    finish_queries(w, c);
     run_attention(w, c, layer, cache);
-    const MatrixProduct out = {matrix_of(layer.output), space.attended.view(), num, c.x, s.hidden, true};
+    fetch_products(w, &out, 1);
+    finish_attention(w, c);
     run_products(w, RQ_MATRIX, &out, 1);
+    fetch_feed_forward(w, c, layer);
     norm_hidden(w, c, layer.mlp_norm);
     run_feed_forward(w, c, layer);
 }
@@ -163,6 +165,32 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
 }
 
 }  // namespace
+
+int64_t num_items(const MatrixProduct &p, int num_threads) {
+    return blocks_of(num_tiles(p.m.rows), tiles_at_once(p, num_threads)) *
+           blocks_of(p.count, ROW_BLOCK);
+}
+
+void run_item(const MatrixProduct &p, int64_t item, int num_threads) {
+    const int64_t at_once = tiles_at_once(p, num_threads);
+    const int64_t num_chunks = blocks_of(num_tiles(p.m.rows), at_once);
+    const int64_t tile = item % num_chunks * at_once, row = item / num_chunks * ROW_BLOCK;
+    const int64_t left = num_tiles(p.m.rows) - tile, rows = p.count - row;
+    multiply(p.m, tile, left < at_once ? left : at_once, p.x, row, rows < ROW_BLOCK ? rows : ROW_BLOCK,
+             p.y + row * p.stride_y + tile * TILE, p.stride_y, p.adds);
+}
+
+void fetch_products(const Worker &w, const MatrixProduct *products, int64_t num) {
+    if (products[0].count > FEW_ROWS) return;
+    int64_t total = 0, p = 0;
+    for (int64_t i = 0; i < num; i++) total += num_items(products[i], w.size());
+    int64_t item = w.first_of(total);
+    for (int64_t items; item >= (items = num_items(products[p], w.size())); p++) item -= items;
+    const Matrix &m = products[p].m;
+    const int64_t at_once = tiles_at_once(products[p], w.size());
+    const int64_t tile = item % blocks_of(num_tiles(m.rows), at_once) * at_once;
+    fetch_tiles(m, tile, num_tiles(m.rows) - tile);
+}
 
 void run_products(Worker &w, rq_part part, const MatrixProduct *products, int64_t num) {
     int64_t total = 0;

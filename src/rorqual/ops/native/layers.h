@@ -38,6 +38,7 @@ struct Space {
     std::vector<AbsorbedToken> absorbed;
     std::vector<int64_t> expanded;  // spans
     std::vector<int64_t> span_token;  // each span's first
+    std::vector<int64_t> absorbed_of_token;  // -1: it attends expanded
     std::vector<int64_t> absorbed_rows, absorbed_tokens;  // 0, 1, 2 ...; and which tokens those are
     std::vector<Scratch> scratch;   // of each thread
 };
@@ -67,14 +68,31 @@ struct MatrixProduct {
     bool adds;
 };
 
+// The pieces of a product that threads take.
+int64_t num_items(const MatrixProduct &p, int num_threads);
+void run_item(const MatrixProduct &p, int64_t item, int num_threads);
+
 // Products that do not depend on each other, in one phase.
 void run_products(Worker &w, rq_part part, const MatrixProduct *products, int64_t num);
+
+// What a phase reads first is asked for in the phase before, where rows are few: that one computes,
+// and memory stands still. FETCH_BYTES is what comes in meanwhile.
+constexpr int64_t FETCH_BYTES = 1 << 15;
+
+inline void fetch_tiles(const Matrix &m, int64_t tile, int64_t num) {
+    const int64_t tile_bytes = row_bytes(m.kind, m.columns) * TILE, all = num * tile_bytes;
+    Worker::fetch(m.packed + tile * tile_bytes, all < FETCH_BYTES ? all : FETCH_BYTES);
+}
+
+void fetch_products(const Worker &w, const MatrixProduct *products, int64_t num);
+void fetch_heads(const Worker &w, const Call &c, const rq_stack &stack);
+void fetch_feed_forward(const Worker &w, const Call &c, const rq_layer &layer);
 
 // Memory for a call and what does not depend on the layer.
 void plan_attention(Call &c, int num_threads);
 void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads);
 
-// After the queries and the latents of `hidden` were made: the heads' outputs, into `attended`.
+// After the queries and the latents of `hidden` were made: the heads' outputs, into `attention`.
 void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache);
 
 // Adds what the routed and shared experts (or a dense layer's network) make of `hidden` to x.
