@@ -1,6 +1,7 @@
 """Peers: how they are found, what they are told, how their output is read.
 
-Oracles: texts in the form that the sources of llama.cpp and ik_llama.cpp (8337e4c) give them, and
+Oracles: texts that llama.cpp (0.3.36 of llama-cpp-python) and ik_llama.cpp (8337e4c) printed on a
+busy machine, with other figures in llama.cpp's table, and
 programs written here that print them and keep what they were told.
 """
 
@@ -75,9 +76,9 @@ def test_what_llama_bench_prints() -> None:
     figures = read_bench((RECORDED / "llama-bench.json").read_text())
     assert [(f.what, f.num_tokens, f.num_streams, f.unit) for f in figures] == [
         ("prefill", 16, 1, "tokens/s"),
-        ("prefill", 512, 1, "tokens/s"),
+        ("prefill", 64, 1, "tokens/s"),
     ]
-    assert all(10 < f.value < 10_000 for f in figures)
+    assert [f.value for f in figures] == [7.267929, 4.807701]
     figures = read_bench((RECORDED / "ik-llama-bench.json").read_text())
     assert [(f.num_tokens, f.value) for f in figures] == [(16, 3.055975), (64, 15.341024)]
 
