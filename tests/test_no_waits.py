@@ -195,8 +195,11 @@ def tokenizer() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_choosing_tokens_reads_once(tokenizer: Any, temperature: float) -> None:
+def test_choosing_tokens_reads_once(
+    tokenizer: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without filters: 20 answers with a draft each, more rows than are drawn at a time."""
+    monkeypatch.setattr(Tensor, "is_cpu", False)  # the GPU's way, on values
     params = SamplingParams(temperature=temperature, seed=0)
     states = [SamplingState(params, [1], tokenizer, GrammarCompiler(tokenizer)) for _ in range(20)]
     for state in states:

@@ -84,7 +84,7 @@ def hidden_states(
         ]
         found += Runner(model, cache).run(rows)
     model.model.fused = fused
-    return found, cache.layer(model.config.num_hidden_layers - 1)[1]
+    return found, cache._layers[model.config.num_hidden_layers - 1].planes
 
 
 def assert_near(found: list[Tensor], wanted: list[Tensor], close: float) -> None:

@@ -33,6 +33,8 @@ class StopFilter:
 
     def put(self, text: str) -> str:
         """The text that is now certain to belong to the answer."""
+        if not self._stops:
+            return text
         self._held += text
         found = {stop: at for stop in self._stops if (at := self._held.find(stop)) >= 0}
         if found:

@@ -148,6 +148,7 @@ class Engine:
         self.weights_version += 1
         return self.weights_version
 
+    @torch.inference_mode()
     def step(self) -> list[tuple[Answer, Piece]]:
         """Runs the model once; what each answer gained.
 
@@ -215,7 +216,7 @@ class Engine:
         if not segments:
             return []
         hidden = self._runner.run([segment.span for segment in segments])
-        return [replace(s, hidden_TD=h_TD) for s, h_TD in zip(segments, hidden, strict=True)]
+        return [s._replace(hidden_TD=h_TD) for s, h_TD in zip(segments, hidden, strict=True)]
 
     def _verify(self, segments: list[Segment]) -> list[Segment]:
         """The segments with new tokens, where they reach the end of their text, and with the
@@ -224,9 +225,8 @@ class Engine:
         ready = [segment for segment in segments if segment.is_last]
         if not ready:
             return [self._with_prompt_logprobs(segment) for segment in segments]
-        logits_NV = self._runner.logits(
-            torch.cat([s.hidden_states[s.num_tokens - 1 :] for s in ready])
-        )
+        rows = [s.hidden_states[s.num_tokens - 1 :] for s in ready]
+        logits_NV = self._runner.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
         results = verify(
             logits_NV,
             [segment.drafts for segment in ready],
@@ -235,7 +235,7 @@ class Engine:
         )
         verified = {s.sequence: result for s, result in zip(ready, results, strict=True)}
         return [
-            replace(self._with_prompt_logprobs(s), verified=verified.get(s.sequence))
+            self._with_prompt_logprobs(s)._replace(verified=verified.get(s.sequence))
             for s in segments
         ]
 
@@ -285,7 +285,7 @@ class Engine:
                 self.tokenizer.vocab_size,
                 is_row_by_row=self._runner.is_row_by_row,
             )
-        return replace(segment, prompt_logprobs=found)
+        return segment._replace(prompt_logprobs=found)
 
     def _count(self, piece: Piece, num_drafted: int, num_accepted: int) -> None:
         self._num_output_tokens += len(piece.token_ids)

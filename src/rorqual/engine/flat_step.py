@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import abc
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ MAX_TOGETHER_TOKENS = 8
 MAX_TOGETHER_SLOTS = 1024
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Tokens of one sequence: the first belongs in slot `start` of the slots in `blocks`."""
 
     token_ids: abc.Sequence[int]
@@ -50,6 +50,8 @@ class FlatStep:
 
     def split(self, x_1MD: Tensor, spans: abc.Sequence[Span]) -> list[Tensor]:
         """(1, M, D) -> each span's (T, D), in the caller's order."""
+        if len(spans) == 1:
+            return [x_1MD[0]]
         sizes = [len(spans[i].token_ids) for i in self.order]
         parts = dict(zip(self.order, x_1MD[0].split(sizes), strict=True))
         return [parts[i] for i in range(len(spans))]

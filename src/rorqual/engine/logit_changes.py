@@ -67,7 +67,8 @@ class LogitChanges:
 
     @property
     def is_any(self) -> bool:
-        return any(value is not None for name, value in vars(self).items() if name != "penalties")
+        ids = self.bias, self.banned_ids, self.only_ids, self.early_ids
+        return any(value is not None for value in (self.allowed_V, self.seen, *ids))
 
 
 def change(logits_NV: Tensor, changes: Sequence[LogitChanges]) -> None:

@@ -13,6 +13,7 @@ depth d takes place i for token i + d). The first d slots of depth d stay empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from rorqual.engine.cache_formats import CacheDtype, bytes_per_token, store, stored_as
 from rorqual.model import ModelConfig, Part
 from rorqual.model.step import Paged
+from rorqual.ops.native.structs import CACHE_KINDS, Cache
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,14 @@ class PagedLatentCache:
         planes = [plane[reach.blocks_BP].flatten(1, 2)[:, first:stop] for plane in layer.planes]
         return layer.decode(planes)
 
-    def layer(self, layer_id: int) -> tuple[str, list[Tensor]]:
-        """A layer's dtype and planes, as `Paged` has them."""
-        return self._kind, self._layers[layer_id].planes
+    @cached_property
+    def structs(self) -> Array[Cache]:
+        """All layers, as `Paged` has them."""
+        structs = (Cache * len(self._layers))()
+        for struct, layer in zip(structs, self._layers, strict=True):
+            struct.kind = CACHE_KINDS[self._kind]
+            struct.planes[: len(layer.planes)] = [plane.data_ptr() for plane in layer.planes]
+        return structs
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +130,7 @@ class StepView:
         if cache.device.type != "cpu":
             return None
         spans_N5, tables = self.make_spans()
-        return Paged(self.places_M, spans_N5, tables, cache.block_tokens, cache.layer)
+        return Paged(self.places_M, spans_N5, tables, cache.block_tokens, cache.structs)
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> list[Part]:
         self.cache.write(layer_id, self.places_M, latent_BTL.flatten(0, 1))

@@ -75,6 +75,8 @@ class Scheduler:
         """
         self._make_way()
         segments = {segment.sequence: segment for segment in self._decodes(num_drafts)}
+        if len(segments) == len(self.running) and not self.waiting:
+            return list(segments.values())
         budget = self._limits.max_step_tokens
         budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments.values())
         prompts = [sequence for sequence in self.running if not sequence.is_decoding]
@@ -152,6 +154,8 @@ class Scheduler:
 
         Two, since one would only change who waits. It happens before anybody's turn in the step.
         """
+        if not self.waiting:
+            return
         num_vacant = min(self._limits.max_batch, self._limits.max_step_tokens) - len(self.running)
         for num_places, newcomer in self._in_turn()[num_vacant:LOOK_AHEAD]:
             counts = Counter(sequence.turn for sequence in self.running)
@@ -262,7 +266,8 @@ class Scheduler:
             self.num_hit_tokens += sequence.num_computed
 
     def _can_grow(self, sequence: TokenSequence, num_slots: int) -> bool:
-        return self._num_blocks(num_slots) - len(sequence.blocks) <= self._pool.num_free
+        count = self._num_blocks(num_slots) - len(sequence.blocks)
+        return count <= 0 or count <= self._pool.num_free
 
     def _grow(self, sequence: TokenSequence, num_slots: int) -> None:
         count = self._num_blocks(num_slots) - len(sequence.blocks)

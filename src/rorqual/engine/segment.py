@@ -10,7 +10,7 @@ in an answer, and the next step does the same again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,8 +21,7 @@ from rorqual.engine.sequence import TokenSequence
 from rorqual.engine.verify import Verified
 
 
-@dataclass(frozen=True, eq=False)
-class Segment:
+class Segment(NamedTuple):
     """The sequence's `num_tokens` tokens from `start` on, and drafts behind them: as many as
     `num_drafts` were wanted.
 

@@ -83,7 +83,7 @@ class Speculator:
 
     def _drafted(self, guess: _Guess) -> Segment:
         drafts = guess.segment.sequence.answer.state.prune(guess.drafts)
-        return replace(guess.segment, drafts=tuple(drafts), depths=guess.depths)
+        return guess.segment._replace(drafts=tuple(drafts), depths=guess.depths)
 
     def note(self, segment: Segment, num_kept: int) -> None:
         """The segment's sequence takes the main model's hidden states of the first `num_kept`

@@ -80,7 +80,11 @@ def _walk_all(logits_NV: Tensor, walks: Sequence[_Walk], is_row_by_row: bool) ->
 
     CheckpointError if the logits are not numbers. From a GPU one copy brings sum and ids.
     """
-    sums = [logits_NV.sum()[None].double()]
+    sums = []
+    if logits_NV.is_cpu:
+        check_finite(logits_NV, logits_NV.sum().item())
+    else:
+        sums.append(logits_NV.sum()[None].double())
     going = list(walks)
     while going:
         numbers: list[int] = []
@@ -91,11 +95,13 @@ def _walk_all(logits_NV: Tensor, walks: Sequence[_Walk], is_row_by_row: bool) ->
             numbers += range(walk.place, walk.place + len(more))
             rows += more
             sizes.append(len(more))
-        ids = choose(logits_NV, numbers, rows, is_row_by_row=is_row_by_row).double()
-        values = torch.cat([*sums, ids]).tolist()
+        ids = choose(logits_NV, numbers, rows, is_row_by_row=is_row_by_row)
         if sums:
-            check_finite(logits_NV, values.pop(0))
+            total, *values = torch.cat([*sums, ids.double()]).tolist()
+            check_finite(logits_NV, total)
             sums = []
+        else:
+            values = ids.tolist()
         chosen = iter(map(int, values))
         for walk, size in zip(going, sizes, strict=True):
             walk.take([next(chosen) for _ in range(size)])

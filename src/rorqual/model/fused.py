@@ -24,17 +24,17 @@ from rorqual.model.step import Paged, Step
 from rorqual.model.stored import StoredExperts, StoredHalves, StoredLinear, StoredStack
 from rorqual.ops.native import KINDS
 from rorqual.ops.native.layers import NativeLayers
-from rorqual.ops.native.structs import Cache, Layer, Shape, Stack
+from rorqual.ops.native.structs import Layer, Shape, Stack
 from rorqual.ops.packed import pack
-
-CACHE_KINDS = {"float32": 0, "bf16": 1, "fp8": 2, "q8": 3}
 
 
 class FusedBlocks:
     """Some blocks as one call. Their weights must not change or move meanwhile."""
 
     def __init__(self, blocks: Sequence[Block], config: ModelConfig) -> None:
-        self._ids = [block.self_attn.layer_id for block in blocks]
+        self._first = blocks[0].self_attn.layer_id
+        ids = [block.self_attn.layer_id for block in blocks]
+        assert ids == list(range(self._first, self._first + len(ids))), "they follow each other"
         self._kept: list[Tensor] = []
         layers = [self._layer(block) for block in blocks]
         self._layers = NativeLayers(_shape(config), layers, self._kept)
@@ -50,19 +50,11 @@ class FusedBlocks:
     def __call__(self, x_1MD: Tensor, step: Step, paged: Paged, norm: RMSNorm | None) -> Tensor:
         """Hidden states through the blocks, and through a norm; the latents go into the cache."""
         x_MD = x_1MD[0].to(torch.float32, copy=True).contiguous()
-        caches = [self._cache(paged, layer_id) for layer_id in self._ids]
         cos_MR, sin_MR = (angle.flatten(0, -2).contiguous() for angle in (step.cos, step.sin))
         last = None if norm is None else (norm.weight, norm.eps)
         places = paged.places_M, paged.spans_N5, paged.tables, paged.block_tokens
-        self._layers.run(x_MD, (cos_MR, sin_MR), places, caches, last)
+        self._layers.run(x_MD, (cos_MR, sin_MR), places, paged.caches[self._first], last)
         return x_MD[None]
-
-    def _cache(self, paged: Paged, layer_id: int) -> Cache:
-        kind, planes = paged.layer(layer_id)
-        pointers = [plane.data_ptr() for plane in planes] + [0] * (3 - len(planes))
-        cache = Cache(kind=CACHE_KINDS[kind])
-        cache.planes[:] = pointers
-        return cache
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.self_attn, block.mlp

@@ -33,7 +33,10 @@ class RotaryAngles(KeepsBuffers):
 
     def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions_BT[..., None].float() * self.inv_freq
-        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        cos, sin = angles.cos(), angles.sin()
+        if self.magnitude == 1:
+            return cos, sin
+        return cos * self.magnitude, sin * self.magnitude
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ and documents, which every rank is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from ctypes import Array
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rorqual.model.balance import BalanceTerm
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
+from rorqual.ops.native.structs import Cache
 
 
 class Part(NamedTuple):
@@ -34,15 +36,15 @@ class Paged(NamedTuple):
 
     places_M: where each token's latent goes, block * block_tokens + offset. spans_N5: of each
     sequence its tokens, the slot of the first, the first slot that they see, where in `tables` its
-    blocks begin, and whether it attends absorbed. All int64. layer(id) gives the cache's dtype
-    ("float32", "bf16", "fp8", "q8") and its planes.
+    blocks begin, and whether it attends absorbed. All int64. caches: every layer's
+    `ops.native.structs.Cache`, by its id.
     """
 
     places_M: Tensor
     spans_N5: Tensor
     tables: Tensor
     block_tokens: int
-    layer: Callable[[int], tuple[str, list[Tensor]]]
+    caches: Array[Cache]
 
 
 class CacheView(Protocol):

@@ -56,7 +56,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy of a host tensor there; to a GPU from pinned memory, so that the host goes on."""
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device, non_blocking=True)
+    return values if device.type == "cpu" else values.to(device, non_blocking=True)
 
 
 def tensor_on(device: torch.device, values: Sequence[Any], dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ them to bfloat16. Sums are float32. The plain twin, by which a backward pass dif
 
 from __future__ import annotations
 
-from ctypes import CDLL, c_int64
+from ctypes import CDLL, Array, c_int64
 from typing import Any, Protocol
 
 import torch
@@ -109,16 +109,24 @@ def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E
     """(M, I) -> (M, O): the next counts_E[e] rows of x, times matrix e. In x's dtype, float32 or
     bfloat16; without gradients. As many threads as torch has.
     """
-    x_MI, counts_E = x_MI.contiguous(), counts_E.contiguous()
+    counts_E = counts_E.contiguous()
     assert len(counts_E) == len(packed_EP), "one count a matrix"
     assert counts_E.dtype is torch.int64, "counts are int64"
     assert int(counts_E.sum()) == len(x_MI), "counts are of all rows"
-    y_MO = torch.empty(len(x_MI), num_rows, dtype=x_MI.dtype)
     counts = (c_int64 * len(counts_E)).from_address(counts_E.data_ptr())
-    _loaded().rq_set_threads(torch.get_num_threads())
+    return _product(x_MI, packed_EP, kind, num_rows, counts)
+
+
+def _product(
+    x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts: Array[c_int64]
+) -> Tensor:
+    """With as many of the matrices as there are counts."""
+    x_MI, loaded = x_MI.contiguous(), _loaded()
+    y_MO = torch.empty(len(x_MI), num_rows, dtype=x_MI.dtype)
+    loaded.rq_set_threads(torch.get_num_threads())
     _check(
-        _loaded().rq_grouped(
-            KINDS[kind], packed_EP.data_ptr(), len(packed_EP), num_rows, x_MI.shape[1],
+        loaded.rq_grouped(
+            KINDS[kind], packed_EP.data_ptr(), len(counts), num_rows, x_MI.shape[1],
             x_MI.data_ptr(), y_MO.data_ptr(), counts, _DTYPES[x_MI.dtype],
         )
     )  # fmt: skip
@@ -127,9 +135,16 @@ def multiply(x_MI: Tensor, packed_EP: Tensor, kind: str, num_rows: int, counts_E
 
 def linear(x: Tensor, stack: PackedStack) -> Tensor:
     """x (..., I) times the first matrix -> (..., O), in x's dtype."""
-    x_MI = x.reshape(-1, x.shape[-1])
-    y_MO = grouped_gemm(x_MI, stack, torch.tensor([len(x_MI)]))
-    return y_MO.view(*x.shape[:-1], -1)
+    packed_EP = stack.packed_EP
+    if packed_EP is None:
+        return decoded.linear(x, stack)
+
+    def kernel(x: Tensor) -> Tensor:
+        x_MI = x.reshape(-1, x.shape[-1])
+        y_MO = _product(x_MI, packed_EP, stack.kind, stack.shape[1], (c_int64 * 1)(len(x_MI)))
+        return y_MO.view(*x.shape[:-1], -1)
+
+    return by_kernel(kernel, lambda x: decoded.linear(x, stack), x)
 
 
 def linear_float32(x: Tensor, stack: PackedStack) -> Tensor:

@@ -17,8 +17,8 @@ def by_kernel(kernel: Operation, twin: Operation, *inputs: Tensor) -> Tensor:
 
     The inputs are kept for it, nothing else is.
     """
-    # An inference tensor can have no gradient, and the detour would cost microseconds.
-    if inputs[0].is_inference():
+    # Where no gradient can be wanted the detour would cost microseconds.
+    if not torch.is_grad_enabled() or inputs[0].is_inference():
         return kernel(*inputs)
     y: Tensor = _ByKernel.apply(kernel, twin, *inputs)
     return y

@@ -38,13 +38,14 @@ class NativeLayers:
         x_TD: Tensor,
         angles: tuple[Tensor, Tensor],
         places: tuple[Tensor, Tensor, Tensor, int],
-        caches: Sequence[Cache],
+        cache: Cache,
         norm: tuple[Tensor, float] | None,
     ) -> None:
         """x through the layers and the norm (weight, epsilon), in place; float32, contiguous.
 
         `angles`: cos and sin (T, R/2) float32. `places`: where each token's latent goes, spans
-        (number, 5) and tables of blocks, all int64, and tokens of a block.
+        (number, 5) and tables of blocks, all int64, and tokens of a block. `cache`: the first
+        layer's, which the others' follow in memory.
         """
         cos, sin = angles
         places_T, spans_N5, tables, block_tokens = places
@@ -61,7 +62,7 @@ class NativeLayers:
         weight, eps = (None, 0.0) if norm is None else (norm[0].data_ptr(), norm[1])
         self._library.rq_set_threads(torch.get_num_threads())
         status = self._library.rq_layers_run(
-            self._handle, (Cache * len(caches))(*caches), byref(step), weight, eps, x_TD.data_ptr()
+            self._handle, byref(cache), byref(step), weight, eps, x_TD.data_ptr()
         )
         if status == _NO_MEMORY:
             raise MemoryError("the C++ kernels got no memory for a step's activations")

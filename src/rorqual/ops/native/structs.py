@@ -34,7 +34,12 @@ class Layer(ctypes.Structure):
     ]  # fmt: skip
 
 
+CACHE_KINDS = {"float32": 0, "bf16": 1, "fp8": 2, "q8": 3}
+
+
 class Cache(ctypes.Structure):
+    """One layer's planes, of a kind in `CACHE_KINDS`."""
+
     _fields_ = [("kind", c_int64), ("planes", c_void_p * 3)]
 
 
