@@ -1,7 +1,8 @@
 """The memory of `generate --dtype stored`, with a GGUF file of 1 GB and FP8 of 2 GB.
 
 Peak resident memory, less that of a process that has only imported torch and rorqual, must be at
-most 1.1 times the file and the cache, and 64 MB. The random model of `preset:mid` (1,765M
+most 1.1 times the file and the cache, and 64 MB: at the first start, which packs and keeps the
+weights, and at the next, which maps what was kept. The random model of `preset:mid` (1,765M
 parameters) is built and converted once: some minutes, 7 GB.
 
     python benchmarks/stored_memory.py --folder /tmp/mid     # built there, and kept
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,9 +33,10 @@ print(engine._cache.num_bytes)
 """
 
 
-def run(code: str, *arguments: str) -> list[int]:
+def run(code: str, *arguments: str, cache: Path) -> list[int]:
     command = [sys.executable, "-c", code + PEAK, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {**os.environ, "RORQUAL_CACHE": str(cache)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return [int(line) for line in done.stdout.split()]
 
 
@@ -65,16 +68,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         results: dict[str, Any] = {}
-        (bare,) = run(BARE + "\n")
+        weights = Path(temporary) / "cache"
+        (bare,) = run(BARE + "\n", cache=weights)
         for form, path in built(arguments.folder or Path(temporary)).items():
-            cache, peak = run(GENERATE, str(path))
-            limit = FACTOR * (size_of(path) + cache) + SPARE_BYTES
-            results[form] = {
-                "file_mb": size_of(path) / 2**20,
-                "peak_less_bare_mb": (peak - bare) / 2**20,
-                "limit_mb": limit / 2**20,
-                "is_met": peak - bare <= limit,
-            }
+            for start in ("first start", "next start"):
+                cache, peak = run(GENERATE, str(path), cache=weights)
+                limit = FACTOR * (size_of(path) + cache) + SPARE_BYTES
+                results[f"{form}, {start}"] = {
+                    "file_mb": size_of(path) / 2**20,
+                    "peak_less_bare_mb": (peak - bare) / 2**20,
+                    "limit_mb": limit / 2**20,
+                    "is_met": peak - bare <= limit,
+                }
     print(json.dumps(results, indent=2))
     raise SystemExit(0 if all(result["is_met"] for result in results.values()) else 1)
 
