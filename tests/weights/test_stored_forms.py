@@ -39,6 +39,9 @@ SOURCES = ("float32", "bfloat16", "fp8", "gguf:F16", "gguf:Q8_0", "gguf:Q4_K_M",
         ("native", "F16", 31, "BF16"),
         ("native", "F32", 32, "BF16"),
         ("native", FP8, 32, "BF16"),
+        ("native", "Q4_0", 32, "Q8_0"),
+        ("native", "Q5_0", 64, "Q8_0"),
+        ("native", "Q5_1", 64, "BF16"),
         ("int8", "BF16", 64, "Q8_0"),
         ("int8", "F32", 32, "Q8_0"),
         ("int8", FP8, 96, "Q8_0"),
@@ -69,8 +72,9 @@ def test_native_is_as_stored_or_what_bfloat16_makes_of_it(source: str, tmp_path:
         for index in range(stack.shape[0]):
             values = before.dense(index)
             is_kept = before.kind in ("BF16", "Q8_0", "Q4_K", "Q6_K") or "embed" in name
-            assert stack.kind == (before.kind if is_kept else "BF16")
-            expected = values if is_kept else values.bfloat16().float()
+            is_same = is_kept or before.kind in ("Q4_0", "Q5_0")
+            assert stack.kind == (before.kind if is_kept else "Q8_0" if is_same else "BF16")
+            expected = values if is_same else values.bfloat16().float()
             assert torch.equal(stack.dense(index), expected), name
 
 
@@ -171,6 +175,21 @@ def test_a_note_counts_by_kind() -> None:
         "blocks of Q8_0: 1 of BF16, 3 of F8_E4M3 (dtype int8)"
     )
     assert note_of(FORMS["native"], Counter()) is None
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0"])
+def test_narrow_blocks_with_one_scale_keep_their_values(kind: str) -> None:
+    values = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
+    values[0] = 0
+    codes = encode_blocks(values, kind)
+    found = made(StoredBytes(kind, codes), "Q8_0")
+    assert found.kind == "Q8_0"
+    assert torch.equal(decode_blocks(found.codes_RB, "Q8_0"), decode_blocks(codes, kind))
+    changes = Counter({(kind, "Q8_0"): 3, ("F16", "BF16"): 1})
+    assert note_of(FORMS["native"], changes) == (
+        "matrices run as BF16: 1 of F16; matrices run as Q8_0, with the same values: "
+        f"3 of {kind} (dtype native)"
+    )
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q8_0"])

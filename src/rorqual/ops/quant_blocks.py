@@ -23,6 +23,13 @@ from rorqual.ops.quant_bits import BITS, NIBBLES, as_bytes, half_of, inverse_of,
 from rorqual.ops.quant_search import FINE_GRID, SIGNED_GRID, fit_scale, fit_scale_and_min
 
 
+def as_q8_0(raw: Tensor, kind: str) -> Tensor:
+    """Blocks of Q4_0 or Q5_0, (N, B), as blocks of Q8_0 with the same scale and the same values."""
+    codes = _nibbles(raw[:, 2:]) if kind == "Q4_0" else _five_bits(raw[:, 2:])
+    signed = codes.to(torch.int8) - (8 if kind == "Q4_0" else 16)
+    return torch.cat([raw[:, :2], signed.view(torch.uint8)], dim=1)
+
+
 def decode_q8_0(raw: Tensor) -> Tensor:
     return raw[:, 2:].contiguous().view(torch.int8).float() * half_of(raw, 0)
 

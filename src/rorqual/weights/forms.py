@@ -14,6 +14,7 @@ from rorqual.errors import listing
 from rorqual.ops.block_fp8 import dequantise_into, num_blocks
 from rorqual.ops.kernels import FP8, STORED
 from rorqual.ops.quant_bits import as_bytes
+from rorqual.ops.quant_blocks import as_q8_0
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 from rorqual.weights.source import StoredBytes
@@ -21,13 +22,16 @@ from rorqual.weights.source import StoredBytes
 PIECE_VALUES = 1 << 21
 FAST = ("BF16", "Q8_0", "Q4_K", "Q6_K")
 """What the C++ kernels multiply."""
+WIDER = ("Q4_0", "Q5_0")
+"""What Q8_0 holds exactly: signed codes with one scale for 32."""
 
 
 @dataclass(frozen=True)
 class Form:
     """Matrices of the kinds in `keeps` run as they are stored, all others as `becomes`; rows that
-    are no whole blocks of it as bfloat16. An embedding of which rows alone are wanted stays as it
-    is stored.
+    are no whole blocks of it as bfloat16. Where that is for the C++ kernels' sake, those of `WIDER`
+    run as Q8_0, in fewer bytes and with the same values. An embedding of which rows alone are
+    wanted stays as it is stored.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Form:
         """What a matrix runs as, by what it is stored as."""
         if kind in self.keeps:
             return kind
+        if kind in WIDER and self.needs_kernels:
+            return "Q8_0"
         return self.becomes if QUANT_TYPES[self.becomes].fits(num_columns) else "BF16"
 
 
@@ -71,6 +77,9 @@ def made(stored: StoredBytes, kind: str) -> StoredBytes:
     if kind == stored.kind:
         return stored
     columns, num_rows = num_columns(stored), len(stored.codes_RB)
+    if stored.kind in WIDER and kind == "Q8_0":
+        blocks = stored.codes_RB.reshape(-1, QUANT_TYPES[stored.kind].block_bytes)
+        return StoredBytes(kind, as_q8_0(blocks, stored.kind).view(num_rows, -1))
     codes_RB = torch.empty(num_rows, QUANT_TYPES[kind].num_bytes(columns), dtype=torch.uint8)
     height = stored.block[0] if stored.kind == FP8 else 1
     step = max(1, PIECE_VALUES // columns // height) * height
@@ -98,13 +107,15 @@ def note_of(form: Form, changes: Counter[tuple[str, str]]) -> str | None:
     """What became of how many matrices, (stored, run) -> number; None if all are as stored."""
     if not changes:
         return None
-    told = {kind: _counts(kind, changes) for kind in (form.becomes, "BF16")}
+    told = {kind: _counts(kind, changes) for kind in (form.becomes, "BF16", "Q8_0")}
     parts = []
     if counts := told[form.becomes]:
         parts.append(f"matrices run as {form.becomes}: {counts}")
     if form.becomes != "BF16" and (counts := told["BF16"]):
         why = f"their rows are no whole blocks of {form.becomes}"
         parts.append(f"matrices run as BF16, since {why}: {counts}")
+    if form.becomes != "Q8_0" and (counts := told["Q8_0"]):
+        parts.append(f"matrices run as Q8_0, with the same values: {counts}")
     return f"{'; '.join(parts)} (dtype {form.name})"
 
 

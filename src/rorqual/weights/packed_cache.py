@@ -22,7 +22,7 @@ from rorqual.locks import FileLock
 from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.native import ABI
-from rorqual.weights.forms import Form
+from rorqual.weights.forms import WIDER, Form
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.packed_file import (
     UnfitError,
@@ -108,7 +108,7 @@ def _check_fits(header: dict[str, Any], made_of: Fingerprint, form: Form) -> Non
 
 
 def _told(form: Form) -> list[Any]:
-    return [form.name, list(form.keeps), form.becomes]
+    return [form.name, list(form.keeps), form.becomes, list(WIDER)]
 
 
 def keep(
