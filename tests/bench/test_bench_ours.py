@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import rorqual
 from rorqual.bench.figures import Load
 from rorqual.bench.ours import Ours, counted_experts, options_for
 from rorqual.engine import Engine, EngineOptions
 from rorqual.errors import UsageError
+from rorqual.ops.native import library
+from rorqual.weights import load
 from small import LITTLE, lively, tokenizer
 
 CONFIG = LITTLE.with_changes(num_nextn_predict_layers=0)
@@ -38,15 +43,29 @@ def test_streams_have_room_for_what_is_decoded_while_others_begin(
     load = Load(prefill=(16,), streams=(1, streams), depths=(depth,), decode_tokens=4)
     options = options_for(load, LITTLE, EngineOptions(max_step_tokens=8, speculate=speculate))
     ours = Ours(Engine(lively(LITTLE), tokenizer(), options), load)
-    figure = ours.decode(streams, depth)
+    figure, *_ = ours.decode(streams, depth)
     assert figure.value > 0
     assert figure.key == ("decode", depth, streams)
     assert (figure.work is None) == bool(speculate)
     assert not ours.engine.has_work
-    ours.decode(1, depth)
+    list(ours.decode(1, depth))
     prompt, known = ours.prefill(16)
     assert (prompt.what, known.what) == ("prefill", "known_prefix")
     assert ours.engine.stats().num_prefix_hit_tokens == 16
+
+
+@pytest.mark.skipif(library() is None, reason="no C++ compiler built them")
+def test_the_share_outside_the_kernels(tmp_path: Path) -> None:
+    """One thread: what all kernels took is less than the time that went by, and is not nothing."""
+    rorqual.save(lively(CONFIG), str(tmp_path))
+    engine = Engine(load(tmp_path, "stored", kernels="native"), tokenizer(), kernels="native")
+    ours = Ours(engine, Load(decode_tokens=4))
+    for num_streams in (1, 3):
+        decode, outside = ours.decode(num_streams, 5)
+        assert (decode.what, outside.what) == ("decode", "outside")
+        assert 0 < outside.value < 100
+        assert outside.key == ("outside", 5, num_streams)
+        assert outside.label.startswith(f"outside the C++ kernels, {num_streams} stream")
 
 
 def test_a_context_that_is_too_short_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rorqual.ops.ceilings import slower
 
-RATE, SECONDS, BYTES = "tokens/s", "s", "bytes"
+RATE, SECONDS, BYTES, PERCENT = "tokens/s", "s", "bytes", "%"
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one engine in one round. `what` is prefill (of `num_tokens`), decode (of
-    `num_streams` that have `num_tokens` each), or one of `LABELS`.
+    """One figure of one engine in one round. `what` is prefill (of `num_tokens`), one of `STREAMS`
+    (of `num_streams` that have `num_tokens` each), or one of `LABELS`.
     """
 
     what: str
@@ -75,9 +75,11 @@ class Figure:
     def label(self) -> str:
         if self.what == "prefill":
             return f"prefill of {self.num_tokens:,}"
-        if self.what == "decode":
+        if self.what in STREAMS:
             plural = "" if self.num_streams == 1 else "s"
-            return f"decode, {self.num_streams} stream{plural} after {self.num_tokens:,}"
+            return (
+                f"{STREAMS[self.what]}, {self.num_streams} stream{plural} after {self.num_tokens:,}"
+            )
         return LABELS[self.what].format(self.num_tokens)
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Figure:
         return Figure(**{**table, "work": Work(**work) if work else None})
 
 
+STREAMS = {"decode": "decode", "outside": "outside the C++ kernels"}
 LABELS = {
     "load": "loading",
     "first_token": "first request, {} tokens",

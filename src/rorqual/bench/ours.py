@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from rorqual.bench.figures import BYTES, RATE, SECONDS, Figure, Load
+from rorqual.bench.figures import BYTES, PERCENT, RATE, SECONDS, Figure, Load
 from rorqual.bench.memory import peak_bytes
 from rorqual.bench.weights import decode_work, live_form, prefill_work
 from rorqual.engine import Engine, EngineOptions, Request, SamplingParams
 from rorqual.errors import TokenizerError, UsageError
 from rorqual.model import ModelConfig
 from rorqual.model.served import Fusable
+from rorqual.ops.native.layers import take_seconds
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import ModelFolder
 
@@ -94,8 +95,10 @@ class Ours:
         seconds = self._seconds([*prompt_ids, *NEW_ENDING])
         yield Figure("known_prefix", seconds, SECONDS, num_tokens)
 
-    def decode(self, num_streams: int, depth: int) -> Figure:
-        """Of steps that do nothing else; beside it the experts that some more steps visit."""
+    def decode(self, num_streams: int, depth: int) -> Iterator[Figure]:
+        """Of steps that do nothing else; beside it the experts that some more steps visit. Then the
+        share of these steps outside the C++ kernels, where they are used.
+        """
         engine, options = self.engine, self.engine.options
         asked = self._prompts(num_streams, depth)
         longest = params(stream_tokens(self.load, num_streams, depth, options))
@@ -104,10 +107,12 @@ class Ours:
             engine.step()
         engine.step()
         first = sum(len(answer.token_ids) for answer in answers)
+        take_seconds()
         began = time.perf_counter()
         for _ in range(self.load.decode_tokens):
             engine.step()
         spent = time.perf_counter() - began
+        inside = sum(take_seconds().values())
         num_done = sum(len(answer.token_ids) for answer in answers) - first
         with counted_experts(engine) as counts:
             for _ in range(COUNTED_STEPS):
@@ -120,7 +125,9 @@ class Ours:
             experts = statistics.mean(counts) if counts else None
             cache = options.kv_cache_dtype, dtype_of(engine)
             work = decode_work(self.config, self.form, num_streams, cached, cache, experts)
-        return Figure("decode", num_done / spent, RATE, depth, num_streams, work)
+        yield Figure("decode", num_done / spent, RATE, depth, num_streams, work)
+        if inside:
+            yield Figure("outside", 100 * (1 - inside / spent), PERCENT, depth, num_streams)
 
     def _prompts(self, num: int, length: int) -> list[list[int]]:
         """Others each time, so that none of them begins as one before."""
@@ -190,7 +197,7 @@ def measure(model: str, load: Load, options: EngineOptions, started: float) -> I
         yield from ours.prefill(num_tokens)
     for depth in load.depths:
         for num_streams in load.streams:
-            yield ours.decode(num_streams, depth)
+            yield from ours.decode(num_streams, depth)
     if (peak := peak_bytes()) is not None and bare is not None:
         yield Figure("memory", peak, BYTES)
         yield Figure("own_memory", peak - bare, BYTES)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from rorqual.bench.figures import RATE, Figure
+from rorqual.bench.figures import RATE, STREAMS, Figure
 from rorqual.bench.weights import Form
 from rorqual.ops.ceilings import GemmRate, ReadRate
 
@@ -23,6 +23,7 @@ ORDER = (
     "prefill",
     "known_prefix",
     "decode",
+    "outside",
     "memory",
     "own_memory",
 )
@@ -130,8 +131,8 @@ class Report:
 
         def place(row: Row) -> tuple[int, int, int, int]:
             figure = row.figure
-            is_decode = figure.what == "decode"
-            sizes = (figure.num_tokens, figure.num_streams) if is_decode else (figure.num_tokens, 0)
+            num_streams = figure.num_streams if figure.what in STREAMS else 0
+            sizes = figure.num_tokens, num_streams
             return ORDER.index(figure.what), *sizes, engines.index(row.engine)
 
         return sorted(self.rows.values(), key=place)

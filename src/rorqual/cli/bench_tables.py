@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from rorqual.bench.figures import BYTES, RATE
+from rorqual.bench.figures import BYTES, PERCENT, RATE
 from rorqual.log import output_console
 from rorqual.ops.ceilings import NUM_ROUNDS
 
@@ -75,7 +75,7 @@ def _giga(spread: dict[str, Any]) -> str:
 def _print_rows(console: Console, report: Report) -> None:
     num = max(len(row.values) for row in report.rows.values())
     rounds = f"medians of {num} rounds" if num > 1 else "one round"
-    title = f"\n{rounds}; tokens/s, seconds, MB; share of what the machine allows"
+    title = f"\n{rounds}; tokens/s, seconds, MB, %; share of what the machine allows"
     spread = ["least to most"] if num > 1 else []
     table = _table(title, "", "engine", "", *spread, "share", "limited by")
     before = ""
@@ -93,7 +93,7 @@ def _spread(row: Row) -> tuple[str, str]:
     """The median, and the least and the most."""
     scale = 1e-6 if row.figure.unit == BYTES else 1
     value = row.value
-    digits = {RATE: 1, BYTES: 0}.get(row.figure.unit, 3)
+    digits = {RATE: 1, BYTES: 0, PERCENT: 1}.get(row.figure.unit, 3)
     middle, low, high = (f"{v * scale:,.{digits}f}" for v in (value.median, value.min, value.max))
     return middle, f"{low} to {high}"
 

@@ -11,6 +11,11 @@ by side: now and then a *trial* runs a few steps with another k, and the ratio t
 before it counts. So a text that grows, or a machine that others slow down, does not change the
 result. Ratios are kept by the number of answers in powers of two. (What that means for the text:
 `Engine`.)
+
+At the start nothing is known. One draft is tried at once; more, and what was measured badly, only
+where it would pay by what is known so far, each draft taken to cost as much as the one before. A
+trial ends as soon as it shows that it cannot pay: a model whose drafts are never right loses a few
+steps, and looks again when these weigh little.
 """
 
 from __future__ import annotations
@@ -26,13 +31,15 @@ WINDOW = 4
 """Steps on either side of a comparison; their median counts, so that one slow step does not."""
 MAX_TRIAL_STEPS = 4 * WINDOW
 """A trial that prompts interrupt too often is given up."""
-TRIAL_SHARE = 0.03
-"""Of the time of all steps, what trials may take, but for the first ones."""
+TRIAL_SHARE = 0.02
+"""Of the time of all steps, what trials may take, but for the first ones that promise something."""
 FREE_TRIALS = 3
-"""Of each number of drafts, at the start."""
+"""Of each number of drafts, while they promise something."""
+MARGIN = 1.1
+"""What promises something may be worse than what is in use by that factor: measures are rough."""
 TRIAL_WEIGHT = 0.5
 """Of a new ratio beside those before it."""
-PRIOR_ACCEPTANCE, PRIOR_COUNT = 0.85, 4
+PRIOR_ACCEPTANCE, PRIOR_COUNT = 0.85, 3
 """§5.4.3: 85 to 90 %. Weighs as `PRIOR_COUNT` drafts, so that a few wrong ones at first decide
 nothing."""
 MIN_WEIGHT = 0.01
@@ -95,7 +102,7 @@ class PayingDrafts:
         # (size of the batch, drafts) -> seconds of a step over those of one without drafts
         self._ratios: dict[tuple[int, int], float] = {}
         self._last_trial: dict[tuple[int, int], int] = {}
-        self._num_trials = 0
+        self._num_tried = [0] * (max_drafts + 1)
         self._seconds = self._trial_seconds = self._since = 0.0
         self._size = 0
         self._beside: deque[float] = deque(maxlen=WINDOW)
@@ -111,12 +118,15 @@ class PayingDrafts:
             self._size, self.num_drafts = size, best
             self._beside.clear()
             self._trial = None
-        elif self._trial is None and len(self._beside) == WINDOW and self._can_try():
-            others = (k for k in range(self._max_drafts + 1) if k != best)
-            stalest = min(others, key=lambda k: self._last_trial.get((size, k), -1))
-            self._last_trial[size, stalest] = self._num_trials
-            self._num_trials += 1
-            self._trial = _Trial(stalest)
+        elif self._trial is None and len(self._beside) == WINDOW:
+            others = [k for k in range(self._max_drafts + 1) if k != best]
+            if self._trial_seconds > TRIAL_SHARE * self._seconds:
+                others = [k for k in others if self._is_free(k)]
+            if others:
+                stalest = min(others, key=lambda k: self._last_trial.get((size, k), -1))
+                self._last_trial[size, stalest] = sum(self._num_tried)
+                self._num_tried[stalest] += 1
+                self._trial = _Trial(stalest)
         return self.num_drafts if self._trial is None else self._trial.num_drafts
 
     def end(self, outcomes: Sequence[Outcome], *, is_decode: bool) -> None:
@@ -130,8 +140,7 @@ class PayingDrafts:
         # A step unlike the others is no measure of them.
         is_measure = is_decode and all(outcome.num_wanted == used for outcome in outcomes)
         if self._trial is not None:
-            if self._num_trials > FREE_TRIALS * self._max_drafts:
-                self._trial_seconds += seconds
+            self._trial_seconds += seconds
             self._go_on(self._trial, seconds, is_measure=is_measure)
         elif is_measure:
             self._beside.append(seconds)
@@ -140,8 +149,12 @@ class PayingDrafts:
         trial.num_steps += 1
         if is_measure:
             trial.seconds.append(seconds)
-        if len(trial.seconds) > WINDOW:  # the first one had to catch up with the text
-            self._learn(trial.num_drafts, median(trial.seconds[1:]) / median(self._beside))
+        measured = trial.seconds[1:]  # the first one had to catch up with the text
+        ratio = median(measured or [0.0]) / median(self._beside)
+        used = self._ratio(self._size, self.num_drafts) or 1.0
+        is_vain = len(measured) > 1 and not self._promises(trial.num_drafts, used * ratio)
+        if len(measured) == WINDOW or is_vain:
+            self._learn(trial.num_drafts, ratio)
             self._trial = None
         elif trial.num_steps >= MAX_TRIAL_STEPS:
             self._trial = None
@@ -150,11 +163,15 @@ class PayingDrafts:
     def _worth(self, size: int, num_drafts: int) -> float:
         """Tokens a step, over its cost; 0 for what was never tried."""
         ratio = self._ratio(size, num_drafts)
+        return 0.0 if ratio is None else self._tokens(num_drafts) / ratio
+
+    def _tokens(self, num_drafts: int) -> float:
+        """Of a step, as expected."""
         tokens = chance = 1.0
         for share in self._acceptance[:num_drafts]:
             chance *= share
             tokens += chance
-        return 0.0 if ratio is None else tokens / ratio
+        return tokens
 
     def _ratio(self, size: int, num_drafts: int) -> float | None:
         """As measured with `num_answers`, or with the number nearest to it."""
@@ -164,8 +181,22 @@ class PayingDrafts:
         nearest = min(sizes, key=lambda known: abs(known - size), default=None)
         return None if nearest is None else self._ratios[nearest, num_drafts]
 
-    def _can_try(self) -> bool:
-        return self._trial_seconds <= TRIAL_SHARE * self._seconds
+    def _is_free(self, num_drafts: int) -> bool:
+        """Whether to try these at once."""
+        ratio = self._ratio(self._size, num_drafts) or self._guessed_ratio(num_drafts)
+        return self._num_tried[num_drafts] < FREE_TRIALS and self._promises(num_drafts, ratio)
+
+    def _promises(self, num_drafts: int, ratio: float) -> bool:
+        """Whether they may pay better than the number in use, if a step costs so much."""
+        used = self._worth(self._size, self.num_drafts)
+        return MARGIN * self._tokens(num_drafts) > used * ratio
+
+    def _guessed_ratio(self, num_drafts: int) -> float:
+        """From the nearest fewer drafts that were tried: each costs as much as these did."""
+        for fewer in range(num_drafts - 1, 0, -1):
+            if (ratio := self._ratio(self._size, fewer)) is not None:
+                return 1 + (ratio - 1) * num_drafts / fewer
+        return 1.0
 
     def _learn(self, tried: int, ratio: float) -> None:
         """`ratio`: seconds with `tried` drafts over those with the number in use."""
