@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +33,40 @@ needs_llama_cpp = pytest.mark.skipif(
 )
 
 LOGITS = """
-import sys
+import json, sys
 import numpy as np
 from llama_cpp import Llama
-model, tokens, out = sys.argv[1:]
-tokens = [int(token) for token in tokens.split(",")]
-llama = Llama(model, n_ctx=max(64, len(tokens)), n_batch=512, logits_all=True, n_threads=1,
-              n_threads_batch=1, type_k=0, type_v=0, verbose=False)
-llama.eval(tokens)
-np.save(out, np.array(llama.scores[: len(tokens)], dtype=np.float32))
+model, texts, cache_type, out = sys.argv[1:]
+texts = json.load(open(texts))
+llama = Llama(model, n_ctx=max(64, *map(len, texts)), n_batch=512, logits_all=True, n_threads=1,
+              n_threads_batch=1, type_k=int(cache_type), type_v=int(cache_type), verbose=False)
+rows = []
+for tokens in texts:
+    llama.reset()
+    llama.eval(tokens)
+    rows.append(np.array(llama.scores[: len(tokens)], dtype=np.float32))
+np.save(out, np.concatenate(rows))
 """
+CACHE_TYPES = {"float32": 0, "float16": 1}  # the latter is llama.cpp's own choice
 
 
 def logits(model: Path, tokens: list[int], folder: Path) -> Tensor:
     """llama.cpp's logits (tokens, vocabulary) of a GGUF file, with a float32 cache."""
-    out = folder / "logits.npy"
-    arguments = [str(PYTHON), "-c", LOGITS, str(model), ",".join(map(str, tokens)), str(out)]
+    (found,) = logits_of_texts(model, [tokens], folder)
+    return found
+
+
+def logits_of_texts(
+    model: Path, texts: Sequence[list[int]], folder: Path, cache: str = "float32"
+) -> list[Tensor]:
+    """llama.cpp's logits (tokens, vocabulary) of each text."""
+    given, out = folder / "texts.json", folder / "logits.npy"
+    given.write_text(json.dumps(list(texts)))
+    kind = str(CACHE_TYPES[cache])
+    arguments = [str(PYTHON), "-c", LOGITS, str(model), str(given), kind, str(out)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"llama.cpp does not run {model.name}: {done.stderr[-2000:]}"
-    return torch.from_numpy(np.load(out))
+    return list(torch.from_numpy(np.load(out)).split([len(text) for text in texts]))
 
 
 def vocabulary(model: Path, text: str, folder: Path) -> list[int]:
