@@ -62,7 +62,7 @@ class Gap:
 
     @property
     def mean_kl_error(self) -> float:
-        """The standard error of the mean: few tokens, which choose other experts, are most of it."""
+        """Of the mean: few tokens, which choose other experts, are most of it."""
         return float(self.divergences.std() / len(self.divergences) ** 0.5)
 
     @property
