@@ -45,6 +45,8 @@ from rorqual.ops.device import resolve_device
 from rorqual.tokenizer import Tokenizer
 from rorqual.weights import ModelFolder
 
+# Choice: expanded keys are made anew in each step, and nobody else waits for a lone prompt.
+LONE_FACTOR = 4
 LOGPROB_ROWS = 64  # rows of logits that exist at once for a prompt's log-probabilities
 
 
@@ -82,6 +84,7 @@ class Engine:
                 options.max_batch,
                 options.max_step_tokens,
                 options.use_prefix_cache,
+                options.max_step_tokens * (LONE_FACTOR if model.model.fused else 1),
             ),
         )
         # The last block of the cache is not in the pool: it is there for dummy tokens.

@@ -31,12 +31,15 @@ LOOK_AHEAD = 8  # Choice: how many that wait are tried in a step
 
 @dataclass(frozen=True)
 class Limits:
-    """What a step may hold, and how a sequence's text is cut into blocks."""
+    """What a step may hold, and how a sequence's text is cut into blocks. A prompt that nobody
+    waits beside has `max_lone_tokens` a step.
+    """
 
     block_tokens: int
     max_batch: int
     max_step_tokens: int
     use_prefix_cache: bool
+    max_lone_tokens: int = 0
 
 
 class Scheduler:
@@ -78,6 +81,8 @@ class Scheduler:
         if len(segments) == len(self.running) and not self.waiting:
             return list(segments.values())
         budget = self._limits.max_step_tokens
+        if len(self.running) + len(self.waiting) == 1:
+            budget = max(budget, self._limits.max_lone_tokens)
         budget -= sum(segment.num_tokens + segment.num_drafts for segment in segments.values())
         prompts = [sequence for sequence in self.running if not sequence.is_decoding]
         shares = self._shares(prompts, budget)
