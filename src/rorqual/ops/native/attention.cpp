@@ -19,24 +19,28 @@ constexpr int64_t BLOCK = 64;
 int64_t num_groups(const rq_shape &s) { return (s.heads + LANES - 1) / LANES; }
 
 // The queries of up to 16 heads as a tile, times the scale of scores.
-void pack_queries(const Call &c, const AbsorbedToken &token, int64_t place, int64_t group,
-                  bool is_narrow, uint32_t *tile) {
+void pack_queries(const Call &c, Scratch &scratch, const AbsorbedToken &token, int64_t place,
+                  int64_t group, bool is_narrow) {
     const rq_shape &s = c.shape;
-    const int64_t width = s.latent_rank + s.rope;
+    const int64_t width = s.latent_rank + s.rope, words = is_narrow ? width / 2 : width;
     const float by = static_cast<float>(s.softmax_scale);
     for (int64_t lane = 0; lane < LANES; lane++) {
         const int64_t h = group * LANES + lane;
-        const float *latent = c.space.query_absorbed + (place * s.heads + h) * s.latent_rank;
-        const float *rope =
-            c.space.query + (token.token * s.heads + h) * (s.nope + s.rope) + s.nope;
-        for (int64_t i = 0; i < width; i++) {
-            const float q =
-                h >= s.heads ? 0.0f : by * (i < s.latent_rank ? latent[i] : rope[i - s.latent_rank]);
-            if (is_narrow)
-                reinterpret_cast<uint16_t *>(tile)[(i / 2 * LANES + lane) * 2 + i % 2] = to_bf16(q);
-            else
-                reinterpret_cast<float *>(tile)[i * LANES + lane] = q;
+        float *row = scratch.latent_floats;
+        for (int64_t i = 0; i < width; i++) row[i] = 0;
+        if (h < s.heads) {
+            const float *latent = c.space.query_absorbed + (place * s.heads + h) * s.latent_rank;
+            row_kernels().add(latent, by, s.latent_rank, row);
+            const float *query = c.space.query + (token.token * s.heads + h) * (s.nope + s.rope);
+            row_kernels().add(query + s.nope, by, s.rope, row + s.latent_rank);
         }
+        const uint32_t *from = reinterpret_cast<const uint32_t *>(row);
+        if (is_narrow) {
+            row_kernels().narrow(row, width, scratch.latents);
+            from = reinterpret_cast<const uint32_t *>(scratch.latents.data());
+        }
+        uint32_t *tile = scratch.query + lane;
+        for (int64_t i = 0; i < words; i++) tile[i * LANES] = from[i];
     }
 }
 
@@ -77,7 +81,7 @@ void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_
         sums.total[lane] = 0;
     }
     const bool is_narrow = computes_narrow(cache);
-    pack_queries(c, token, place, group, is_narrow, scratch.query);
+    pack_queries(c, scratch, token, place, group, is_narrow);
     const int64_t begin = chunk * token.chunk;
     const int64_t left = token.num_visible - begin, end = begin + (left < token.chunk ? left : token.chunk);
     for (int64_t i = begin; i < end;) {

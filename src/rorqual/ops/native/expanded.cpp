@@ -183,15 +183,20 @@ class Head {
     void attend(int64_t slot, int64_t num) {
         // The first query that sees the first of these slots.
         const int64_t query = slot > span_.start ? slot - span_.start : 0;
-        for (int64_t tile = query / LANES; tile < num_tiles_; tile += QUERY_TILES) {
+        const int64_t first = query / LANES / QUERY_TILES * QUERY_TILES;
+        for (int64_t tile = first; tile < num_tiles_; tile += QUERY_TILES) {
             const int64_t left = num_tiles_ - tile;
             attend_tiles(slot, num, tile, left < QUERY_TILES ? left : QUERY_TILES);
         }
     }
 
+    // Sums (value, queries) of the tiles that are multiplied together, apart from others': rows that
+    // lie far apart would push each other out of the first cache.
+    float *outputs_of(int64_t tile) const { return scratch_.out + tile * LANES * s_.value; }
+
     void attend_tiles(int64_t slot, int64_t num, int64_t tile, int64_t tiles) {
         const int64_t stride = tiles * LANES, all = num_tiles_ * LANES;
-        float *scores = scratch_.scores;
+        float *scores = scratch_.scores, *out = outputs_of(tile);
         const Matrix queries{numbers_.kind(), all, width_,
                              reinterpret_cast<const uint8_t *>(scratch_.query.data())};
         multiply(queries, tile, tiles, rows_of(numbers_, scratch_.keys, width_, width_), 0, num, scores,
@@ -205,7 +210,7 @@ class Head {
             row_kernels().weigh(of_tile, stride, num, most() + lane, total() + lane, change);
             bool is_changed = false;
             for (int i = 0; i < LANES; i++) is_changed |= change[i] != 1.0f;
-            if (is_changed) row_kernels().scale(scratch_.out + lane, all, s_.value, change);
+            if (is_changed) row_kernels().scale(out + t * LANES, stride, s_.value, change);
             uint32_t *weights = scratch_.weights + t * tile_words;
             if (numbers_.is_narrow)
                 row_kernels().pair(of_tile, stride, num, weights);
@@ -216,7 +221,7 @@ class Head {
         const Matrix weights{numbers_.kind(), stride, even,
                              reinterpret_cast<const uint8_t *>(scratch_.weights.data())};
         multiply(weights, 0, tiles, rows_of(numbers_, scratch_.values, even, KEYS), 0, s_.value,
-                 scratch_.out + tile * LANES, all, true);
+                 out, stride, true);
     }
 
     // Slots that come after a query are not seen by it. Lanes beyond the last query are as the last.
@@ -228,11 +233,13 @@ class Head {
     }
 
     void finish() {
-        const int64_t all = num_tiles_ * LANES;
         for (int64_t q = 0; q < span_.num_tokens; q++) {
             const float by = 1.0f / total()[q];
+            const int64_t tile = q / LANES / QUERY_TILES * QUERY_TILES, left = num_tiles_ - tile;
+            const int64_t stride = (left < QUERY_TILES ? left : QUERY_TILES) * LANES;
+            const float *out = outputs_of(tile) + q - tile * LANES;
             float *y = c_.space.attention + ((first_token_ + q) * s_.heads + head_) * s_.value;
-            for (int64_t v = 0; v < s_.value; v++) y[v] = scratch_.out[v * all + q] * by;
+            for (int64_t v = 0; v < s_.value; v++) y[v] = out[v * stride] * by;
         }
     }
 
