@@ -67,6 +67,21 @@ void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, Sums sums
     }
 }
 
+// Asks for the latents of some slots, where a block of the cache has them side by side.
+void fetch_latents(const Call &c, const rq_cache &cache, const rq_span &span, int64_t slot,
+                   int64_t num) {
+    const int64_t size = c.step.block_tokens, width = c.shape.latent_rank + c.shape.rope;
+    const int64_t value = cache.kind == RQ_CACHE_FLOAT32 ? 4 : cache.kind == RQ_CACHE_BFLOAT16 ? 2 : 0;
+    const int64_t last = span.start + span.num_tokens - 1;
+    for (int64_t left; num > 0 && slot <= last; slot += left, num -= left) {
+        left = size - slot % size;
+        left = left < num ? left : num;
+        const int64_t place = c.step.tables[span.table + slot / size] * size + slot % size;
+        Worker::fetch(static_cast<const uint8_t *>(cache.planes[0]) + place * width * value,
+                      left * width * value);
+    }
+}
+
 void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_t place,
                   int64_t group, int64_t chunk) {
     const AbsorbedToken &token = c.space.absorbed[place];
@@ -87,6 +102,7 @@ void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_
     for (int64_t i = begin; i < end;) {
         const int64_t num = end - i < BLOCK ? end - i : BLOCK;
         const Latents rows = latents_from(c, scratch, cache, span, span.first + i, num);
+        if (i + rows.count < end) fetch_latents(c, cache, span, span.first + i + rows.count, BLOCK);
         attend_rows(c, scratch, rows, sums);
         i += rows.count;
     }
