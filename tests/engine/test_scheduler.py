@@ -98,6 +98,19 @@ def test_answers_come_first_and_prompts_share_the_rest() -> None:
     assert shape(desk.step()) == [(0, 1), (1, 1), (2, 1)]
 
 
+def test_a_lone_prompt_has_larger_steps_until_somebody_comes() -> None:
+    desk = Desk(100, max_lone_tokens=25)
+    desk.max_step_tokens = 25
+    desk.add([1] * 70)
+    assert shape(desk.step()) == [(0, 25)]
+    desk.add([2] * 30)
+    desk.max_step_tokens = 10
+    assert shape(desk.step()) == [(0, 10)]
+    few = Desk(100, max_lone_tokens=3)  # never fewer than of a shared step
+    few.add([1] * 70)
+    assert shape(few.step()) == [(0, 10)]
+
+
 def test_the_budget_bounds_how_many_run() -> None:
     desk = Desk(100, max_step_tokens=2, num_drafts=3)
     for number in range(4):

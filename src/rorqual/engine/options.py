@@ -28,8 +28,8 @@ class EngineOptions:
     max_batch: int = 32
     """Answers that run side by side."""
     max_step_tokens: int = 512
-    """Tokens of a step, of prompts, answers and drafts together; four times as many of a prompt that
-    is alone, where blocks run whole in C++."""
+    """Tokens of a step, of prompts, answers and drafts together; four times as many of a prompt
+    that is alone, where blocks run whole in C++."""
     cache_memory: int | float | None = None
     """Bytes (int) or a share of the free memory (float); None: what `max_batch` answers of the
     model's context take, or half of the free memory. Where the cache is smaller than the model's
