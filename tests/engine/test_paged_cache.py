@@ -10,6 +10,7 @@ from rorqual.engine.flat_step import MAX_TOGETHER_SLOTS, Span
 from rorqual.engine.paged_cache import PagedLatentCache, block_bytes
 from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3
+from rorqual.ops.native.structs import CACHE_KINDS
 from small import relative_error
 
 FLOAT32_RELATIVE = 1e-5  # the same sums in another order
@@ -30,6 +31,18 @@ def tables(*lengths: int) -> list[list[int]]:
     """Blocks of sequences that lie scattered and backwards in the pool."""
     order = torch.randperm(SHAPE[0], generator=torch.Generator().manual_seed(0)).tolist()
     return [[order.pop() for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.parametrize("kind", ["float32", "bf16", "fp8", "q8"])
+def test_the_kernels_are_told_each_plane(model: DeepseekV3, kind: CacheDtype) -> None:
+    """Of every layer, MTP depths too; once, for planes never move."""
+    like = model.model.embed_tokens.weight.detach()
+    cache = PagedLatentCache(model.config, SHAPE, kind, like, num_depths=1)
+    assert cache.structs is cache.structs
+    for struct, layer in zip(cache.structs, cache._layers, strict=True):
+        assert struct.kind == CACHE_KINDS[kind]
+        pointers = [plane.data_ptr() for plane in layer.planes]
+        assert [p or 0 for p in struct.planes] == pointers + [0] * (3 - len(pointers))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 40])

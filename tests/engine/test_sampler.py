@@ -15,6 +15,7 @@ from rorqual.engine.sampler import (
     BLOCK_PLACES,
     TILE_PLACES,
     check_finite,
+    likeliest,
     random_source,
 )
 from rorqual.errors import CheckpointError
@@ -90,6 +91,21 @@ def test_filters_equal_a_full_sort(scale: float, settings: dict[str, Any]) -> No
     # Sums in another precision may put one token on the other side of the edge.
     assert num_differing <= (1 if "top_p" in settings else 0)
     torch.testing.assert_close(ours, sorted_, atol=2 / num_ids, rtol=1e-3)
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+@pytest.mark.parametrize("num_ids", [1, 5, 256, 1000])
+def test_the_likeliest_is_the_lowest_of_equals(
+    num_ids: int, is_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways; of rows in wider ones, of which some hold equal values and some infinities."""
+    wide = torch.randint(0, 3, (9, num_ids + 24), generator=torch.Generator().manual_seed(0))
+    logits_NV = wide.float()[:, :num_ids]
+    logits_NV[3] = -torch.inf
+    logits_NV[4] = 0.0
+    expected = [row.index(max(row)) for row in logits_NV.tolist()]
+    monkeypatch.setattr(Tensor, "is_cpu", is_cpu)
+    assert likeliest(logits_NV).tolist() == expected
 
 
 def test_of_equal_tokens_the_lower_ids_stay() -> None:

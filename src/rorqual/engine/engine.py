@@ -21,6 +21,7 @@ from torch import Tensor
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.draft_policy import Outcome, PayingDrafts
+from rorqual.engine.flat_step import joined
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
@@ -228,8 +229,9 @@ class Engine:
         ready = [segment for segment in segments if segment.is_last]
         if not ready:
             return [self._with_prompt_logprobs(segment) for segment in segments]
-        rows = [s.hidden_states[s.num_tokens - 1 :] for s in ready]
-        logits_NV = self._runner.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
+        logits_NV = self._runner.logits(
+            joined([s.hidden_states[s.num_tokens - 1 :] for s in ready])
+        )
         results = verify(
             logits_NV,
             [segment.drafts for segment in ready],

@@ -98,6 +98,11 @@ def flat_step(
     return FlatStep(order, rows_3M[:1], rows_3M[1:2], view)
 
 
+def joined(parts: abc.Sequence[Tensor]) -> Tensor:
+    """(M, D): their rows one after the other; a single part as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -> bool:
     """Which form of MLA takes fewer multiply-adds a head for these queries (report §2.1.1).
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class DepthState:
+class DepthState(NamedTuple):
     """The slots below `next_slot` are in the depth's cache; `rows_TD` are the hidden states of the
     depth before (the main model's for the first) that belong to the slots from there on.
     """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rorqual.engine.flat_step import Span, flat_step
+from rorqual.engine.flat_step import Span, flat_step, joined
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.model import DeepseekV3
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
@@ -53,7 +53,7 @@ class Runner:
         is that of position s - depth.
         """
         step = flat_step(spans, self._cache, self._model.config, self._device, depth)
-        h_1MD = torch.cat([rows[i] for i in step.order])[None]
+        h_1MD = joined([rows[i] for i in step.order])[None]
         model_step = self._model.model.cached_step(step.positions_1M, step.view)
         h_1MD = self._model.mtp_hidden(depth, h_1MD, step.tokens_1M, model_step)
         return step.split(h_1MD, spans)

@@ -123,7 +123,7 @@ def _choose(
     if is_changed:
         change(logits_NV, [row.changes for row in rows])
     if not is_drawn:
-        return _likeliest(logits_NV)
+        return likeliest(logits_NV)
     blocks_NBP = _blocks(_weights(logits_NV, rows), 0.0)
     uniforms_N = tensor_on(logits_NV.device, [row.uniform for row in rows], torch.float64)
     if not is_filtered:
@@ -135,7 +135,7 @@ def _choose(
     return ids_N
 
 
-def _likeliest(logits_NV: Tensor) -> Tensor:
+def likeliest(logits_NV: Tensor) -> Tensor:
     """(N,) argmax. On a CPU numpy's is several times faster than torch's."""
     if logits_NV.is_cpu:
         return torch.from_numpy(logits_NV.numpy().argmax(-1))

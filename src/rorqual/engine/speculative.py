@@ -16,15 +16,16 @@ overwritten then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rorqual.engine.flat_step import Span
+from rorqual.engine.flat_step import Span, joined
 from rorqual.engine.mtp_state import DepthState
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
+from rorqual.engine.sampler import likeliest
 from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 
@@ -148,7 +149,7 @@ class Speculator:
         for place in range(-slot % size, len(rows_TD), size):
             block = sequence.blocks[(slot + place) // size - 1]
             self._boundary_PND[block, index] = rows_TD[place]
-        return replace(state, rows_TD=torch.cat([state.rows_TD, rows_TD]))
+        return DepthState(state.next_slot, torch.cat([state.rows_TD, rows_TD]))
 
     def _catch_up(
         self, sequences: Sequence[TokenSequence], stops: Sequence[int]
@@ -201,7 +202,7 @@ class Speculator:
             guess.last_1D, guess.ahead_TD = out_TD[-1:], out_TD
 
     def _put_likeliest(self, guesses: Sequence[_Guess]) -> None:
-        last_ND = torch.cat([guess.last_1D for guess in guesses])
+        last_ND = joined([guess.last_1D for guess in guesses])
         logits_NV = self._runner.logits(last_ND)[:, : self._vocab_size]
-        for guess, token_id in zip(guesses, logits_NV.argmax(-1).tolist(), strict=True):
+        for guess, token_id in zip(guesses, likeliest(logits_NV).tolist(), strict=True):
             guess.drafts.append(token_id)
