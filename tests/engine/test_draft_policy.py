@@ -220,6 +220,14 @@ def test_a_trial_counts_by_its_median_behind_its_first_step() -> None:
     assert machine.policy._ratios == {(1, 1): pytest.approx(1.3)}
 
 
+def test_steps_with_drafts_never_count_as_cheaper_than_without() -> None:
+    """The steps beside the trial were disturbed."""
+    machine = Machine(1, [9.0, 1.0], [0.9])
+    machine.run(WINDOW)
+    machine.run(WINDOW + 1)
+    assert machine.policy._ratios == {(1, 1): 1.0}
+
+
 def test_acceptance_is_a_mean_that_begins_with_the_report() -> None:
     """0.85 counts as three drafts; the second draft is judged only where the first was right."""
     policy = PayingDrafts(2, clock=lambda: 0.0)

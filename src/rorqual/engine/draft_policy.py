@@ -204,7 +204,8 @@ class PayingDrafts:
         assert used is not None, "what is in use was tried"
         # Without drafts the ratio is 1 by definition: then it is the other one that has moved.
         key = (self._size, tried or self.num_drafts)
-        new = used * ratio if tried else 1 / ratio
+        # No draft is free: what looks so was measured beside a disturbed step.
+        new = max(1.0, used * ratio if tried else 1 / ratio)
         old = self._ratios.get(key, new)
         self._ratios[key] = old + TRIAL_WEIGHT * (new - old)
 
