@@ -17,6 +17,7 @@ from torch import Tensor
 
 import rorqual
 import small
+from rorqual.engine.cache_formats import CacheDtype
 from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.paged_cache import PagedLatentCache
@@ -181,6 +182,24 @@ def test_the_bits_hang_neither_on_threads_nor_on_company(
     assert torch.equal(torch.cat(parts), alone)
     logits = runner.logits(alone)
     assert torch.equal(torch.cat([runner.logits(row[None]) for row in alone]), logits)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bf16", "fp8", "q8"])
+@pytest.mark.parametrize("is_invariant", [False, True])
+def test_the_bits_do_not_depend_on_which_blocks_a_sequence_has(
+    kind: CacheDtype, is_invariant: bool, tmp_path: Path
+) -> None:
+    """Where they follow each other latents are read in place, else some are gathered."""
+    model = native_model(small.SMALL, tmp_path, "bfloat16")
+    ids = [3 + i % 90 for i in range(170)]
+    found = []
+    for blocks in (range(20, 31), [21, 20, 5, 6, 7, 40, 1, 41, 42, 50, 49]):
+        cache = PagedLatentCache(model.config, (64, 16), kind, torch.empty(0))
+        runner = InvariantRunner(model, cache, 60) if is_invariant else Runner(model, cache)
+        cuts = ((0, 100), (100, 101), (101, 104), (104, 170))
+        parts = [runner.run([Span(ids[a:b], a, list(blocks))])[0] for a, b in cuts]
+        found.append(torch.cat(parts))
+    assert torch.equal(*found)
 
 
 def test_what_moves_or_is_copied_is_fused_again_by_a_choice_alone(tmp_path: Path) -> None:

@@ -48,22 +48,22 @@ struct Sums {
     float *out, *most, *total;  // (LANES, latent_rank), (LANES), (LANES)
 };
 
-void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, Sums sums) {
+void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, int64_t count, Sums sums) {
     const int64_t rank = c.shape.latent_rank, width = rank + c.shape.rope;
     const Matrix queries{rows.is_narrow ? RQ_BF16 : RQ_F32, LANES, width,
                          reinterpret_cast<const uint8_t *>(scratch.query.data())};
     float change[LANES];
     float *scores = scratch.scores;
-    multiply(queries, 0, 1, rows.view(width, width), 0, rows.count, scores, LANES, false);
-    row_kernels().weigh(scores, LANES, rows.count, sums.most, sums.total, change);
+    multiply(queries, 0, 1, rows.view(width, width), 0, count, scores, LANES, false);
+    row_kernels().weigh(scores, LANES, count, sums.most, sums.total, change);
     for (int64_t lane = 0; lane < LANES; lane++)
         if (change[lane] != 1.0f)
             for (int64_t i = 0; i < rank; i++) sums.out[lane * rank + i] *= change[lane];
     if (rows.is_narrow) {
-        row_kernels().pair(scores, LANES, rows.count, scratch.weights);
-        row_kernels().sum_pairs(scratch.weights, rows.pairs, width, rows.count, rank, sums.out);
+        row_kernels().pair(scores, LANES, count, scratch.weights);
+        row_kernels().sum_pairs(scratch.weights, rows.pairs, width, count, rank, sums.out);
     } else {
-        row_kernels().sum_floats(scores, rows.floats, width, rows.count, rank, sums.out);
+        row_kernels().sum_floats(scores, rows.floats, width, count, rank, sums.out);
     }
 }
 
@@ -99,12 +99,11 @@ void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_
     pack_queries(c, scratch, token, place, group, is_narrow);
     const int64_t begin = chunk * token.chunk;
     const int64_t left = token.num_visible - begin, end = begin + (left < token.chunk ? left : token.chunk);
-    for (int64_t i = begin; i < end;) {
+    for (int64_t i = begin; i < end; i += BLOCK) {
         const int64_t num = end - i < BLOCK ? end - i : BLOCK;
         const Latents rows = latents_from(c, scratch, cache, span, span.first + i, num);
-        if (i + rows.count < end) fetch_latents(c, cache, span, span.first + i + rows.count, BLOCK);
-        attend_rows(c, scratch, rows, sums);
-        i += rows.count;
+        if (i + num < end) fetch_latents(c, cache, span, span.first + i + num, BLOCK);
+        attend_rows(c, scratch, rows, num, sums);
     }
 }
 

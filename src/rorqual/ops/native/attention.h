@@ -10,7 +10,6 @@ namespace rq {
 // Cached latents of neighbouring slots, as rows of bfloat16 or of floats.
 struct Latents {
     bool is_narrow;
-    int64_t count;
     const uint16_t *pairs;
     const float *floats;
 
@@ -30,8 +29,8 @@ inline bool computes_narrow(const rq_cache &cache) {
     return row_kernels().has_bf16 && cache.kind != RQ_CACHE_FLOAT32;
 }
 
-// Latents from a slot on, as many of `num` as lie together: in place where the cache has them in
-// these numbers, else in the thread's memory.
+// `num` latents from a slot on: in place where they lie together in these numbers, else in the
+// thread's memory. So sums do not depend on which blocks a sequence was given.
 Latents latents_from(const Call &c, Scratch &scratch, const rq_cache &cache, const rq_span &span,
                      int64_t slot, int64_t num);
 

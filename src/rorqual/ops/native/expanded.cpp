@@ -49,12 +49,10 @@ class Head {
         for (int64_t i = 0; i < lanes; i++) most()[i] = -INFINITY, total()[i] = 0;
         for (int64_t i = 0; i < s_.value * lanes; i++) scratch_.out[i] = 0;
         const int64_t stop = span_.start + span_.num_tokens;
-        for (int64_t slot = span_.first; slot < stop;) {
+        for (int64_t slot = span_.first; slot < stop; slot += KEYS) {
             const int64_t num = stop - slot < KEYS ? stop - slot : KEYS;
-            const Latents latents = latents_from(c_, scratch_, cache_, span_, slot, num);
-            expand(latents, values);
-            attend(slot, latents.count);
-            slot += latents.count;
+            expand(latents_from(c_, scratch_, cache_, span_, slot, num), num, values);
+            attend(slot, num);
         }
         finish();
     }
@@ -134,8 +132,8 @@ class Head {
     }
 
     // Keys (slots, nope + rope) and values (value, slots) of some slots.
-    void expand(const Latents &latents, const Matrix &values) {
-        const int64_t width = s_.latent_rank + s_.rope, num = latents.count;
+    void expand(const Latents &latents, int64_t num, const Matrix &values) {
+        const int64_t width = s_.latent_rank + s_.rope;
         const Activations x = latents.view(s_.latent_rank, width);
         const int64_t padded = round_up(s_.nope, LANES);
         const Matrix keys{numbers_.kind(), padded, s_.latent_rank,
@@ -264,22 +262,26 @@ Latents latents_from(const Call &c, Scratch &scratch, const rq_cache &cache, con
     const bool is_in_place = cache.kind == (is_narrow ? RQ_CACHE_BFLOAT16 : RQ_CACHE_FLOAT32);
     const int64_t place = blocks[slot / size] * size + slot % size;
     int64_t count = size - slot % size;
-    count = count < num ? count : num;
-    if (is_in_place) {
-        while (count < num && blocks[(slot + count) / size] * size == place + count)
-            count += num - count < size ? num - count : size;
+    while (count < num && blocks[(slot + count) / size] * size == place + count) count += size;
+    if (is_in_place && count >= num) {
         const uint16_t *pairs = static_cast<const uint16_t *>(cache.planes[0]) + place * width;
         const float *floats = static_cast<const float *>(cache.planes[0]) + place * width;
-        return {is_narrow, count, pairs, floats};
+        return {is_narrow, pairs, floats};
     }
     for (int64_t done = 0; done < num; done += count) {
         const int64_t at = slot + done, left = size - at % size;
+        const int64_t from = blocks[at / size] * size + at % size;
         count = num - done < left ? num - done : left;
-        read_latents(s, cache, blocks[at / size] * size + at % size, count,
-                     scratch.latent_floats + done * width);
+        if (is_in_place && is_narrow)
+            memcpy(scratch.latents + done * width,
+                   static_cast<const uint16_t *>(cache.planes[0]) + from * width,
+                   count * width * sizeof(uint16_t));
+        else
+            read_latents(s, cache, from, count, scratch.latent_floats + done * width);
     }
-    if (is_narrow) row_kernels().narrow(scratch.latent_floats, num * width, scratch.latents);
-    return {is_narrow, num, scratch.latents, scratch.latent_floats};
+    if (is_narrow && !is_in_place)
+        row_kernels().narrow(scratch.latent_floats, num * width, scratch.latents);
+    return {is_narrow, scratch.latents, scratch.latent_floats};
 }
 
 void reserve_expanded(const rq_shape &s, Scratch &scratch, int64_t num_queries) {
