@@ -112,10 +112,10 @@ def test_the_bundled_model_says_the_same(tiny_gguf: Path, tmp_path: Path) -> Non
 def test_what_runs_as_it_is_stored_says_the_same(to: str, tmp_path: Path) -> None:
     """As the same file decoded to float32: generated, and in a chat, where MTP drafts."""
     made = converted(TINY, tmp_path / ("m.gguf" if to.startswith("gguf") else "m"), to)
-    stored = ("--dtype", "stored")
-    assert generate(made, PROMPTS[1], *stored) == generate(made, PROMPTS[1])
+    stored, decoded = ("--dtype", "stored"), ("--dtype", "float32")
+    assert generate(made, PROMPTS[1], *stored) == generate(made, PROMPTS[1], *decoded)
     chat = ("chat", "--model", made, "--temperature", 0, "--max-new-tokens", 12)
-    assert run(*chat, *stored, input=PROMPTS[2]) == run(*chat, input=PROMPTS[2])
+    assert run(*chat, *stored, input=PROMPTS[2]) == run(*chat, *decoded, input=PROMPTS[2])
 
 
 def test_bfloat16_shards_say_what_the_bfloat16_folder_says(tmp_path: Path) -> None:

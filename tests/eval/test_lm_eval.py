@@ -101,6 +101,7 @@ class Served(NamedTuple):
 def served() -> Iterator[Served]:
     """`rorqual serve` as a program, with one thread as the tests have."""
     flags = "serve --model tiny --port 0 --threads 1 --batch-invariant --max-batch 6"
+    flags += " --dtype float32"
     command = [sys.executable, "-m", "rorqual", *flags.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -129,7 +130,9 @@ def served() -> Iterator[Served]:
 
 
 def weights(**settings: Any) -> dict[str, Any]:
-    return {"pretrained": "tiny", "is_batch_invariant": True, "batch_size": 7} | settings
+    """As transformers computes."""
+    fixed = {"pretrained": "tiny", "is_batch_invariant": True, "batch_size": 7}
+    return fixed | {"dtype": "float32"} | settings
 
 
 def test_the_questions_are_those_of_the_held_out_split() -> None:
@@ -160,7 +163,7 @@ class TestScores:
 
     def compare_with_transformers(self, harness: Harness, ours: Scored, folder: Path) -> None:
         tiny = ModelFolder.find("tiny")
-        save(tiny.load_model(), folder / "export", tokenizer=tiny.load_tokenizer())
+        save(tiny.load_model("float32"), folder / "export", tokenizer=tiny.load_tokenizer())
         settings = {"pretrained": str(folder / "export"), "dtype": "float32", "device": "cpu"}
         theirs = harness("hf", settings | {"batch_size": 4}, BOTH, True)
         assert theirs.scores == ours.scores

@@ -70,4 +70,5 @@ def test_a_model_of_just_the_limit_runs_in_float32(monkeypatch: pytest.MonkeyPat
     total = count_parameters(V3).total
     for limit, dtype in ((total, "float32"), (total - 1, "bfloat16")):
         monkeypatch.setattr(model_folder, "MAX_FLOAT32_PARAMETERS", limit)
-        assert model_folder.auto_dtype(V3) == dtype
+        assert model_folder.auto_dtype(V3, has_kernels=False) == dtype
+        assert model_folder.auto_dtype(V3, has_kernels=True) == "native"

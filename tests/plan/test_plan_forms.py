@@ -65,9 +65,9 @@ def test_a_form_is_a_wish() -> None:
     wish = Wish(V3, "fp8", engine="rorqual", dtype="int8")
     assert wish.runs_as == Runs("fp8", "int8")
     assert str(wish.runs_as) == "fp8 as int8"
-    assert wish.cache_format == "float32", "what goes from layer to layer is float32"
+    assert (wish.cache_format, wish.itemsize) == ("bf16", 4), "as the engine has it"
     cpu = replace(HARDWARE["H200"], name=HERE)
-    planned = plan_inference(V3, cpu, weights="bf16", engine="rorqual", dtype="int8")
+    planned = plan_inference(V3, cpu, weights="bf16", engine="rorqual", dtype="int8", kv="float32")
     assert planned.as_dict()["runs_as"] == "bf16 as int8"
     room = planned.memory.total / USABLE_SHARE + 1
     tight = replace(cpu, memory_bytes=room)

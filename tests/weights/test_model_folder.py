@@ -9,13 +9,17 @@ from typing import Any
 import gguf
 import hf_oracle as oracle
 import pytest
+import torch
+from test_stored import needs_native
 
 import small
 from rorqual.engine import SamplingParams
 from rorqual.errors import CheckpointError, ConfigError, UsageError
 from rorqual.model import DeepseekV3, build
+from rorqual.model.stored import StoredStack
+from rorqual.ops.kernels import AUTO
 from rorqual.tokenizer import Tokenizer
-from rorqual.weights import ModelFolder, save
+from rorqual.weights import ModelFolder, model_folder, save
 
 CONFIG = oracle.BASE.with_changes(vocab_size=320)
 
@@ -83,10 +87,39 @@ def test_what_is_saved_is_loaded(tmp_path: Path, model: DeepseekV3, tokenizer: T
     assert folder.name == "m"
     assert folder.max_positions() == CONFIG.max_position_embeddings
     assert folder.load_tokenizer().vocab_size == tokenizer.vocab_size
-    assert next(folder.load_model().parameters()).dtype.itemsize == 4
+    assert next(folder.load_model("float32").parameters()).dtype.itemsize == 4
     assert next(folder.load_model("bfloat16").parameters()).dtype.itemsize == 2
     with pytest.raises(UsageError, match="dtype"):
         folder.load_model("int4")
+
+
+@pytest.mark.parametrize("has_library", [True, False])
+@pytest.mark.parametrize("kernels", [AUTO, "native", "torch"])
+def test_auto_is_native_where_the_kernels_are(
+    tmp_path: Path,
+    model: DeepseekV3,
+    has_library: bool,
+    kernels: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And others were not asked for; else float32, as so small a model was before them."""
+    save(model, tmp_path / "m", "float32")
+    monkeypatch.setattr(model_folder, "library", lambda: object() if has_library else None)
+    loaded = []
+    monkeypatch.setattr(model_folder, "load_from", lambda _, *how: loaded.append(how))
+    folder = ModelFolder.find(str(tmp_path / "m"))
+    folder.load_model("auto", "cpu", kernels)
+    ((dtype, _, _),) = loaded
+    assert dtype == ("native" if has_library and kernels != "torch" else "float32")
+    assert not model_folder.has_kernels(torch.device("cuda"))
+
+
+@needs_native
+def test_auto_keeps_what_the_kernels_multiply(tmp_path: Path, model: DeepseekV3) -> None:
+    save(model, tmp_path / "m", "bfloat16")
+    loaded = ModelFolder.find(str(tmp_path / "m")).load_model(device="cpu")
+    assert loaded.is_stored
+    assert {m.kind for m in loaded.modules() if isinstance(m, StoredStack)} == {"BF16"}
 
 
 def gguf_with(path: Path, **advice: float) -> ModelFolder:

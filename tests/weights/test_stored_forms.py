@@ -18,7 +18,7 @@ from rorqual.model.stored import StoredEmbedding, StoredStack
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.kernels import FP8
 from rorqual.ops.quantise import decode_blocks, encode_blocks
-from rorqual.weights import load
+from rorqual.weights import load, stored_reader
 from rorqual.weights.forms import FORMS, made, note_of
 from rorqual.weights.source import StoredBytes
 
@@ -145,8 +145,17 @@ def narrow() -> ModelConfig:
     return WIDE.with_changes(moe_intermediate_size=48)
 
 
-def test_one_note_says_what_was_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_note_says_what_was_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model; of a small one only those see it who want to see all."""
     path = checkpoint("bfloat16", narrow(), tmp_path)
+    for level, num_notes in (("INFO", 0), ("DEBUG", 1)):
+        with caplog.at_level(level, logger="rorqual.weights"):
+            load(path, "int8")
+        assert len(caplog.records) == num_notes
+        caplog.clear()
+    monkeypatch.setattr(stored_reader, "NOTED_BYTES", 0)
     with caplog.at_level("INFO", logger="rorqual.weights"):
         load(path, "native")
         assert not caplog.records, "all is bfloat16 already"

@@ -294,9 +294,11 @@ def _with_files(
 
 def _peer_dtype(options: EngineOptions, config: ModelConfig) -> str:
     """Ours, where theirs can be the same."""
-    from rorqual.weights.model_folder import auto_dtype
+    from rorqual.ops.device import resolve_device
+    from rorqual.weights.model_folder import auto_dtype, has_kernels
 
-    if options.dtype == "auto" and auto_dtype(config) == "float32":
+    has_them = has_kernels(resolve_device(options.device), options.kernels)
+    if options.dtype == "auto" and auto_dtype(config, has_kernels=has_them) == "float32":
         return "float32"
     return "float32" if options.dtype == "float32" else "bfloat16"
 

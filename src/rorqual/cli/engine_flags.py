@@ -31,9 +31,10 @@ class EngineFlags:
         str,
         typer.Option(
             help="auto, float32 or bfloat16: what weights are decoded to, FP8 and GGUF's types "
-            "too. Auto: float32 up to a billion parameters, bfloat16 beyond. On CPUs also stored: "
-            "as they are in the file (least memory); native: what the C++ kernels do not multiply "
-            "as it is stored becomes bfloat16; int8: that and bfloat16 become 8 bits.",
+            "too. On CPUs also stored: as they are in the file (least memory); native: what the "
+            "C++ kernels do not multiply as it is stored becomes bfloat16; int8: that and bfloat16 "
+            "become 8 bits. Auto: native where those kernels are, else float32 up to a billion "
+            "parameters, bfloat16 beyond.",
         ),
     ] = "auto"
     speculate: Annotated[

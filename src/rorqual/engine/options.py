@@ -18,7 +18,7 @@ class EngineOptions:
     """For `Engine(model, tokenizer, options)`; or by names, as in `Engine("DIR", speculate=2)`."""
 
     dtype: str = "auto"
-    """How a folder's weights run: auto, float32, bfloat16 or stored."""
+    """How a folder's weights run: auto, float32, bfloat16, stored, native or int8."""
     device: str | torch.device = "auto"
     """Where a folder's weights go: auto, cpu, cuda or cuda:N. A model that is there stays where it
     is, with all that the engine keeps."""

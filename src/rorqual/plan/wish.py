@@ -8,7 +8,7 @@ SGLang and llama.cpp come near to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import torch
@@ -21,7 +21,7 @@ from rorqual.model import ModelConfig
 from rorqual.plan.hardware import Hardware
 from rorqual.plan.sizes import Runs
 from rorqual.weights.forms import FORMS
-from rorqual.weights.model_folder import DTYPES, auto_dtype
+from rorqual.weights.model_folder import DTYPES, auto_dtype, has_kernels
 
 ENGINES = ("rorqual", "any")
 KV_FORMATS = ("auto", "float32", "bf16", "fp8", "q8", "q8_0", "q4_0")
@@ -55,7 +55,9 @@ class Wish:
             return self.weights
         if self.dtype in FORMS:
             return Runs(self.weights, self.dtype)
-        dtype = auto_dtype(self.config) if self.dtype == "auto" else self.dtype
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = auto_dtype(self.config, has_kernels=False)
         return "bf16" if dtype == "bfloat16" else dtype
 
     @property
@@ -82,8 +84,8 @@ class Wish:
     def cache_format(self) -> str:
         if self.kv != "auto":
             return self.kv
-        is_float32 = self.itemsize == 4 and not (self.is_ours and self.dtype == "stored")
-        return "float32" if is_float32 else "bf16"
+        is_stored = self.is_ours and self.dtype in FORMS
+        return "float32" if self.itemsize == 4 and not is_stored else "bf16"
 
     @property
     def cache_layers(self) -> int:
@@ -152,6 +154,9 @@ def checked(wish: Wish, hardware: Hardware) -> Wish:
             found=f"dtype {wish.dtype} on {hardware.label}",
             fix="--dtype bfloat16, or --engine any plans for one that runs what is stored",
         )
+    is_auto = wish.is_ours and wish.dtype == "auto"
+    if is_auto and hardware.is_cpu and has_kernels(torch.device("cpu")):
+        wish = replace(wish, dtype=auto_dtype(wish.config, has_kernels=True))
     if wish.num_drafts < 0:
         raise UsageError("drafts are none or some", found=wish.num_drafts)
     if wish.num_drafts and not wish.config.num_nextn_predict_layers:

@@ -21,7 +21,8 @@ from rorqual.log import logger
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
-from rorqual.ops.kernels import AUTO
+from rorqual.ops.kernels import AUTO, NATIVE
+from rorqual.ops.native import library
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights.advice import (
     CHAT_CARD,
@@ -45,12 +46,19 @@ DTYPES = ("auto", *get_args(LoadDtype))
 MAX_FLOAT32_PARAMETERS = 1_000_000_000
 
 
-def auto_dtype(config: ModelConfig) -> LoadDtype:
-    """What "auto" means for a model of this shape. Choice: where float32 would take more than 4 GB,
-    it is bfloat16.
+def auto_dtype(config: ModelConfig, *, has_kernels: bool) -> LoadDtype:
+    """What "auto" means for a model of this shape: "native" on a CPU with the C++ kernels. Choice:
+    elsewhere bfloat16 where float32 would take more than 4 GB.
     """
+    if has_kernels:
+        return "native"
     is_small = count_parameters(config).total <= MAX_FLOAT32_PARAMETERS
     return "float32" if is_small else "bfloat16"
+
+
+def has_kernels(device: torch.device, kernels: str = AUTO) -> bool:
+    """Whether the C++ kernels run there, and no others were asked for."""
+    return device.type == "cpu" and kernels in (AUTO, NATIVE.name) and library() is not None
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ class ModelFolder:
         device = resolve_device(device)
         with self._open() as source:
             if dtype == "auto":
-                dtype = auto_dtype(source.config)
+                dtype = auto_dtype(source.config, has_kernels=has_kernels(device, kernels))
             return load_from(source, cast(LoadDtype, dtype), device, kernels)
 
     def _open(self) -> TensorSource:

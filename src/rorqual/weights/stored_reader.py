@@ -7,6 +7,7 @@ each is packed at once, so that hardly more than the model itself is in memory.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 
@@ -31,6 +32,8 @@ from rorqual.weights.safetensors_file import NAMES
 from rorqual.weights.source import StoredBytes, TensorSource, block_of
 from rorqual.weights.stored_parts import EMBEDDING_STACK, Parts, assemble
 from rorqual.weights.values import StoredRows, read_scale, read_values
+
+NOTED_BYTES = 100_000_000  # of less, a note at each start would only disturb
 
 log = logger("weights")
 
@@ -63,7 +66,8 @@ def load_stored(
         if tensor.kind == "copy":
             _check_copy(source, tensor, report.tensors)
     if (note := note_of(form, reader.changes)) is not None:
-        log.info("%s: %s", source.path, note)
+        is_large = source.num_bytes() >= NOTED_BYTES
+        log.log(logging.INFO if is_large else logging.DEBUG, "%s: %s", source.path, note)
     if made_of is not None:
         keep(source, made_of, form, report.config, reader.parts)
     return assemble(report.config, reader.parts)
