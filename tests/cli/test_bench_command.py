@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from command import run, start
 
 from rorqual.bench import rounds
@@ -26,6 +27,7 @@ from rorqual.ops import ceilings
 from rorqual.weights import load_config, save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
+from rorqual.weights.model_folder import has_kernels
 from small import LITTLE, lively
 
 LITTLE_LOAD = ["--prefill", "16", "--streams", "1,2", "--depth", "4", "--decode-tokens", "4"]
@@ -76,7 +78,8 @@ def test_the_bundled_model(tmp_path: Path, small_machine: list[str]) -> None:
     experts = [rows["decode", 4, streams]["work"]["experts"] for streams in (1, 2)]
     assert experts[0] == 2 < experts[1] <= 4  # the model's tokens choose two of eight
     assert {"load", "first_token", "start", "memory", "known_prefix"} <= {key[0] for key in rows}
-    assert table["forms"]["rorqual"]["storages"] == "float32"
+    auto = "BF16" if has_kernels(torch.device("cpu")) else "float32"
+    assert table["forms"]["rorqual"]["storages"] == auto
     assert plot.read_bytes().startswith(PNG)
     for words in ("read rate:", "torch._int_mm", "decode, 2 streams after 4", "one round"):
         assert words in done.out
@@ -254,5 +257,6 @@ def test_a_file_without_a_tokenizer_runs_as_it_is_stored(tmp_path: Path) -> None
     drafted = run("bench", folder, "--speculate", 1, "--batch-invariant", *flags)
     assert drafted.code == 0, drafted.err
     rows = json.loads(drafted.out)["rows"]
-    assert all(row["values"][0] > 0 for row in rows)
+    # This process has had its peak: what a small model adds to it may be nothing.
+    assert {row["what"] for row in rows if row["values"][0] <= 0} <= {"own_memory"}
     assert {row["what"] for row in rows if row["share"]} == {"prefill"}
