@@ -105,6 +105,7 @@ def test_auto_is_native_where_the_kernels_are(
     """And others were not asked for; else float32, as so small a model was before them."""
     save(model, tmp_path / "m", "float32")
     monkeypatch.setattr(model_folder, "library", lambda: object() if has_library else None)
+    monkeypatch.setattr(model_folder, "level", lambda: "avx2")
     loaded = []
     monkeypatch.setattr(model_folder, "load_from", lambda _, *how: loaded.append(how))
     folder = ModelFolder.find(str(tmp_path / "m"))
@@ -112,6 +113,9 @@ def test_auto_is_native_where_the_kernels_are(
     ((dtype, _, _),) = loaded
     assert dtype == ("native" if has_library and kernels != "torch" else "float32")
     assert not model_folder.has_kernels(torch.device("cuda"))
+    monkeypatch.setattr(model_folder, "level", lambda: "portable")
+    assert not model_folder.has_kernels(torch.device("cpu"))
+    assert model_folder.has_kernels(torch.device("cpu"), "native") is has_library
 
 
 @needs_native

@@ -22,7 +22,7 @@ from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.flops import count_parameters
 from rorqual.ops.device import resolve_device
 from rorqual.ops.kernels import AUTO, NATIVE
-from rorqual.ops.native import library
+from rorqual.ops.native import level, library
 from rorqual.tokenizer import Tokenizer, load_tokenizer
 from rorqual.weights.advice import (
     CHAT_CARD,
@@ -57,8 +57,12 @@ def auto_dtype(config: ModelConfig, *, has_kernels: bool) -> LoadDtype:
 
 
 def has_kernels(device: torch.device, kernels: str = AUTO) -> bool:
-    """Whether the C++ kernels run there, and no others were asked for."""
-    return device.type == "cpu" and kernels in (AUTO, NATIVE.name) and library() is not None
+    """Whether the C++ kernels run there, and no others were asked for. Choice: plain C++, for other
+    processors than x86 with AVX2, runs for who names it; nobody has measured it against torch.
+    """
+    if device.type != "cpu" or kernels not in (AUTO, NATIVE.name) or library() is None:
+        return False
+    return kernels == NATIVE.name or level() != "portable"
 
 
 @dataclass(frozen=True)
