@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from rorqual.files import BINARY, read_at, write_at
-from rorqual.plan import measure
+from rorqual.ops import ceilings
 
 NUM_BYTES, PIECE, NUM_THREADS = 400_000, 1_000, 8
 WITHOUT = ("preadv", "pread", "pwrite", "pwritev", "sysconf", "O_BINARY")
@@ -75,4 +75,4 @@ def test_physical_memory_is_told_without_sysconf(monkeypatch: pytest.MonkeyPatch
     kernel32 = SimpleNamespace(GlobalMemoryStatusEx=fill)
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
     monkeypatch.delattr(os, "sysconf")
-    assert measure.total_memory_bytes() == 3 << 20
+    assert ceilings.total_memory_bytes() == 3 << 20
