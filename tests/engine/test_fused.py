@@ -49,7 +49,13 @@ ODD = small.SMALL.with_changes(
 )
 """Widths that fill no vector, heads that fill no tile, groups."""
 MANY_HEADS = small.SMALL.with_changes(num_attention_heads=18, n_shared_experts=0)
-CONFIGS = {"odd": ODD, "many heads, no shared expert": MANY_HEADS} | small.variants(small.SMALL)
+WIDE_HEADS = small.SMALL.with_changes(hidden_size=32, qk_nope_head_dim=96, qk_rope_head_dim=32)
+"""A head's query is wider than a hidden state: what a thread keeps a row in must hold both."""
+CONFIGS = {
+    "odd": ODD,
+    "wide heads": WIDE_HEADS,
+    "many heads, no shared expert": MANY_HEADS,
+} | small.variants(small.SMALL)
 # A prompt, one token, drafts, a chunk of a prompt, beside a sequence in scattered blocks.
 NEAR, FAR = tuple(range(20, 60)), (63, 11, 62, 13, 61)
 PLAN = (

@@ -20,26 +20,22 @@ struct Numbers {
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-Activations rows_of(Numbers numbers, const uint32_t *words, int64_t width, int64_t stride) {
+Activations rows_of(const uint32_t *words, int64_t width, int64_t stride) {
     Activations x{};
     x.pairs = reinterpret_cast<const uint16_t *>(words);
     x.floats = reinterpret_cast<const float *>(words);
     x.width = width;
     x.stride = stride;
-    (void)numbers;
     return x;
 }
 
 // One head of one span.
 class Head {
   public:
-    Head(const Call &c, Scratch &scratch, const rq_layer &layer, const rq_cache &cache, int64_t span,
-         int64_t head)
+    Head(const Call &c, Scratch &scratch, const rq_cache &cache, int64_t span, int64_t head)
         : c_(c), s_(c.shape), scratch_(scratch), cache_(cache), span_(c.step.spans[span]),
           first_token_(c.space.span_token[span]), head_(head), numbers_{computes_narrow(cache)},
-          num_tiles_(num_tiles(span_.num_tokens)), width_(s_.nope + s_.rope) {
-        (void)layer;
-    }
+          num_tiles_(num_tiles(span_.num_tokens)), width_(s_.nope + s_.rope) {}
 
     void run(const rq_layer &layer) {
         pack_queries();
@@ -197,7 +193,7 @@ class Head {
         float *scores = scratch_.scores, *out = outputs_of(tile);
         const Matrix queries{numbers_.kind(), all, width_,
                              reinterpret_cast<const uint8_t *>(scratch_.query.data())};
-        multiply(queries, tile, tiles, rows_of(numbers_, scratch_.keys, width_, width_), 0, num, scores,
+        multiply(queries, tile, tiles, rows_of(scratch_.keys, width_, width_), 0, num, scores,
                  stride, false);
         const int64_t even = numbers_.is_narrow ? round_up(num, 2) : num;
         const int64_t tile_words = numbers_.words(even) * LANES;
@@ -218,7 +214,7 @@ class Head {
         }
         const Matrix weights{numbers_.kind(), stride, even,
                              reinterpret_cast<const uint8_t *>(scratch_.weights.data())};
-        multiply(weights, 0, tiles, rows_of(numbers_, scratch_.values, even, KEYS), 0, s_.value,
+        multiply(weights, 0, tiles, rows_of(scratch_.values, even, KEYS), 0, s_.value,
                  out, stride, true);
     }
 
@@ -307,7 +303,7 @@ void reserve_expanded(const rq_shape &s, Scratch &scratch, int64_t num_queries) 
 
 void attend_expanded(const Call &c, Scratch &scratch, const rq_layer &layer, const rq_cache &cache,
                      int64_t span, int64_t head) {
-    Head(c, scratch, layer, cache, span, head).run(layer);
+    Head(c, scratch, cache, span, head).run(layer);
 }
 
 }  // namespace rq

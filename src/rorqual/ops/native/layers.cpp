@@ -161,6 +161,7 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
     plan_experts(c, layers, num_layers, num_threads);
     int64_t row = s.hidden > s.query_rank ? s.hidden : s.query_rank;
     row = row > s.latent_rank ? row : s.latent_rank;
+    row = row > s.nope + s.rope ? row : s.nope + s.rope;
     for (Scratch &scratch : space.scratch) scratch.row.reserve(row > s.rope ? row : s.rope);
 }
 
