@@ -76,7 +76,7 @@ def test_a_run_without_skips_tells_nothing(tmp_path: Path) -> None:
 
 def test_every_lack_is_found_by_its_own_words() -> None:
     assert lack_of("whatever") is None
-    for words in ("no browser found: chromium", "no C++ compiler for Inductor"):
+    for words in ("no browser found: chromium", "no C++ compiler built them"):
         lack = lack_of(words)
         assert lack is not None
         assert lack.may_lack is None, "CI has it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from rorqual.model.stored import StoredStack
 from rorqual.ops.kernels import DECODED, FP8, TORCH, WIDENED, Machine
 from small import SMALL, lively, random_tokens
 
-OLD = Machine("cpu", has_bfloat16=False, has_compiler=False)
+OLD = Machine("cpu", has_bfloat16=False)
 BFLOAT16 = 2e-2  # relative: rounding in other places
 
 
@@ -95,14 +96,16 @@ def test_kernels_that_can_serve_no_part_are_refused() -> None:
         assert names(model) == {"plain"}, "what is refused changes nothing"
 
 
-def test_no_compiler_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    model = small()
+@pytest.mark.parametrize("has_native", [True, False])
+def test_a_slow_choice_is_said_aloud(caplog: pytest.LogCaptureFixture, *, has_native: bool) -> None:
+    model, old = small(), replace(OLD, has_native=has_native)
     with caplog.at_level("WARNING", logger="rorqual.model"):
         use_kernels(model, "widened")
-        use_kernels(model.float(), machine=OLD)
+        use_kernels(model.float(), machine=old)
         assert not caplog.text, "chosen so, or of no use"
-        use_kernels(model.bfloat16(), machine=OLD)
-    assert "install g++" in caplog.text
+        use_kernels(model.bfloat16(), machine=old)
+    assert "load the model as native" in caplog.text
+    assert ("install g++" in caplog.text) == (not has_native)
 
 
 def test_the_class_says_what_serves_at_first() -> None:

@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from rorqual.ops import attention, compiled
+from rorqual.ops import attention
 from rorqual.ops.block_fp8 import dequantise_blocks, quantise_blocks
 from rorqual.ops.quant_types import K_QUANTS, SMALL_BLOCKS
 from rorqual.ops.quantise import encode_blocks
-
-
-@torch.no_grad()
-def test_a_kernel_is_for_one_form_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generated code asserts nothing: shape, stride, dtype and threads must all be the key."""
-    built: list[tuple[Any, ...]] = []
-
-    def build(self: Any, tensors: tuple[Tensor, ...]) -> Any:
-        built.append(tuple(tensors))
-        return lambda inputs: [inputs[0] * 2]
-
-    monkeypatch.setattr(compiled.Compiled, "_build", build)
-    double = compiled.Compiled(lambda x: x * 2)
-    square = torch.arange(4.0).view(2, 2)
-    for number, x in enumerate((square, square.t(), square.double(), square[:1], square[None]), 1):
-        for _ in range(2):
-            assert torch.equal(double(x), x * 2)
-        assert len(built) == number
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        double(square)
-    finally:
-        torch.set_num_threads(threads)
-    assert len(built) == 6
-    double(square)
-    double(square, square)
-    assert len(built) == 7
 
 
 def test_few_scores_of_one_key_stay_plain_products() -> None:

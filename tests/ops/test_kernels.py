@@ -1,7 +1,6 @@
 """Every row of the table of kernels, and the choice as data.
 
-Oracle: the plain twins in float32, with autograd's gradients. Kernels are replaced by the functions
-that they compile (test_widened.py compiles some), so that a row takes milliseconds.
+Oracle: the plain twins in float32, with autograd's gradients.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from rorqual.errors import UsageError
 from rorqual.model.stored import StoredStack
-from rorqual.ops import compiled, native
 from rorqual.ops import kernels as kernels_module
+from rorqual.ops import native
 from rorqual.ops.block_fp8 import quantise_blocks
 from rorqual.ops.kernels import (
     AUTO,
@@ -31,17 +30,14 @@ from rorqual.ops.kernels import (
     STORED,
     TORCH,
     WIDENED,
-    WIDENED_COMPILED,
     Kernels,
     Machine,
     choose,
     named,
     serving,
-    widened_kernels,
 )
 from rorqual.ops.quant_types import CODED
 from rorqual.ops.quantise import encode_blocks
-from rorqual.ops.widened import WidenedByRows
 
 ROWS = [0, 1, 2, 8, 9, 24, 25]
 # Of a whole result. float32: sums in another order; bfloat16: inputs of products and results are
@@ -50,9 +46,6 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "float64": 1e-
 HAS_NO_GRADIENT = ("token_losses",)
 
 KERNELS: dict[str, Kernels[Any]] = {rule.kernels.name: rule.kernels for rule in RULES}
-KERNELS[WIDENED_COMPILED.name] = widened_kernels(
-    WIDENED_COMPILED.name, WidenedByRows(lambda function: function)
-)
 SERVED = [
     (rule.kernels.name, storage)
     for rule in RULES
@@ -125,17 +118,16 @@ def test_every_row_of_the_table_is_its_plain_twin(
         assert_near(ours, theirs, 2 * tolerance, f"{operation}: gradient {number}")
 
 
-@pytest.mark.parametrize("name", ["widened", "widened-compiled"])
 @pytest.mark.parametrize("wanted", [0, 1])
-def test_a_frozen_input_gets_no_gradient(name: str, wanted: int) -> None:
+def test_a_frozen_input_gets_no_gradient(wanted: int) -> None:
     """As with an adapter over a frozen base, or a head that learns over frozen states."""
     floats, _ = inputs_of("linear", 5)
     given = [tensor.bfloat16().requires_grad_(i == wanted) for i, tensor in enumerate(floats)]
-    y = KERNELS[name].linear(*given)
+    y = WIDENED.linear(*given)
     y.sum().backward()
     assert [tensor.grad is not None for tensor in given] == [wanted == 0, wanted == 1]
     with torch.no_grad():
-        assert not KERNELS[name].linear(*given).requires_grad
+        assert not WIDENED.linear(*given).requires_grad
 
 
 def stack_of(kind: str, values_EOI: Tensor) -> StoredStack:
@@ -183,10 +175,9 @@ def test_stored_weights_multiply_as_their_decoded_values(
 
 
 MACHINES = [
-    Machine(device, has_bfloat16, has_compiler)
+    Machine(device, has_bfloat16)
     for device in ("cpu", "cuda", "meta")
     for has_bfloat16 in (True, False)
-    for has_compiler in (True, False, None)
 ]
 
 
@@ -196,7 +187,7 @@ def test_the_choice_is_a_table(machine: Machine) -> None:
     for storage in DENSE:
         expected: Kernels[Any] = TORCH
         if storage == "bfloat16" and is_old:
-            expected = WIDENED_COMPILED if machine.has_compiler else WIDENED
+            expected = WIDENED
         assert choose(storage, machine) is expected, storage
     for storage in STORED:
         if machine.device == "cpu":
@@ -211,11 +202,9 @@ def test_the_choice_is_a_table(machine: Machine) -> None:
     [
         # Another machine's path, where it can serve at all.
         ("bfloat16", Machine("cpu", True), "widened", WIDENED),
-        ("bfloat16", Machine("cpu", True, True), "widened-compiled", WIDENED_COMPILED),
-        ("bfloat16", Machine("cpu", True, False), "widened-compiled", TORCH),
-        ("bfloat16", Machine("cpu", False, True), "torch", TORCH),
+        ("bfloat16", Machine("cpu", False), "torch", TORCH),
         ("bfloat16", Machine("cuda", True), "widened", TORCH),
-        ("float32", Machine("cpu", False, True), "widened", TORCH),
+        ("float32", Machine("cpu", False), "widened", TORCH),
         ("float32", Machine("cuda", True), "plain", PLAIN),
         ("Q4_K", Machine("cpu", True), "torch", DECODED),
         ("Q4_K", Machine("cpu", True), "native", DECODED),
@@ -239,7 +228,7 @@ def test_names_are_known() -> None:
         assert named(name).name == name
     with pytest.raises(UsageError, match="unknown kernels 'wide'") as caught:
         choose("float32", Machine("cpu", True), "wide")
-    assert "widened-compiled" in str(caught.value)
+    assert all(known in str(caught.value) for known in NAMES)
 
 
 def test_what_serves_an_operation_is_named() -> None:
@@ -247,7 +236,6 @@ def test_what_serves_an_operation_is_named() -> None:
         assert serving(TORCH, operation) == "torch"
     assert serving(WIDENED, "linear") == "widened"
     assert serving(WIDENED, "rms_norm") == "torch"
-    assert serving(WIDENED_COMPILED, "rms_norm") == "widened-compiled"
     assert serving(DECODED, "attention") == "torch"
     assert serving(DECODED, "grouped_gemm") == "decoded"
 
@@ -260,27 +248,11 @@ def test_kernels_are_values() -> None:
         assert copy.copy(kernels) is kernels
 
 
-def test_the_machine_is_looked_at_as_far_as_the_choice_depends_on_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A compiler is looked for where widened weights would use it; that takes a second."""
-    cpu = torch.device("cpu")
+def test_the_machine_is_this_one() -> None:
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     has_native = native.library() is not None
-    assert Machine.of(cpu, "float32") == Machine("cpu", has_bfloat16, has_native=has_native)
-    assert Machine.of(torch.device("cuda", 0), "bfloat16") == Machine("cuda", True)
-    monkeypatch.setattr(kernels_module, "can_compile", lambda: True)
-    for here in (Machine("cpu", True), Machine("cpu", False)):
-        monkeypatch.setattr(kernels_module, "_machine", lambda kind, here=here: here)
-        looked = {
-            (storage, name): Machine.of(cpu, storage, name).has_compiler
-            for storage in ("float32", "bfloat16", "Q4_K")
-            for name in (AUTO, *NAMES)
-        }
-        wanted = {("bfloat16", "widened-compiled")}
-        if not here.has_bfloat16:
-            wanted.add(("bfloat16", AUTO))
-        assert {key for key, has_compiler in looked.items() if has_compiler} == wanted
+    assert Machine.of(torch.device("cpu")) == Machine("cpu", has_bfloat16, has_native)
+    assert Machine.of(torch.device("cuda", 0)) == Machine("cuda", True)
 
 
 def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,17 +260,3 @@ def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
     assert not kernels_module._machine.__wrapped__("cpu").has_bfloat16
-
-
-def test_a_compiler_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder, exc
-
-    def missing() -> str:
-        raise exc.InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    compiled.can_compile.cache_clear()
-    try:
-        assert not compiled.can_compile()
-    finally:
-        compiled.can_compile.cache_clear()

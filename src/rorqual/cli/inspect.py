@@ -235,7 +235,7 @@ def _kernels(matrices: Matrices) -> dict[str, Any]:
     from rorqual.ops.device import resolve_device
     from rorqual.ops.kernels import OPERATIONS, Machine, choose, serving
 
-    machine = Machine.of(resolve_device("auto"), "bfloat16")
+    machine = Machine.of(resolve_device("auto"))
     storages = {"float32": "float32", "bfloat16": "bfloat16"}
     if machine.device != "cpu":
         matrices = {}

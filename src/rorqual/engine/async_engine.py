@@ -135,8 +135,8 @@ class AsyncEngine:
         worker = _Worker(self._engine, self._commands, loop, self._deliver, self._fail)
         self._thread = threading.Thread(target=worker.run, name="rorqual-engine", daemon=True)
         self._thread.start()
-        warm_up = threading.Thread(target=self._engine.warm_up, name="rorqual-warm-up", daemon=True)
-        warm_up.start()
+        warm_up = self._engine.grammars.warm_up
+        threading.Thread(target=warm_up, name="rorqual-warm-up", daemon=True).start()
         self._is_taking = True
 
     async def drain(self, timeout_seconds: float) -> bool:

@@ -126,13 +126,6 @@ class Engine:
         self._num_prompt_tokens += len(request.prompt_ids)
         return answer
 
-    def warm_up(self) -> None:
-        """Does beforehand what the first requests would have to wait for: what grammars need of the
-        vocabulary, and kernels for few rows. Any thread may call it.
-        """
-        self.grammars.warm_up()
-        self._runner.warm_up()
-
     def cancel(self, answer: Answer) -> None:
         """Ends an answer that is not done; its blocks are free at once."""
         sequence = self._sequences.pop(answer, None)

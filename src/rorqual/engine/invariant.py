@@ -23,8 +23,7 @@ from rorqual.model import DeepseekV3
 from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.router import Routing
 
-# Choice: whole vectors in every elementwise operator, whatever the width; and more than `FEW_ROWS`
-# of ops/widened.py, so that no product takes the way of few rows because some are alone.
+# Choice: whole vectors in every elementwise operator, whatever the width.
 ROWS = 32
 
 
@@ -45,9 +44,6 @@ class InvariantRunner(Runner):
     def _is_fused(self) -> bool:
         """Whether rows never meet: the C++ kernels sum each by itself, in one way."""
         return self._model.model.fused is not None
-
-    def warm_up(self) -> None:
-        """Nothing: no expert ever has few rows here."""
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:

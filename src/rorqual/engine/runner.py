@@ -32,15 +32,6 @@ class Runner:
         self._dispatcher: Dispatcher = LocalDispatcher()
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Compiles the experts' kernels for few rows, where there are such. Any thread may call it.
-
-        All layers have the same shapes.
-        """
-        for layer in self._model.sparse_layers()[:1]:
-            layer.experts.warm_up(self._model.config.num_experts_per_tok)
-
-    @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:
         """The main model's hidden states of each span, (T, D). Some span has a token."""
         return self._run_main(spans)

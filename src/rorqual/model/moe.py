@@ -40,11 +40,6 @@ class Experts(Served):
     def storage(self) -> tuple[str, torch.device]:
         return storage_of(self.gate_up_proj), self.gate_up_proj.device
 
-    def warm_up(self, num_choices: int) -> None:
-        """Compiles what decoding steps of few rows need, where there is such a thing."""
-        for weight in (self.gate_up_proj, self.down_proj):
-            self.kernels.warm_up(weight, num_choices)
-
     def forward(self, dispatched: Dispatched) -> Tensor:
         multiply = self.kernels.grouped_gemm
         rows_ND, counts_E = dispatched.rows_ND, dispatched.counts_E

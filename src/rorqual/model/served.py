@@ -66,11 +66,13 @@ def use_kernels(model: nn.Module, name: str = AUTO, machine: Machine | None = No
     chosen = []
     for part in parts:
         storage, device = part.storage()
-        chosen.append(choose(storage, machine or Machine.of(device, storage, name), name))
+        chosen.append(choose(storage, machine or Machine.of(device), name))
     if WIDENED in chosen and name == AUTO:
+        has_native = (machine or Machine.of(torch.device("cpu"))).has_native
         log.warning(
-            "no C++ compiler: bfloat16 decodes several times slower on this processor, which has "
-            "no bfloat16 arithmetic (install g++ or clang++, or load the model as float32)"
+            "bfloat16 decodes several times slower than it could: this processor has no bfloat16 "
+            "arithmetic (%sload the model as native, or as float32)",
+            "" if has_native else "install g++ or clang++, then rorqual again, and ",
         )
     names = {kernels.name for kernels in chosen}
     if name != AUTO and name not in names:

@@ -225,11 +225,6 @@ class StoredExperts(nn.Module):
         super().__init__()
         self.gate, self.up, self.down = gate, up, down
 
-    def warm_up(self, num_choices: int) -> None:
-        """Compiles what decoding steps of few rows need, where there is such a thing."""
-        for stack in (self.gate, self.up, self.down):
-            stack.kernels.warm_up(stack, num_choices)
-
     def forward(self, dispatched: Dispatched) -> Tensor:
         rows_ND, counts_E = dispatched.rows_ND, dispatched.counts_E
         gate, up = (

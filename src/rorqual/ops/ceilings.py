@@ -29,7 +29,7 @@ GEMM_SIZE = 2048
 NUM_ROUNDS = 5
 ENCODED_ROWS = 64
 OF_STORAGE = {"float32": "float32", "F32": "float32", "bfloat16": "bf16", "BF16": "bf16"}
-IN_FLOAT32 = ("decoded", "widened", "widened-compiled")
+IN_FLOAT32 = ("decoded", "widened")
 """Kernels that make float32 of whatever is stored."""
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 CPUINFO = Path("/proc/cpuinfo")
@@ -225,7 +225,7 @@ def _chosen(weight: Any) -> tuple[str, Callable[[Any, Any], object]]:
     from rorqual.ops.kernels import Machine, choose, storage_of
 
     storage = storage_of(weight)
-    kernels = choose(storage, Machine.of(weight.device, storage))
+    kernels = choose(storage, Machine.of(weight.device))
     return kernels.name, kernels.linear
 
 

@@ -1,8 +1,8 @@
 """Grouped GEMM: each expert's rows times that expert's matrix, in one call.
 
-It calls a custom operator, so that torch.compile treats it as one opaque node: on CPU the
-built-in `F.grouped_mm` cannot be compiled in float32. Its plain twin is `grouped_gemm_plain`, a
-loop over the experts.
+Where a gradient may be wanted it is a custom operator, which torch.compile treats as one opaque
+node: on CPU the built-in `F.grouped_mm` cannot be compiled in float32. Its plain twin is
+`grouped_gemm_plain`, a loop over the experts.
 
 On a GPU `F.grouped_mm` takes the counts from the device. Choice: in float32, for which it has no
 kernel, we loop over the experts as on the CPU, so each product waits for the counts to reach the
@@ -35,7 +35,10 @@ def grouped_gemm(x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     Args: x (N, I) and weight (E, O, I) of one floating dtype, counts (E,) int64 with sum N.
     Returns: (N, O). Differentiable in x and weight.
     """
-    return _forward_op(x_NI, weight_EOI, counts_E)
+    # An operator's first call imports torch's compiler, a second or two; answers need neither.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or counts_E.is_meta:
+        return _forward_op(x_NI, weight_EOI, counts_E)
+    return _multiply(x_NI, weight_EOI, counts_E, transposed=True)
 
 
 @torch.library.custom_op("rorqual::grouped_gemm", mutates_args=())

@@ -10,7 +10,7 @@ whoever chooses need not know whether a gradient will be wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +29,6 @@ from rorqual.ops import (
     rms_norm,
     widened,
 )
-from rorqual.ops.compiled import Compiled, can_compile
 from rorqual.ops.native import KINDS, library
 from rorqual.ops.quant_types import READABLE
 
@@ -46,9 +45,6 @@ W = TypeVar("W")
 class Kernels(Generic[W]):
     """One implementation for each operation. The functions in `TORCH` say their shapes; `linear`
     maps x (..., I) to (..., O), in x's dtype.
-
-    `warm_up(weight_EOI, num_choices)` compiles what experts would have to wait for, where a token
-    chooses `num_choices` of them.
     """
 
     name: str
@@ -61,17 +57,12 @@ class Kernels(Generic[W]):
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     linear_cross_entropy: Callable[[Tensor, W, Tensor, Tensor], Tensor]
     token_losses: Callable[[Tensor, W, Tensor], Tensor]
-    warm_up: Callable[[W, int], None]
 
     def __deepcopy__(self, memo: object) -> Kernels[W]:
         return self
 
     def __reduce__(self) -> tuple[Callable[[str], Kernels[Any]], tuple[str]]:
         return named, (self.name,)
-
-
-def _nothing(weight: object, num_choices: int) -> None:
-    """Nothing is compiled."""
 
 
 # torch's operators follow their tensors to any device. What its two attentions and its grouped
@@ -87,7 +78,6 @@ TORCH: Kernels[Tensor] = Kernels(
     rms_norm.rms_norm,
     cross_entropy.linear_cross_entropy,
     cross_entropy.token_losses,
-    _nothing,
 )
 # The oracle of all others: the shortest code that is right.
 PLAIN: Kernels[Tensor] = Kernels(
@@ -101,28 +91,21 @@ PLAIN: Kernels[Tensor] = Kernels(
     rms_norm.rms_norm_plain,
     cross_entropy.linear_cross_entropy_plain,
     cross_entropy.token_losses_plain,
-    _nothing,
 )
 
 
-def widened_kernels(name: str, ways: widened.Widened) -> Kernels[Tensor]:
-    return Kernels(
-        name,
-        ways.linear,
-        ways.linear_float32,
-        ways.linear_float32,
-        ways.head_linear,
-        ways.grouped_gemm,
-        widened.attention,
-        ways.rms_norm,
-        cross_entropy.linear_cross_entropy,
-        cross_entropy.token_losses,
-        ways.warm_up,
-    )
-
-
-WIDENED = widened_kernels("widened", widened.Widened())
-WIDENED_COMPILED = widened_kernels("widened-compiled", widened.WidenedByRows(Compiled))
+WIDENED: Kernels[Tensor] = Kernels(
+    "widened",
+    widened.linear,
+    widened.linear_float32,
+    widened.linear_float32,
+    widened.head_linear,
+    widened.grouped_gemm,
+    widened.attention,
+    rms_norm.rms_norm,
+    cross_entropy.linear_cross_entropy,
+    cross_entropy.token_losses,
+)
 # Norms of such a model are float32, and so is what it attends to.
 DECODED: Kernels[decoded.Stack] = Kernels(
     "decoded",
@@ -135,7 +118,6 @@ DECODED: Kernels[decoded.Stack] = Kernels(
     rms_norm.rms_norm,
     decoded.linear_cross_entropy,
     decoded.token_losses,
-    _nothing,
 )
 
 
@@ -151,7 +133,6 @@ NATIVE: Kernels[packed.PackedStack] = Kernels(
     rms_norm.rms_norm,
     packed.linear_cross_entropy,
     packed.token_losses,
-    _nothing,
 )
 
 
@@ -159,27 +140,18 @@ NATIVE: Kernels[packed.PackedStack] = Kernels(
 class Machine:
     """What a choice depends on besides the storage.
 
-    `device` is a kind: cpu, cuda. `has_bfloat16`: its processor multiplies bfloat16. `has_compiler`
-    is None where nobody looked, since nothing depends on it: to look takes a second. `has_native`:
+    `device` is a kind: cpu, cuda. `has_bfloat16`: its processor multiplies bfloat16. `has_native`:
     the package's C++ kernels were built.
     """
 
     device: str
     has_bfloat16: bool
-    has_compiler: bool | None = None
     has_native: bool = False
 
     @staticmethod
-    def of(device: torch.device, storage: str, name: str = AUTO) -> Machine:
-        """The machine that this runs on, as far as `choose` asks; looked at once."""
-        machine = _machine(device.type)
-        depends = any(
-            rule.needs_compiler
-            and storage in rule.storages
-            and (rule.kernels.name == name or (name == AUTO and rule.pays(machine)))
-            for rule in RULES
-        )
-        return replace(machine, has_compiler=can_compile()) if depends else machine
+    def of(device: torch.device) -> Machine:
+        """The machine that this runs on; looked at once."""
+        return _machine(device.type)
 
 
 @cache
@@ -201,7 +173,6 @@ class Rule:
     kernels: Kernels[Any]
     storages: tuple[str, ...]
     devices: tuple[str, ...] | None = None
-    needs_compiler: bool = False
     has_no_bfloat16: bool = False
     needs_native: bool = False
 
@@ -209,7 +180,6 @@ class Rule:
         return (
             storage in self.storages
             and (self.devices is None or machine.device in self.devices)
-            and (not self.needs_compiler or bool(machine.has_compiler))
             and (not self.needs_native or machine.has_native)
         )
 
@@ -219,7 +189,6 @@ class Rule:
 
 # The first that can serve and pays is chosen.
 RULES = (
-    Rule(WIDENED_COMPILED, ("bfloat16",), ("cpu",), needs_compiler=True, has_no_bfloat16=True),
     Rule(WIDENED, ("bfloat16",), ("cpu",), has_no_bfloat16=True),
     Rule(TORCH, DENSE),
     Rule(PLAIN, DENSE),
@@ -227,7 +196,7 @@ RULES = (
     Rule(DECODED, STORED, ("cpu",)),
 )
 NAMES = tuple(rule.kernels.name for rule in RULES)
-OPERATIONS = tuple(f.name for f in fields(Kernels) if f.name not in ("name", "warm_up"))
+OPERATIONS = tuple(f.name for f in fields(Kernels) if f.name != "name")
 
 
 def choose(storage: str, machine: Machine, name: str = AUTO) -> Kernels[Any]:

@@ -51,7 +51,7 @@ def load_stored(
     if form.needs_kernels and library() is None:
         log.warning("dtype %s: the C++ kernels were not built here, so it runs slowly", form.name)
     # What nobody packs would be kept as it lies in the file.
-    is_packed = choose("BF16", Machine.of(device, "BF16", kernels), kernels) is NATIVE
+    is_packed = choose("BF16", Machine.of(device), kernels) is NATIVE
     made_of = fingerprint(source) if is_packed else None
     if made_of is not None and (kept := find(made_of, form)) is not None:
         return assemble(*kept)
@@ -164,8 +164,7 @@ class _Reader:
         kind, num_bytes = self.form.kind_of(stored.kind, shape[2]), stored.codes_RB.shape[1]
         if kind != stored.kind:
             num_bytes = QUANT_TYPES[kind].num_bytes(shape[2])
-        machine = Machine.of(torch.device("cpu"), kind, self.kernels)
-        kernels = choose(kind, machine, self.kernels)
+        kernels = choose(kind, Machine.of(torch.device("cpu")), self.kernels)
         stack = StoredStack(kind, shape, num_bytes, stored.block, kernels)
         self.parts.stacks[name] = stack
         return stack
