@@ -12,6 +12,8 @@
 namespace rq {
 namespace avx2 {
 
+constexpr const char *LEVEL = "avx2";
+
 struct Simd {
     struct F { __m256 a, b; };
     struct I { __m256i a, b; };
@@ -225,17 +227,8 @@ struct Simd {
 
 #include "products.inl"
 #include "decode.inl"
+#include "table.inl"
 
 }  // namespace avx2
-
-#define RQ_KIND(kind, decode) {avx2::product<avx2::kind>, avx2::decode}
-const Kernels avx2_kernels = {
-    "avx2",
-    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
-     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
-    avx2::quantise_row,
-};
-#undef RQ_KIND
-
 }  // namespace rq
 #endif

@@ -14,6 +14,8 @@
 namespace rq {
 namespace avx512 {
 
+constexpr const char *LEVEL = "avx512";
+
 struct Simd {
     using F = __m512;
     using I = __m512i;
@@ -145,17 +147,8 @@ struct Simd {
 
 #include "products.inl"
 #include "decode.inl"
+#include "table.inl"
 
 }  // namespace avx512
-
-#define RQ_KIND(kind, decode) {avx512::product<avx512::kind>, avx512::decode}
-const Kernels avx512_kernels = {
-    "avx512",
-    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
-     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
-    avx512::quantise_row,
-};
-#undef RQ_KIND
-
 }  // namespace rq
 #endif

@@ -1,19 +1,12 @@
-// Values to GGUF's blocks: checks, and the choice of an instruction set.
+// Values to GGUF's blocks: checks, and the instruction set's encoder.
 
 #include "encode.h"
 
+#include "multiply.h"
 #include "rorqual_native.h"
 
 namespace rq {
 namespace {
-
-Encode chosen() {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (strcmp(rq_level(), "avx512") == 0) return avx512::encode;
-    if (strcmp(rq_level(), "avx2") == 0) return avx2::encode;
-#endif
-    return portable::encode;
-}
 
 int64_t block_values(int type) {
     switch (type) {
@@ -28,10 +21,9 @@ int64_t block_values(int type) {
 
 extern "C" int rq_encode(int type, const float *x, uint8_t *blocks, int64_t num_rows,
                          int64_t num_columns, const float *importance) {
-    static const rq::Encode encode = rq::chosen();
     const int64_t size = rq::block_values(type);
     if (size == 0) return RQ_BAD_KIND;
     if (num_rows < 0 || num_columns < 0 || num_columns % size) return RQ_BAD_SHAPE;
     const rq::Encoding encoding{type, x, blocks, num_rows, num_columns, importance};
-    return encode(encoding) ? RQ_OK : RQ_BAD_VALUE;
+    return rq::kernels().encode(encoding) ? RQ_OK : RQ_BAD_VALUE;
 }

@@ -23,15 +23,6 @@ struct Encoding {
     const float *importance;  // of each column, or null
 };
 
-// False for a scale that float16 does not hold.
-using Encode = bool (*)(const Encoding &);
-
-namespace portable { bool encode(const Encoding &); }
-#if defined(__x86_64__) && defined(__GNUC__)
-namespace avx2 { bool encode(const Encoding &); }
-namespace avx512 { bool encode(const Encoding &); }
-#endif
-
 // To the nearest, ties to even (Maratyszcza's fp16, as in ggml and torch).
 static inline uint16_t half_bits(float f) {
     uint32_t bits, base_bits;

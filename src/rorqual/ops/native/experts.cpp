@@ -14,8 +14,6 @@ constexpr int64_t ROW_BLOCK = 128;
 // Tiles of outputs that a thread makes at a time, of all experts.
 constexpr int64_t LEAST_DOWN_TILES = 2, MOST_DOWN_TILES = 8, FEW_ROWS_DOWN_TILES = 32;
 
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 int64_t inner_at_once(const Call &c) {
     return c.step.num_tokens > FEW_ROWS ? MOST_INNER : FEW_INNER;
 }

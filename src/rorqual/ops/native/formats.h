@@ -56,17 +56,31 @@ struct KindKernels {
     Decode decode;
 };
 
+struct RowKernels;  // vector.h
+struct Encoding;    // encode.h
+
+// All that is written once for each instruction set; table.inl fills it in.
 struct Kernels {
     const char *level;
     KindKernels kinds[NUM_KINDS];  // by rq_kind
     Quantise quantise;
+    const RowKernels *rows;
+    bool (*encode)(const Encoding &);  // false for a scale that float16 does not hold
 };
 
-extern const Kernels portable_kernels;
+#define RQ_LEVEL(name) \
+    namespace name { \
+    extern const Kernels table; \
+    extern const RowKernels rows; \
+    bool encode(const Encoding &); \
+    }
+RQ_LEVEL(portable)
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RQ_X86 1
-extern const Kernels avx2_kernels, avx512_kernels;
+RQ_LEVEL(avx2)
+RQ_LEVEL(avx512)
 #endif
+#undef RQ_LEVEL
 
 }  // namespace rq
 #endif

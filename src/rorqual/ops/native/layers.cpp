@@ -29,8 +29,6 @@ int64_t tiles_at_once(const MatrixProduct &p, int num_threads) {
     return at_once < 1 ? 1 : at_once;
 }
 
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 // Pairs of neighbours turn; firsts come to stand before seconds, as in model/rope.py.
 void rotate(float *x, const float *cos, const float *sin, int64_t width, float *scratch) {
     const int64_t half = width / 2;

@@ -50,14 +50,15 @@ struct Call {
     float *x;
 };
 
+inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+inline int64_t num_tiles(int64_t rows) { return blocks_of(rows, TILE); }
+
 inline Matrix matrix_of(const rq_stack &stack, int64_t index = 0) {
     const int kind = static_cast<int>(stack.kind);
-    const int64_t tiles = (stack.rows + TILE - 1) / TILE;
-    const size_t size = row_bytes(kind, stack.columns) * TILE * tiles;
+    const size_t size = row_bytes(kind, stack.columns) * TILE * num_tiles(stack.rows);
     return {kind, stack.rows, stack.columns, stack.packed + index * size};
 }
-
-inline int64_t num_tiles(int64_t rows) { return (rows + TILE - 1) / TILE; }
 
 struct MatrixProduct {
     Matrix m;

@@ -23,12 +23,12 @@ const Kernels &chosen() {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bf16"))
-        return avx512_kernels;
+        return avx512::table;
     if (!is_portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
-        return avx2_kernels;
+        return avx2::table;
 #endif
-    return portable_kernels;
+    return portable::table;
 }
 
 }  // namespace
@@ -37,6 +37,8 @@ const Kernels &kernels() {
     static const Kernels &the_kernels = chosen();
     return the_kernels;
 }
+
+const RowKernels &row_kernels() { return *kernels().rows; }
 
 namespace {
 

@@ -9,6 +9,8 @@
 namespace rq {
 namespace portable {
 
+constexpr const char *LEVEL = "portable";
+
 struct Simd {
     struct F { float v[TILE]; };
     struct I { int32_t v[TILE]; };
@@ -211,16 +213,7 @@ struct Simd {
 
 #include "products.inl"
 #include "decode.inl"
+#include "table.inl"
 
 }  // namespace portable
-
-#define RQ_KIND(kind, decode) {portable::product<portable::kind>, portable::decode}
-const Kernels portable_kernels = {
-    "portable",
-    {RQ_KIND(Bf16, bf16_decode), RQ_KIND(Q8_0, q8_0_decode), RQ_KIND(Q4_K, q4_k_decode),
-     RQ_KIND(Q6_K, q6_k_decode), RQ_KIND(F32, f32_decode)},
-    portable::quantise_row,
-};
-#undef RQ_KIND
-
 }  // namespace rq

@@ -118,5 +118,5 @@ static void scale_codes(const int8_t *codes, float by, int64_t n, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = static_cast<float>(codes[i]) * by;
 }
 
-static const RowKernels the_rows = {Vec::HAS_BF16, rms_norm, swiglu, narrow, widen,      add,
-                                    weigh,         pair,     scale,  sum_floats, sum_pairs, scale_codes};
+const RowKernels rows = {Vec::HAS_BF16, rms_norm, swiglu,     narrow,    widen,      add,
+                         weigh,         pair,     scale,      sum_floats, sum_pairs, scale_codes};

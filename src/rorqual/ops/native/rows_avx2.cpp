@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "bf16.h"
+#include "formats.h"
 #include "vector.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -96,8 +97,6 @@ struct Vec {
 #include "rows.inl"
 
 }  // namespace avx2
-
-const RowKernels avx2_rows = avx2::the_rows;
 
 }  // namespace rq
 #endif

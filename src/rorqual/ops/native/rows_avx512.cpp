@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "bf16.h"
+#include "formats.h"
 #include "vector.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -78,8 +79,6 @@ struct Vec {
 #include "rows.inl"
 
 }  // namespace avx512
-
-const RowKernels avx512_rows = avx512::the_rows;
 
 }  // namespace rq
 #endif

@@ -1,10 +1,10 @@
-// Work on rows in plain C++, for any processor; and which of them all is used.
+// Work on rows in plain C++, for any processor.
 
 #include <math.h>
 #include <string.h>
 
 #include "bf16.h"
-#include "multiply.h"
+#include "formats.h"
 #include "vector.h"
 
 namespace rq {
@@ -79,15 +79,5 @@ struct Vec {
 #include "rows.inl"
 
 }  // namespace portable
-
-const RowKernels portable_rows = portable::the_rows;
-
-const RowKernels &row_kernels() {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (strcmp(kernels().level, "avx512") == 0) return avx512_rows;
-    if (strcmp(kernels().level, "avx2") == 0) return avx2_rows;
-#endif
-    return portable_rows;
-}
 
 }  // namespace rq

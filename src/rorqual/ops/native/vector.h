@@ -40,10 +40,5 @@ struct RowKernels {
 
 const RowKernels &row_kernels();
 
-extern const RowKernels portable_rows;
-#if defined(__x86_64__) && defined(__GNUC__)
-extern const RowKernels avx2_rows, avx512_rows;
-#endif
-
 }  // namespace rq
 #endif
