@@ -37,7 +37,39 @@ def test_what_to_change_is_said() -> None:
     assert done.code == 0
     assert "does not fit" in done.out
     assert "fits with --weights Q6_K" in done.out
-    assert "fits with --on 10xH100" in done.out
+    assert "fits with --on 16xH100" in done.out
+
+
+def test_what_does_not_fit_has_no_speed_but_the_disks(tmp_path: Path) -> None:
+    """40 GB for V3 at two bits, as a file of one's own says; our engine reads nothing from disk."""
+    path = tmp_path / "box.toml"
+    path.write_text(
+        'name = "box"\nmemory_gb = 43.5\nis_cpu = true\nbandwidth_gb_s = 80\nbf16_tflops = 2\n'
+    )
+    flags = ("plan", "671b", "--on", path, "--weights", "Q2_K_XS")
+    done = run(*flags, "--engine", "any", "--disk-rate", "14")
+    assert done.code == 0, done.err
+    assert "does not fit" in done.out
+    assert "GB read a token at least, from a disk of 14 GB/s (--disk-rate)" in done.out
+    assert "At most, from the disk" in done.out
+    assert "box: what the file says" in done.out
+    ours = run(*flags, "--dtype", "stored")
+    assert "tokens/s" not in ours.out
+    report = json.loads(run(*flags, "--dtype", "stored", "--json").out)
+    assert report["fits"] is False
+    assert report["speed_limit"] is report["speed_limit_from_disk"] is None
+
+
+def test_what_is_said_of_transfers_and_numbers() -> None:
+    done = run("plan", "tiny", "--on", "4xH100")
+    assert "each device sends" in done.out
+    done = run("plan", "tiny", "--on", "2xEPYC9654")
+    assert "transfers between devices are not counted" in done.out
+    done = run("plan", "tiny", "--on", "H100")
+    assert "each device sends" not in done.out
+    assert "not counted" not in done.out
+    done = run("plan", "tiny", "--on", "3xH100")
+    assert "note: machines have 1, 2, 4, 8 of these devices, not 3" in done.out
 
 
 def test_a_folder(model_folder: Path) -> None:
@@ -98,6 +130,9 @@ def test_errors(tmp_path: Path) -> None:
         (("tiny", "--on", "H900"), "unknown hardware"),
         (("tiny", "--on", "H100", "--remeasure"), "--remeasure is for this machine"),
         (("tiny", "--on", "H100", "--weights", "int3"), "unknown format"),
+        (("tiny", "--on", "H100", "--disk-rate", "0"), "--disk-rate is no rate"),
+        (("tiny", "--on", "H100", "--disk-rate", "nan"), "--disk-rate is no rate"),
+        (("tiny", "--on", tmp_path / "none.toml"), "no such file"),
         (("tiny", "--on", "H100", "--context", "1000000"), "longer than the model's positions"),
     ):
         done = run("plan", *arguments)
@@ -116,7 +151,7 @@ def test_for_which_engine_is_said(model_folder: Path, monkeypatch) -> None:
     assert "for rorqual: weights run as bf16 (--dtype auto), with its MTP layer" in done.out
     done = run("plan", "671b", "--on", "H200", "--engine", "any", "--weights", "Q2_K_L")
     assert "for an engine that runs weights as they are stored" in done.out
-    monkeypatch.setattr("rorqual.plan.hardware.this_machine", lambda **_: MEASURED)
+    monkeypatch.setattr("rorqual.plan.find.this_machine", lambda **_: MEASURED)
     done = run("plan", model_folder, "--dtype", "stored")
     assert "for rorqual: weights run as they are stored (--dtype stored)" in done.out
     for arguments, message in (

@@ -12,7 +12,7 @@ from rorqual.errors import UsageError
 from rorqual.model import preset
 from rorqual.model.flops import forward_flops_per_token
 from rorqual.ops.ceilings import Measured
-from rorqual.plan import HARDWARE, find_hardware, hardware, plan_inference
+from rorqual.plan import HARDWARE, find, find_hardware, plan_inference
 from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
 from rorqual.plan.memory import activation_width, fits, memory_of
 from rorqual.plan.sizes import WEIGHT_FORMATS, memory_bytes
@@ -117,14 +117,17 @@ def test_where_no_single_change_is_enough_all_are_made(context: int, room: int, 
 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_the_least_number_of_devices(num_devices: int) -> None:
+    """That a machine has, and that divides eight experts and four heads: 2, 4, or two machines."""
     wish = Wish(TINY, "bf16", "bf16", 1024, 64)
     share = memory_of(wish, TOY).total / USABLE_SHARE
-    device = replace(TOY, memory_bytes=share / 4.5, num_devices=num_devices)
-    assert suggested(wish, device)["--on"] == "--on 5xtoy"
-    assert "--on" not in suggested(wish, replace(device, name="here"))
-    last = replace(TOY, memory_bytes=share / 4095.5)
-    assert suggested(wish, last)["--on"] == "--on 4096xtoy"
-    assert "--on" not in suggested(wish, replace(TOY, memory_bytes=share / 4096.5))
+    node = replace(TOY, node_devices=4, network_rate=1e9)
+    device = replace(node, memory_bytes=share / 4.5, num_devices=num_devices)
+    assert suggested(wish, device)["--on"] == "--on 8xtoy"
+    assert "--on" not in suggested(wish, replace(device, network_rate=None))
+    four = replace(device, memory_bytes=share / 3.5)
+    assert suggested(wish, four)["--on"] == "--on 4xtoy"
+    assert "--on" not in suggested(wish, replace(four, node_devices=1, network_rate=None))
+    assert "--on" not in suggested(wish, replace(device, memory_bytes=share / 8.5))
 
 
 def test_several_devices_are_their_sum() -> None:
@@ -154,7 +157,7 @@ def test_activations_and_workspace_of_v3_by_hand() -> None:
             found = memory_of(wish, device)
             expanded = 1000 * 128 * (128 + 128 + 192) * itemsize
             assert found.workspace == expanded + 3 * 129280 * 4
-            here = memory_of(wish, replace(device, name="here"))
+            here = memory_of(wish, replace(device, is_cpu=True))
             scores = 128 * 128 * 1000 * (itemsize + 4)
             assert here.workspace == found.workspace + scores
             assert found.activations == step * width * itemsize
@@ -203,7 +206,7 @@ def test_this_machine_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(remeasure)
         return Measured("a CPU", "2025-01-31", 8e9, 2e10, {"bf16": 1e11, "float32": 3e11})
 
-    monkeypatch.setattr(hardware, "this_machine", fake)
+    monkeypatch.setattr(find, "this_machine", fake)
     found = find_hardware(" Here ")
     assert (found.label, found.memory_bytes, found.bandwidth) == ("here", 8e9, 2e10)
     assert (found.total_flops("float32"), found.step_tokens) == (3e11, 512)

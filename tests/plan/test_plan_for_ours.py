@@ -17,7 +17,7 @@ from rorqual.errors import UsageError
 from rorqual.model import build, empty, preset
 from rorqual.model.flops import count_parameters, distinct_experts, forward_flops_per_token
 from rorqual.plan import HARDWARE, plan_inference
-from rorqual.plan.hardware import HERE, USABLE_SHARE, Hardware, Source
+from rorqual.plan.hardware import USABLE_SHARE, Hardware, Source
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import memory_bytes
 from rorqual.plan.speed import read_bytes, speed_of, tokens_per_step
@@ -119,14 +119,13 @@ def test_more_drafts_read_the_mtp_layer_more_often() -> None:
 
 def test_suggestions_are_what_our_engine_can_do() -> None:
     """Not other files alone, which it would decode, nor more devices."""
-    cpu = replace(TOY, name=HERE)
+    cpu = replace(TOY, is_cpu=True)
     wish = Wish(V3, "fp8", "bf16", 1024, 1, "rorqual", "float32")
     for room_for, flag in (
         (replace(wish, dtype="bfloat16"), "--dtype bfloat16 "),
         (replace(wish, dtype="stored"), "--dtype stored "),
         (replace(wish, dtype="stored", weights="Q4_K_M"), "--weights Q4_K_M --dtype stored "),
     ):
-        needed = memory_of(room_for, TOY).total
         needed = memory_of(room_for, cpu).total
         device = replace(cpu, memory_bytes=(needed + 1) / USABLE_SHARE)
         planned = plan_inference(

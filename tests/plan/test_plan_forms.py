@@ -11,7 +11,7 @@ from rorqual.errors import UsageError
 from rorqual.model import ModelConfig, preset
 from rorqual.ops import native
 from rorqual.plan import HARDWARE, plan_inference
-from rorqual.plan.hardware import HERE, USABLE_SHARE
+from rorqual.plan.hardware import USABLE_SHARE
 from rorqual.plan.sizes import Runs, expert_bytes, memory_bytes
 from rorqual.plan.wish import Wish
 from rorqual.weights import load, save
@@ -66,7 +66,7 @@ def test_a_form_is_a_wish() -> None:
     assert wish.runs_as == Runs("fp8", "int8")
     assert str(wish.runs_as) == "fp8 as int8"
     assert (wish.cache_format, wish.itemsize) == ("bf16", 4), "as the engine has it"
-    cpu = replace(HARDWARE["H200"], name=HERE)
+    cpu = replace(HARDWARE["H200"], is_cpu=True)
     planned = plan_inference(V3, cpu, weights="bf16", engine="rorqual", dtype="int8", kv="float32")
     assert planned.as_dict()["runs_as"] == "bf16 as int8"
     room = planned.memory.total / USABLE_SHARE + 1

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.errors import UsageError
+
 if TYPE_CHECKING:
     from rorqual.model import ModelConfig
     from rorqual.plan import InferencePlan
@@ -20,7 +22,9 @@ def plan(
     target: Annotated[
         str, typer.Argument(metavar="PRESET|DIR|FILE|tiny", help="A preset, or a checkpoint.")
     ],
-    on: Annotated[str, typer.Option("--on", help="Hardware, such as 8xH200, or here.")] = "here",
+    on: Annotated[
+        str, typer.Option("--on", help="Hardware, such as 8xH200, a FILE.toml of yours, or here.")
+    ] = "here",
     weights: Annotated[
         str | None,
         typer.Option(help="float32, bf16, fp8, or a GGUF mix [default: as published or stored]."),
@@ -47,6 +51,13 @@ def plan(
         ),
     ] = "auto",
     speculate: Annotated[int, typer.Option(min=0, help="Drafts a step by the MTP layer.")] = 0,
+    disk_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB/S",
+            help="How fast the disk reads, for what does not fit [default: 7, or the file's].",
+        ),
+    ] = None,
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="With --on here: measure this machine again.")
     ] = False,
@@ -54,8 +65,8 @@ def plan(
 ) -> None:
     """Plan: does a model fit, how fast can it be, how large are its files.
 
-    Tokens a second are upper limits from bandwidth and FLOPs. Figures of data sheets, or of this
-    machine, which is measured once.
+    Tokens a second are upper limits from bandwidth, FLOPs and links. Figures of data sheets, of a
+    file of yours (docs/plan.md), or of this machine, which is measured once.
 
     Examples:
 
@@ -65,12 +76,18 @@ def plan(
 
       rorqual plan DIR --dtype stored --kv q8 --speculate 1
 
-      rorqual plan 671b --on RTX4090 --engine any --weights Q2_K
+      rorqual plan 671b --on RTX4090 --engine any --weights Q2_K_L --disk-rate 12
     """
+    from dataclasses import replace
+
     from rorqual.plan import find_hardware, plan_inference
 
     config, found = _describe(target)
     hardware = find_hardware(on, remeasure=remeasure)
+    if disk_rate is not None:
+        if not 0 < disk_rate < float("inf"):
+            raise UsageError("--disk-rate is no rate", found=disk_rate, expected="GB/s above 0")
+        hardware = replace(hardware, disk_rate=disk_rate * 1e9)
     planned = plan_inference(
         config,
         hardware,
@@ -112,15 +129,16 @@ def _describe(target: str) -> tuple[ModelConfig, str]:
 
 def _print(target: str, planned: InferencePlan) -> None:
     from rorqual.log import output_console
-    from rorqual.plan.speed import ACCEPTANCE
 
-    console, wish, speed = output_console(), planned.wish, planned.speed
+    console, wish = output_console(), planned.wish
     console.print(
         f"[bold]{target}[/]: weights {wish.weights}, cache {wish.cache_format}, {wish.batch} x "
         f"{wish.context:,} tokens on {planned.hardware.label}",
         highlight=False,
     )
     console.print(_engine(planned), highlight=False, soft_wrap=True)
+    if planned.remark:
+        console.print(f"note: {planned.remark}", highlight=False, soft_wrap=True)
     memory = _table("Memory", "bytes", "GB")
     for name, value in planned.memory.as_dict().items():
         memory.add_row(name, f"{value:,.0f}", f"{value / 1e9:,.3f}")
@@ -130,31 +148,72 @@ def _print(target: str, planned: InferencePlan) -> None:
     verdict = "[bold green]fits[/]" if planned.is_fitting else "[bold red]does not fit[/]"
     console.print(f"{verdict}; longest context that fits: {planned.max_context:,}", highlight=False)
     for suggestion in planned.suggestions:
-        console.print(f"  fits with {suggestion}", highlight=False)
+        console.print(f"  fits with {suggestion}", highlight=False, soft_wrap=True)
     if not planned.is_fitting and not planned.suggestions:
         console.print("  no change makes it fit here: take a smaller model, or other hardware")
-    limits = _table("At most", "tokens/s", "limited by")
+    _print_speed(planned, console)
+    console.print(_disk(planned))
+    console.print(
+        f"[dim]{planned.hardware.label}: {planned.hardware.source}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_speed(planned: InferencePlan, console: Any) -> None:
+    """Of what fits, or of an engine that leaves the rest on the disk; else nothing."""
+    from rorqual.plan.speed import ACCEPTANCE
+    from rorqual.plan.transfers import WORD
+
+    wish, hardware = planned.wish, planned.hardware
+    speed = planned.speed or planned.offloaded
+    if speed is None:
+        return
+    if planned.offloaded:
+        console.print(
+            "with the rest of the weights left on the disk, by an engine that maps its files (as "
+            "llama.cpp does GGUF's): "
+            f"{speed.disk_bytes_per_step / wish.batch / 1e9:,.2f} GB read a token at least, from a "
+            f"disk of {hardware.disk_rate / 1e9:g} GB/s (--disk-rate)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    limits = _table(
+        "At most" if planned.speed else "At most, from the disk", "tokens/s", "limited by"
+    )
     rate = f"{speed.prefill_tokens_per_second:,.1f}"
     limits.add_row("prefill", rate, speed.prefill_bound)
     drafts = f", {wish.num_drafts} drafts, {ACCEPTANCE:.0%} accepted" if wish.num_drafts else ""
     limits.add_row(
         f"decode, {wish.batch} stream{'s' if wish.batch > 1 else ''}{drafts}",
-        f"{speed.decode_tokens_per_second:,.1f}",
+        f"{speed.decode_tokens_per_second:,.2f}",
         speed.decode_bound,
     )
     if wish.batch > 1:
-        rate = f"{speed.decode_tokens_per_second_per_stream:,.1f}"
+        rate = f"{speed.decode_tokens_per_second_per_stream:,.2f}"
         limits.add_row("decode, each", rate, speed.decode_bound)
     console.print(limits)
-    has_mtp = wish.config.num_nextn_predict_layers > 0
+    if speed.sent_bytes_per_step is None:
+        console.print(WORD, highlight=False, soft_wrap=True)
+    elif hardware.num_devices > 1:
+        megabytes = speed.sent_bytes_per_step / 1e6
+        console.print(
+            f"each device sends {megabytes:,.2f} MB a decode step to others, counted beside the "
+            "work; the links' latency is not counted",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _disk(planned: InferencePlan) -> Any:
+    has_mtp = planned.wish.config.num_nextn_predict_layers > 0
     columns = ["bytes", "GB", "GiB", *(["GiB without MTP"] if has_mtp else [])]
     disk = _table("On disk, with the MTP layer" if has_mtp else "On disk", *columns)
     for row in planned.as_dict()["disk"]:
         cells = [f"{row['bytes']:,}", f"{row['GB']:,.1f}", f"{row['GiB']:,.1f}"]
         without = f"{row['bytes_without_mtp'] / 2**30:,.1f}"
         disk.add_row(row["format"], *cells, *([without] if has_mtp else []))
-    console.print(disk)
-    console.print(f"[dim]{planned.hardware.label}: {planned.hardware.source}[/]", highlight=False)
+    return disk
 
 
 def _engine(planned: InferencePlan) -> str:

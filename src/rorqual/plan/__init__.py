@@ -1,6 +1,8 @@
 """Before anything is loaded: memory, disk, tokens a second, and what would fit."""
 
-from rorqual.plan.hardware import HARDWARE, Hardware, find_hardware
+from rorqual.plan.devices import HARDWARE
+from rorqual.plan.find import find_hardware
+from rorqual.plan.hardware import Hardware
 from rorqual.plan.inference import InferencePlan, plan_inference
 from rorqual.plan.sizes import WEIGHT_FORMATS, disk_bytes
 

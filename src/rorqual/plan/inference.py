@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
+from rorqual.errors import listing
 from rorqual.model import ModelConfig
 from rorqual.plan.hardware import Hardware
 from rorqual.plan.memory import Memory, fits, memory_of
+from rorqual.plan.offload import room_for_weights
 from rorqual.plan.sizes import (
     GIB,
     WEIGHT_FORMATS,
@@ -36,15 +38,19 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """The answer. `suggestions` are changes each of which makes it fit by itself."""
+    """The answer. `suggestions` are changes each of which makes it fit by itself. What does not fit
+    has no `speed`; `offloaded` is that of an engine that leaves the rest of the weights on disk.
+    """
 
     wish: Wish
     hardware: Hardware
     memory: Memory
-    speed: Speed
+    speed: Speed | None
+    offloaded: Speed | None
     is_fitting: bool
     max_context: int  # that fits with everything else as wished; 0 if none does
     suggestions: list[str] = field(default_factory=list)
+    remark: str | None = None  # on a number of devices that no such machine has
 
     def as_dict(self) -> dict[str, Any]:
         wish, hardware = self.wish, self.hardware
@@ -63,6 +69,11 @@ class InferencePlan:
                 "usable_bytes": hardware.usable_bytes,
                 "bandwidth": hardware.total_bandwidth,
                 "flops": {kind: hardware.total_flops(kind) for kind in hardware.flops},
+                "num_devices": hardware.num_devices,
+                "num_machines": hardware.num_nodes,
+                "link_rate": hardware.link_rate,
+                "network_rate": hardware.network_rate,
+                "disk_rate": hardware.disk_rate,
                 "source": str(hardware.source),
                 "is_data_sheet": hardware.source.is_data_sheet,
             },
@@ -70,8 +81,10 @@ class InferencePlan:
             "cache_bytes_per_token": wish.cache_bytes_per_token,
             "fits": self.is_fitting,
             "max_context": self.max_context,
-            "speed_limit": self.speed.as_dict(),
+            "speed_limit": self.speed.as_dict() if self.speed else None,
+            "speed_limit_from_disk": self.offloaded.as_dict() if self.offloaded else None,
             "suggestions": self.suggestions,
+            "remark": self.remark,
             "disk": disk_table(wish.config),
         }
 
@@ -94,11 +107,46 @@ def plan_inference(
         wish,
         hardware,
         memory_of(wish, hardware),
-        speed_of(wish, hardware),
+        speed_of(wish, hardware) if is_fitting else None,
+        None if is_fitting else _offloaded(wish, hardware),
         is_fitting,
         longest_context(wish, hardware),
         [] if is_fitting else list(_suggestions(wish, hardware)),
+        why_no_machine(config, hardware),
     )
+
+
+def _offloaded(wish: Wish, hardware: Hardware) -> Speed | None:
+    """With the rest on the disk; None for our engine, which holds all weights, with drafts, and
+    where the weights are not what does not fit.
+    """
+    room = room_for_weights(wish, hardware)
+    if wish.is_ours or wish.num_drafts or room < 0:
+        return None
+    return speed_of(wish, hardware, room)
+
+
+def why_no_machine(config: ModelConfig, hardware: Hardware) -> str | None:
+    """Why nobody has so many of these devices, or divides this model among them; None if one does.
+
+    Choice: powers of two, in one machine or in whole ones, that divide the experts, and in a
+    machine the attention's heads.
+    """
+    num, node = hardware.num_devices, hardware.node_devices
+    label = hardware.label
+    if num > node and hardware.network_rate is None:
+        return f"{label} are more than the {node} of a machine, and no network is known for them"
+    if num > node and num % node:
+        return f"{label} are no whole number of machines of {node}"
+    if num <= node and num & (num - 1) and num != node:
+        sizes = listing([2**i for i in range(node.bit_length()) if 2**i < node] + [node])
+        return f"machines have {sizes} of these devices, not {num}"
+    heads, experts = config.num_attention_heads, config.n_routed_experts
+    if heads % min(num, node):
+        return f"{min(num, node)} devices of a machine do not divide {heads} heads"
+    if experts % num:
+        return f"{num} devices do not divide {experts} experts, unless some are held twice"
+    return None
 
 
 def disk_table(config: ModelConfig) -> list[dict[str, Any]]:
@@ -140,7 +188,7 @@ def _suggestions(wish: Wish, hardware: Hardware) -> Iterator[str]:
     elif less := _everything_smaller(wish, hardware, smaller):
         yield _priced(wish, less, hardware, always=("weights", "kv", "context", "batch"))
     if more := _more_devices(wish, hardware):
-        yield f"--on {more.label} {_price(wish, more)}"
+        yield f"--on {more.flag} {_price(wish, more)}"
 
 
 def _everything_smaller(wish: Wish, hardware: Hardware, smaller: Sequence[Wish]) -> Wish | None:
@@ -211,12 +259,14 @@ def _smaller_weights(wish: Wish, hardware: Hardware) -> list[Wish]:
 
 
 def _more_devices(wish: Wish, hardware: Hardware) -> Hardware | None:
-    """The least number of the same device; none for our engine, and for a machine that is one of
-    a kind.
-    """
-    if wish.is_ours or hardware.is_cpu:
+    """The fewest of the same device that some machine has; none for our engine."""
+    if wish.is_ours:
         return None
-    for num in range(hardware.num_devices + 1, MAX_DEVICES + 1):
-        if fits(wish, hardware.times(num)):
-            return hardware.times(num)
+    num = 2
+    while num <= MAX_DEVICES:
+        more = hardware.times(num)
+        is_more = num > hardware.num_devices and not why_no_machine(wish.config, more)
+        if is_more and fits(wish, more):
+            return more
+        num *= 2
     return None

@@ -5,18 +5,22 @@ FLOPs a weight a token. Of the routed experts B independent tokens meet as many 
 (`model.flops.distinct_experts`), when all are equally likely, as balanced training makes them.
 With N drafts a step verifies N + 1 tokens a stream, after N passes through the MTP layer and the
 head; it yields 1 + a + ... + a^N tokens where each draft is accepted with probability a if those
-before it were. Transfers between devices are not counted: several devices are their sum.
+before it were. Several devices are their sum; what they send each other takes its time beside the
+work (report §3.4: of two micro-batches one computes while the other is sent), as far as it is known
+(`transfers.py`). Of a model that does not fit, the rest is read from the disk (`offload.py`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rorqual.model import ModelConfig
 from rorqual.model.flops import distinct_experts, forward_flops_per_token
-from rorqual.ops.ceilings import slower
 from rorqual.plan.hardware import Hardware
+from rorqual.plan.offload import disk_reads
 from rorqual.plan.sizes import Runs, embedding_bytes, expert_bytes, head_bytes, memory_bytes
+from rorqual.plan.transfers import sent
 from rorqual.plan.wish import Wish, layer_cache_bytes
 
 ACCEPTANCE = 0.85  # report §5.4.3: 85 to 90 % of the second tokens
@@ -24,7 +28,7 @@ ACCEPTANCE = 0.85  # report §5.4.3: 85 to 90 % of the second tokens
 
 @dataclass(frozen=True)
 class Speed:
-    """Upper limits. `bound` says what the limit is: "bandwidth" or "compute"."""
+    """Upper limits. `bound` says what the limit is: bandwidth, compute, transfers or disk."""
 
     prefill_tokens_per_second: float
     prefill_bound: str
@@ -33,8 +37,10 @@ class Speed:
     decode_bound: str
     decode_bytes_per_step: float
     tokens_per_step: float  # of a stream: above 1 with drafts
+    sent_bytes_per_step: float | None  # by each device in decode; None: its links are not known
+    disk_bytes_per_step: float  # read in decode
 
-    def as_dict(self) -> dict[str, float | str]:
+    def as_dict(self) -> dict[str, float | str | None]:
         return dict(vars(self))
 
 
@@ -59,32 +65,54 @@ def tokens_per_step(num_drafts: int, acceptance: float = ACCEPTANCE) -> float:
     return sum(acceptance**i for i in range(num_drafts + 1))
 
 
-def speed_of(wish: Wish, hardware: Hardware) -> Speed:
-    """Prefill of a prompt of the whole context; decode of all streams at that context."""
+def speed_of(wish: Wish, hardware: Hardware, room: float = math.inf) -> Speed:
+    """Prefill of a prompt of the whole context; decode of all streams at that context. `room`:
+    bytes of memory for the weights, of which the rest is on the disk.
+    """
     config, weights, context, batch = wish.config, wish.runs_as, wish.context, wish.batch
-    flops, bandwidth = hardware.total_flops(_operands(wish)), hardware.total_bandwidth
     num_drafts, num_rows = wish.num_drafts, batch * (wish.num_drafts + 1)
+    num_sparse = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
     latents = batch * context * layer_cache_bytes(config, wish.cache_format)
     decode_bytes = read_bytes(config, weights, num_rows) + config.num_hidden_layers * latents
     decode_flops = num_rows * forward_flops_per_token(config, context, use_absorbed=True)
     if num_drafts:
         decode_bytes += num_drafts * (draft_bytes(config, weights, batch) + latents)
         decode_flops += batch * num_drafts * _draft_flops(config, context)
-    seconds, decode_bound = slower(decode_bytes / bandwidth, decode_flops / flops)
-    gained = tokens_per_step(num_drafts)
+    decode_sent = sent(config, hardware, num_rows * num_sparse + batch * num_drafts)
+    from_disk = disk_reads(config, weights, num_rows, room)
+    flops = hardware.total_flops(_operands(wish))
+    decode_seconds, decode_bound = _slowest(
+        bandwidth=decode_bytes / hardware.total_bandwidth,
+        compute=decode_flops / flops,
+        transfers=decode_sent.seconds if decode_sent else 0,
+        disk=from_disk / hardware.disk_rate,
+    )
     step = min(wish.step_tokens(hardware), context)
-    prefill_flops = step * forward_flops_per_token(config, (context + 1) / 2)
-    prefill_bytes = read_bytes(config, weights, step)
-    prefill_seconds, prefill_bound = slower(prefill_bytes / bandwidth, prefill_flops / flops)
+    prefill_sent = sent(config, hardware, step * num_sparse)
+    prefill_seconds, prefill_bound = _slowest(
+        bandwidth=read_bytes(config, weights, step) / hardware.total_bandwidth,
+        compute=step * forward_flops_per_token(config, (context + 1) / 2) / flops,
+        transfers=prefill_sent.seconds if prefill_sent else 0,
+        disk=disk_reads(config, weights, step, room) / hardware.disk_rate,
+    )
+    gained = tokens_per_step(num_drafts)
     return Speed(
         prefill_tokens_per_second=step / prefill_seconds,
         prefill_bound=prefill_bound,
-        decode_tokens_per_second=batch * gained / seconds,
-        decode_tokens_per_second_per_stream=gained / seconds,
+        decode_tokens_per_second=batch * gained / decode_seconds,
+        decode_tokens_per_second_per_stream=gained / decode_seconds,
         decode_bound=decode_bound,
         decode_bytes_per_step=decode_bytes,
         tokens_per_step=gained,
+        sent_bytes_per_step=decode_sent.to_devices if decode_sent else None,
+        disk_bytes_per_step=from_disk,
     )
+
+
+def _slowest(**seconds: float) -> tuple[float, str]:
+    """What takes longest of what goes on at once; the first of equals."""
+    bound = max(seconds, key=lambda what: seconds[what])
+    return seconds[bound], bound
 
 
 def _draft_flops(config: ModelConfig, context: int) -> float:
