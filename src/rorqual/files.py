@@ -57,18 +57,30 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("RORQUAL_CACHE"):
         return Path(chosen).absolute()
+    fix = "name a folder in RORQUAL_CACHE"
+    return _user_folder("XDG_CACHE_HOME", ".cache", "Library/Caches", fix)
+
+
+def state_folder(fix: str) -> Path:
+    """Where programs of this user keep their state, as the platform has it. UsageError, with `fix`,
+    for a user without a home.
+    """
+    return _user_folder("XDG_STATE_HOME", ".local/state", "Library/Application Support", fix)
+
+
+def _user_folder(variable: str, on_unix: str, on_a_mac: str, fix: str) -> Path:
     try:
         home = Path.home()
     except RuntimeError as problem:
-        raise UsageError(str(problem), fix="name a folder in RORQUAL_CACHE") from None
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    root: str | Path = home / ".cache"
+        raise UsageError(str(problem), fix=fix) from None
+    chosen = os.environ.get(variable, "")
+    root: str | Path = home / on_unix
     if os.path.isabs(chosen):  # the XDG specification: a relative path is to be ignored
         root = chosen
     elif sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
     elif sys.platform == "darwin":
-        root = home / "Library" / "Caches"
+        root = home / on_a_mac
     return Path(root) / "rorqual"
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from rorqual.config import fill
 from rorqual.data import DataSettings, SourceSettings, TokenizerSettings, corpus, shards
-from rorqual.data.corpus import Document, num_text_bytes, read_documents, write_documents
+from rorqual.data.corpus import Document, num_text_bytes, read_file, write_documents
 from rorqual.data.fim import fim_ids, fim_pieces
 from rorqual.data.plan import Plan, resolve, select, tokenizer_sample
 from rorqual.data.punctuation import PunctuationSplitter
@@ -40,21 +40,21 @@ def test_a_line_and_a_conversation_may_be_just_so_long(
     path.write_text("\n" + line + "  \n" + line)
     monkeypatch.setattr(corpus, "MAX_LINE_BYTES", len(line))
     monkeypatch.setattr(corpus, "MAX_CONVERSATION_CHARACTERS", len("HiHello!"))
-    assert [d.messages for d in read_documents(path)] == [[*CHAT, CALL]] * 2
+    assert [d.messages for d in read_file(path)] == [[*CHAT, CALL]] * 2
     monkeypatch.setattr(corpus, "MAX_CONVERSATION_CHARACTERS", len("HiHello!") - 1)
     with pytest.raises(DataError, match="too long a conversation") as caught:
-        list(read_documents(path))
+        list(read_file(path))
     assert f"{path}:2" in str(caught.value)
     monkeypatch.setattr(corpus, "MAX_LINE_BYTES", len(line) - 1)
     with pytest.raises(DataError, match="too long a line"):
-        list(read_documents(path))
+        list(read_file(path))
 
 
 def test_rows_of_parquet_are_counted_over_its_batches(tmp_path: Path) -> None:
     texts = [*["fine"] * 130, None]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     with pytest.raises(DataError) as caught:
-        list(read_documents(tmp_path / "a.parquet"))
+        list(read_file(tmp_path / "a.parquet"))
     assert "row 131" in str(caught.value)
 
 
@@ -71,10 +71,10 @@ def test_what_a_document_holds(tmp_path: Path) -> None:
     assert write_documents(tmp_path / "A.JSONL", documents) == (3, 2 + 2 * len("Hello!"))
     records = [json.loads(line) for line in (tmp_path / "A.JSONL").read_text().splitlines()]
     assert records == [{"text": "é"}, {"messages": CHAT, "tools": tools}, {"messages": CHAT}]
-    found = list(read_documents(tmp_path / "A.JSONL"))
+    found = list(read_file(tmp_path / "A.JSONL", "me"))
     assert [d.tools for d in found] == [None, tools, None]
-    assert {d.source for d in found} == {str(tmp_path / "A.JSONL")}
-    assert {d.source for d in read_documents(tmp_path / "A.JSONL", "")} == {""}
+    assert {d.source for d in found} == {"me"}
+    assert {d.source for d in read_file(tmp_path / "A.JSONL", "")} == {""}
 
 
 SOURCE = {"name": "wordnet"}
@@ -288,7 +288,7 @@ def test_what_is_generated_is_written_once_for_each_of_its_forms(tmp_path: Path)
     plan = resolve(data, source, generator("a"))
     assert plan.licence == "generated"
     [file] = plan.files
-    assert [d.text for d in read_documents(file)] == [f"a 0 {n}" for n in range(70)]
+    assert [d.text for d in read_file(file)] == [f"a 0 {n}" for n in range(70)]
     file.write_bytes(b"kept")
     assert resolve(data, source, generator("a")).files == [file]
     assert file.read_bytes() == b"kept"

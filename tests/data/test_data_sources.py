@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.data import sources
-from rorqual.data.corpus import read_documents
+from rorqual.data.corpus import corpus_files, read_file
 from rorqual.data.sources import SOURCES, Source, fetch, source_record
 from rorqual.errors import DataError, RorqualError
 
@@ -54,7 +54,8 @@ def test_fetch_writes_record_and_skips_what_is_there(registry: Path) -> None:
     record = fetch("deb", registry / "corpora")
     assert record["packages"][0]["version"] == "1.0-2"
     assert (record["num_documents"], record["text_bytes"]) == (1, len("the text\n"))
-    documents = list(read_documents(registry / "corpora" / "deb"))
+    (file,) = corpus_files(registry / "corpora" / "deb")
+    documents = list(read_file(file))
     assert [d.text for d in documents] == ["the text\n"]
     assert fetch("deb", registry / "corpora") == record
     assert (registry / "calls").read_text() == "run\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rorqual.data import Loader, held_out_bytes, sequential
+from rorqual.data import Loader, held_out_bytes
 from rorqual.data.loader import num_samples
 from rorqual.data.selection import permutation
 from rorqual.data.shards import FORMAT
@@ -109,14 +109,7 @@ def test_fractions_cover_the_source_over_passes(folders: tuple[Path, Path]) -> N
     assert max(seen.values()) - min(seen.values()) <= 1
 
 
-def test_sequential_visits_all_in_order(folders: tuple[Path, Path]) -> None:
-    found: dict[str, list[int]] = {"a": [], "b": []}
-    for item in sequential(folders, LENGTH, DEPTH, batch_size=4):
-        assert len(item.batch.tokens_BS) <= 4
-        here = slice(1, LENGTH + 1)
-        found[item.source] += item.batch.tokens_BS[:, here][item.batch.mask_BS[:, here]].tolist()
-    assert found["a"] == list(range(2, 204))
-    assert found["b"] == [token for token in range(1001, 1057) if token % 3 == 0]
+def test_targets_have_bytes(folders: tuple[Path, Path]) -> None:
     assert held_out_bytes(folders) == 200
 
 
@@ -150,7 +143,6 @@ def test_a_token_more_than_fits_has_a_sample_of_its_own(
     """By hand: the first token is no target, and a sample of 8 has 8 targets."""
     path = _folder(tmp_path / "a", [np.arange(num_tokens)])
     assert num_samples(path, LENGTH, None) == num_wanted
-    assert sum(len(item.batch.tokens_BS) for item in sequential([path], LENGTH)) == num_wanted
     if num_wanted:
         assert Loader([(path, 1.0)], LENGTH).samples_per_pass == num_wanted
         assert Loader([(path, 1.0)], 1).samples_per_pass == num_tokens - 1
@@ -185,19 +177,6 @@ def test_the_order_is_that_of_every_run_before(folders: tuple[Path, Path]) -> No
             samples += [(source, order[(number * taken + n) % size]) for n in range(taken)]
         expected = [samples[place] for place in permutation(27, 5, 2, number)]
         assert [loader.locate(number * 27 + n) for n in range(27)] == expected
-
-
-def test_validation_reads_whole_batches_and_what_is_left(folders: tuple[Path, Path]) -> None:
-    """26 samples in eights, as wide as asked for; a folder without a source has its own name."""
-    manifest = json.loads((folders[0] / "manifest.json").read_text())
-    del manifest["source"]
-    (folders[0] / "manifest.json").write_text(json.dumps(manifest))
-    found = list(sequential(folders[:1], LENGTH, DEPTH))
-    assert [tuple(item.batch.tokens_BS.shape) for item in found] == [
-        (8, WIDTH), (8, WIDTH), (8, WIDTH), (2, WIDTH),
-    ]  # fmt: skip
-    assert {item.source for item in found} == {"a"}
-    assert all(item.batch.documents_BS is None for item in found)
 
 
 def test_advice_on_no_samples_is_of_their_reason(tmp_path: Path) -> None:

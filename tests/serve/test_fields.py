@@ -13,7 +13,7 @@ import httpx
 import pytest
 import web
 from fake_engine import FakeEngine
-from field_tables import tables, written
+from field_tables import CLAUDE_PLACES, RESPONSE_PLACES, tables, written
 from live import Live, running
 from served import make_model
 
@@ -23,12 +23,10 @@ from rorqual.serve.app import create_app
 from rorqual.serve.field_row import (
     CALLS,
     CHAT,
-    CLAUDE_PLACES,
     COMPLETIONS,
     FUNCTIONS,
     MESSAGES,
     PARTS,
-    RESPONSE_PLACES,
     STRUCTURED,
     TOOLS,
     FieldRow,

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import web
 from fake_engine import FakeEngine
+from field_tables import CLAUDE_PLACES, RESPONSE_PLACES
 from live import Live
 from openai.types.responses import Response as SdkResponse
 from pydantic import TypeAdapter
@@ -25,14 +26,12 @@ from rorqual.serve.field_row import (
     CLAUDE,
     CLAUDE_BLOCKS,
     CLAUDE_OUTPUT,
-    CLAUDE_PLACES,
     CLAUDE_TOOLS,
     COMPLETIONS,
     COUNT_TOKENS,
     INPUT_TOKENS,
     RESPONSE_ITEMS,
     RESPONSE_PARTS,
-    RESPONSE_PLACES,
     RESPONSE_REASONING,
     RESPONSE_TEXT,
     RESPONSE_TOOLS,

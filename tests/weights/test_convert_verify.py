@@ -424,10 +424,11 @@ def test_any_rows_are_those_of_the_whole(sources: dict[str, Path], to: str, tmp_
 
 def _dequantised(source: TensorSource, tensor: StoredTensor) -> Tensor:
     """The plain formula, a value at a time."""
-    weight = source.read(tensor.name).float()
+    weight = source.read_rows(tensor.name, 0, tensor.shape[0]).float()
     if source.entries[tensor.name].dtype != "F8_E4M3":
         return weight
-    scale = source.read(tensor.scale_name).float()
+    num_scales = source.entries[tensor.scale_name].shape[0]
+    scale = source.read_rows(tensor.scale_name, 0, num_scales).float()
     rows, columns = (torch.arange(size) // 128 for size in weight.shape)
     return weight * scale[rows][:, columns]
 

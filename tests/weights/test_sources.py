@@ -65,7 +65,7 @@ def test_any_rows_are_those_of_the_whole_tensor(to: str, tmp_path: Path) -> None
         for name in source.entries:
             if ".layers.2." in name or ".experts.4." in name:
                 continue  # layers and experts enough
-            values = source.read(name)
+            values = source.read_rows(name, 0, source.entries[name].shape[0])
             if to != "gguf:Q8_0":
                 assert torch.equal(values, whole[name]), name
             size = len(values)

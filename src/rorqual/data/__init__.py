@@ -3,7 +3,7 @@
 from rorqual.data.build import Advance, BuildSummary, build, find_build, scan_sources, silent
 from rorqual.data.corpus import Document
 from rorqual.data.inputs import Inputs, find_files, inputs_now, loaded_tokenizer
-from rorqual.data.loader import Batch, Loader, held_out_bytes, num_samples, sequential
+from rorqual.data.loader import Batch, Loader, held_out_bytes, num_samples
 from rorqual.data.packing import Isolation
 from rorqual.data.plan import Generator, missing_sources
 from rorqual.data.settings import DataSettings, SourceSettings, TokenizerSettings
@@ -31,6 +31,5 @@ __all__ = [
     "num_samples",
     "open_tokens",
     "scan_sources",
-    "sequential",
     "silent",
 ]

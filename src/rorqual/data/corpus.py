@@ -129,16 +129,6 @@ def corpus_files(pattern: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_documents(
-    pattern: str | os.PathLike[str], source: str | None = None
-) -> Iterator[Document]:
-    """The documents of a file, a folder or a glob, in order; `source` is the pattern itself if not
-    given.
-    """
-    for file in corpus_files(pattern):
-        yield from read_file(file, source if source is not None else os.fspath(pattern))
-
-
 def read_file(
     path: str | os.PathLike[str], source: str = "", block_characters: int = MAX_TEXT_CHARACTERS
 ) -> Iterator[Document]:

@@ -10,7 +10,7 @@ source `epochs` times; its order is a permutation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -42,14 +42,6 @@ class Batch:
     mask_BS: Tensor
     documents_BS: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class HeldOutBatch:
-    """A batch of one source in order; `source` names it."""
-
-    source: str
-    batch: Batch
 
 
 class Loader:
@@ -170,24 +162,6 @@ def _stream(
         return PackedStream(folder, sequence_length, mtp_depth, isolation, seeds)
     begin_id = isolation.begin_id if isolation is not None else None
     return CutStream(folder, sequence_length, mtp_depth, begin_id)
-
-
-def sequential(
-    folders: Sequence[str | Path], sequence_length: int, mtp_depth: int = 0, batch_size: int = 8
-) -> Iterator[HeldOutBatch]:
-    """Every sample of each folder once, in order: for validation. The last batch of a folder may be
-    smaller.
-
-    Bits per byte of a folder = sum of -log2 p over masked targets / `held_out_bytes([folder])`.
-    """
-    for path in folders:
-        folder = open_tokens(path)
-        stream = CutStream(folder, sequence_length, mtp_depth)
-        source = str(folder.manifest.get("source", Path(path).name))
-        for start in range(0, stream.num_samples, batch_size):
-            stop = min(start + batch_size, stream.num_samples)
-            samples = [stream.sample(index) for index in range(start, stop)]
-            yield HeldOutBatch(source, _batch(samples))
 
 
 def held_out_bytes(folders: Sequence[str | Path]) -> int:

@@ -20,22 +20,6 @@ CLAUDE, COUNT_TOKENS = "messages", "messages/count_tokens"
 CLAUDE_BLOCKS, CLAUDE_TOOLS = "messages: blocks", "messages: tools[]"
 CLAUDE_OUTPUT = "messages: output_config"
 ROUTES = (CHAT, COMPLETIONS)
-RESPONSE_PLACES = (
-    RESPONSES,
-    INPUT_TOKENS,
-    RESPONSE_ITEMS,
-    RESPONSE_PARTS,
-    RESPONSE_TOOLS,
-    RESPONSE_TEXT,
-    RESPONSE_REASONING,
-)
-CLAUDE_PLACES = (
-    CLAUDE,
-    COUNT_TOKENS,
-    CLAUDE_BLOCKS,
-    CLAUDE_TOOLS,
-    CLAUDE_OUTPUT,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ tensor at a time. Format: safetensors, single (`model.safetensors`) or in shards
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,20 +54,8 @@ class Folder:
     table: dict[str, Any] = field(default_factory=dict, repr=False)  # config.json as it stands
     is_huggingface: bool = True
     is_verbatim: bool = True
-    _open_files: dict[str, Any] = field(default_factory=dict, repr=False)
+    _readable: set[str] = field(default_factory=set, repr=False)  # files whose header was read
     _row_files: RowFiles = field(default_factory=RowFiles, repr=False)
-
-    def read(self, name: str) -> Tensor:
-        """One tensor on the CPU, backed by the mapped file: copy it before the folder closes."""
-        entry = self.entries[name]
-        try:
-            return self._open_files[entry.file].get_tensor(name)
-        except (SafetensorError, OSError) as problem:
-            raise CheckpointError(
-                f"tensor {name} cannot be read: {problem}",
-                where=self.path / entry.file,
-                fix=mend_of_checkpoint(self.path, RESTORE),
-            ) from None
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in memory of their own, read without the map; any thread may."""
@@ -82,9 +70,6 @@ class Folder:
         )
 
     def close(self) -> None:
-        for file in self._open_files.values():
-            file.__exit__(None, None, None)
-        self._open_files.clear()
         self._row_files.close()
 
     def __enter__(self) -> Folder:
@@ -248,14 +233,14 @@ def _read_header(folder: Folder, file: str) -> None:
         folder.faults.append(f"no such file: {file}, which the index names")
         return
     try:
-        opened = safe_open(where, framework="pt", device="cpu").__enter__()
-        names: Sequence[str] = opened.keys()
-        for name in names:
-            part = opened.get_slice(name)
-            entry = Entry(name, file, tuple(part.get_shape()), str(part.get_dtype()))
-            if name in folder.entries:
-                folder.faults.append(f"repeated: {name} in {folder.entries[name].file} and {file}")
-            folder.entries.setdefault(name, entry)
+        with safe_open(where, framework="pt", device="cpu") as opened:
+            for name in opened.keys():  # noqa: SIM118  it is no dict
+                part = opened.get_slice(name)
+                entry = Entry(name, file, tuple(part.get_shape()), str(part.get_dtype()))
+                if name in folder.entries:
+                    other = folder.entries[name].file
+                    folder.faults.append(f"repeated: {name} in {other} and {file}")
+                folder.entries.setdefault(name, entry)
     except PermissionError as problem:
         fix = mend_of(problem, where)
         raise CheckpointError(f"cannot be read: {problem}", where=where, fix=fix) from None
@@ -264,11 +249,11 @@ def _read_header(folder: Folder, file: str) -> None:
         size = where.stat().st_size
         folder.faults.append(f"cannot be read: {file} ({size:,} bytes; truncated?): {problem}")
         return
-    folder._open_files[file] = opened
+    folder._readable.add(file)
 
 
 def _compare_with_index(folder: Folder, mapped_to: dict[str, str]) -> None:
-    readable = folder._open_files
+    readable = folder._readable
     for name, file in mapped_to.items():
         entry = folder.entries.get(name)
         if entry is None:

@@ -62,9 +62,6 @@ class ModelSource:
             self._values[tensor.name] = values
             self.entries[tensor.name] = Entry(tensor.name, "", tuple(values.shape), dtype)
 
-    def read(self, name: str) -> Tensor:
-        return self.read_rows(name, 0, self.entries[name].shape[0])
-
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         return self._values[name][start:stop].cpu().contiguous()
 

@@ -64,10 +64,6 @@ class TensorSource(Protocol):
     is_huggingface: bool
     is_verbatim: bool
 
-    def read(self, name: str) -> Tensor:
-        """One tensor on the CPU, perhaps backed by a file: copy it before the source closes."""
-        ...
-
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of the first dimension in memory of their own; any thread may."""
         ...

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from rorqual.errors import UsageError
-from rorqual.files import explained
+from rorqual.files import explained, state_folder
 from rorqual.locks import FileLock
 
 DATABASE = "rorqual.db"
@@ -26,22 +25,8 @@ FIX = "choose another --state-dir"
 
 
 def default_folder() -> Path:
-    """Where programs of this user keep their state, as the platform has it. UsageError for a user
-    without a home.
-    """
-    try:
-        home = Path.home()
-    except RuntimeError as problem:
-        raise UsageError(str(problem), fix="name a folder with --state-dir") from None
-    chosen = os.environ.get("XDG_STATE_HOME", "")
-    root: str | Path = home / ".local" / "state"
-    if os.path.isabs(chosen):  # the XDG specification: a relative path is to be ignored
-        root = chosen
-    elif sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        root = home / "Library" / "Application Support"
-    return Path(root) / "rorqual"
+    """Where a server keeps its state if nobody says. UsageError for a user without a home."""
+    return state_folder("name a folder with --state-dir")
 
 
 def open_folder(chosen: Path | None) -> Path:

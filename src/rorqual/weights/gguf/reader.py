@@ -89,9 +89,6 @@ class GgufSource:
     def num_bytes(self) -> int:
         return self.file.num_bytes()
 
-    def read(self, name: str) -> Tensor:
-        return self.read_rows(name, 0, self.entries[name].shape[0])
-
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         place = self._places[name]
         if isinstance(place, _Halves):

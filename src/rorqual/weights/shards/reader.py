@@ -49,9 +49,6 @@ class ShardFolder:
     def world(self) -> int:
         return len(self.files)
 
-    def read(self, name: str) -> Tensor:
-        return self.read_rows(name, 0, self.entries[name].shape[0])
-
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         entry, cut = self.entries[name], cut_of(name)
         if cut == "rows":
