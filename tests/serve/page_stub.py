@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import rorqual
+from rorqual.serve.page_api import rendered
 
 PAGE = Path(rorqual.__file__).parent / "serve" / "page"
 POLICY = (
@@ -58,6 +59,9 @@ class Stub:
     """The question `wait in the queue` waits for it."""
     has_thought: threading.Event = field(default_factory=_set_event)
     """Answers wait for it between the reasoning and what follows."""
+    rendered: list[list[str]] = field(default_factory=list)
+    """What the page asked to be made of markdown, a list a request."""
+    can_render: bool = True
     num_failures: int = 0
     """How many of the next questions are refused with 503."""
 
@@ -69,6 +73,7 @@ class Stub:
         self.models, self.api_key, self.answers = ["tiny"], None, {}
         self.piece_characters, self.piece_seconds = 7, 0.002
         self.requests, self.cancelled, self.num_failures = [], [], 0
+        self.rendered, self.can_render = [], True
         self.has_room.set()  # nobody waits any more
         self.has_thought.set()
         self.has_room = threading.Event()
@@ -116,6 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._is_allowed():
+            return
+        if self.path == "/page/api/render":
+            self.stub.rendered += [body["texts"]]
+            if self.stub.can_render:
+                self._reply(200, {"htmls": rendered(body["texts"])})
+            else:
+                self._reply(503, {"error": {"message": "the server drains"}})
             return
         self.stub.requests.append(body)
         question = body["messages"][-1]["content"]

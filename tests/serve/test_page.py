@@ -115,11 +115,11 @@ def test_an_edited_question_goes_on_from_there(chat: Chat, stage: Stage) -> None
 
 
 def test_reasoning_is_folded_when_the_answer_begins(chat: Chat, stage: Stage) -> None:
-    stage.stub.answers["why"] = ("Because **deep**. " * 12, "It is so.")
+    stage.stub.answers["why"] = ("Because **deep**.\n\n" * 12, "It is so.")
     stage.stub.has_thought.clear()
     chat.send("why")
     chat.until("() => document.querySelector('.reasoning').open")
-    assert chat.page.locator(".reasoning strong").first.inner_text() == "deep"
+    assert chat.see(".reasoning strong").inner_text() == "deep"
     stage.stub.has_thought.set()
     chat.until("() => document.body.innerText.includes('It is')")
     chat.until("() => !document.querySelector('.reasoning').open")

@@ -65,6 +65,7 @@ def test_each_key_opens_and_nothing_else_does(guarded: Live) -> None:
         ("/nothing", 401),
         ("//v1/models", 401),
         ("/page/../v1/models", 401),
+        ("/page/api/render", 401),
     ],
 )
 def test_what_is_open_without_a_key(guarded: Live, path: str, status: int) -> None:
@@ -72,7 +73,7 @@ def test_what_is_open_without_a_key(guarded: Live, path: str, status: int) -> No
     request = httpx.Request("GET", guarded.url, extensions={"target": path.encode()})
     with httpx.Client(timeout=HANG_SECONDS) as client:
         response = client.send(request)
-    assert response.status_code == (404 if path.startswith("/page/") else status)
+    assert response.status_code == (404 if path.startswith("/page/..") else status)
     assert "sei" not in response.text
 
 

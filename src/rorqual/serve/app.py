@@ -20,6 +20,7 @@ from rorqual.serve.limits import LimitGuard
 from rorqual.serve.message_routes import message_router
 from rorqual.serve.messages_errors import MessagesErrors
 from rorqual.serve.notes import IGNORED_HEADER, NOTES_HEADER
+from rorqual.serve.page_api import page_api_router
 from rorqual.serve.page_routes import page_router
 from rorqual.serve.paths import SlashTrimmer
 from rorqual.serve.request_ids import HEADER, RequestIds
@@ -88,6 +89,7 @@ def create_app(
     app.include_router(response_router(), responses=ERRORS)
     app.include_router(batch_router(), responses=ERRORS)
     app.include_router(health_router())
+    app.include_router(page_api_router())
     app.include_router(page_router())
     # The last one added is the outermost.
     app.add_middleware(LimitGuard, service=service)

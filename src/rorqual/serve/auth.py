@@ -26,6 +26,8 @@ from rorqual.serve.settings import ServerSettings
 
 OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
 OPEN_PREFIX = "/page/"
+KEYED_PREFIX = "/page/api/"
+"""What the page asks for, unlike its files, needs a key as all else does."""
 MIN_KEY_CHARACTERS = 8
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*]+")
 
@@ -121,7 +123,7 @@ class AuthGuard:
         path = scope["path"]
         owner: str | None = ""
         problem = self._foreign(headers)
-        if self._keys.are_needed and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
+        if self._keys.are_needed and not _is_open(path):
             owner = self._keys.owner_of(headers)
         if problem is None and owner is None:
             problem = ApiError(
@@ -167,6 +169,12 @@ class AuthGuard:
         # Choice: where other machines may ask, every address, since none can be made to point
         # here, and behind a forwarded port this machine does not know which ones lead to it.
         return address.is_loopback or not self._settings.is_loopback
+
+
+def _is_open(path: str) -> bool:
+    """Whether it needs no key."""
+    is_file = path.startswith(OPEN_PREFIX) and not path.startswith(KEYED_PREFIX)
+    return path in OPEN_PATHS or is_file
 
 
 def _place(origin: str) -> str | None:

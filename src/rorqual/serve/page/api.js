@@ -34,6 +34,16 @@ export async function listModels(apiKey) {
 }
 
 /**
+ * @param {string[]} texts of markdown
+ * @param {string} apiKey
+ * @returns {Promise<(string|null)[]>} HTML that may stand in the page; null: shown as it is
+ */
+export async function renderTexts(texts, apiKey) {
+  const { htmls } = await (await post("../page/api/render", { texts }, apiKey)).json();
+  return htmls;
+}
+
+/**
  * One answer as it is written.
  *
  * @typedef {{type: "waiting"} | {type: "text", content: string, reasoning: string}
@@ -52,13 +62,7 @@ export async function* streamAnswer({ model, messages, sampling }, apiKey, signa
     stream_options: { include_usage: true },
     ...sampling,
   };
-  const headers = { ...headersOf(apiKey), "content-type": "application/json" };
-  const response = await send("chat/completions", {
-    method: "POST",
-    headers,
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await post("chat/completions", body, apiKey, signal);
   let isComplete = false;
   try {
     for await (const event of readEvents(response.body)) {
@@ -94,6 +98,11 @@ function* answerEvents(data) {
 
 function headersOf(apiKey) {
   return apiKey ? { authorization: `Bearer ${apiKey}` } : {};
+}
+
+function post(path, body, apiKey, signal) {
+  const headers = { ...headersOf(apiKey), "content-type": "application/json" };
+  return send(path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
 /** `fetch` whose every failure is an ApiError (an abort stays an abort). */

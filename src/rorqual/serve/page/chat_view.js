@@ -18,12 +18,14 @@ export class ChatView {
   /**
    * @param {{scroller: HTMLElement, list: HTMLElement, jump: HTMLElement}} elements
    * @param {import("./message_view.js").Actions & {answer(): void}} actions
+   * @param {import("./markdown.js").Renderer} renderer
    */
-  constructor({ scroller, list, jump }, actions) {
+  constructor({ scroller, list, jump }, actions, renderer) {
     this.scroller = scroller;
     this.list = list;
     this.jump = jump;
     this.actions = actions;
+    this.renderer = renderer;
     this.unanswered = h(
       "p",
       { class: "note unanswered" },
@@ -39,8 +41,9 @@ export class ChatView {
       { passive: true },
     );
     jump.addEventListener("click", () => this.follow());
-    // A notice, a keyboard or a turned phone changes the height.
-    new ResizeObserver(() => this.#keepEnd()).observe(scroller);
+    // A notice, a keyboard, a turned phone or a finished block changes the height.
+    const observer = new ResizeObserver(() => this.#keepEnd());
+    for (const node of [scroller, list]) observer.observe(node);
   }
 
   /**
@@ -60,7 +63,7 @@ export class ChatView {
     path.forEach((message, index) => {
       let view = this.#views.get(message.id);
       if (!view) {
-        view = new MessageView(message, this.actions);
+        view = new MessageView(message, this.actions, this.renderer);
         this.#views.set(message.id, view);
       }
       if (this.list.children[index] !== view.node)

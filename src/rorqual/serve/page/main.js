@@ -1,5 +1,5 @@
 /** The page's one controller: it owns what is shown, and lets the other modules show it. */
-import { listModels } from "./api.js";
+import { listModels, renderTexts } from "./api.js";
 import { ChatView } from "./chat_view.js";
 import { Composer } from "./composer.js";
 import {
@@ -15,6 +15,7 @@ import {
 import { byId, h } from "./dom.js";
 import { Drawer } from "./drawer.js";
 import { downloadChat, readExport } from "./export.js";
+import { Renderer } from "./markdown.js";
 import { noticeOf, renderNotice } from "./notices.js";
 import { Run } from "./run.js";
 import { Settings } from "./settings.js";
@@ -56,6 +57,7 @@ class Page {
         show: (id) => this.change(() => showBranch(this.current, id)),
         answer: () => this.answer(this.current.leaf.value),
       },
+      new Renderer((texts) => renderTexts(texts, this.settings.apiKey)),
     );
     this.sidebar = new Sidebar({
       open: (id) => this.open(id),

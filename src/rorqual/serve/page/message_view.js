@@ -22,10 +22,12 @@ export class MessageView {
   /**
    * @param {Message} message
    * @param {Actions} actions
+   * @param {import("./markdown.js").Renderer} renderer
    */
-  constructor(message, actions) {
+  constructor(message, actions, renderer) {
     this.message = message;
     this.actions = actions;
+    this.renderer = renderer;
     this.footer = h("footer", { class: "message-foot" });
     const isUser = message.role === "user";
     this.body = isUser ? h("div", { class: "bubble" }) : h("div", { class: "markdown" });
@@ -36,7 +38,7 @@ export class MessageView {
     );
     if (!isUser) {
       this.#makeReasoning();
-      this.markdown = new MarkdownView(this.body);
+      this.markdown = new MarkdownView(this.body, renderer);
       this.note = h("p", { class: "note", hidden: true });
       this.node.append(this.reasoning, this.body, this.note, this.footer);
     } else {
@@ -63,7 +65,7 @@ export class MessageView {
   #makeReasoning() {
     this.reasoningTitle = h("span", {}, "Thinking");
     const text = h("div", { class: "markdown reasoning-text" });
-    this.reasoningMarkdown = new MarkdownView(text);
+    this.reasoningMarkdown = new MarkdownView(text, this.renderer);
     this.reasoning = h(
       "details",
       { class: "reasoning", hidden: true },
@@ -90,7 +92,7 @@ export class MessageView {
     this.node.classList.toggle("live", state.isLive);
     this.reasoning.hidden = !message.reasoning;
     if (message.reasoning) {
-      this.reasoningMarkdown.update(message.reasoning);
+      this.reasoningMarkdown.update(message.reasoning, !isThinking);
       // Open while there is nothing else to read, unless the reader chose otherwise.
       if (!this.isFoldChosen) this.reasoning.open = isThinking;
       this.reasoning.classList.toggle("live", isThinking);
@@ -101,7 +103,7 @@ export class MessageView {
           ? `Thought for ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`
           : "Thoughts";
     }
-    this.markdown.update(message.content);
+    this.markdown.update(message.content, !state.isLive);
     const note = this.#noteText();
     this.note.hidden = note === "";
     this.note.classList.toggle("waiting", state.isLive);
