@@ -23,7 +23,7 @@ from rorqual.engine.logprobs import token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
+from rorqual.engine.verify import Scores, verify
 from rorqual.model import empty
 from rorqual.ops import cross_entropy, grouped_gemm
 from rorqual.ops.attention import attention
@@ -206,7 +206,7 @@ def test_choosing_tokens_reads_once(
         state.uniform(1)  # the random numbers are the host's own
     logits_NV = torch.randn(40, tokenizer.vocab_size)
     with CountReads() as counts:
-        verify(logits_NV, [[7]] * 20, states)
+        verify(Scores(logits_NV), [[7]] * 20, states)
     assert counts.names == {"tolist": 1}
 
 

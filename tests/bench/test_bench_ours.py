@@ -24,14 +24,14 @@ def test_experts_are_counted_where_blocks_run_whole() -> None:
     the call is there again afterwards.
     """
     model = lively(CONFIG)
-    model.model.fused = whole = object()
+    model.fused = whole = object()
     engine = Engine(model, tokenizer())
-    model.model.fused = whole
+    model.fused = whole
     with counted_experts(engine) as counts:
-        assert model.model.fused is None
+        assert model.fused is None
         model(torch.tensor([[5]]))
     assert counts == [CONFIG.num_experts_per_tok]
-    assert model.model.fused is whole
+    assert model.fused is whole
 
 
 @pytest.mark.parametrize("speculate", [0, 2])

@@ -19,14 +19,14 @@ from rorqual.engine.logit_changes import change
 from rorqual.engine.params import BAN, SamplingParams
 from rorqual.engine.sampler import Row, choose
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import Verified, verify
+from rorqual.engine.verify import Scores, Verified, verify
 
 
 def verified(
     logits_NV: Tensor, drafts: Sequence[Sequence[int]], states: Sequence[SamplingState]
 ) -> list[Verified]:
     """`verify`, and the states take what it gave, as an answer's commit does."""
-    results = verify(logits_NV, drafts, states)
+    results = verify(Scores(logits_NV), drafts, states)
     for state, result in zip(states, results, strict=True):
         state.commit(result.token_ids, result.guide)
     return results

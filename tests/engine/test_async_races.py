@@ -182,7 +182,7 @@ def test_faults_leave_nothing(
                 with pytest.raises(RorqualError):
                     face.submit(Request([], GREEDY))
                 with monkeypatch.context() as patch:
-                    patch.setattr(engine._runner, "run", lambda spans: 1 // 0)
+                    patch.setattr(engine._runner, "step", lambda *_, **__: 1 // 0)
                     streams = [face.submit(Request([5, n], GREEDY)) for n in range(6)]
                     ends = await asyncio.gather(*map(text_of, streams), return_exceptions=True)
                     assert all(isinstance(end, ZeroDivisionError) for end in ends)

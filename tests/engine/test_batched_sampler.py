@@ -26,7 +26,7 @@ from rorqual.engine import sampler
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampler import BLOCK_PLACES, choose
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
+from rorqual.engine.verify import Scores, verify
 from rorqual.errors import CheckpointError
 
 NUM_COMBINATIONS = 200
@@ -93,11 +93,12 @@ def test_rows_of_all_kinds_are_what_each_is_alone_in_plain_words() -> None:
         state.commit(answers[index])
         return state
 
-    together = verify(logits_NV, [[]] * NUM_COMBINATIONS, list(map(state_of, range(len(prompts)))))
+    states = list(map(state_of, range(len(prompts))))
+    together = verify(Scores(logits_NV), [[]] * NUM_COMBINATIONS, states)
     num_near = 0
     for index, result in enumerate(together):
         row_V, state = logits_NV[index], state_of(index)
-        assert verify(row_V[None], [[]], [state]) == [result]
+        assert verify(Scores(row_V[None]), [[]], [state]) == [result]
         wanted_V = plain_adjusted(row_V, params[index], prompts[index], answers[index])
         assert torch.equal(adjusted(state, row_V), wanted_V)
         uniform = state.uniform() if params[index].temperature else 0.0
@@ -125,7 +126,7 @@ def test_drafts_are_sampled_as_if_they_had_come(num_drafts: int) -> None:
         rows_NV = torch.stack([rows[offset] for rows in logits])
         for ids, result in zip(wanted, verified(rows_NV, [[]] * len(kinds), single), strict=True):
             ids += result.token_ids
-    results = verify(torch.cat(logits), [ids[:-1] for ids in wanted], states())
+    results = verify(Scores(torch.cat(logits)), [ids[:-1] for ids in wanted], states())
     for kind, ids, result in zip(kinds, wanted, results, strict=True):
         ends = [at for at, token_id in enumerate(ids) if token_id in kind["stop_token_ids"]]
         stop = 1 + min(ends, default=num_drafts)
@@ -139,8 +140,8 @@ def test_verify_moves_no_state() -> None:
     params = [SamplingParams(**any_settings(guess)) for _ in range(20)]
     states = [SamplingState(settings, [5, 6], VOCABULARY) for settings in params]
     logits_NV = any_logits(guess, 40)
-    first = verify(logits_NV, [[9]] * 20, states)
-    assert verify(logits_NV, [[9]] * 20, states) == first
+    first = verify(Scores(logits_NV), [[9]] * 20, states)
+    assert verify(Scores(logits_NV), [[9]] * 20, states) == first
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 4.0])
@@ -233,7 +234,7 @@ def test_logits_that_are_no_numbers_are_this_error_with_every_setting(
     logits_NV[1, :share] = bad
     states = [SamplingState(params, [5], VOCABULARY) for _ in range(2)]
     with pytest.raises(CheckpointError, match="not finite"):
-        verify(logits_NV, [[], []], states)
+        verify(Scores(logits_NV), [[], []], states)
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_a_step_that_fails_between_two_stages_can_be_done_again(
         calm.step()
     num_failed = 0
 
-    def broken(segments: object) -> Any:
+    def broken(*_: object) -> Any:
         raise BrokenError
 
     while engine.has_work:
@@ -95,9 +95,9 @@ def test_a_segment_is_frozen(model: DeepseekV3, tokenizer: Tokenizer) -> None:
     engine.add(Request([5, 6, 7], SamplingParams(max_tokens=2, temperature=0)))
     (segment,) = engine._scheduler.schedule()
     assert (segment.start, segment.stop, segment.is_last, segment.is_decode) == (0, 3, True, False)
-    (ran,) = engine._run([segment])
+    (ran,), _ = engine._run([segment])
     assert segment.hidden_TD is None
     assert ran.hidden_states.shape == (3, model.config.hidden_size)
     with pytest.raises(AttributeError):
         segment.drafts = (1,)  # type: ignore[misc]
-    assert torch.equal(engine._run([segment])[0].hidden_states, ran.hidden_states)
+    assert torch.equal(engine._run([segment])[0][0].hidden_states, ran.hidden_states)

@@ -71,7 +71,7 @@ def native_model(config: ModelConfig, folder: Path, dtype: str = "float32") -> D
     rorqual.save(lively(config), str(folder), dtype=dtype)
     model = load(folder, "stored")
     use_kernels(model, "native")
-    assert model.model.fused is not None
+    assert model.fused is not None
     return model
 
 
@@ -82,15 +82,15 @@ def hidden_states(
     cache = PagedLatentCache(
         model.config, (1024 // block_tokens, block_tokens), kind, torch.empty(0)
     )
-    fused, found = model.model.fused, []
-    model.model.fused = fused if is_fused else None
+    fused, found = model.fused, []
+    model.fused = fused if is_fused else None
     for spans in PLAN:
         rows = [
             Span([(7 * i + start) % 97 for i in range(start, stop)], start, blocks)
             for start, stop, blocks in spans
         ]
         found += Runner(model, cache).run(rows)
-    model.model.fused = fused
+    model.fused = fused
     return found, cache._layers[model.config.num_hidden_layers - 1].planes
 
 
@@ -148,21 +148,20 @@ def test_blocks_of_any_size_are_read_in_place(block_tokens: int, tmp_path: Path)
 
 def test_mtp_modules_run_whole_too(tmp_path: Path) -> None:
     model = native_model(small.SMALL, tmp_path)
-    module = model.model.layers[str(model.config.num_hidden_layers)]
-    assert module.fused is not None
+    assert model.fused.call(1) is not None
     states = []
     for is_fused in (True, False):
         cache = PagedLatentCache(model.config, (64, 16), "float32", torch.empty(0), 1)
         runner, spans = Runner(model, cache), [Span(list(range(3, 60)), 0, NEAR)]
-        kept = module.fused
+        kept = model.fused
         h_TD = runner.run(spans)[0]
         if not is_fused:
-            module.fused = None
+            model.fused = None
         after = [Span(list(range(4, 60)), 1, NEAR)]
         states += runner.run_mtp(1, after, [h_TD[:-1]])
         later = [Span([9], 57, NEAR)]
         states += runner.run_mtp(1, later, [h_TD[-1:]])
-        module.fused = kept
+        model.fused = kept
     assert_near(states[:2], states[2:], CLOSE)
 
 
@@ -211,7 +210,7 @@ def test_the_bits_do_not_depend_on_which_blocks_a_sequence_has(
 def test_what_moves_or_is_copied_is_fused_again_by_a_choice_alone(tmp_path: Path) -> None:
     model = native_model(small.SMALL, tmp_path)
     copied = copy.deepcopy(model)
-    assert copied.model.fused is None
+    assert copied.fused is None
     found, _ = hidden_states(model, "float32")
     use_kernels(copied, "native")
     with torch.no_grad():
@@ -219,9 +218,9 @@ def test_what_moves_or_is_copied_is_fused_again_by_a_choice_alone(tmp_path: Path
     again, _ = hidden_states(copied, "float32")
     assert all(map(torch.equal, found, again))
     copied.to(torch.float32)
-    assert copied.model.fused is None
+    assert copied.fused is None
     use_kernels(model, "decoded")
-    assert model.model.fused is None, "what decodes a tile at a time is not packed"
+    assert model.fused is None, "what decodes a tile at a time is not packed"
 
 
 def test_a_part_that_is_not_packed_runs_by_its_modules(tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_a_part_that_is_not_packed_runs_by_its_modules(tmp_path: Path) -> None:
     rorqual.save(lively(config), str(tmp_path), dtype="bfloat16")
     model = load(tmp_path, "stored")
     use_kernels(model, "native")
-    assert model.model.fused is None
+    assert model.fused is None
     found, _ = hidden_states(model, "float32")
     assert all(h.isfinite().all() for h in found)
 

@@ -57,7 +57,7 @@ def interrupt_in(
 def place_of(engine: Engine, name: str) -> tuple[Any, str]:
     return {
         "schedule": (engine._scheduler, "schedule"),
-        "run": (engine._runner, "run"),
+        "run": (engine._runner, "step"),
         "commit": (engine, "_commit"),
         "publish": (engine._scheduler, "publish"),
         "release": (engine._pool, "release"),

@@ -22,7 +22,7 @@ from rorqual.engine.logprobs import TokenLogprob, token_logprobs
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.sampler import Row, choose
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
+from rorqual.engine.verify import Scores, verify
 from rorqual.model import DeepseekV3, build
 from rorqual.model.moe import Experts
 from rorqual.model.router import Routing
@@ -189,7 +189,7 @@ def test_accepted_drafts_have_the_logprobs_of_tokens_one_by_one(num_threads: int
     def logprobs(rows_NV: Tensor, drafts: list[int]) -> tuple[TokenLogprob, ...]:
         params = SamplingParams(temperature=0, logprobs=3, ignore_eos=True)
         state = SamplingState(params, [1], vocabulary)
-        return verify(rows_NV, [drafts], [state], is_row_by_row=True)[0].logprobs
+        return verify(Scores(rows_NV), [drafts], [state], is_row_by_row=True)[0].logprobs
 
     one_by_one = [logprobs(logits_NV[n : n + 1].clone(), [])[0] for n in range(33)]
     assert list(logprobs(logits_NV, ids[:-1])) == one_by_one

@@ -11,6 +11,7 @@ from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.draft_policy import FixedDrafts, PayingDrafts
 from rorqual.engine.flat_step import Span
+from rorqual.engine.runner import Ran
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 
@@ -137,13 +138,13 @@ class Clock:
     def __init__(self, engine: Engine, seconds_per_draft: float) -> None:
         self.now = 0.0
         self.seconds_per_draft = seconds_per_draft
-        run = engine._runner.run
+        run = engine._runner.step
 
-        def timed(spans: Sequence[Span]) -> list[torch.Tensor]:
+        def timed(spans: Sequence[Span], num_scored: Sequence[int], *, needs_logits: bool) -> Ran:
             self.now += 1.0 + self.seconds_per_draft * (len(spans[0].token_ids) - 1)
-            return run(spans)
+            return run(spans, num_scored, needs_logits=needs_logits)
 
-        engine._runner.run = timed  # type: ignore[method-assign]
+        engine._runner.step = timed  # type: ignore[method-assign]
         engine._draft_policy = PayingDrafts(1, clock=lambda: self.now)
 
 

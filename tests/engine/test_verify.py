@@ -18,7 +18,7 @@ from rorqual.engine import verify as verify_module
 from rorqual.engine.grammar import Grammar, GrammarCompiler
 from rorqual.engine.params import SamplingParams
 from rorqual.engine.sampling_state import SamplingState
-from rorqual.engine.verify import verify
+from rorqual.engine.verify import Scores, verify
 from rorqual.errors import CheckpointError, UsageError
 from rorqual.tokenizer import Tokenizer
 
@@ -178,17 +178,17 @@ def test_answers_of_all_kinds_share_a_step() -> None:
     kinds: list[dict[str, Any]] = [*SETTINGS, {"temperature": 0.0}, {"logprobs": 2}]
     drafts = [[1, 2], [], [3], [0, 0, 4], [2, 3], [], [2, 1], [int(TABLE[FIRST_ID, :6].argmax())]]
     rows = [logits_after(FIRST_ID, *draft) for draft in drafts]
-    together = verify(torch.cat(rows), drafts, [state_of(3, **kind) for kind in kinds])
+    together = verify(Scores(torch.cat(rows)), drafts, [state_of(3, **kind) for kind in kinds])
     for row, draft, kind, result in zip(rows, drafts, kinds, together, strict=True):
-        assert verify(row, [draft], [state_of(3, **kind)]) == [result]
+        assert verify(Scores(row), [draft], [state_of(3, **kind)]) == [result]
         num_logprobs = len(result.token_ids) if "logprobs" in kind else 0
         assert len(result.logprobs) == num_logprobs
-    assert verify(torch.zeros(0, 8), [], []) == []
+    assert verify(Scores(torch.zeros(0, 8)), [], []) == []
 
 
 def test_what_cannot_be_sampled_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="not finite"):
-        verify(torch.full((1, 6), float("nan")), [[]], [state_of(0)])
+        verify(Scores(torch.full((1, 6), float("nan"))), [[]], [state_of(0)])
     for settings in (
         {"logit_bias": {6: 1.0}},
         {"stop_token_ids": (6,)},
@@ -232,7 +232,7 @@ def test_a_failure_between_two_rounds_leaves_the_grammar_where_it_was(
     one_by_one, drafts = fresh(), list[int]()
     for row in logits[:3]:
         drafts += verified(row[None], [[]], [one_by_one])[0].token_ids
-    expected = verify(logits, [drafts], [fresh()])
+    expected = verify(Scores(logits), [drafts], [fresh()])
     assert expected[0].num_accepted == 3
     state, num_calls = fresh(), 0
     choose = verify_module.choose
@@ -247,9 +247,9 @@ def test_a_failure_between_two_rounds_leaves_the_grammar_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(verify_module, "choose", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
-            verify(logits, [drafts], [state])
-    assert verify(logits, [drafts], [state]) == expected
-    assert verify(logits, [drafts], [state]) == expected
+            verify(Scores(logits), [drafts], [state])
+    assert verify(Scores(logits), [drafts], [state]) == expected
+    assert verify(Scores(logits), [drafts], [state]) == expected
     assert verified(logits, [drafts], [state]) == expected
 
 
@@ -296,5 +296,5 @@ def test_a_refusal_takes_later_digits_of_its_own_random_number_alone(num_picky: 
                 left.pop(int(uniform * 6))
                 uniform = uniform * 32 % 1.0
             wanted.append(left[int(uniform * len(left))])
-        (result,) = verify(torch.zeros(3, 6), [wanted[:2]], [state])
+        (result,) = verify(Scores(torch.zeros(3, 6)), [wanted[:2]], [state])
         assert (list(result.token_ids), result.num_accepted) == (wanted, 2)

@@ -55,16 +55,11 @@ def test_what_was_put_comes_back_by_rows(kind: str, kernels: Kernels) -> None:
 
 @needs_native
 def test_kernels_that_pack_nothing_like_it_leave_it_as_it_is() -> None:
-    """A kind that has no packed form, a width that is no whole block, rows that are looked up."""
+    """A kind that has no packed form, a width that is no whole block."""
     assert filled("Q5_0", blocks("Q5_0", 1, 4), NATIVE).kernels is DECODED
     narrow = StoredStack("BF16", (1, 4, 7), 14, (128, 128), NATIVE)
     assert narrow.kernels is DECODED
     assert narrow.codes_EOB.shape == (1, 4, 14)
-    stack = filled("Q8_0", blocks("Q8_0", 1, 4), DECODED)
-    stack.is_looked_up = True
-    stack.take(NATIVE)
-    assert stack.kernels is DECODED
-    assert stack.packed_EP is None
 
 
 @needs_native

@@ -129,7 +129,7 @@ def test_the_native_kernels_run_what_they_can_pack(form: str, tmp_path: Path) ->
     stacks = [module for module in model.modules() if isinstance(module, StoredStack)]
     assert any(stack.kernels is NATIVE for stack in stacks)
     for stack in stacks:
-        is_packable = stack.kind in native.KINDS and not stack.is_looked_up
+        is_packable = stack.kind in native.KINDS
         assert (stack.packed_EP is not None) is (stack.kernels is NATIVE) is is_packable
         assert (stack.codes_EOB.numel() > 0) is not is_packable
     assert stored_bytes(model) <= num_bytes + 16 * 4 * WIDE.hidden_size * len(stacks)

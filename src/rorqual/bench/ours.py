@@ -19,7 +19,6 @@ from rorqual.bench.weights import decode_work, live_form, prefill_work
 from rorqual.engine import Engine, EngineOptions, Request, SamplingParams
 from rorqual.errors import TokenizerError, UsageError
 from rorqual.model import ModelConfig
-from rorqual.model.served import Fusable
 from rorqual.ops.native.layers import take_seconds
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import ModelFolder
@@ -150,12 +149,10 @@ def dtype_of(engine: Engine) -> str:
 
 @contextmanager
 def counted_experts(engine: Engine) -> Iterator[list[int]]:
-    """The number of experts that each sparse layer's tokens visit, a step and layer. Blocks that
-    otherwise run whole run by their parts meanwhile.
+    """The number of experts that each sparse layer's tokens visit, a step and layer. A model that
+    otherwise runs whole runs by its parts meanwhile.
     """
-    whole = [(m, m.fused) for m in engine.model.modules() if isinstance(m, Fusable)]
-    for module, _ in whole:
-        module.fused = None
+    whole, engine.model.fused = engine.model.fused, None
     counts: list[int] = []
     num_sparse = sum(
         map(engine.model.config.is_moe_layer, range(engine.model.config.num_hidden_layers))
@@ -171,8 +168,7 @@ def counted_experts(engine: Engine) -> Iterator[list[int]]:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, fused in whole:
-            module.fused = fused
+        engine.model.fused = whole
 
 
 def measure(model: str, load: Load, options: EngineOptions, started: float) -> Iterator[Any]:

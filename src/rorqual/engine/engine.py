@@ -21,7 +21,6 @@ from torch import Tensor
 from rorqual.engine.answer import Answer
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.draft_policy import Outcome, PayingDrafts
-from rorqual.engine.flat_step import joined
 from rorqual.engine.grammar import GrammarCompiler
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
@@ -38,7 +37,7 @@ from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 from rorqual.engine.speculative import Speculator
 from rorqual.engine.stats import EngineStats
-from rorqual.engine.verify import verify
+from rorqual.engine.verify import Scores, verify
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.model.served import use_kernels
@@ -85,16 +84,17 @@ class Engine:
                 options.max_batch,
                 options.max_step_tokens,
                 options.use_prefix_cache,
-                options.max_step_tokens * (LONE_FACTOR if model.model.fused else 1),
+                options.max_step_tokens * (LONE_FACTOR if model.fused else 1),
             ),
         )
         # The last block of the cache is not in the pool: it is there for dummy tokens.
+        num_ids = tokenizer.vocab_size
         self._runner = (
-            InvariantRunner(model, self._cache, spare_block=blocks)
+            InvariantRunner(model, self._cache, blocks, num_ids)
             if options.is_batch_invariant
-            else Runner(model, self._cache)
+            else Runner(model, self._cache, num_ids)
         )
-        self._speculator = Speculator(self._runner, self._cache, tokenizer.vocab_size)
+        self._speculator = Speculator(self._runner, self._cache)
         self._draft_policy = options.draft_policy or PayingDrafts(options.speculate)
         self.grammars = GrammarCompiler(tokenizer)
         self._sequences: dict[Answer, TokenSequence] = {}
@@ -153,8 +153,8 @@ class Engine:
         """
         segments = self._scheduler.schedule(self._num_drafts())
         segments = self._speculator.draft(segments)
-        segments = self._run(segments)
-        segments = self._verify(segments)
+        segments, scores = self._run(segments)
+        segments = self._verify(segments, scores)
         return self._commit(segments)
 
     def stats(self) -> EngineStats:
@@ -208,25 +208,28 @@ class Engine:
         wanted = self._draft_policy.begin(self._scheduler.num_decoding)
         return min(wanted, len(self._drafted))
 
-    def _run(self, segments: list[Segment]) -> list[Segment]:
-        """The segments with their hidden states."""
+    def _run(self, segments: list[Segment]) -> tuple[list[Segment], Scores]:
+        """The segments with their hidden states, and the scores behind those that are last."""
         if not segments:
-            return []
-        hidden = self._runner.run([segment.span for segment in segments])
-        return [s._replace(hidden_TD=h_TD) for s, h_TD in zip(segments, hidden, strict=True)]
+            return [], Scores()
+        states = [segment.sequence.answer.state for segment in segments if segment.is_last]
+        ran = self._runner.step(
+            [segment.span for segment in segments],
+            [1 + len(s.drafts) if s.is_last else 0 for s in segments],
+            needs_logits=not all(state.is_plain for state in states),
+        )
+        segments = [
+            s._replace(hidden_TD=h_TD) for s, h_TD in zip(segments, ran.hidden, strict=True)
+        ]
+        return segments, ran.scores
 
-    def _verify(self, segments: list[Segment]) -> list[Segment]:
+    def _verify(self, segments: list[Segment], scores: Scores) -> list[Segment]:
         """The segments with new tokens, where they reach the end of their text, and with the
         log-probabilities of the prompt's tokens.
         """
         ready = [segment for segment in segments if segment.is_last]
-        if not ready:
-            return [self._with_prompt_logprobs(segment) for segment in segments]
-        logits_NV = self._runner.logits(
-            joined([s.hidden_states[s.num_tokens - 1 :] for s in ready])
-        )
         results = verify(
-            logits_NV,
+            scores,
             [segment.drafts for segment in ready],
             [segment.sequence.answer.state for segment in ready],
             is_row_by_row=self._runner.is_row_by_row,

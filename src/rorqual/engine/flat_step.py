@@ -8,6 +8,7 @@ equally many tokens, attend together: only there, in the slots, short ones are p
 
 from __future__ import annotations
 
+from array import array
 from collections import abc
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from rorqual.engine.paged_cache import PagedLatentCache, Reach, StepView
 from rorqual.model import ModelConfig
+from rorqual.model.fused import PagedTokens
 from rorqual.ops.device import tensor_on
 
 # Choice: a sequence with more tokens or slots gains nothing from attending with others, and makes
@@ -83,19 +85,35 @@ def flat_step(
         positions += [slot - depth for slot in slots]
         places += [span.blocks[slot // size] * size + slot % size for slot in slots]
 
-    def reaches() -> list[Reach]:
-        made = [_reach([spans[i] for i in group], size, config, device, depth) for group in groups]
-        return made if is_together else [replace(reach, first_block=None) for reach in made]
-
+    reaches = [_reach([spans[i] for i in group], size, config, device, depth) for group in groups]
+    if not is_together:
+        reaches = [replace(reach, first_block=None) for reach in reaches]
     # One copy to the device, so that a GPU's step begins with one.
     rows_3M = tensor_on(device, [token_ids, positions, places], torch.int64)
-    view = StepView(
-        cache,
-        rows_3M[2],
-        reaches,
-        lambda: _paged_spans([spans[i] for i in order], config, depth, is_together=is_together),
-    )
-    return FlatStep(order, rows_3M[:1], rows_3M[1:2], view)
+    return FlatStep(order, rows_3M[:1], rows_3M[1:2], StepView(cache, rows_3M[2], reaches))
+
+
+def paged_tokens(
+    spans: abc.Sequence[Span],
+    cache: PagedLatentCache,
+    config: ModelConfig,
+    depth: int = 0,
+    *,
+    is_together: bool = True,
+) -> PagedTokens:
+    """The same for a call of whole layers. Without `is_together` all attend absorbed: one way of
+    summing.
+    """
+    ids, numbers, tables = array("q"), array("q"), array("q")
+    num_positions = 0
+    for span in spans:
+        num, stop = len(span.token_ids), span.stop - depth
+        is_absorbed = num == 1 or not is_together or is_absorbed_cheaper(config, num, stop)
+        numbers.extend((num, span.start, depth, len(tables), is_absorbed))
+        ids.extend(span.token_ids)
+        tables.extend(span.blocks)
+        num_positions = max(num_positions, stop)
+    return PagedTokens(ids, numbers, tables, num_positions, cache.block_tokens, cache.structs)
 
 
 def joined(parts: abc.Sequence[Tensor]) -> Tensor:
@@ -157,19 +175,6 @@ def _reach(
         visible=visible,
         use_absorbed=use_absorbed,
     )
-
-
-def _paged_spans(
-    spans: abc.Sequence[Span], config: ModelConfig, depth: int, *, is_together: bool
-) -> tuple[Tensor, Tensor]:
-    """`Paged.spans_N5` and `Paged.tables`. Alone, all attend absorbed: one way of summing."""
-    rows, tables = [], list[int]()
-    for span in spans:
-        num = len(span.token_ids)
-        is_absorbed = not is_together or is_absorbed_cheaper(config, num, span.stop - depth)
-        rows.append([num, span.start, depth, len(tables), is_absorbed])
-        tables += span.blocks
-    return torch.tensor(rows, dtype=torch.int64), torch.tensor(tables, dtype=torch.int64)
 
 
 def _are_neighbours(blocks: list[int]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rorqual.engine.flat_step import Span
 from rorqual.engine.paged_cache import PagedLatentCache
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import Ran, Runner
 from rorqual.model import DeepseekV3
 from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.router import Routing
@@ -35,20 +35,26 @@ class InvariantRunner(Runner):
 
     is_row_by_row = True
 
-    def __init__(self, model: DeepseekV3, cache: PagedLatentCache, spare_block: int) -> None:
-        super().__init__(model, cache)
+    def __init__(
+        self,
+        model: DeepseekV3,
+        cache: PagedLatentCache,
+        spare_block: int,
+        num_ids: int | None = None,
+    ) -> None:
+        super().__init__(model, cache, num_ids)
         self._dispatcher = TileDispatcher()
         self._dummy = Span([0], 0, [spare_block])
 
-    @property
-    def _is_fused(self) -> bool:
-        """Whether rows never meet: the C++ kernels sum each by itself, in one way."""
-        return self._model.model.fused is not None
-
     @torch.inference_mode()
-    def run(self, spans: Sequence[Span]) -> list[Tensor]:
-        if self._is_fused:
-            return self._run_main(spans, is_together=False)
+    def step(
+        self, spans: Sequence[Span], num_scored: Sequence[int], *, needs_logits: bool = True
+    ) -> Ran:
+        if (call := self._fused(0)) is not None:
+            # There rows never meet: each is summed by itself, in one way.
+            return self._run_fused(
+                call, 0, spans, num_scored, needs_logits=needs_logits, is_together=False
+            )
         tokens = [
             Span([token_id], slot, span.blocks)
             for span in spans
@@ -58,12 +64,14 @@ class InvariantRunner(Runner):
         for first in range(0, len(tokens), ROWS):
             tile = tokens[first : first + ROWS]
             padded = [*tile, *[self._dummy] * (ROWS - len(tile))]
-            rows += self._run_main(padded, is_together=False)[: len(tile)]
-        return list(torch.cat(rows).split([len(span.token_ids) for span in spans]))
+            rows += self._run_modules(padded, is_together=False)[: len(tile)]
+        hidden = list(torch.cat(rows).split([len(span.token_ids) for span in spans]))
+        return Ran(hidden, self._scores(hidden, num_scored))
 
     @torch.inference_mode()
     def logits(self, h_ND: Tensor) -> Tensor:
-        if self._is_fused:
+        call = self._fused(0)
+        if call is not None and call.has_head:
             return super().logits(h_ND)
         padded_ND = F.pad(h_ND, (0, 0, 0, -len(h_ND) % ROWS))
         logits = [self._model.head(tile) for tile in padded_ND.split(ROWS)]

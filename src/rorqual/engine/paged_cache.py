@@ -12,7 +12,7 @@ depth d takes place i for token i + d). The first d slots of depth d stay empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from rorqual.engine.cache_formats import CacheDtype, bytes_per_token, store, stored_as
 from rorqual.model import ModelConfig, Part
-from rorqual.model.step import Paged
 from rorqual.ops.native.structs import CACHE_KINDS, Cache
 
 
@@ -83,7 +82,7 @@ class PagedLatentCache:
 
     @cached_property
     def structs(self) -> Array[Cache]:
-        """All layers, as `Paged` has them."""
+        """All layers, as the C++ kernels read and write them."""
         structs = (Cache * len(self._layers))()
         for struct, layer in zip(structs, self._layers, strict=True):
             struct.kind = CACHE_KINDS[self._kind]
@@ -111,26 +110,11 @@ def block_bytes(
 
 @dataclass(frozen=True)
 class StepView:
-    """The model's `CacheView` of one step: where it writes, and what each part reads, or each
-    sequence. Which of the two is made when it is asked for.
-    """
+    """The model's `CacheView` of one step: where it writes, and what each part reads."""
 
     cache: PagedLatentCache
     places_M: Tensor
-    make_reaches: Callable[[], Sequence[Reach]]
-    make_spans: Callable[[], tuple[Tensor, Tensor]]
-
-    @cached_property
-    def reaches(self) -> Sequence[Reach]:
-        return self.make_reaches()
-
-    @cached_property
-    def paged(self) -> Paged | None:
-        cache = self.cache
-        if cache.device.type != "cpu":
-            return None
-        spans_N5, tables = self.make_spans()
-        return Paged(self.places_M, spans_N5, tables, cache.block_tokens, cache.structs)
+    reaches: Sequence[Reach]
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> list[Part]:
         self.cache.write(layer_id, self.places_M, latent_BTL.flatten(0, 1))

@@ -69,7 +69,11 @@ def check_finite(logits_NV: Tensor, total: float) -> None:
     # The sum finds nearly every fault in one pass; large logits may overflow it.
     if math.isfinite(total) or torch.isfinite(logits_NV).all():
         return
-    raise CheckpointError(
+    raise not_finite()
+
+
+def not_finite() -> CheckpointError:
+    return CheckpointError(
         "the model's output is not finite numbers",
         found="NaN or infinite logits",
         fix="check the weights with `rorqual inspect`, or load them as float32",

@@ -68,6 +68,19 @@ class SamplingState:
             )
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is taken as it is, and nothing else is asked of logits."""
+        params = self.params
+        return (
+            params.temperature <= 0
+            and params.logprobs is None
+            and self.guide is None
+            and self._counts is None
+            and self._num_tokens >= params.min_tokens
+            and not self._changes.is_any
+        )
+
+    @property
     def is_cut_short(self) -> bool:
         """Whether the grammar had to give up, so that the answer is no complete text of it."""
         return self.guide is not None and self.guide.is_cut_short

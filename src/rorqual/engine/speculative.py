@@ -16,16 +16,15 @@ overwritten then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rorqual.engine.flat_step import Span, joined
+from rorqual.engine.flat_step import Span
 from rorqual.engine.mtp_state import DepthState
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.engine.runner import Runner
-from rorqual.engine.sampler import likeliest
 from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 
@@ -40,14 +39,14 @@ class _Guess:
     depths: tuple[DepthState, ...]
     last_1D: Tensor
     ahead_TD: Tensor
-    drafts: list[int] = field(default_factory=list)
+    drafts: list[int]
 
 
 class Speculator:
     """Drafts for the segments that have room for drafts; without MTP depths it does nothing."""
 
-    def __init__(self, runner: Runner, cache: PagedLatentCache, vocab_size: int) -> None:
-        self._runner, self._vocab_size = runner, vocab_size
+    def __init__(self, runner: Runner, cache: PagedLatentCache) -> None:
+        self._runner = runner
         self._boundary_PND, self._block_tokens = cache.boundary_PND, cache.block_tokens
         self._num_depths = cache.boundary_PND.shape[1]
 
@@ -66,17 +65,15 @@ class Speculator:
         if not live:
             return list(segments)
         sequences = [segment.sequence for segment in live]
-        depths, states = self._catch_up(sequences, [len(s.token_ids) for s in sequences])
+        depths, firsts = self._catch_up(sequences, [len(s.token_ids) for s in sequences])
         guesses = {
-            segment.sequence: _Guess(segment, known, state, state[:0])
-            for segment, known, state in zip(live, depths, states, strict=True)
+            segment.sequence: _Guess(segment, known, state, state[:0], [draft])
+            for segment, known, (state, draft) in zip(live, depths, firsts, strict=True)
         }
         going = list(guesses.values())
-        self._put_likeliest(going)
         for number in range(1, max(segment.num_drafts for segment in live)):
             going = [guess for guess in going if guess.segment.num_drafts > number]
             self._run_ahead(going, number)
-            self._put_likeliest(going)
         return [
             self._drafted(guesses[segment.sequence]) if segment.sequence in guesses else segment
             for segment in segments
@@ -153,12 +150,12 @@ class Speculator:
 
     def _catch_up(
         self, sequences: Sequence[TokenSequence], stops: Sequence[int]
-    ) -> tuple[list[tuple[DepthState, ...]], list[Tensor]]:
-        """Runs every depth up to the slots before `stops`: each sequence's depths then, and the
-        first depth's last states (1, D) of those that it ran for.
+    ) -> tuple[list[tuple[DepthState, ...]], list[tuple[Tensor, int]]]:
+        """Runs every depth up to the slots before `stops`: each sequence's depths then, and of the
+        first depth its last state (1, D) and the likeliest token there, of those that it ran for.
         """
         depths = [list(self._states(sequence)) for sequence in sequences]
-        states = []
+        firsts: list[tuple[Tensor, int]] = []
         for index in range(self._num_depths):
             late = [i for i, stop in enumerate(stops) if depths[i][index].next_slot < stop]
             if not late:
@@ -168,18 +165,20 @@ class Speculator:
                 first, stop, sequence = depths[i][index].next_slot, stops[i], sequences[i]
                 spans.append(Span(sequence.token_ids[first:stop], first, sequence.blocks))
                 rows.append(depths[i][index].rows_TD[: stop - first])
-            outs = self._runner.run_mtp(index + 1, spans, rows)
+            if index == 0:
+                outs, drafts = self._runner.draft(1, spans, rows)
+                firsts = [(out[-1:], draft) for out, draft in zip(outs, drafts, strict=True)]
+            else:
+                outs = self._runner.run_mtp(index + 1, spans, rows)
             for i, out_TD in zip(late, outs, strict=True):
                 state = depths[i][index]
-                if index == 0:
-                    states.append(out_TD[-1:])
                 if index + 1 < self._num_depths:
                     depths[i][index + 1] = self._extended(
                         sequences[i], index + 1, depths[i][index + 1], state.next_slot + 1, out_TD
                     )
                 left_TD = state.rows_TD[stops[i] - state.next_slot :].clone()
                 depths[i][index] = DepthState(stops[i], left_TD)
-        return [tuple(known) for known in depths], states
+        return [tuple(known) for known in depths], firsts
 
     def _run_ahead(self, guesses: Sequence[_Guess], number: int) -> None:
         """Moves to the states from which draft `number` (from 0) is read.
@@ -197,12 +196,7 @@ class Speculator:
             else:
                 spans.append(Span(drafts[-1:], end + number - 1, sequence.blocks))
                 rows.append(guess.last_1D)
-        outs = self._runner.run_mtp(min(number + 1, self._num_depths), spans, rows)
-        for guess, out_TD in zip(guesses, outs, strict=True):
+        outs, drafts = self._runner.draft(min(number + 1, self._num_depths), spans, rows)
+        for guess, out_TD, draft in zip(guesses, outs, drafts, strict=True):
             guess.last_1D, guess.ahead_TD = out_TD[-1:], out_TD
-
-    def _put_likeliest(self, guesses: Sequence[_Guess]) -> None:
-        last_ND = joined([guess.last_1D for guess in guesses])
-        logits_NV = self._runner.logits(last_ND)[:, : self._vocab_size]
-        for guess, token_id in zip(guesses, likeliest(logits_NV).tolist(), strict=True):
-            guess.drafts.append(token_id)
+            guess.drafts.append(draft)

@@ -14,19 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rorqual.engine.guide import Guide
 from rorqual.engine.logprobs import TokenLogprob, token_logprobs
-from rorqual.engine.sampler import Row, check_finite, choose
+from rorqual.engine.sampler import Row, check_finite, choose, not_finite
 from rorqual.engine.sampling_state import SamplingState
 
 REDRAW = 32.0
 """After a refused token the next draw takes the random number without its first five bits: of 53
 bits, enough for eight draws more.
 """
+
+
+class Scores(NamedTuple):
+    """What the model says of some rows: float32 logits, or the likeliest ids (-1 where a logit is
+    not finite), or both.
+    """
+
+    logits_NV: Tensor | None = None
+    likeliest_N: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Verified:
 
 
 def verify(
-    logits_NV: Tensor,
+    scores: Scores,
     drafts: Sequence[Sequence[int]],
     states: Sequence[SamplingState],
     *,
@@ -53,10 +63,10 @@ def verify(
 ) -> list[Verified]:
     """Chooses the next tokens of each answer; the states stay where they are.
 
-    Answer i owns the next `1 + len(drafts[i])` rows of float32 logits; its row j stands after its
-    first j drafts. CheckpointError if the logits are not numbers. Ids beyond the tokenizer, rows
-    that only round the model's shape, are never chosen. `is_row_by_row`: no row's sums depend on
-    the others', to the last bit.
+    Answer i owns the next `1 + len(drafts[i])` rows; its row j stands after its first j drafts.
+    CheckpointError if the logits are not numbers. Ids beyond the tokenizer, rows that only round
+    the model's shape, are never chosen. `is_row_by_row`: no row's sums depend on the others', to
+    the last bit. Without logits all states are plain.
     """
     assert len(drafts) == len(states), "one list of drafts for each answer"
     if not states:
@@ -65,6 +75,11 @@ def verify(
     for draft_ids, state in zip(drafts, states, strict=True):
         walks.append(_Walk(num_rows, draft_ids, state))
         num_rows += 1 + len(draft_ids)
+    logits_NV, likeliest_N = scores
+    if logits_NV is None:
+        assert likeliest_N is not None, "rows were scored"
+        assert len(likeliest_N) == num_rows, f"{len(likeliest_N)} ids for {num_rows} tokens"
+        return _take_likeliest(likeliest_N, walks)
     assert len(logits_NV) == num_rows, f"{len(logits_NV)} rows of logits for {num_rows} tokens"
     logits_NV = logits_NV[:, : states[0].vocab_size]
     try:
@@ -73,6 +88,15 @@ def verify(
         for walk in walks:
             walk.rewind()
     return [walk.verified(logits_NV, is_row_by_row) for walk in walks]
+
+
+def _take_likeliest(likeliest_N: Sequence[int], walks: Sequence[_Walk]) -> list[Verified]:
+    if min(likeliest_N) < 0:
+        raise not_finite()
+    for walk in walks:
+        assert walk.state.is_plain, "who wants more than the likeliest has logits"
+        walk.take(likeliest_N[walk.place :])
+    return [walk.verified(None, False) for walk in walks]
 
 
 def _walk_all(logits_NV: Tensor, walks: Sequence[_Walk], is_row_by_row: bool) -> None:
@@ -115,7 +139,7 @@ class _Walk:
     """
 
     def __init__(self, first: int, draft_ids: Sequence[int], state: SamplingState) -> None:
-        self._first, self._draft_ids, self._state = first, draft_ids, state
+        self._first, self._draft_ids, self.state = first, draft_ids, state
         self._guide = None if state.guide is None else state.guide.fork()
         self._token_ids: list[int] = []
         self._num_accepted = self._num_refused = 0
@@ -128,7 +152,7 @@ class _Walk:
 
     def rows(self) -> list[Row]:
         """How the rows from `place` on are drawn now."""
-        state, drafts = self._state, self._draft_ids
+        state, drafts = self.state, self._draft_ids
         if self._guide is None:
             return [state.row(drafts[:offset]) for offset in range(1 + len(drafts))]
         row = state.row(self._token_ids, self._guide)
@@ -138,7 +162,9 @@ class _Walk:
         return [row]
 
     def take(self, chosen: Sequence[int]) -> None:
-        """What those rows chose: tokens up to the first that is no accepted draft."""
+        """What those rows chose, and perhaps rows behind them: tokens up to the first that is no
+        accepted draft.
+        """
         for token_id in chosen:
             if self._guide is not None and not self._guide.admits(token_id):
                 self._num_refused += 1
@@ -149,7 +175,7 @@ class _Walk:
                 self._guide.put(token_id)
             is_draft = offset < len(self._draft_ids) and token_id == self._draft_ids[offset]
             self._num_accepted += is_draft
-            if not is_draft or token_id in self._state.end_ids:
+            if not is_draft or token_id in self.state.end_ids:
                 self.is_over = True
                 return
 
@@ -158,10 +184,11 @@ class _Walk:
         if self._guide is not None:
             self._guide.rewind()
 
-    def verified(self, logits_NV: Tensor, is_row_by_row: bool) -> Verified:
+    def verified(self, logits_NV: Tensor | None, is_row_by_row: bool) -> Verified:
         logprobs: tuple[TokenLogprob, ...] = ()
-        state, token_ids = self._state, self._token_ids
+        state, token_ids = self.state, self._token_ids
         if state.params.logprobs is not None:
+            assert logits_NV is not None, "it is not plain"
             logprobs = token_logprobs(
                 logits_NV[self._first : self._first + len(token_ids)],
                 token_ids,

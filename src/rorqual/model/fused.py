@@ -1,43 +1,95 @@
-"""Blocks that run whole, in one call of the C++ kernels, over a paged cache.
+"""A model that runs whole, in one call of the C++ kernels, over a paged cache.
 
-It is what `Block.forward` computes, with the same packed matrices; the modules stay its twin. There
-is such a call where every matrix of the blocks is packed. The queries of a step are few and its
-operators many: most of a step's time would go by between them.
+From token ids to hidden states and to the logits of some rows: what `Body.forward`, an MTP module's
+and the head's compute, with the same packed matrices; the modules stay its twin. There is such a
+call where every matrix of the blocks is packed. The queries of a step are few and its operators
+many: most of a step's time would go by between them.
 """
 
-# M tokens of a step, D hidden size, R rotary width
+# M tokens of a step, N rows whose logits are wanted, D hidden size, V vocabulary, R rotary width
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from ctypes import Array
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.layers import FeedForward, RMSNorm
 from rorqual.model.mla import LATENT_NORM_EPS
 from rorqual.model.moe import MoE
-from rorqual.model.step import Paged, Step
-from rorqual.model.stored import StoredExperts, StoredHalves, StoredLinear, StoredStack
+from rorqual.model.mtp import MtpModule
+from rorqual.model.rope import AngleTable
+from rorqual.model.stored import (
+    StoredEmbedding,
+    StoredExperts,
+    StoredHalves,
+    StoredLinear,
+    StoredStack,
+)
 from rorqual.ops.native import KINDS
 from rorqual.ops.native.layers import NativeLayers
-from rorqual.ops.native.structs import Layer, Shape, Stack
+from rorqual.ops.native.structs import Cache, Ends, Layer, Shape, Stack
+from rorqual.ops.native.structs import Step as NativeStep
 from rorqual.ops.packed import pack
 
 
-class FusedBlocks:
-    """Some blocks as one call. Their weights must not change or move meanwhile."""
+class PagedTokens(NamedTuple):
+    """Tokens of some spans, one after the other, whose past is in a paged cache.
 
-    def __init__(self, blocks: Sequence[Block], config: ModelConfig) -> None:
-        self._first = blocks[0].self_attn.layer_id
-        ids = [block.self_attn.layer_id for block in blocks]
-        assert ids == list(range(self._first, self._first + len(ids))), "they follow each other"
-        self._kept: list[Tensor] = []
-        layers = [self._layer(block) for block in blocks]
-        self._layers = NativeLayers(_shape(config), layers, self._kept)
+    `spans` has five numbers each: of tokens, the first one's slot, the first slot that they see,
+    where its blocks begin in `tables`, and whether they attend absorbed. A token in slot s has the
+    rotary position s less the first slot; all lie below `num_positions`. `caches` are the layers
+    from 0 on, MTP modules last, in blocks of `block_tokens` slots. All arrays are int64.
+    """
+
+    ids: array[int]
+    spans: array[int]
+    tables: array[int]
+    num_positions: int
+    block_tokens: int
+    caches: Array[Cache]
+
+
+class Wanted(NamedTuple):
+    """Of these tokens, in ascending order, the likeliest of the first `num_ids` ids is wanted, and
+    perhaps their logits.
+    """
+
+    rows_N: Sequence[int]
+    num_ids: int
+    needs_logits: bool
+
+
+class Found(NamedTuple):
+    """Hidden states behind the last norm, float32; of the rows that were wanted the likeliest ids,
+    -1 where a logit is not finite, and float32 logits. None: the head is not packed, or nobody
+    asked.
+    """
+
+    h_MD: Tensor
+    likeliest_N: Sequence[int] | None = None
+    logits_NV: Tensor | None = None
+
+
+class Shared(NamedTuple):
+    """What the main layers and MTP modules have in common."""
+
+    embedding: nn.Module
+    head: nn.Module
+    angles: AngleTable
+
+
+class FusedModel:
+    """The main layers and the MTP modules, each with what stands before and behind them."""
+
+    def __init__(self, main: FusedLayers, modules: Sequence[FusedLayers | None]) -> None:
+        self._calls = [main, *modules]
 
     def __deepcopy__(self, memo: object) -> None:
         """A copy of a model has weights of its own, and is fused again by whoever chooses its
@@ -47,14 +99,81 @@ class FusedBlocks:
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()
 
-    def __call__(self, x_1MD: Tensor, step: Step, paged: Paged, norm: RMSNorm | None) -> Tensor:
-        """Hidden states through the blocks, and through a norm; the latents go into the cache."""
-        x_MD = x_1MD[0].to(torch.float32, copy=True).contiguous()
-        cos_MR, sin_MR = (angle.flatten(0, -2).contiguous() for angle in (step.cos, step.sin))
-        last = None if norm is None else (norm.weight, norm.eps)
-        places = paged.places_M, paged.spans_N5, paged.tables, paged.block_tokens
-        self._layers.run(x_MD, (cos_MR, sin_MR), places, paged.caches[self._first], last)
-        return x_MD[None]
+    def call(self, depth: int) -> FusedLayers | None:
+        """The call of the main layers (0), or of an MTP depth; None: its modules run one by one."""
+        return self._calls[depth]
+
+
+class FusedLayers:
+    """Some blocks as one call, with the embedding before them, in an MTP module (which is then the
+    only block) its norms and `eh_proj`, and a norm and the head behind them. Their weights must not
+    change or move meanwhile.
+    """
+
+    def __init__(self, blocks: Sequence[Block], norm: RMSNorm, shared: Shared) -> None:
+        config = blocks[0].self_attn.config
+        self._first = blocks[0].self_attn.layer_id
+        ids = [block.self_attn.layer_id for block in blocks]
+        assert ids == list(range(self._first, self._first + len(ids))), "they follow each other"
+        self._kept: list[Tensor] = []
+        self._embedding, self._angles = shared.embedding, shared.angles
+        ends = Ends(last_norm=self._floats(norm.weight))
+        if _is_packed(shared.embedding):
+            ends.embedding = self._stack(shared.embedding)
+        if _is_packed(shared.head):
+            ends.head = self._stack(shared.head)
+        self._num_logits: int = ends.head.rows
+        if isinstance(blocks[0], MtpModule):
+            ends.joint = self._stack(blocks[0].eh_proj)
+            ends.embedding_norm = self._floats(blocks[0].enorm.weight)
+            ends.state_norm = self._floats(blocks[0].hnorm.weight)
+        self._has_embedding, self._width = bool(ends.embedding.num), config.hidden_size
+        layers = [self._layer(block) for block in blocks]
+        self._layers = NativeLayers(_shape(config), ends, layers, self._kept)
+
+    def __call__(
+        self, tokens: PagedTokens, states_MD: Tensor | None = None, wanted: Wanted | None = None
+    ) -> Found:
+        """`states_MD`: for an MTP module, the hidden states of the depth before. The latents go
+        into the cache.
+        """
+        num = len(tokens.ids)
+        cos, sin = self._angles.up_to(tokens.num_positions)
+        step = NativeStep(
+            num_tokens=num,
+            num_spans=len(tokens.spans) // 5,
+            block_tokens=tokens.block_tokens,
+            num_positions=len(cos),
+            tables=_address(tokens.tables),
+            spans=_address(tokens.spans),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+        )
+        if self._has_embedding:
+            h_MD = torch.empty(num, self._width)
+            step.ids = _address(tokens.ids)
+        else:
+            h_MD = self._embedding(torch.tensor(tokens.ids)).float().contiguous()
+        step.hidden = h_MD.data_ptr()
+        if states_MD is not None:
+            states_MD = states_MD.float().contiguous()
+            assert states_MD.shape == h_MD.shape, "a state a token"
+            step.states = states_MD.data_ptr()
+        likeliest_N = logits_NV = None
+        if wanted is not None and wanted.rows_N and self._num_logits:
+            rows_N = array("q", wanted.rows_N)
+            likeliest_N = array("q", bytes(8 * len(rows_N)))
+            step.num_rows, step.num_ids = len(rows_N), wanted.num_ids
+            step.rows, step.likeliest = _address(rows_N), _address(likeliest_N)
+            if wanted.needs_logits:
+                logits_NV = torch.empty(len(rows_N), self._num_logits)
+                step.logits = logits_NV.data_ptr()
+        self._layers.run(step, tokens.caches[self._first])
+        return Found(h_MD, likeliest_N, logits_NV)
+
+    @property
+    def has_head(self) -> bool:
+        return self._num_logits > 0
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.self_attn, block.mlp
@@ -108,11 +227,24 @@ class FusedBlocks:
         return tensor.data_ptr()
 
 
-def fused(blocks: Sequence[Block]) -> FusedBlocks | None:
-    """One call of these blocks, where all that they hold is packed."""
-    if not blocks or not all(_can_fuse(block) for block in blocks):
+def fused(layers: Sequence[nn.Module], norm: RMSNorm, shared: Shared) -> FusedModel | None:
+    """Calls of a model's layers, where all that its main ones hold is packed."""
+    modules = [layer for layer in layers if isinstance(layer, MtpModule)]
+    main = [layer for layer in layers if isinstance(layer, Block) and layer not in modules]
+    if not main or not all(map(_can_fuse, main)):
         return None
-    return FusedBlocks(blocks, blocks[0].self_attn.config)
+    return FusedModel(
+        FusedLayers(main, norm, shared),
+        [
+            FusedLayers([module], module.shared_head.norm, shared) if _can_fuse(module) else None
+            for module in modules
+        ],
+    )
+
+
+def _is_packed(part: object) -> bool:
+    is_stored = isinstance(part, StoredEmbedding | StoredLinear)
+    return is_stored and part.stack.packed_EP is not None
 
 
 def _can_fuse(block: Block) -> bool:
@@ -129,14 +261,20 @@ def _can_fuse(block: Block) -> bool:
         mlp_parts = mlp
     if isinstance(mlp_parts, FeedForward):
         parts += [mlp_parts.gate_proj, mlp_parts.up_proj, mlp_parts.down_proj]
+    if isinstance(block, MtpModule):
+        parts.append(block.eh_proj)
     stacks = [module for module in block.modules() if isinstance(module, StoredStack)]
-    floats = [attention.kv_a_layernorm.weight, block.input_layernorm.weight]
+    floats = [module.weight for module in block.modules() if isinstance(module, RMSNorm)]
     return (
         all(isinstance(part, StoredLinear | StoredHalves | StoredExperts) for part in parts)
         and all(stack.packed_EP is not None for stack in stacks)
         and all(weight.dtype is torch.float32 for weight in floats)
         and attention.config.qk_nope_head_dim % 2 == 0
     )
+
+
+def _address(numbers: array[int]) -> int:
+    return numbers.buffer_info()[0]
 
 
 def _nothing() -> None:

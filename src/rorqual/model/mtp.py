@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
-from rorqual.model.fused import fused
 from rorqual.model.layers import Linear, RMSNorm
-from rorqual.model.served import Fusable
 from rorqual.model.step import Step
 
 
@@ -33,7 +31,7 @@ class SharedHead(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class MtpModule(Block, Fusable):
+class MtpModule(Block):
     """A block beside `enorm`, `hnorm`, `eh_proj` and `shared_head.norm`; lives at
     layers.{num_hidden_layers + k}.
 
@@ -51,14 +49,7 @@ class MtpModule(Block, Fusable):
 
     def forward(self, h_BTD: Tensor, embedding_BTD: Tensor, step: Step) -> Tensor:  # type: ignore[override]
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(h_BTD)], dim=-1)
-        x_BTD = self.eh_proj(joined)
-        paged = None if self.fused is None else step.cache.paged
-        if paged is not None:
-            return self.fused(x_BTD, step, paged, self.shared_head.norm)
-        return self.shared_head.norm(super().forward(x_BTD, step))
-
-    def fuse(self) -> None:
-        self.fused = fused([self])
+        return self.shared_head.norm(super().forward(self.eh_proj(joined), step))
 
 
 def documents_at(depth: int, documents_BS: Tensor, num_positions: int) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor
 from rorqual.model.config import ModelConfig, YarnScaling
 from rorqual.model.kept import KeepsBuffers
 
+TABLE_POSITIONS = 256
+"""Of a table's angles at once, always: torch's cosine of a place depends on how many there are."""
+
 
 class RotaryAngles(KeepsBuffers):
     """positions_BT int64 -> (cos_BTR/2, sin_BTR/2) float32, YaRN's magnitude included."""
@@ -37,6 +40,31 @@ class RotaryAngles(KeepsBuffers):
         if self.magnitude == 1:
             return cos, sin
         return cos * self.magnitude, sin * self.magnitude
+
+
+class AngleTable:
+    """The angles of all positions from 0 on, as many as were asked for: the same to the last bit
+    however many those are.
+    """
+
+    def __init__(self, rotary: RotaryAngles) -> None:
+        self._rotary = rotary
+        empty_0R = torch.empty(0, rotary.config.qk_rope_head_dim // 2)
+        self._tables = empty_0R, empty_0R
+
+    def up_to(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin, float32, each (at least `num_positions`, R/2)."""
+        num_known = len(self._tables[0])
+        if num_positions > num_known:
+            starts = range(num_known, max(num_positions, 2 * num_known), TABLE_POSITIONS)
+            parts = [self._tables, *map(self._made, starts)]
+            cos, sin = zip(*parts, strict=True)
+            self._tables = torch.cat(cos), torch.cat(sin)
+        return self._tables
+
+    def _made(self, start: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(torch.arange(start, start + TABLE_POSITIONS))
+        return cos, sin
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

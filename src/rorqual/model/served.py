@@ -41,8 +41,8 @@ class Served(nn.Module):
 
 
 class Fusable(nn.Module):
-    """Blocks that may run whole, in one call (`model/fused.py`), while their weights stay where
-    they are.
+    """A model that may run whole, in one call (`model/fused.py`), while its weights stay where they
+    are.
     """
 
     fused: Any = None

@@ -7,7 +7,6 @@ and documents, which every rank is given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Array
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from rorqual.model.balance import BalanceTerm
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
-from rorqual.ops.native.structs import Cache
 
 
 class Part(NamedTuple):
@@ -31,29 +29,8 @@ class Part(NamedTuple):
     use_absorbed: bool
 
 
-class Paged(NamedTuple):
-    """A paged cache as whole layers in one call read and write it.
-
-    places_M: where each token's latent goes, block * block_tokens + offset. spans_N5: of each
-    sequence its tokens, the slot of the first, the first slot that they see, where in `tables` its
-    blocks begin, and whether it attends absorbed. All int64. caches: every layer's
-    `ops.native.structs.Cache`, by its id.
-    """
-
-    places_M: Tensor
-    spans_N5: Tensor
-    tables: Tensor
-    block_tokens: int
-    caches: Array[Cache]
-
-
 class CacheView(Protocol):
     """The cache of a step: it takes a layer's new latents and says what the step attends to."""
-
-    @property
-    def paged(self) -> Paged | None:
-        """The cache as it lies in memory, on a CPU; None where there is none."""
-        ...
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> Sequence[Part]:
         """Stores the latents of the step's tokens; returns the parts that they make, in order."""
@@ -65,10 +42,6 @@ class WholeView(NamedTuple):
 
     visible: Tensor | None = None
     use_absorbed: bool = False
-
-    @property
-    def paged(self) -> None:
-        return None
 
     def append(self, layer_id: int, latent_BTL: Tensor) -> tuple[Part]:
         num_tokens = latent_BTL.shape[0] * latent_BTL.shape[1]

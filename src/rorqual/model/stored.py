@@ -40,14 +40,13 @@ class StoredStack(Served, KeepsBuffers):
 
     codes_EOB uint8; scales_EXY float32 are FP8's, one for each block. Where the C++ kernels serve,
     packed_EP holds the codes in their order, and codes_EOB is empty. Made for kernels that pack, it
-    packs each matrix as it is put. `is_looked_up`: rows alone are wanted, so it is never packed.
+    packs each matrix as it is put.
     """
 
     kernels = DECODED
     codes_EOB: Tensor
     scales_EXY: Tensor | None
     packed_EP: Tensor | None
-    is_looked_up = False
 
     def __init__(
         self,
@@ -135,7 +134,7 @@ class StoredStack(Served, KeepsBuffers):
             self.packed_EP = None
 
     def _can_take(self, kernels: Kernels[Any]) -> bool:
-        return kernels is NATIVE and not self.is_looked_up and can_pack(self.kind, self.shape[2])
+        return kernels is NATIVE and can_pack(self.kind, self.shape[2])
 
     def tiles(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """A matrix in tiles of rows, each decoded when it is wanted."""
@@ -157,10 +156,9 @@ class StoredStack(Served, KeepsBuffers):
 class StoredEmbedding(nn.Module):
     """ids (...) int64 -> (..., D) float32."""
 
-    def __init__(self, stack: StoredStack, *, is_tied: bool = False) -> None:
+    def __init__(self, stack: StoredStack) -> None:
         super().__init__()
         self.stack = stack
-        stack.is_looked_up = not is_tied
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.stack.rows(ids.flatten()).view(*ids.shape, -1)

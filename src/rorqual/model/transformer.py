@@ -18,18 +18,18 @@ from rorqual.model.balance import BalanceTerm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
-from rorqual.model.fused import fused
+from rorqual.model.fused import Shared, fused
 from rorqual.model.layers import Head, RMSNorm
 from rorqual.model.moe import MoE
 from rorqual.model.mtp import MtpModule
-from rorqual.model.rope import RotaryAngles
+from rorqual.model.rope import AngleTable, RotaryAngles
 from rorqual.model.router import Router
 from rorqual.model.served import Fusable
 from rorqual.model.step import CacheView, Step, WholeView, isolated
 from rorqual.model.stored import StoredStack
 
 
-class Body(Fusable):
+class Body(nn.Module):
     """forward(tokens_BT int64, step) -> h_BTD after the last norm: the parameters under `model.` in
     a checkpoint. The MTP modules are its last layers and run by themselves.
 
@@ -59,17 +59,10 @@ class Body(Fusable):
         if not x.is_floating_point():
             assert self.embed_tokens is not None, "a stage without the embedding takes no tokens"
             x = self.embed_tokens(x)
-        paged = None if self.fused is None else step.cache.paged
-        if paged is not None:
-            return self.fused(x, step, paged, self.norm)
         for layer_id, layer in self.layers.items():
             if int(layer_id) < self.num_main_layers:
                 x = layer(x, step)
         return x if self.norm is None else self.norm(x)
-
-    def fuse(self) -> None:
-        main = [layer for i, layer in self.layers.items() if int(i) < self.num_main_layers]
-        self.fused = fused([layer for layer in main if isinstance(layer, Block)])
 
     def step(
         self,
@@ -104,7 +97,7 @@ class Body(Fusable):
         return Step(cos, sin, cache, dispatcher or LocalDispatcher())
 
 
-class DeepseekV3(nn.Module):
+class DeepseekV3(Fusable):
     """model(tokens_BT int64) -> logits_BTV float32: `head` of the body; `mtp_hidden` goes further.
 
     `advice` holds, by file name, the tables of the JSON files that lay beside the weights when it
@@ -178,6 +171,13 @@ class DeepseekV3(nn.Module):
         """Each row's cross entropy, (N,) float32, without gradients."""
         assert self.lm_head is not None, "a pipeline's stage without the head has no losses"
         return self.lm_head.token_losses(h_ND, targets_N)
+
+    def fuse(self) -> None:
+        body, head = self.model, self.lm_head
+        self.fused = None
+        if body.embed_tokens is not None and body.norm is not None and head is not None:
+            shared = Shared(body.embed_tokens, head, AngleTable(body.rotary))
+            self.fused = fused(list(body.layers.values()), body.norm, shared)
 
     @property
     def device(self) -> torch.device:

@@ -31,7 +31,7 @@ class Form:
     """Matrices of the kinds in `keeps` run as they are stored, all others as `becomes`; rows that
     are no whole blocks of it as bfloat16. Where that is for the C++ kernels' sake, those of `WIDER`
     run as Q8_0, in fewer bytes and with the same values. An embedding of which rows alone are
-    wanted stays as it is stored.
+    wanted keeps its kind.
     """
 
     name: str

@@ -62,7 +62,7 @@ def _part(
         return StoredHalves(stacks[f"{name}.keys"], stacks[f"{name}.values"])
     is_tied = config.tie_word_embeddings
     if isinstance(module, nn.Embedding):
-        return StoredEmbedding(stacks[EMBEDDING_STACK], is_tied=is_tied)
+        return StoredEmbedding(stacks[EMBEDDING_STACK])
     if isinstance(module, Head):
         return StoredHead(stacks[EMBEDDING_STACK if is_tied else f"{name}.stack"])
     return StoredLinear(stacks[f"{name}.stack"]) if isinstance(module, Linear) else None

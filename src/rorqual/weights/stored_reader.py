@@ -135,15 +135,14 @@ class _Reader:
             self._fill(stack, head, tensor, stored)
 
     def _take_embedding(self, tensor: StoredTensor) -> None:
-        """One that is no head as well stays as it is stored: its rows alone are wanted."""
+        """One that is no head as well keeps its kind: its rows alone are wanted."""
         stored, shape = self._stored(tensor), _shape(1, tensor)
         if self.config.tie_word_embeddings:
             stack = self._stack(EMBEDDING_STACK, stored, shape)
             self._fill(stack, 0, tensor, stored)
-            return
-        stack = StoredStack(stored.kind, shape, stored.codes_RB.shape[1], stored.block)
-        stack.put(0, stored.codes_RB, stored.scales_XY)
-        self.parts.stacks[EMBEDDING_STACK] = stack
+        else:
+            stack = self._new_stack(EMBEDDING_STACK, stored.kind, stored, shape)
+            stack.put(0, stored.codes_RB, stored.scales_XY)
 
     def _halves(self, tensor: StoredTensor) -> tuple[Half, Half]:
         source, config = self.source, self.config
@@ -161,7 +160,13 @@ class _Reader:
 
     def _stack(self, name: str, stored: StoredBytes, shape: tuple[int, int, int]) -> StoredStack:
         """A new part for matrices like this one, in the kind and order in which they will run."""
-        kind, num_bytes = self.form.kind_of(stored.kind, shape[2]), stored.codes_RB.shape[1]
+        kind = self.form.kind_of(stored.kind, shape[2])
+        return self._new_stack(name, kind, stored, shape)
+
+    def _new_stack(
+        self, name: str, kind: str, stored: StoredBytes, shape: tuple[int, int, int]
+    ) -> StoredStack:
+        num_bytes = stored.codes_RB.shape[1]
         if kind != stored.kind:
             num_bytes = QUANT_TYPES[kind].num_bytes(shape[2])
         kernels = choose(kind, Machine.of(torch.device("cpu")), self.kernels)

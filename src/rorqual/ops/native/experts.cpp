@@ -183,8 +183,6 @@ void run_down(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t ti
                  s.hidden, true);
 }
 
-int forms_of(const rq_stack &stack) { return stack.num ? form_of(stack.kind) : 0; }
-
 }  // namespace
 
 void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) {

@@ -63,9 +63,10 @@ void finish_latents(Worker &w, Call &c, const rq_layer &layer, const rq_cache &c
         }
         float *latent = c.space.latent_a + t * width;
         row_kernels().rms_norm(latent, layer.latent_norm, eps, s.latent_rank, latent);
-        const float *cos = c.step.cos + t * s.rope / 2, *sin = c.step.sin + t * s.rope / 2;
+        const int64_t angle = c.space.positions[t] * (s.rope / 2);
+        const float *cos = c.step.cos + angle, *sin = c.step.sin + angle;
         rotate(latent + s.latent_rank, cos, sin, s.rope, row);
-        write_latent(s, cache, c.step.places[t], latent);
+        write_latent(s, cache, c.space.places[t], latent);
     });
 }
 
@@ -75,7 +76,8 @@ void finish_queries(Worker &w, Call &c) {
     const int64_t width = s.nope + s.rope;
     float *row = c.space.scratch[w.index()].row;
     w.each(RQ_ROWS, c.step.num_tokens, [&](int64_t t) {
-        const float *cos = c.step.cos + t * s.rope / 2, *sin = c.step.sin + t * s.rope / 2;
+        const int64_t angle = c.space.positions[t] * (s.rope / 2);
+        const float *cos = c.step.cos + angle, *sin = c.step.sin + angle;
         const int64_t place = c.space.absorbed_of_token[t];
         for (int64_t h = 0; h < s.heads; h++) {
             float *query = c.space.query + (t * s.heads + h) * width;
@@ -123,9 +125,21 @@ void run_layer(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache)
     run_feed_forward(w, c, layer);
 }
 
-int forms_of(const rq_stack &stack) { return stack.num ? form_of(stack.kind) : 0; }
+// Each token's place in the cache and its angles.
+void plan_tokens(Call &c) {
+    const int64_t size = c.step.block_tokens;
+    c.space.places.clear();
+    c.space.positions.clear();
+    for (int64_t i = 0; i < c.step.num_spans; i++) {
+        const rq_span &span = c.step.spans[i];
+        for (int64_t slot = span.start; slot < span.start + span.num_tokens; slot++) {
+            c.space.places.push_back(c.step.tables[span.table + slot / size] * size + slot % size);
+            c.space.positions.push_back(slot - span.first);
+        }
+    }
+}
 
-void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) {
+void plan(Call &c, const rq_ends &ends, const rq_layer *layers, int64_t num_layers, int num_threads) {
     const rq_shape &s = c.shape;
     Space &space = c.space;
     const int64_t num = c.step.num_tokens;
@@ -144,6 +158,7 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
         latents |= forms_of(layer.values);
         attended |= forms_of(layer.output);
     }
+    plan_tokens(c);
     plan_attention(c, num_threads);
     const int64_t absorbed = static_cast<int64_t>(space.absorbed.size());
     space.hidden.reserve(hidden, num, s.hidden);
@@ -161,6 +176,7 @@ void plan(Call &c, const rq_layer *layers, int64_t num_layers, int num_threads) 
     row = row > s.latent_rank ? row : s.latent_rank;
     row = row > s.nope + s.rope ? row : s.nope + s.rope;
     for (Scratch &scratch : space.scratch) scratch.row.reserve(row > s.rope ? row : s.rope);
+    plan_ends(c, ends);
 }
 
 }  // namespace
@@ -205,6 +221,7 @@ void run_products(Worker &w, rq_part part, const MatrixProduct *products, int64_
 
 struct rq_layers {
     rq_shape shape;
+    rq_ends ends;
     std::vector<rq_layer> layers;
     rq::Space space;
     std::mutex mutex;
@@ -212,10 +229,12 @@ struct rq_layers {
 
 extern "C" {
 
-rq_layers *rq_layers_make(const rq_shape *shape, const rq_layer *layers, int64_t num_layers) {
+rq_layers *rq_layers_make(const rq_shape *shape, const rq_ends *ends, const rq_layer *layers,
+                          int64_t num_layers) {
     try {
         rq_layers *made = new rq_layers;
         made->shape = *shape;
+        made->ends = *ends;
         made->layers.assign(layers, layers + num_layers);
         return made;
     } catch (const std::bad_alloc &) {
@@ -225,27 +244,23 @@ rq_layers *rq_layers_make(const rq_shape *shape, const rq_layer *layers, int64_t
 
 void rq_layers_free(rq_layers *layers) { delete layers; }
 
-int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step, const float *norm,
-                  double eps, float *x) {
-    if (step->num_tokens < 1 || step->num_spans < 1) return RQ_BAD_SHAPE;
+int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step) {
+    if (!rq::fits_ends(layers->shape, layers->ends, *step)) return RQ_BAD_SHAPE;
     std::lock_guard<std::mutex> lock(layers->mutex);
-    rq::Call call{layers->shape, *step, layers->space, x};
+    rq::Call call{layers->shape, *step, layers->space, step->hidden};
     const int64_t num_layers = static_cast<int64_t>(layers->layers.size());
-    const int64_t hidden = layers->shape.hidden;
     const int threads = rq::num_threads();
     try {
-        rq::plan(call, layers->layers.data(), num_layers, threads);
+        rq::plan(call, layers->ends, layers->layers.data(), num_layers, threads);
     } catch (const std::bad_alloc &) {
         return RQ_NO_MEMORY;
     }
     rq::together(threads, [&](rq::Worker &w) {
+        rq::run_entry(w, call, layers->ends);
         for (int64_t i = 0; i < num_layers; i++) rq::run_layer(w, call, layers->layers[i], caches[i]);
-        if (norm == nullptr) return;
-        w.each(RQ_ROWS, step->num_tokens, [&](int64_t t) {
-            float *row = x + t * hidden;
-            rq::row_kernels().rms_norm(row, norm, static_cast<float>(eps), hidden, row);
-        });
+        rq::run_exit(w, call, layers->ends);
     });
+    rq::finish_exit(call);
     return RQ_OK;
 }
 }

@@ -27,8 +27,10 @@ struct AbsorbedToken {
 // What one call keeps of a step's tokens between phases. Names end with what a row holds.
 struct Space {
     Rows hidden, query_latent, query_heads, latent_heads, attended, dense_inner, shared_inner;
-    Rows expert_hidden, expert_inner;
+    Rows expert_hidden, expert_inner, joint, scored;
     Buffer<float> query_a, latent_a, query, query_absorbed, attention, logits, gate_values;
+    Buffer<float> head_logits, piece_most;
+    Buffer<int64_t> piece_at;
     Buffer<float> part_out, part_most, part_total;
     Buffer<int32_t> chosen;             // (tokens, chosen experts)
     Buffer<int64_t> offsets, pair_token;  // of each expert's pairs; their tokens
@@ -39,6 +41,9 @@ struct Space {
     std::vector<int64_t> expanded;  // spans
     std::vector<int64_t> span_token;  // each span's first
     std::vector<int64_t> absorbed_of_token;  // -1: it attends expanded
+    std::vector<int64_t> places;             // of each token's latent in the cache
+    std::vector<int64_t> positions;          // of each token's angles
+    std::vector<int64_t> row_of_token;       // -1: its logits are not wanted
     std::vector<int64_t> absorbed_rows, absorbed_tokens;  // 0, 1, 2 ...; and which tokens those are
     std::vector<Scratch> scratch;   // of each thread
 };
@@ -59,6 +64,8 @@ inline Matrix matrix_of(const rq_stack &stack, int64_t index = 0) {
     const size_t size = row_bytes(kind, stack.columns) * TILE * num_tiles(stack.rows);
     return {kind, stack.rows, stack.columns, stack.packed + index * size};
 }
+
+inline int forms_of(const rq_stack &stack) { return stack.num ? form_of(stack.kind) : 0; }
 
 struct MatrixProduct {
     Matrix m;
@@ -88,6 +95,13 @@ inline void fetch_tiles(const Matrix &m, int64_t tile, int64_t num) {
 void fetch_products(const Worker &w, const MatrixProduct *products, int64_t num);
 void fetch_heads(const Worker &w, const Call &c, const rq_stack &stack);
 void fetch_feed_forward(const Worker &w, const Call &c, const rq_layer &layer);
+
+// What stands before the layers and behind them (ends.cpp). The first says whether the step fits.
+bool fits_ends(const rq_shape &shape, const rq_ends &ends, const rq_step &step);
+void plan_ends(Call &c, const rq_ends &ends);
+void run_entry(Worker &w, Call &c, const rq_ends &ends);
+void run_exit(Worker &w, Call &c, const rq_ends &ends);
+void finish_exit(Call &c);
 
 // Memory for a call and what does not depend on the layer.
 void plan_attention(Call &c, int num_threads);

@@ -49,12 +49,31 @@ typedef struct {
     int64_t num_tokens, start, first, table, is_absorbed;
 } rq_span;
 
-/* cos and sin (num_tokens, rope / 2); places: where in the cache each token's latent goes. */
+/* What stands before the layers and behind them. x is a token's row of `embedding`; in an MTP module,
+ * which has `joint` (hidden, 2 * hidden), joint times that row and the token's state, each normed.
+ * Behind: the last norm, and the head. Without one of these stacks its part is the caller's. */
 typedef struct {
-    int64_t num_tokens, num_spans, block_tokens;
-    const float *cos, *sin;
-    const int64_t *places, *tables;
+    rq_stack embedding, joint, head;
+    const float *embedding_norm, *state_norm, *last_norm;
+} rq_ends;
+
+/* Tokens of some spans, one span after the other. Without ids, `hidden` holds the embedding's rows.
+ * cos and sin (positions, rope / 2): a token in slot s has the rotary position s - first. */
+typedef struct {
+    int64_t num_tokens, num_spans, block_tokens, num_positions;
+    const int64_t *ids, *tables;
     const rq_span *spans;
+    const float *cos, *sin;
+    const float *states; /* (num_tokens, hidden), if there is `joint` */
+    float *hidden;       /* (num_tokens, hidden): what comes of it */
+    /* Tokens, in ascending order, whose logits are wanted; (num_rows, head.rows), or NULL. */
+    int64_t num_rows;
+    const int64_t *rows;
+    float *logits;
+    /* Of each row the likeliest of the first num_ids tokens, the lowest of equal ones; -1 where a
+     * logit is no finite number. NULL: not wanted. */
+    int64_t num_ids;
+    int64_t *likeliest;
 } rq_step;
 
 enum rq_part { RQ_ROWS = 0, RQ_MATRIX = 1, RQ_ATTENTION = 2, RQ_EXPERTS = 3, RQ_ROUTING = 4, RQ_PARTS = 5 };
@@ -62,13 +81,13 @@ enum rq_part { RQ_ROWS = 0, RQ_MATRIX = 1, RQ_ATTENTION = 2, RQ_EXPERTS = 3, RQ_
 typedef struct rq_layers rq_layers;
 
 /* What the layers point to must outlive them. NULL where memory is short. */
-RQ_API rq_layers *rq_layers_make(const rq_shape *shape, const rq_layer *layers, int64_t num_layers);
+RQ_API rq_layers *rq_layers_make(const rq_shape *shape, const rq_ends *ends, const rq_layer *layers,
+                                 int64_t num_layers);
 RQ_API void rq_layers_free(rq_layers *layers);
 
-/* x (num_tokens, hidden) through all layers, in place, and through the norm of weights `norm` and
- * epsilon `eps` if that is not NULL. One cache a layer. */
-RQ_API int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step,
-                         const float *norm, double eps, float *x);
+/* A step through all of it. One cache a layer. RQ_BAD_SHAPE, with nothing done: no tokens, ids that
+ * the embedding does not have, positions beyond the angles, rows or spans that do not fit. */
+RQ_API int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step);
 
 /* Seconds that the calling threads spent in kernels of each rq_part since the last call. */
 RQ_API void rq_take_seconds(double *seconds);

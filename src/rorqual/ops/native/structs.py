@@ -43,18 +43,27 @@ class Cache(ctypes.Structure):
     _fields_ = [("kind", c_int64), ("planes", c_void_p * 3)]
 
 
+class Ends(ctypes.Structure):
+    _fields_ = [(name, Stack) for name in ("embedding", "joint", "head")] + [
+        (name, c_void_p) for name in ("embedding_norm", "state_norm", "last_norm")
+    ]
+
+
 class Step(ctypes.Structure):
-    _fields_ = [(name, c_int64) for name in ("num_tokens", "num_spans", "block_tokens")] + [
-        (name, c_void_p) for name in ("cos", "sin", "places", "tables", "spans")
+    _fields_ = [
+        *((n, c_int64) for n in ("num_tokens", "num_spans", "block_tokens", "num_positions")),
+        *((n, c_void_p) for n in ("ids", "tables", "spans", "cos", "sin", "states", "hidden")),
+        ("num_rows", c_int64),
+        ("rows", c_void_p),
+        ("logits", c_void_p),
+        ("num_ids", c_int64),
+        ("likeliest", c_void_p),
     ]
 
 
 LAYER_SIGNATURES = {
-    "rq_layers_make": (c_void_p, [POINTER(Shape), POINTER(Layer), c_int64]),
+    "rq_layers_make": (c_void_p, [POINTER(Shape), POINTER(Ends), POINTER(Layer), c_int64]),
     "rq_layers_free": (None, [c_void_p]),
-    "rq_layers_run": (
-        c_int,
-        [c_void_p, POINTER(Cache), POINTER(Step), c_void_p, c_double, c_void_p],
-    ),
+    "rq_layers_run": (c_int, [c_void_p, POINTER(Cache), POINTER(Step)]),
     "rq_take_seconds": (None, [POINTER(c_double)]),
 }
