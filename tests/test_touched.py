@@ -69,7 +69,7 @@ def test_files_touch_rooms() -> None:
         "serve",
         "train",
     }
-    assert rooms_of(["README.md", "docs/log.md", "benchmarks/x.py"]) == set()
+    assert rooms_of(["README.md", "docs/log.md", "benchmarks/x.py"]) == {"docs"}
     assert rooms_of(["tests/test_tiny.py"]) == {""}
     for ground in ("src/rorqual/files.py", "tests/conftest.py", "pyproject.toml"):
         assert rooms_of([ground]) == {"", *CHEAP}

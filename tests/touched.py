@@ -4,7 +4,8 @@
 
 Touched is what differs from `main`: on a branch of it from where the branch began, on `main` itself
 from `origin/main`, and where there is none from the commit before. Uncommitted and untracked files
-count. A file of `src/rorqual/<room>` or `tests/<room>` touches that room. A file that every room
+count. A file of `src/rorqual/<room>` or `tests/<room>` touches that room, a page the room `docs`. A
+file that every room
 stands on (the ground floor `src/rorqual/*.py`, what the tests share, pyproject.toml) touches the
 tests beside this file and the rooms whose tests are cheap (`CHEAP`); the rest is for `make test`.
 
@@ -70,6 +71,8 @@ def rooms_of(paths: list[str]) -> set[str]:
             rooms.add("")
         elif inside or path == "pyproject.toml":
             rooms |= {"", *CHEAP}
+        elif path.endswith(".md"):
+            rooms.add("docs")
     return rooms
 
 

@@ -11,9 +11,12 @@ write (`is_foreign`) may give a whole number as 2.0 or 1e6, as some programs do.
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import json
 import os
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -195,6 +198,25 @@ def _describe(cls: type, error: Any, explain: Callable[[Sequence[Any]], str | No
 def _shown(value: object) -> str:
     """A value as its file has it, but for text, whose quotes are Python's."""
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Field -> the string that stands below it in the source, of a settings class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not is_dataclass(base):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                found[field.target.id] = str(text.value.value)
+    return found
 
 
 def has_key(cls: type, path: Sequence[Any]) -> bool:

@@ -316,8 +316,14 @@ def test_limits_are_obeyed(tmp_path: Path, corpus: Path, tokenizer_folder: Path)
         ({"folder": "t", "sources": [{"name": "wordnt"}]}, "no such source 'wordnt'"),
         ({"folder": "t", "sources": [{"name": "generated:x"}]}, "needs max_documents"),
         ({"folder": "t", "sources": [{"name": "wordnet"}] * 2}, "share the folder name wordnet"),
-        ({"folder": "t", "sources": [{"name": "wordnet"}], "fim_rate": 2}, "fim_rate is a share"),
-        ({"folder": "t", "sources": [{"name": "wordnet", "epochs": -1}]}, "epochs is zero or more"),
+        (
+            {"folder": "t", "sources": [{"name": "wordnet"}], "fim_rate": 2},
+            "fim_rate: Input should be less than or equal to 1",
+        ),
+        (
+            {"folder": "t", "sources": [{"name": "wordnet", "epochs": -1}]},
+            "epochs: Input should be greater than or equal to 0",
+        ),
         ({"folder": "t", "sources": [{"name": "wordnet", "epoch": 1}]}, "did you mean 'epochs'"),
     ],
 )

@@ -221,7 +221,7 @@ def test_a_faulty_conversation_names_file_line_and_mend(
     with pytest.raises(DataError, match=message) as caught:
         list(read_documents(file))
     assert str(caught.value).startswith(f"{file}:2: ")
-    assert "docs/training.md" in str(caught.value.fix) or "ShareGPT" in str(caught.value.fix)
+    assert "docs/own-data.md" in str(caught.value.fix) or "ShareGPT" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz"])

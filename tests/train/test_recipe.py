@@ -180,7 +180,7 @@ def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
         "missing section [training] with total_tokens, sequence_length, micro_batch_size",
         "missing section [batch_ramp] with start, end",
     }
-    assert caught.value.fix == "add what is missing"
+    assert caught.value.fix == "add what is missing (every key: `rorqual train --keys`)"
 
 
 def test_an_override_into_a_value_or_a_list_says_where_it_cannot_go(file: Path) -> None:

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from rorqual.train.preflight import Preview
 
 
+def _print_keys(is_asked: bool) -> None:
+    """The page of all keys: rendered on a terminal, Markdown into a file."""
+    if not is_asked:
+        return
+    from rich.markdown import Markdown
+
+    from rorqual.cli.stages import stages
+    from rorqual.log import output_console
+    from rorqual.train.keys import page
+
+    text = page(stages())
+    if output_console().is_terminal:
+        output_console().print(Markdown(text))
+    else:
+        typer.echo(text, nl=False)
+    raise typer.Exit()
+
+
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
     run: Annotated[
@@ -44,8 +62,21 @@ def train(
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, show the plan, write nothing.")
     ] = False,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            callback=_print_keys,
+            is_eager=True,
+            help="Show every key of a recipe, and end.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model as a recipe says: checkpoints, metrics.jsonl and plots go to the run folder.
+
+    A recipe to start from: docs/own-data.md for text, docs/fine-tuning.md for conversations. What
+    resumes, and what is in a run folder: docs/runs.md. Messages and their mends:
+    docs/troubleshooting.md.
 
     Ctrl-C finishes the step and saves; the same command again goes on from there. A run that was
     stopped ends with exit code 130 (Ctrl-C), 143 (SIGTERM) or 129 (its terminal was closed).
@@ -55,6 +86,7 @@ def train(
       rorqual train recipes/tiny.toml
       rorqual train recipes/tiny.toml --run runs/wide --set model.moe_intermediate_size=512
       rorqual train recipes/tiny.toml --dry-run
+      rorqual train --keys
     """
     from rorqual import train as training
     from rorqual.cli.progress import shown_progress

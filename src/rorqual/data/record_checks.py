@@ -17,7 +17,7 @@ def check_conversation(messages: Any, tools: Any, where: object) -> None:
         raise problem.with_(
             where=f"{where}: {problem.where}" if problem.where else where,
             error=DataError,
-            fix=f"{problem.fix or 'correct or remove the line'} (docs/training.md has the form)",
+            fix=f"{problem.fix or 'correct or remove the line'} (docs/own-data.md has the form)",
         ) from None
 
 
@@ -28,7 +28,7 @@ def mend_of_keys(record: dict[str, Any]) -> str:
             'rewrite ShareGPT\'s form: "conversations" as "messages", "from" as "role" (human: '
             'user, gpt: assistant), "value" as "content"'
         )
-    return 'name the column of text "text"; write a conversation as "messages" (docs/training.md)'
+    return 'name the column of text "text"; write a conversation as "messages" (docs/own-data.md)'
 
 
 def check_text(text: object, key: str, where: object) -> None:

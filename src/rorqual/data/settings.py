@@ -18,18 +18,26 @@ GENERATED = "generated:"
 
 @settings
 class SourceSettings:
-    """One [[data.sources]] entry: a registry name, `generated:<name>`, or a `path` of your own.
-
-    `epochs` is how often a pass of training sees it; limits take a random sample, chosen by hash.
-    """
+    """One [[data.sources]] entry: a registry name, `generated:<name>`, or a `path` of your own."""
 
     name: str | None = None
+    """A source of `rorqual data list`, or `generated:NAME`. With `path`: the name of its folder of
+    shards; left out, the last part of the path."""
     path: str | None = None
+    """Your own file, folder or glob; relative to the folder where the command is run."""
     licence: str | None = None
-    epochs: float = 1.0
+    """Noted in the shards' manifest; only beside `path`, since packages state their own."""
+    epochs: float = Field(default=1.0, ge=0)
+    """How often one pass sees the source, beside the others: it sets the mixture, not the length of
+    the run. 0.5 takes another half each pass; 0 leaves it out."""
     max_bytes: int | None = Field(default=None, gt=0)
+    """At most this much text: a random sample of its documents, chosen by hash."""
     max_documents: int | None = Field(default=None, gt=0)
-    held_out: float | None = None
+    """At most this many documents, chosen by hash. Of generated sources: how many to make, and
+    required."""
+    held_out: float | None = Field(default=None, ge=0, lt=1)
+    """This source's own share in place of `data.held_out`; left out, that one, and 0 for generated
+    sources."""
 
     @model_validator(mode="after")
     def _check(self) -> SourceSettings:
@@ -41,8 +49,6 @@ class SourceSettings:
             )
         if self.is_generated and self.max_documents is None:
             raise ValueError(f"{self.name} needs max_documents: how many to generate")
-        if self.epochs < 0 or (self.held_out is not None and not 0 <= self.held_out < 1):
-            raise ValueError("epochs is zero or more, held_out from 0 to below 1")
         return self
 
     @property
@@ -65,29 +71,32 @@ class SourceSettings:
 class DataSettings:
     """[data]: where the tokens go, from which sources, and how documents are split and dressed.
 
-    `held_out` is the share of documents kept from training, in each source at least one document
-    and never all; of .txt files, which may be few and long, it is the share of blocks.
     Sequence length is the training's matter.
     """
 
     folder: str
+    """Where the token shards go; text or a tokenizer of another kind needs another folder."""
     sources: list[SourceSettings] = field(default_factory=list)
+    """One section [[data.sources]] for each source; at least one."""
     corpora: str = str(CORPORA)
-    held_out: float = 0.01
-    fim_rate: float = 0.1  # §4.1
-    split_punctuation_rate: float = 0.1
+    """The folder where `rorqual data fetch` puts the sources of packages."""
+    held_out: float = Field(default=0.01, ge=0, lt=1)
+    """The share of each source's documents (of `.txt` files: of blocks) that training never sees:
+    at least one and never all. 0 holds nothing out, and nothing is validated."""
+    fim_rate: float = Field(default=0.1, ge=0, le=1)
+    """The share of texts dressed as fill-in-the-middle (§4.1); conversations never are."""
+    split_punctuation_rate: float = Field(default=0.1, ge=0, le=1)
+    """The share of tokens of punctuation and line break together that are split (§4.1), in texts
+    alone."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of what is random in the shards: what is held out, split, dressed."""
     dedupe: bool = True
+    """Leaves out documents that come twice, in one source or in two."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         if not self.sources:
             raise ValueError("sources is empty: name at least one [[data.sources]]")
-        if not 0 <= self.held_out < 1:
-            raise ValueError("held_out is a share, from 0 to below 1")
-        for name in ("fim_rate", "split_punctuation_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share, from 0 to 1")
         labels = [source.label for source in self.sources]
         repeated = sorted({label for label in labels if labels.count(label) > 1})
         if repeated:
@@ -116,9 +125,14 @@ class TokenizerSettings:
     """
 
     folder: str
+    """The tokenizer's folder, or `tiny`, the bundled one. Where it does not exist, one is trained
+    on the sources; where it does, the other keys here do nothing."""
     vocab_size: int = Field(default=8192, gt=0)
+    """Ids of a tokenizer in training, special tokens included: at most this many."""
     merge_digits: bool = True
+    """V3's way, up to three digits a token; false: each digit is one."""
     train_bytes: int = Field(default=20_000_000, gt=0)
+    """A random sample of this much text trains it."""
 
     @classmethod
     def of_folder(cls, folder: Path) -> TokenizerSettings:

@@ -42,11 +42,17 @@ class YarnScaling:
     """YaRN (report §4.3; arXiv 2309.00071): `factor` is s, the betas count rotations."""
 
     factor: float = Field(gt=0)
+    """How many times the context grows (s)."""
     original_max_position_embeddings: int = Field(gt=0)
+    """The context that was trained before."""
     beta_fast: float = Field(default=32.0, gt=0)
+    """Widths that turn at least this often in the old context stay as they are."""
     beta_slow: float = Field(default=1.0, gt=0)
+    """Widths that turn at most this often are stretched by `factor`."""
     mscale: float = Field(default=1.0, ge=0)
+    """Weight of ln s in the length of cos and sin, against `mscale_all_dim`."""
     mscale_all_dim: float = Field(default=0.0, ge=0)
+    """Weight of ln s in the attention's temperature; 0: none."""
 
     @property
     def softmax_mscale(self) -> float:
@@ -70,33 +76,61 @@ class ModelConfig:
     """A model's shape. Field names are the checkpoint's; None switches a part off."""
 
     vocab_size: int = Field(gt=0)
+    """Rows of the embedding: at least the tokenizer's ids."""
     hidden_size: int = Field(gt=0)
+    """Width of the stream from layer to layer."""
     intermediate_size: int = Field(gt=0)
+    """Width inside a dense layer's feed-forward part."""
     moe_intermediate_size: int = Field(gt=0)
+    """Width inside one expert."""
     num_hidden_layers: int = Field(gt=0)
+    """Layers of the main model, dense ones included, MTP modules not."""
     num_attention_heads: int = Field(gt=0)
+    """Heads of attention."""
     n_routed_experts: int = Field(gt=0)
+    """Routed experts of a sparse layer; a multiple of `n_group`."""
     num_experts_per_tok: int = Field(gt=0)
+    """Routed experts that a token visits."""
     n_shared_experts: int | None = Field(default=1, ge=0)
+    """Experts that every token visits, as one wide one."""
     first_k_dense_replace: int = Field(default=0, ge=0)
+    """The first layers, which are dense."""
     n_group: int = Field(default=1, gt=0)
+    """Groups of experts, nodes in the report (§2.1.2)."""
     topk_group: int = Field(default=1, gt=0)
+    """Groups that a token may visit; at most `n_group`."""
     scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    """The router's scores: V3's sigmoid (with `noaux_tc`) or V2's softmax (with the others)."""
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "noaux_tc"
+    """How experts are chosen: by groups with a bias (V3), by groups, or among all."""
     norm_topk_prob: bool = True
+    """Whether the weights of the chosen experts are made to sum to 1."""
     routed_scaling_factor: float = Field(default=1.0, gt=0)
+    """A factor on what the routed experts give."""
     q_lora_rank: int | None = Field(default=None, gt=0)
+    """Width of the queries' latent; none: queries are made directly."""
     kv_lora_rank: int = Field(gt=0)
+    """Width of the latent that is cached for keys and values (§2.1.1)."""
     qk_nope_head_dim: int = Field(gt=0)
+    """Width of a head's query and key without position."""
     qk_rope_head_dim: int = Field(gt=0)
+    """Width of the rotary part, whose key all heads share; even."""
     v_head_dim: int = Field(gt=0)
+    """Width of a head's value."""
     num_nextn_predict_layers: int = Field(default=0, ge=0)
+    """MTP depth: tokens beyond the next one, each predicted by a module of its own (§2.2)."""
     rms_norm_eps: float = Field(default=1e-6, gt=0)
+    """Under the root of every norm."""
     rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary angles."""
     rope_scaling: YarnScaling | None = None
+    """YaRN for a longer context (§4.3), a section of its own; none: rope as it is."""
     max_position_embeddings: int = Field(default=4096, gt=0)
+    """The context in tokens."""
     initializer_range: float = Field(default=0.006, gt=0)
+    """Standard deviation of fresh weights."""
     tie_word_embeddings: bool = False
+    """Whether embedding and head are one matrix."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -43,6 +43,7 @@ ON_REQUEST = (
     "mtp.",
 )
 REQUEST = "--allow-changes"
+FREE, ASKED, NEVER = "free", "asked", "fixed"
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,9 @@ def check_changes(
     """What differs and what it moves, a line each; TrainingError where that may not be."""
     _check_stage(stored, new, where)
     old = _stored_recipe(stored, type(new), where)
-    harmless, on_request = HARMLESS + new.harmless, ON_REQUEST + new.on_request
-    found = [change for change in changes(old, new) if not _is_among(change.key, harmless)]
-    fixed = [
-        change
-        for change in found
-        if _is_among(change.key, FIXED) or not _is_among(change.key, on_request)
-    ]
+    cls = type(new)
+    found = [change for change in changes(old, new) if freedom(change.key, cls) != FREE]
+    fixed = [change for change in found if freedom(change.key, cls) == NEVER]
     if fixed:
         raise TrainingError(
             f"this run was made with another recipe; different: {listing(fixed)}",
@@ -88,6 +85,14 @@ def check_changes(
             "go on so",
         )
     return ["the recipe was changed, and from here on", *(f"  {line}" for line in lines)]
+
+
+def freedom(key: str, cls: type[Recipe]) -> str:
+    """Whether a resume may differ in this key of a stage: FREE, ASKED (`REQUEST`) or NEVER."""
+    if _is_among(key, HARMLESS + cls.harmless):
+        return FREE
+    is_fixed = _is_among(key, FIXED) or not _is_among(key, ON_REQUEST + cls.on_request)
+    return NEVER if is_fixed else ASKED
 
 
 def changes(old: Recipe, new: Recipe) -> list[Change]:

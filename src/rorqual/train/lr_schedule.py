@@ -38,12 +38,19 @@ class LrSchedule:
     """
 
     peak: float = Field(default=2.2e-4, gt=0)
+    """The highest rate; small models take higher ones than the report's 671B: 2e-3 for `tiny`."""
     low: float = Field(default=2.2e-5, ge=0)
+    """The rate after the cosine; at most `peak`."""
     final: float = Field(default=7.3e-6, ge=0)
+    """The rate of the last phase; at most `low`."""
     warmup: Amount = 0.002
+    """Where the linear rise from 0 to `peak` ends."""
     constant_until: Amount = 10 / 14.8
+    """Where the constant rate ends and the cosine begins."""
     cosine_until: Amount = 14.3 / 14.8
+    """Where the cosine has come down to `low`."""
     low_until: Amount = 14.633 / 14.8
+    """Where the low rate ends and `final` begins."""
 
     @model_validator(mode="after")
     def _check(self) -> LrSchedule:
@@ -80,8 +87,11 @@ class BatchRamp:
     """Sequences a step: from `start` to `end`, linear in tokens over the first `over` (§4.2)."""
 
     start: int = Field(gt=0)
+    """Sequences a step at the beginning; a multiple of `training.micro_batch_size`."""
     end: int = Field(gt=0)
+    """Sequences a step at the end of the ramp; at least `start`, and a multiple as well."""
     over: Amount = 469e9 / 14.8e12
+    """Where the ramp ends."""
 
     @model_validator(mode="after")
     def _check(self) -> BatchRamp:
@@ -103,8 +113,11 @@ class BalanceSettings:
     """Auxiliary-loss-free balance and its complement (§2.1.2): gamma, until when, alpha."""
 
     bias_update_speed: float = Field(default=0.001, ge=0)
+    """How far a step moves each router's bias towards experts that have too few tokens (gamma)."""
     bias_until: Amount = 14.3 / 14.8
+    """Where the biases stop moving."""
     sequence_alpha: float = Field(default=1e-4, ge=0)
+    """Weight of the small loss for balance inside a sequence (alpha)."""
 
     @model_validator(mode="after")
     def _check(self) -> BalanceSettings:
@@ -121,8 +134,11 @@ class MtpSettings:
     """The multi-token prediction loss's weight lambda (§4.2): `weight`, then `weight_after`."""
 
     weight: float = Field(default=0.3, ge=0)
+    """Weight of the MTP loss (lambda) at first."""
     weight_until: Amount = 10 / 14.8
+    """Where `weight` ends and `weight_after` begins."""
     weight_after: float = Field(default=0.1, ge=0)
+    """Its weight from there on."""
 
     @model_validator(mode="after")
     def _check(self) -> MtpSettings:

@@ -25,11 +25,17 @@ class OptimizerSettings:
     """§4.2's values by default; the learning rate has its own section."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's memory of the gradient."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's memory of its square; at least `beta1`. Batches of a thousand tokens want 0.999."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Of matrices, not of norms; times the learning rate."""
     eps: float = Field(default=1e-8, gt=0)
+    """AdamW's, beside the root of the second moment."""
     clip_norm: float | None = Field(default=1.0, gt=0)
+    """The largest norm of all gradients together; a step beyond it is scaled down to it."""
     moments: Literal["float32", "bfloat16"] = "float32"
+    """How AdamW's moments are stored; bfloat16 halves their memory."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerSettings:

@@ -2,75 +2,13 @@
 
 `Recipe` is what the recipes of all stages have in common, and what the loop asks of a stage. A
 stage is a subclass beside its code, with sections of its own; the verb knows which stages there
-are, and gives their classes to `load_recipe`.
-
-```toml
-name = "tiny"
-stage = "pretrain"              # or "sft": which class reads the rest
-seed = 0
-# init_from = "runs/tiny/checkpoints/latest"   # start from these weights
-
-[model]                         # a preset and changes of any ModelConfig field
-preset = "tiny"                 # left out with init_from: then changes apply to the checkpoint's
-vocab_size = 4096
-
-[tokenizer]                     # rorqual.data.TokenizerSettings; folder = "tiny" is the bundled one
-
-[training]
-total_tokens = 60_000_000       # inputs of the main model: sequences * sequence_length
-sequence_length = 256
-micro_batch_size = 8            # sequences of one forward and backward pass
-precision = "float32"           # or "bfloat16": of matrix products
-compile = false
-activation_checkpointing = false
-threads = 2                     # left out: PyTorch's choice
-
-[batch_ramp]                    # sequences a step; multiples of micro_batch_size
-start = 16
-end = 64
-over = 0.1
-
-[optimizer]
-beta1 = 0.9
-beta2 = 0.95
-weight_decay = 0.1
-eps = 1e-8
-clip_norm = 1.0
-moments = "float32"             # or "bfloat16"
-
-[lr_schedule]                   # linear, constant, cosine, constant, constant
-peak = 2e-3
-low = 2e-4
-final = 7e-5
-warmup = 0.01
-constant_until = 0.676
-cosine_until = 0.966
-low_until = 0.989
-
-[balance]
-bias_update_speed = 0.001
-bias_until = 0.966
-sequence_alpha = 1e-4
-
-[mtp]                           # the depth is [model] num_nextn_predict_layers
-weight = 0.3
-weight_until = 0.676
-weight_after = 0.1
-
-[validation]
-every_tokens = 5_000_000        # left out: only at the end
-max_tokens = 200_000
-
-[checkpoint]
-every_tokens = 5_000_000        # left out: none by tokens
-every_minutes = 10              # left out: none by time
-keep_last = 2
-```
+are, and gives their classes to `load_recipe`. `train.keys` makes docs/recipes.md, which has every
+key, of what stands below the fields.
 
 Points of time (`over`, `warmup`, `..._until`) are shares of total_tokens (0.0 to 1.0) or whole
 numbers of tokens. A key that would do nothing in the chosen stage is an error. All sections but
 [training] and [batch_ramp], and those that the stage needs, may be left out; the defaults are the
-report's (§4.2), with its durations as shares of 14.8T tokens. docs/training.md has every key.
+report's (§4.2), with its durations as shares of 14.8T tokens.
 """
 
 from __future__ import annotations
@@ -96,18 +34,28 @@ from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
 
+ALL_KEYS = "`rorqual train --keys`"
+
 
 @settings
 class TrainingSettings:
     """Size and form of the computation; `total_tokens` counts the main model's inputs."""
 
     total_tokens: int = Field(gt=0)
+    """Length of the run in inputs of the main model: sequences times `sequence_length`, padding of
+    packed conversations included. The last batch may end a little beyond it."""
     sequence_length: int = Field(gt=0)
+    """Inputs of a sample; at most `model.max_position_embeddings`."""
     micro_batch_size: int = Field(gt=0)
+    """Sequences of one forward and backward pass: memory and speed, not the result."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: matrix products in bfloat16, all else and the weights in float32."""
     compile: bool = False
+    """torch.compile: slower to start, faster steps."""
     activation_checkpointing: bool = False
+    """Less memory, one more forward pass."""
     threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
+    """torch's threads; left out: torch's choice."""
 
 
 @settings
@@ -115,7 +63,9 @@ class ValidationSettings:
     """Measurements on what is held out: how often, and on how many tokens."""
 
     every_tokens: int | None = Field(default=None, gt=0)
+    """How often held-out text is measured; left out: only at the end."""
     max_tokens: int = Field(default=200_000, gt=0)
+    """On how many of its tokens, at most."""
 
 
 @settings
@@ -123,8 +73,11 @@ class CheckpointSettings:
     """When to save, and how many checkpoints stay; the last step is saved always."""
 
     every_tokens: int | None = Field(default=None, gt=0)
+    """How often to save, by tokens; left out: not by tokens."""
     every_minutes: float | None = Field(default=10.0, gt=0)
+    """How often to save, by time. The last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
+    """How many checkpoints stay; each takes about 12 bytes a parameter."""
 
 
 @settings
@@ -143,19 +96,36 @@ class Recipe:
     """And those that may where it is asked for."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, `.`, `_`, `-`; the run folder is `runs/NAME`."""
     stage: str
+    """What is learnt: with `pretrain` all tokens, with `sft` what the assistant says."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the fresh model and of the order of samples."""
     init_from: str | None = None
+    """Start from these weights: a checkpoint folder, a run folder (its latest checkpoint), or
+    `tiny`. `sft` needs it."""
     model: dict[str, Any] = field(default_factory=dict)
+    """A preset's shape, with changes. With `init_from`: changes of the checkpoint's settings, never
+    of the sizes of its tensors."""
     tokenizer: TokenizerSettings | None = None
+    """Which tokenizer; left out with `init_from`: the checkpoint's."""
     training: TrainingSettings
+    """Size and form of the computation."""
     batch_ramp: BatchRamp
+    """Sequences a step, growing at the beginning of the run (§4.2)."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """AdamW (§4.2)."""
     lr_schedule: LrSchedule = field(default_factory=LrSchedule)
+    """Learning rate: up to `peak`, there, down a cosine to `low`, there, then `final` (§4.2)."""
     balance: BalanceSettings = field(default_factory=BalanceSettings)
+    """Balance of the experts without an auxiliary loss, and its small complement (§2.1.2)."""
     mtp: MtpSettings = field(default_factory=MtpSettings)
+    """Multi-token prediction's loss (§2.2); its depth is `model.num_nextn_predict_layers`, and with
+    depth 0 a section [mtp] is an error."""
     validation: ValidationSettings = field(default_factory=ValidationSettings)
+    """Measurements on held-out text: bits a byte."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """When to save."""
 
     def preparation(self, config: ModelConfig, generators: Mapping[str, Generator]) -> Preparation:
         """What is to be done before the first step; `generators` make text, by their names."""
@@ -299,7 +269,10 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of a table: the class of its stage, filled; ConfigError names each fault."""
     cls = _stage_of(table, stages, where, overrides)
-    return fill(cls, table, where, overrides=overrides, explain=_owner(cls, stages))
+    try:
+        return fill(cls, table, where, overrides=overrides, explain=_owner(cls, stages))
+    except ConfigError as problem:
+        raise problem.with_(fix=f"{problem.fix} (every key: {ALL_KEYS})") from None
 
 
 def _stage_of(

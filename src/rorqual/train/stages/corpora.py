@@ -45,9 +45,12 @@ PACKING_FORM = "packed whole, 1"
 class CorporaTraining(TrainingSettings):
     """[training] of these stages: besides, how documents become samples."""
 
-    isolate_documents: bool = False  # packed documents do not see each other
     # Choice: both stages have both keys, though each uses only one: so stored recipes still load.
+    isolate_documents: bool = False
+    """Documents in one sample do not see each other; in `sft` they never do."""
     long_conversations: Literal["split", "refuse"] = "split"
+    """`sft`: a conversation that does not fit a sample is split between turns, its system message
+    repeated, or is an error."""
 
 
 @settings
@@ -60,6 +63,8 @@ class CorporaStage(Recipe):
     on_request: ClassVar[tuple[str, ...]] = ("training.isolate_documents",)
 
     data: DataSettings
+    """Where the text comes from and the token shards go; of the stages that learn from corpora, as
+    both are."""
     training: CorporaTraining
 
     def preparation(self, config: ModelConfig, generators: Mapping[str, Generator]) -> Preparation:
