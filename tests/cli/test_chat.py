@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import ENVIRONMENT, heed_interrupts, run, start
@@ -37,6 +40,25 @@ def test_piped_lines_are_turns_of_one_conversation(model_folder: Path) -> None:
     first, second = expected(model_folder, 12, "hello", "sing")
     assert done.out == f"{first}\n{second}\n{first}\n"  # nothing but answers
     assert "/clear" in done.err
+
+
+def test_commands_over_a_pipe(model_folder: Path, tmp_path: Path) -> None:
+    """The same without a terminal: answers alone on standard output, and no file is touched."""
+    first, second = expected(model_folder, 4, "hello", "sing")
+    lines = (
+        "/set max_tokens=4\nhello\nsing\n/retry\n/undo\n/undo\n/undo\nhello\n/system Sing.\n/set\n"
+    )
+    done = run("chat", "--model", model_folder, input=lines)
+    assert (done.code, done.out) == (0, f"{first}\n{second}\n{second}\n{first}\n")
+    assert "nothing to undo" in done.err
+    assert "System text: Sing." in done.err
+    assert "max_tokens = 4 " in done.err
+    assert "\x1b" not in done.out + done.err
+    assert "tokens/s" not in done.out + done.err
+    for line in (f"/save {tmp_path}/a", f"/load {tmp_path}/a", "/set top_p=7", "/set x=1"):
+        done = run("chat", "--model", model_folder, input=f"{line}\nhello\n")
+        assert (done.code, done.out) == (2, ""), line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_end_of_input_is_the_end(model_folder: Path) -> None:
@@ -71,19 +93,32 @@ def test_control_characters_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\tc\nd\x9be🐳") == "a\\x1b[2Jb\tc\nd\\x9be🐳"
 
 
-class Terminal:
-    """`rorqual chat` in a pseudo-terminal of its own session, so that Ctrl-C reaches it."""
+PROMPT = ">[ \x08]"  # of which a terminal is told to skip the space
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-    def __init__(self, model_folder: Path) -> None:
+
+class Terminal:
+    """`rorqual chat` in a pseudo-terminal of its own session, so that Ctrl-C reaches it.
+
+    `seen` is what came, without the codes that steer a terminal.
+    """
+
+    def __init__(self, model_folder: Path, home: Path, kind: str) -> None:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             heed_interrupts()
             command = [sys.executable, "-m", "rorqual", "chat", "--model", str(model_folder)]
-            os.execve(sys.executable, command, ENVIRONMENT | {"TERM": "dumb"})
+            # Nobody answers here when a program asks where the cursor is.
+            own = {"TERM": kind, "XDG_STATE_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1"}
+            os.execve(sys.executable, command, ENVIRONMENT | own)
         self.seen = ""
 
     def send(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
+
+    def read(self) -> None:
+        self.seen += os.read(self.descriptor, 65536).decode(errors="replace")
+        self.seen = CODES.sub("", self.seen)
 
     def expect(self, pattern: str) -> str:
         """Reads until the pattern appears; returns what came up to its end."""
@@ -91,14 +126,14 @@ class Terminal:
         while not (match := re.search(pattern, self.seen, re.DOTALL)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen[-500:]!r}"
             if select.select([self.descriptor], [], [], 1.0)[0]:
-                self.seen += os.read(self.descriptor, 65536).decode(errors="replace")
+                self.read()
         text, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return text
 
     def interrupt_until(self, pattern: str) -> None:
         """Presses Ctrl-C as a person would: again, if nothing happens.
 
-        Python loses a signal that comes between readline's last check and its `select`.
+        Between an answer and the prompt it has nothing to stop.
         """
         deadline = time.monotonic() + HANG_SECONDS
         while not re.search(pattern, self.seen, re.DOTALL):
@@ -106,7 +141,7 @@ class Terminal:
             self.send("\x03")
             # Its echo comes before what it does: a second press now would hit the next line.
             while select.select([self.descriptor], [], [], 5.0)[0]:
-                self.seen += os.read(self.descriptor, 65536).decode(errors="replace")
+                self.read()
                 if re.search(pattern, self.seen, re.DOTALL):
                     break
         self.seen = ""
@@ -116,8 +151,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(model_folder: Path) -> Iterator[Terminal]:
-    started = Terminal(model_folder)
+def terminal(model_folder: Path, tmp_path: Path, request: Any) -> Iterator[Terminal]:
+    started = Terminal(model_folder, tmp_path, getattr(request, "param", "xterm"))
     yield started
     try:
         os.kill(started.pid, signal.SIGKILL)
@@ -128,23 +163,69 @@ def terminal(model_folder: Path) -> Iterator[Terminal]:
 
 
 def test_control_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
-    opening = terminal.expect("> ")
+    opening = terminal.expect(PROMPT)
     assert "I am Sei." in opening
     assert "Try: sing" in opening
-    terminal.send("hello\n")
-    terminal.expect("hello\r\n.+")  # its echo, and the first text of an answer of 8,000 tokens
+    terminal.send("hello\r")
+    # Its echo, and the first text of an answer of 8,000 tokens.
+    terminal.expect("hello\r+\n[^\r\x1b]")
     terminal.send("\x03")
-    terminal.expect(r"\[stopped\]\r\n> ")
+    terminal.expect(r"\[stopped\]\r\n\[\d+ tokens?.*, first after \d+\.\d\d s\]\r\n.*" + PROMPT)
     terminal.send("half a line")
     terminal.expect("half a line")
-    terminal.interrupt_until("\r\n> ")
-    terminal.send("/clear\n")
-    terminal.expect("A new conversation begins.\r\n> ")
-    terminal.send("/sing\n")
+    terminal.interrupt_until("\r\n.*" + PROMPT)
+    terminal.send("/clear\r")
+    terminal.expect("A new conversation begins.\r\n.*" + PROMPT)
+    terminal.send("/sing\r")
     terminal.expect("There is no command /sing")
-    terminal.expect("\n> ")
+    terminal.expect("\n" + PROMPT)
     terminal.send("\x04")
     assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize("terminal", ["dumb"], indirect=True)
+def test_a_terminal_that_can_do_nothing(terminal: Terminal) -> None:
+    terminal.expect(PROMPT)
+    terminal.send("/set max_tokens=1\r")
+    terminal.expect("max_tokens is set.\r+\n" + PROMPT)
+    terminal.send("hello\r")
+    terminal.expect(r"\[1 token, first after")
+    terminal.expect(PROMPT)
+    terminal.send("/exit\r")
+    assert terminal.exit_code() == 0
+
+
+def test_commands_in_a_terminal(terminal: Terminal, model_folder: Path, tmp_path: Path) -> None:
+    """A sum of settings, turns and files. What is typed is kept for this user alone."""
+    first, second = expected(model_folder, 8, "hello\nyou", "sing")
+    terminal.expect(PROMPT)
+    for text, answer in (
+        ("/set max_tokens=8", "max_tokens is set"),
+        ("/set temperature=3", "less than or equal to 2.*expected: 0..2"),
+        ("hello\\\ryou", re.escape(first.splitlines()[0])),
+        ("sing", r"\[8 tokens"),
+        ("/undo", "Forgotten: sing"),
+        ("sing", r"\[8 tokens"),
+        ("/retry", r"\[8 tokens"),
+        (f"/save {tmp_path}/a.json", "Saved in"),
+        (f"/save {tmp_path}/chat.md", "Saved in"),
+        ("/clear", "A new conversation"),
+        (f"/save {tmp_path}/b.json", "nothing to save"),
+        (f"/load {tmp_path}/chat.md", "Loaded 2 turns"),
+        (f"/save {tmp_path}/b.json", "Saved in"),
+        (f"/save {tmp_path}/a.json", "already"),
+    ):
+        terminal.send(f"{text}\r")
+        terminal.expect(f"{answer}.*\n{PROMPT}")
+    terminal.send("/exit\r")
+    assert terminal.exit_code() == 0
+    said = [json.loads((tmp_path / name).read_text())["messages"] for name in ("a.json", "b.json")]
+    assert [m["content"] for m in said[0]] == ["hello\nyou", first, "sing", second]
+    assert said[0] == said[1]
+    history = tmp_path / "rorqual" / "chat_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
+    assert json.loads(history.read_text().splitlines()[2]) == "hello\nyou"
 
 
 def test_a_broken_pipe_is_quiet(model_folder: Path) -> None:

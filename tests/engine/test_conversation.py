@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rorqual.engine import Conversation, Engine, SamplingParams
@@ -41,6 +43,35 @@ def test_a_closed_answer_is_remembered_as_far_as_it_came(engine: Engine) -> None
     shown = next(pieces) + next(pieces)
     pieces.close()
     assert talk.turns == [("one", shown)]
+
+
+def test_the_last_message_is_asked_again_or_forgotten(engine: Engine) -> None:
+    talk = Conversation(engine, PARAMS, system="Sing.")
+    assert talk.undo() is talk.ask_again() is None
+    first, second = "".join(talk.ask("one")), "".join(talk.ask("two"))
+    again = talk.ask_again()
+    assert again is not None
+    assert "".join(again) == second
+    assert talk.turns == [("one", first), ("two", second)]
+    assert [m["role"] for m in talk.messages] == ["system", *["user", "assistant"] * 2]
+    assert talk.undo() == "two"
+    assert [m["content"] for m in talk.messages] == ["Sing.", "one", first]
+
+
+def test_settings_hold_from_the_next_answer_on(engine: Engine) -> None:
+    """And tokens are counted, also of an answer that was closed."""
+    talk = Conversation(engine, PARAMS)
+    assert talk.usage is None
+    talk.params = replace(PARAMS, max_tokens=3)
+    "".join(talk.ask("one"))
+    assert talk.usage is not None
+    assert talk.usage.num_output_tokens == 3
+    pieces = talk.ask("two")
+    next(pieces)
+    pieces.close()
+    assert talk.usage.num_output_tokens == 1
+    talk.system = "Sing."
+    assert talk.messages[0] == {"role": "system", "content": "Sing."}
 
 
 def test_the_oldest_turns_are_dropped(engine: Engine) -> None:

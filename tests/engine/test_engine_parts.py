@@ -257,7 +257,8 @@ class Talk:
     def stream(self, prompt: str, params: SamplingParams) -> Any:
         self.prompts.append(prompt)
         stream: Any = SimpleNamespace(text="yes")
-        return type("Pieces", (), {"text": "yes", "__iter__": lambda self: iter([stream.text])})()
+        pieces = {"text": "yes", "usage": None, "__iter__": lambda self: iter([stream.text])}
+        return type("Pieces", (), pieces)()
 
 
 @pytest.mark.parametrize(

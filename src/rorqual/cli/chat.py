@@ -42,7 +42,8 @@ def chat(
     """Talk with a model in the terminal.
 
     With standard input piped, each line is a message of one conversation, the answers go to
-    standard output, and the program ends with the input. /clear begins a new conversation.
+    standard output, and the program ends with the input. /help shows the commands: /retry, /undo,
+    /clear, /system, /set, and at a terminal /save and /load.
 
     \b
     Examples:

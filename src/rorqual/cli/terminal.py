@@ -6,24 +6,20 @@ import io
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING
 
+from rorqual.cli.chat_commands import COMMANDS, Commands, Pieces
 from rorqual.errors import RorqualError
 
 if TYPE_CHECKING:
     from rorqual.engine import Conversation
     from rorqual.weights import ModelFolder
 
-PROMPT = "> "
-HELP = """\
-/clear  forget the conversation and begin a new one
-/exit   leave (so does Ctrl-D)
-/help   show this
-Ctrl-C stops an answer; at the prompt it clears the line."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+EXIT = "/exit"
 
 
 def opening(folder: ModelFolder) -> str:
@@ -45,101 +41,73 @@ def converse(conversation: Conversation, first_lines: str) -> None:
 
 
 def _converse_in_terminal(conversation: Conversation, first_lines: str) -> None:
-    import readline  # noqa: F401  gives `input` line editing and a history
+    from rorqual.cli.prompt import Prompt, history_file
+    from rorqual.engine.interrupts import noted
 
     print(first_lines)
-    prompt = _Prompt()
-    before = signal.signal(signal.SIGINT, prompt.note_interrupt)
+    prompt = Prompt([command.name for command in COMMANDS], history_file())
+    commands = Commands(conversation, lambda text: print(printable(text)), is_terminal=True)
+    # Between a prompt and an answer Ctrl-C has nothing to stop.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        while (text := prompt.read()) != "/exit":
-            if not _is_command(conversation, text, print):
-                _answer(conversation, text, show=printable)
+        while (text := prompt.read()) not in (None, EXIT):
+            assert text is not None
+            try:
+                # From here on: what comes while a prompt is made stops its answer.
+                with noted(signal.SIGINT, signal.default_int_handler) as is_interrupted:
+                    if (pieces := commands.answer_to(text)) is not None:
+                        _show(conversation, pieces, is_interrupted)
+            except RorqualError as problem:
+                _notice(printable(str(problem)))
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-class _Prompt:
-    """Reads lines; Ctrl-C gives up the line and nothing else, whenever it comes."""
-
-    def __init__(self) -> None:
-        self._is_reading = False
-
-    def note_interrupt(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._is_reading:
-            self._is_reading = False  # one exception a line: none can escape from its handler
-            raise KeyboardInterrupt
-
-    def read(self) -> str:
-        """The next line; an empty one for Ctrl-C, /exit at the end of input."""
-        try:
-            self._is_reading = True
-            text = input(PROMPT).strip()
-            self._is_reading = False
-        except KeyboardInterrupt:
-            text = ""
-            print()
-        except EOFError:
-            self._is_reading = False
-            text = "/exit"
-            print()
-        return text
-
-
 def _answer_lines(conversation: Conversation) -> None:
+    """A message or a command that cannot be done ends the program."""
+    commands = Commands(conversation, _notice, is_terminal=False)
     for line in sys.stdin:
         text = line.strip()
-        if text == "/exit":
+        if text == EXIT:
             return
-        if not _is_command(conversation, text, _notice):
-            _answer(conversation, text, show=str)
+        if (pieces := commands.answer_to(text)) is not None:
+            _tell_dropped(conversation)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print(flush=True)
 
 
-def _is_command(conversation: Conversation, text: str, say: Callable[[str], Any]) -> bool:
-    """Does what an empty line or a line with a slash command asks; False for a message."""
-    if text == "/clear":
-        conversation.clear()
-        say("A new conversation begins.")
-    elif text == "/help":
-        say(HELP)
-    elif re.fullmatch(r"/\w+", text):
-        say(f"There is no command {text}.\n{HELP}")
-    else:
-        return not text
-    return True
-
-
-def _answer(conversation: Conversation, text: str, show: Callable[[str], str]) -> None:
-    """Streams an answer to standard output; in a terminal Ctrl-C ends it early.
-
-    A message that cannot be answered is told to a terminal, and ends the program over a pipe.
-    """
-    is_terminal = sys.stdin.isatty()
-    try:
-        pieces = conversation.ask(text)
-    except RorqualError as problem:
-        if not is_terminal:
-            raise
-        _notice(str(problem))
-        return
-    if num_dropped := conversation.num_dropped_turns:
-        turns = "the oldest turn" if num_dropped == 1 else f"the {num_dropped} oldest turns"
-        _notice(f"[The conversation outgrew the model's context: {turns} forgotten.]")
-    with closing(pieces), _interruptible(is_terminal) as is_interrupted:
+def _show(conversation: Conversation, pieces: Pieces, is_interrupted: Callable[[], bool]) -> None:
+    """Streams an answer to a terminal, until it is interrupted; then its speed."""
+    _tell_dropped(conversation)
+    began = time.perf_counter()
+    first: float | None = None
+    with closing(pieces):
         for piece in pieces:
-            print(show(piece), end="", flush=True)
+            first = time.perf_counter() if first is None else first
+            print(printable(piece), end="", flush=True)
             if is_interrupted():
                 print(" [stopped]", end="")
                 break
+    ended = time.perf_counter()
     print(flush=True)
+    if first is not None:
+        print(_speed(conversation, first - began, ended - first), flush=True)
 
 
-def _interruptible(is_wanted: bool) -> AbstractContextManager[Callable[[], bool]]:
-    """Lets Ctrl-C, if wanted, set what is yielded instead of raising; a second one raises."""
-    from rorqual.engine.interrupts import noted
+def _tell_dropped(conversation: Conversation) -> None:
+    if num_dropped := conversation.num_dropped_turns:
+        turns = "the oldest turn" if num_dropped == 1 else f"the {num_dropped} oldest turns"
+        _notice(f"[The conversation outgrew the model's context: {turns} forgotten.]")
 
-    if not is_wanted:
-        return nullcontext(lambda: False)
-    return noted(signal.SIGINT, signal.default_int_handler)
+
+def _speed(conversation: Conversation, first_seconds: float, other_seconds: float) -> str:
+    """Of the tokens after the first, which waited for the prompt."""
+    num_tokens = conversation.usage.num_output_tokens if conversation.usage else 0
+    tokens = "1 token" if num_tokens == 1 else f"{num_tokens} tokens"
+    has_rate = num_tokens > 1 and other_seconds > 0
+    rate = f", {(num_tokens - 1) / other_seconds:.1f} tokens/s" if has_rate else ""
+    return f"[{tokens}{rate}, first after {first_seconds:.2f} s]"
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ from collections import abc
 
 from rorqual.engine.engine import Engine
 from rorqual.engine.params import SamplingParams
+from rorqual.engine.request import Usage
 from rorqual.errors import UsageError
 
 Turn = tuple[str, str]  # what the user said, what was answered
@@ -17,7 +18,8 @@ class Conversation:
     When the turns no longer fit, the oldest are dropped, never the system text;
     `num_dropped_turns` counts those that the last `ask` dropped, for the user to be told. With
     `is_raw` each message is a plain text to be continued, and nothing is remembered; with
-    `reads_special` names of special tokens in it are these tokens.
+    `reads_special` names of special tokens in it are these tokens. `params` and `system` may be
+    changed between two answers; `usage` is the last answer's.
     """
 
     def __init__(
@@ -31,14 +33,29 @@ class Conversation:
     ) -> None:
         if is_raw and system is not None:
             raise UsageError("a raw prompt has no system text", fix="leave out --system or --raw")
-        self._engine, self._params = engine, params
-        self._system, self._is_raw, self._reads_special = system, is_raw, reads_special
+        self._engine, self.params, self.system = engine, params, system
+        self._is_raw, self._reads_special = is_raw, reads_special
         self.turns: list[Turn] = []
         self.num_dropped_turns = 0
+        self.usage: Usage | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """Tokens that the model knows."""
+        return self._engine.tokenizer.vocab_size
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The system text and the turns, as the API has them."""
+        return self._messages(self.turns)
 
     def clear(self) -> None:
         """Forgets all turns."""
         self.turns = []
+
+    def undo(self) -> str | None:
+        """Forgets the last turn; what the user said in it, None if there is no turn."""
+        return self.turns.pop()[0] if self.turns else None
 
     def ask(self, text: str) -> abc.Generator[str, None, None]:
         """The answer's text as it comes; empty pieces mark tokens that show nothing yet.
@@ -51,11 +68,26 @@ class Conversation:
         del self.turns[:num_dropped]
         return self._answer(text, prompt_ids)
 
+    def ask_again(self) -> abc.Generator[str, None, None] | None:
+        """Another answer to the last message in place of its own; None if there is no message.
+
+        UsageError as `ask` has it, and then nothing is forgotten.
+        """
+        if not self.turns:
+            return None
+        last = self.turns.pop()
+        try:
+            return self.ask(last[0])
+        except UsageError:
+            self.turns.append(last)
+            raise
+
     def _answer(self, text: str, prompt_ids: list[int]) -> abc.Generator[str, None, None]:
-        stream = self._engine.stream(prompt_ids, self._params)
+        stream = self._engine.stream(prompt_ids, self.params)
         try:
             yield from stream
         finally:
+            self.usage = stream.usage
             if not self._is_raw:
                 self.turns.append((text, stream.text))
 
@@ -63,7 +95,7 @@ class Conversation:
         """The prompt's ids, and how many of the oldest turns had to be left out."""
         # Choice: an answer is given half of the context, or as much as it may ever take.
         max_positions = self._engine.max_positions
-        room = max_positions - min(self._params.max_tokens, max_positions // 2)
+        room = max_positions - min(self.params.max_tokens, max_positions // 2)
         num_dropped = 0
         prompt_ids = self._prompt_ids(self.turns, text)
         while len(prompt_ids) > room and num_dropped < len(self.turns):
@@ -76,9 +108,11 @@ class Conversation:
         tokenizer = self._engine.tokenizer
         if self._is_raw:
             return tokenizer.encode_raw(text, reads_special=self._reads_special)
-        messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return tokenizer.encode_chat([*self._messages(turns), {"role": "user", "content": text}])
+
+    def _messages(self, turns: list[Turn]) -> list[dict[str, str]]:
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for question, answer in turns:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": answer})
-        messages.append({"role": "user", "content": text})
-        return tokenizer.encode_chat(messages)
+        return messages

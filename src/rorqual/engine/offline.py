@@ -9,7 +9,7 @@ from typing import Protocol
 from rorqual.engine.answer import Answer
 from rorqual.engine.interrupts import uninterrupted
 from rorqual.engine.params import MAX_SEED, SamplingParams, check_params
-from rorqual.engine.request import Output, Piece, Request
+from rorqual.engine.request import Output, Piece, Request, Usage
 
 WINDOW_PER_ROW = 32
 
@@ -84,6 +84,11 @@ class Stream:
     def close(self) -> None:
         """Ends the answer where it is."""
         self._pieces.close()
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the answer took so far; None before it is begun."""
+        return None if self._answer is None else self._answer.usage
 
     @property
     def text(self) -> str:

@@ -174,7 +174,9 @@ ACCELERATORS = (
 )
 
 
-def _apple(name: str, memory: int, bandwidth: float, cores: int, clock: float, year: int):
+def _apple(
+    name: str, memory: int, bandwidth: float, cores: int, clock: float, year: int
+) -> Hardware:
     """A Mac with the most memory that was sold. Macs are not joined to one machine here."""
     return Hardware(
         name,
@@ -214,7 +216,7 @@ def server_flops(cores: int, clock: float, bf16_per_cycle: int) -> dict[str, flo
 
 def _server(
     name: str, cores: tuple[int, float, int], channels: tuple[int, int], vendor: str, year: int
-):
+) -> Hardware:
     """One socket with a module of 64 GB in each channel."""
     num_cores, clock, per_cycle = cores
     num_channels, megatransfers = channels
