@@ -140,7 +140,7 @@ def test_the_reports_clusters() -> None:
 
 def test_the_pages_own_machine(tmp_path: Path) -> None:
     """And what it says of unsloth's 40 GB."""
-    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (text,) = re.findall(r"```toml.*?\n(.*?)```", PAGE, re.DOTALL)
     box = find_hardware(str(written(tmp_path, text)))
     assert box.bandwidth == 2 * 5600e6 * 8
     planned = plan_inference(V3, box, weights="Q2_K_XS", kv="q8_0")

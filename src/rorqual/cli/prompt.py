@@ -16,6 +16,9 @@ from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from rorqual.errors import UsageError
+from rorqual.files import state_folder
+
 PROMPT, CONTINUED = "> ", ". "
 HISTORY_FILE = "chat_history"
 MAX_ENTRIES = 1000
@@ -78,11 +81,8 @@ class FileHistory(History):
 
 def history_file() -> Path | None:
     """In this user's state folder; None for a user without a home."""
-    from rorqual.errors import UsageError
-    from rorqual.serve.store.folder import default_folder
-
     with suppress(UsageError):
-        return default_folder() / HISTORY_FILE
+        return state_folder("set HOME") / HISTORY_FILE
     return None
 
 
