@@ -31,6 +31,8 @@ os.environ["XDG_STATE_HOME"] = STATE_HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Read when torch is imported: threads that wait leave the processor to other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)

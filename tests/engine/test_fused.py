@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import forked
 import rorqual
 import small
+from patience import HANG_SECONDS
 from rorqual.engine.cache_formats import CacheDtype
 from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import InvariantRunner
@@ -249,13 +249,7 @@ def test_every_level_is_right(forced: str) -> None:
     if forced == "avx2" and native.level() == "portable":
         return
     environment = os.environ | {"RORQUAL_CPU": forced}
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-x"]
     chosen = "not every_level and (odd or kind_of_cache or company or many)"
-    ran = subprocess.run(
-        [*command, __file__, "-k", chosen],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout[-3000:]
+    words = ["-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-x", __file__, "-k", chosen]
+    done = forked.run(*words, env=environment, timeout=HANG_SECONDS)
+    assert done.returncode == 0, done.stdout.decode()[-3000:]

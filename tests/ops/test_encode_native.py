@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import forked
+from patience import HANG_SECONDS
 from rorqual.errors import RorqualError
 from rorqual.ops import native, quantise
 from rorqual.ops.native import library
@@ -184,7 +184,7 @@ def digest() -> str:
 def test_every_level_writes_these_bytes(forced: str) -> None:
     """A lower one is forced in a process of its own."""
     environment = os.environ | {"RORQUAL_CPU": forced}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True)
+    done = forked.run(__file__, env=environment, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr.decode()
     level, found = done.stdout.decode().split()
     assert level in LEVELS[: LEVELS.index(forced) + 1]

@@ -5,13 +5,13 @@ with activations rounded here as the header says.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+import forked
+from patience import HANG_SECONDS
 from rorqual.ops import native, packed
 from rorqual.ops.native import KINDS
 from rorqual.ops.quant_types import QUANT_TYPES
@@ -227,13 +227,12 @@ def test_what_can_be_packed(kind: str, width: int, is_possible: bool) -> None:
 @pytest.mark.parametrize("forced", LEVELS)
 def test_every_level_passes_these_tests(forced: str) -> None:
     """A lower one is forced in a process of its own."""
-    environment = os.environ | {"RORQUAL_CPU": forced}
-    code = "from rorqual.ops import native; print(native.level())"
-    level = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert level.stdout.decode().strip() in LEVELS[: LEVELS.index(forced) + 1]
     if forced == native.level():
         return
+    environment = os.environ | {"RORQUAL_CPU": forced}
+    code = "from rorqual.ops import native; print(native.level())"
+    told = forked.run("-c", code, env=environment, timeout=HANG_SECONDS)
+    assert told.stdout.decode().strip() in LEVELS[: LEVELS.index(forced) + 1]
     flags = ["-n0", "-q", "-p", "no:cacheprovider", "-k", "not every_level"]
-    command = [sys.executable, "-m", "pytest", *flags, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    done = forked.run("-m", "pytest", *flags, __file__, env=environment, timeout=HANG_SECONDS)
+    assert done.returncode == 0, done.stdout.decode()
