@@ -36,8 +36,9 @@ chat: $(VENV)/.installed  ## talk to the tiny model that ships with the reposito
 test: $(VENV)/.installed-dev  ## lint, types and the fast tests (about ten minutes on two cores)
 	$(BIN)/ruff check src tests benchmarks recipes
 	$(BIN)/ruff format --check src tests benchmarks recipes
-	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PARALLEL) --durations 25 --durations-min 4
+	@mkdir -p build; $(BIN)/mypy >build/mypy.log 2>&1 & types=$$!; trap 'kill $$types' INT TERM; \
+	$(BIN)/python -m pytest $(PARALLEL) --durations 25 --durations-min 4; tests=$$?; \
+	wait $$types; types=$$?; cat build/mypy.log; exit $$((tests | types))
 
 test-all: $(VENV)/.installed-all llama-cpp clients  ## everything, the slow oracles too
 	$(BIN)/ruff check src tests benchmarks recipes

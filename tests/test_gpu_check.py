@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import forked
+from patience import HANG_SECONDS
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
 ROWS = {
@@ -25,8 +27,9 @@ ROWS = {
 
 
 def gpu_check(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run(SCRIPT, *arguments, timeout=HANG_SECONDS)
+    told = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, *told)
 
 
 @pytest.mark.slow  # the script whole; its parts are tested below

@@ -136,7 +136,7 @@ def test_an_interruption_at_any_line_is_no_other_error(
         assert not engine.has_work, lines_until
         if countdown > 0:
             break
-        lines_until += 97
+        lines_until += 149
     assert num_interrupted > 20
 
 
