@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 
+import forked
 from patience import HANG_SECONDS
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 LOSS, GRADIENT = 1e-6, 1e-5
+
+
+class Ranks(forked.Popen):
+    modules = ("rorqual.train.stages", "torch.distributed.fsdp", "torch.distributed.pipelining")
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,7 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         [sys.executable, str(WORKER), str(rank), str(folder / "store"), str(result)]
         for rank, result in enumerate(results)
     ]
-    processes = [
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands
-    ]
+    processes = [Ranks(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
         for process in processes:
             _, errors = process.communicate(timeout=HANG_SECONDS)
