@@ -103,10 +103,14 @@ class Terminal:
     `seen` is what came, without the codes that steer a terminal.
     """
 
-    def __init__(self, model_folder: Path, home: Path, kind: str) -> None:
+    def __init__(
+        self, model_folder: Path, home: Path, kind: str = "xterm", out: Path | None = None
+    ) -> None:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             heed_interrupts()
+            if out is not None:
+                os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
             command = [sys.executable, "-m", "rorqual", "chat", "--model", str(model_folder)]
             # Nobody answers here when a program asks where the cursor is.
             own = {"TERM": kind, "XDG_STATE_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1"}
@@ -149,17 +153,20 @@ class Terminal:
     def exit_code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
+    def close(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has ended by itself
+        os.close(self.descriptor)
+
 
 @pytest.fixture
 def terminal(model_folder: Path, tmp_path: Path, request: Any) -> Iterator[Terminal]:
     started = Terminal(model_folder, tmp_path, getattr(request, "param", "xterm"))
     yield started
-    try:
-        os.kill(started.pid, signal.SIGKILL)
-        os.waitpid(started.pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # it has ended by itself
-    os.close(started.descriptor)
+    started.close()
 
 
 def test_control_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
@@ -193,6 +200,22 @@ def test_a_terminal_that_can_do_nothing(terminal: Terminal) -> None:
     terminal.expect(PROMPT)
     terminal.send("/exit\r")
     assert terminal.exit_code() == 0
+
+
+def test_answers_in_a_file_and_all_else_for_the_person(model_folder: Path, tmp_path: Path) -> None:
+    (first,) = expected(model_folder, 4, "hello")
+    terminal = Terminal(model_folder, tmp_path, out=tmp_path / "answers")
+    try:
+        assert "I am Sei." in terminal.expect(PROMPT)
+        terminal.send("/set max_tokens=4\r")
+        terminal.expect("max_tokens is set.*\n" + PROMPT)
+        terminal.send("hello\r")
+        terminal.expect(r"\[4 tokens.*\n" + PROMPT)
+        terminal.send("/exit\r")
+        assert terminal.exit_code() == 0
+    finally:
+        terminal.close()
+    assert (tmp_path / "answers").read_text() == f"{printable(first)}\n"
 
 
 def test_commands_in_a_terminal(terminal: Terminal, model_folder: Path, tmp_path: Path) -> None:

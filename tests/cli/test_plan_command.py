@@ -38,6 +38,7 @@ def test_what_to_change_is_said() -> None:
     assert "does not fit" in done.out
     assert "fits with --weights Q6_K" in done.out
     assert "fits with --on 16xH100" in done.out
+    assert "by --kv: float32 140,544, bf16 70,272, fp8" in done.out
 
 
 def test_what_does_not_fit_has_no_speed_but_the_disks(tmp_path: Path) -> None:
@@ -165,6 +166,11 @@ def test_for_which_engine_is_said(model_folder: Path, monkeypatch) -> None:
         done = run("plan", "671b", *arguments)
         assert done.code == 2, done
         assert message in done.err
+    for device in ("M3Ultra", "910B"):
+        done = run("plan", "tiny", "--on", device)
+        assert "for an engine that runs weights as they are stored" in done.out
+        done = run("plan", "tiny", "--on", device, "--engine", "rorqual")
+        assert (done.code, "where torch has CUDA or ROCm" in done.err) == (2, True)
     done = run("plan", "preset:16b", "--on", "H200", "--speculate", "1")
     assert (done.code, "drafts need an MTP layer" in done.err) == (2, True)
 

@@ -22,7 +22,7 @@ from rorqual.plan.inference import disk_table, longest_context
 from rorqual.plan.memory import fits, memory_of
 from rorqual.plan.sizes import GIB, check_format, disk_bytes, main_part, memory_bytes, nearest_mix
 from rorqual.plan.speed import read_bytes, speed_of
-from rorqual.plan.wish import KV_FORMATS, Wish
+from rorqual.plan.wish import KV_FORMATS, Wish, cache_bytes_by_format
 from rorqual.weights import save
 from rorqual.weights.convert.plan import Options, Target
 from rorqual.weights.convert.run import convert
@@ -124,6 +124,10 @@ def test_cache_bytes_of_v3() -> None:
     assert Wish(V3, "bf16", "bf16").cache_bytes_per_token == 70_272
     assert Wish(V3, "bf16", "q8_0").cache_bytes_per_token == 37_332
     assert Wish(V3, "bf16", "q4_0").cache_bytes_per_token == 19_764
+    table = cache_bytes_by_format(Wish(V3, "bf16"))
+    assert (table["bf16"], table["q8_0"], table["q4_0"]) == (70_272, 37_332, 19_764)
+    assert set(table) == set(KV_FORMATS) - {"auto"}
+    assert not set(cache_bytes_by_format(Wish(V3, "bf16", engine="rorqual"))) & {"q8_0", "q4_0"}
     for kv in ("float32", "bf16", "fp8", "q8"):
         for name in ("tiny", "671b"):
             config = preset(name)

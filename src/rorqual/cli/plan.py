@@ -88,10 +88,11 @@ def plan(
         if not 0 < disk_rate < float("inf"):
             raise UsageError("--disk-rate is no rate", found=disk_rate, expected="GB/s above 0")
         hardware = replace(hardware, disk_rate=disk_rate * 1e9)
+    is_one = hardware.num_devices == 1
     planned = plan_inference(
         config,
         hardware,
-        engine=engine or ("rorqual" if hardware.num_devices == 1 else "any"),
+        engine=engine or ("rorqual" if is_one and hardware.runs_ours else "any"),
         dtype=dtype,
         num_drafts=speculate,
         weights=weights or found,
@@ -129,6 +130,7 @@ def _describe(target: str) -> tuple[ModelConfig, str]:
 
 def _print(target: str, planned: InferencePlan) -> None:
     from rorqual.log import output_console
+    from rorqual.plan.wish import cache_bytes_by_format
 
     console, wish = output_console(), planned.wish
     console.print(
@@ -145,6 +147,9 @@ def _print(target: str, planned: InferencePlan) -> None:
     usable = planned.hardware.usable_bytes
     memory.add_row("usable", f"{usable:,.0f}", f"{usable / 1e9:,.3f}")
     console.print(memory)
+    sizes = cache_bytes_by_format(wish)
+    cache = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
+    console.print(f"a token of context takes, by --kv: {cache} bytes", highlight=False)
     verdict = "[bold green]fits[/]" if planned.is_fitting else "[bold red]does not fit[/]"
     console.print(f"{verdict}; longest context that fits: {planned.max_context:,}", highlight=False)
     for suggestion in planned.suggestions:

@@ -44,9 +44,11 @@ def _converse_in_terminal(conversation: Conversation, first_lines: str) -> None:
     from rorqual.cli.prompt import Prompt, history_file
     from rorqual.engine.interrupts import noted
 
-    print(first_lines)
+    # Where answers go to a file, all else is still for the person.
+    say: Callable[[str], None] = print if sys.stdout.isatty() else _notice
+    say(first_lines)
     prompt = Prompt([command.name for command in COMMANDS], history_file())
-    commands = Commands(conversation, lambda text: print(printable(text)), is_terminal=True)
+    commands = Commands(conversation, lambda text: say(printable(text)), is_terminal=True)
     # Between a prompt and an answer Ctrl-C has nothing to stop.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
@@ -56,7 +58,7 @@ def _converse_in_terminal(conversation: Conversation, first_lines: str) -> None:
                 # From here on: what comes while a prompt is made stops its answer.
                 with noted(signal.SIGINT, signal.default_int_handler) as is_interrupted:
                     if (pieces := commands.answer_to(text)) is not None:
-                        _show(conversation, pieces, is_interrupted)
+                        say(_show(conversation, pieces, is_interrupted))
             except RorqualError as problem:
                 _notice(printable(str(problem)))
     finally:
@@ -72,27 +74,28 @@ def _answer_lines(conversation: Conversation) -> None:
             return
         if (pieces := commands.answer_to(text)) is not None:
             _tell_dropped(conversation)
-            for piece in pieces:
-                print(piece, end="", flush=True)
+            with closing(pieces):
+                for piece in pieces:
+                    print(piece, end="", flush=True)
             print(flush=True)
 
 
-def _show(conversation: Conversation, pieces: Pieces, is_interrupted: Callable[[], bool]) -> None:
-    """Streams an answer to a terminal, until it is interrupted; then its speed."""
+def _show(conversation: Conversation, pieces: Pieces, is_interrupted: Callable[[], bool]) -> str:
+    """Streams an answer to standard output, until it is interrupted; what it took."""
     _tell_dropped(conversation)
     began = time.perf_counter()
     first: float | None = None
     with closing(pieces):
         for piece in pieces:
-            first = time.perf_counter() if first is None else first
+            first = first or time.perf_counter()
             print(printable(piece), end="", flush=True)
             if is_interrupted():
                 print(" [stopped]", end="")
                 break
     ended = time.perf_counter()
     print(flush=True)
-    if first is not None:
-        print(_speed(conversation, first - began, ended - first), flush=True)
+    first = first or ended
+    return _speed(conversation, first - began, ended - first)
 
 
 def _tell_dropped(conversation: Conversation) -> None:

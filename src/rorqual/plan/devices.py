@@ -138,6 +138,7 @@ ACCELERATORS = (
             note="half of an Ascend 910C, which is two such dies (752 TFLOP/s, 128 GB, "
             "3.2 TB/s); boards that were sold as 910B differ by up to a third; no FP8",
         ),
+        runs_ours=False,
     ),
     Hardware(
         "L40S",
@@ -192,6 +193,7 @@ def _apple(
             f"{cores} GPU cores x 128 lanes x 2 x {clock} GHz. macOS gives a GPU three quarters of "
             "the memory until `sysctl iogpu.wired_limit_mb` says more",
         ),
+        runs_ours=False,
         node_devices=1,
     )
 

@@ -51,6 +51,7 @@ class Hardware:
     num_devices: int = 1
     step_tokens: int = 4096  # of prefill in one step: what engines take on such a device
     is_cpu: bool = False
+    runs_ours: bool = True  # whether our engine does: on CPUs, and where torch has CUDA or ROCm
     node_devices: int = 8
     link_rate: float | None = None
     network_rate: float | None = None

@@ -20,7 +20,13 @@ from rorqual.plan.sizes import (
     memory_bytes,
 )
 from rorqual.plan.speed import Speed, speed_of
-from rorqual.plan.wish import Wish, can_run_stored, checked, layer_cache_bytes
+from rorqual.plan.wish import (
+    Wish,
+    cache_bytes_by_format,
+    can_run_stored,
+    checked,
+    layer_cache_bytes,
+)
 
 MAX_DEVICES = 4096
 SMALLER_KV = ("bf16", "fp8")
@@ -79,6 +85,7 @@ class InferencePlan:
             },
             "memory_bytes": self.memory.as_dict(),
             "cache_bytes_per_token": wish.cache_bytes_per_token,
+            "cache_bytes_per_token_by_format": cache_bytes_by_format(wish),
             "fits": self.is_fitting,
             "max_context": self.max_context,
             "speed_limit": self.speed.as_dict() if self.speed else None,

@@ -106,6 +106,14 @@ class Wish:
         return self.cache_layers * layer_cache_bytes(self.config, self.cache_format)
 
 
+def cache_bytes_by_format(wish: Wish) -> dict[str, float]:
+    """Of a token in all layers, in each format of the engine."""
+    formats = [
+        kv for kv in KV_FORMATS if kv != "auto" and (not wish.is_ours or kv in OUR_KV_FORMATS)
+    ]
+    return {kv: wish.cache_layers * layer_cache_bytes(wish.config, kv) for kv in formats}
+
+
 def layer_cache_bytes(config: ModelConfig, kv: str) -> float:
     """Bytes a token leaves in one layer's cache.
 
@@ -147,6 +155,12 @@ def checked(wish: Wish, hardware: Hardware) -> Wish:
             "our engine runs on one device",
             found=f"{hardware.num_devices} devices",
             fix="--engine any plans for one that divides a model among devices",
+        )
+    if wish.is_ours and not hardware.runs_ours:
+        raise UsageError(
+            "our engine runs on CPUs, and where torch has CUDA or ROCm",
+            found=hardware.label,
+            fix="--engine any plans for one that has kernels for it, such as llama.cpp",
         )
     if wish.dtype in FORMS and not can_run_stored(hardware):
         raise UsageError(
