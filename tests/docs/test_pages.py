@@ -25,6 +25,7 @@ from typer.main import get_command
 from rorqual.cli.stages import stages
 from rorqual.cli.verbs import VERBS, LazyGroup, _load
 from rorqual.config import read_toml
+from rorqual.data.corpus import document_from_record
 from rorqual.errors import RorqualError
 from rorqual.train import load_recipe
 
@@ -120,6 +121,27 @@ def parse(words: Sequence[str], place: str) -> None:
         pytest.fail(f"{place}: {problem.format_message()}")
 
 
+SPAN = re.compile(r"(?<!`)`rorqual ([a-z][a-z-]*)([^`\n]*)`(?!`)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_a_sentence_have_their_options_too(page: Path) -> None:
+    """It may have `|`, `...` and names in capitals, so the names of its options are compared."""
+    for verb, rest in SPAN.findall(prose(page)):
+        assert verb in VERBS, f"{page.name}: rorqual {verb}"
+        commands = [_load(verb)]
+        if isinstance(commands[0], click.Group):
+            commands = [*commands[0].commands.values()]
+        known = {
+            name
+            for command in commands
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help", "--debug"}
+        asked = set(re.findall(r"--[a-z][\w-]*", rest))
+        assert asked <= known, f"{page.name}: `rorqual {verb}{rest}`"
+
+
 @pytest.mark.parametrize("block", all_blocks("python", "json", "toml"), ids=lambda b: b.name)
 def test_other_blocks_are_what_they_say(block: Block, tmp_path: Path) -> None:
     if block.language == "python":
@@ -127,6 +149,8 @@ def test_other_blocks_are_what_they_say(block: Block, tmp_path: Path) -> None:
     elif block.language == "json":
         text = block.text.strip()
         json.loads(text if text.startswith(("{", "[")) else f"{{{text}}}")
+        if block.text.startswith('{"messages"'):
+            document_from_record(json.loads(block.text), "page", block.page)
     else:
         file = tmp_path / "recipe.toml"
         file.write_text(block.text, encoding="utf-8")

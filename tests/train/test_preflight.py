@@ -249,6 +249,18 @@ def test_the_plan_of_generated_text_alone_reads_nothing(folder: Path) -> None:
     assert tree(folder) == before
 
 
+def test_the_plan_says_how_much_text_there_is(folder: Path) -> None:
+    """The bytes of both files; generated text is not there yet."""
+    (folder / "corpus" / "more.jsonl").write_text('{"text": "and one more"}\n')
+    sources = "data.sources=[{path='corpus'}, {name='generated:dialogues', max_documents=20}]"
+    place = sets("data.folder=tokens/new", "tokenizer.folder=tokens/new-tokenizer")
+    settings = [*place, *sets("data.held_out=0.0", sources)]
+    done = run("base.toml", "--run", "runs/new", "--dry-run", *settings, folder=folder)
+    files = (folder / "corpus").glob("*.txt")
+    expected = sum(file.stat().st_size for file in files) + len("and one more")
+    assert f"text {expected:,} bytes in " in " ".join(done.err.split())
+
+
 def test_a_checkpoint_without_its_trainer_is_not_replaced(folder: Path) -> None:
     checkpoint = folder / "runs" / "base" / "checkpoints" / "step-2"
     shutil.rmtree(checkpoint / "trainer")

@@ -35,7 +35,7 @@ from rorqual.data.plan import (
     select,
     tokenizer_sample,
 )
-from rorqual.data.selection import Scan, scan_file
+from rorqual.data.selection import TRAIN, Scan, scan_file
 from rorqual.data.settings import DataSettings, TokenizerSettings
 from rorqual.data.shards import (
     SPLITS,
@@ -166,8 +166,11 @@ def scan_sources(
     data: DataSettings,
     generators: Mapping[str, Generator] | None = None,
     advance: Advance = silent,
-) -> None:
-    """Reads all text that is there, as a build does first; DataError as a build. Writes nothing."""
+) -> tuple[int, int]:
+    """Reads all text that is there, as a build does first; DataError as a build. Writes nothing.
+
+    Returns how many documents train, and their bytes of text.
+    """
     located = find_files(data, generators or {})
     plans = [
         Plan(source, [file for file in located[source.label] if file.is_file()], "")
@@ -175,10 +178,13 @@ def scan_sources(
     ]
     plans = [plan for plan in plans if plan.files]
     if not plans:
-        return
+        return 0, 0
     blocks = [(file, plan.block_characters) for plan in plans for file in plan.files]
     scans = list(_each(None, scan_file, blocks, "reading", advance))
-    select(plans, scans, data)
+    codes, _ = select(plans, scans, data)
+    is_train = np.concatenate(codes) == TRAIN
+    text_bytes = np.concatenate([scan.text_bytes for scan in scans])
+    return int(is_train.sum()), int(text_bytes[is_train].sum(dtype=np.int64))
 
 
 def _key(data: DataSettings, tokenizer: TokenizerSettings) -> str:

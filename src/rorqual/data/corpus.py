@@ -28,6 +28,7 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 MAX_TEXT_CHARACTERS = 1 << 20  # a longer text is cut, so that memory stays bounded
 MAX_CONVERSATION_CHARACTERS = 1 << 22  # which cannot be cut
 MAX_LINE_BYTES = 1 << 26
+PAGE = "docs/own-data.md"
 PARQUET_BATCH_ROWS = 64
 READ_CHARACTERS = 1 << 16
 
@@ -111,11 +112,14 @@ def corpus_files(pattern: str | os.PathLike[str]) -> list[Path]:
         names = glob.glob(os.fspath(pattern), recursive=True)
         found = sorted(Path(name) for name in names if Path(name).is_file())
     if not found:
+        others = sorted(file.name for file in path.rglob("*") if file.is_file())
+        fix = "correct the path (relative paths start from the current folder)"
         raise DataError(
             "no corpus files here" if path.is_dir() else "no such file, folder or glob",
             where=pattern,
+            found=listing(others) or None,
             expected=f"files ending in {', '.join(SUFFIXES)}",
-            fix="correct the path (relative paths start from the current folder)",
+            fix=f"rename text to NAME.txt; what is read: {PAGE}" if others else fix,
         )
     for file in found:
         if not file.name.lower().endswith(SUFFIXES):
@@ -124,7 +128,7 @@ def corpus_files(pattern: str | os.PathLike[str]) -> list[Path]:
                 where=file,
                 found=file.suffix or "no suffix",
                 expected=", ".join(SUFFIXES),
-                fix="convert the file, or name only the files of text",
+                fix=f"rename it to NAME.txt if it is text, else convert it; what is read: {PAGE}",
             )
     return found
 

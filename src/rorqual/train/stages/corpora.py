@@ -116,6 +116,7 @@ class Corpora:
     ) -> None:
         self.recipe, self.config, self.generators = recipe, config, generators
         self.options = tokenizer_settings(recipe)
+        self.text: tuple[int, int] | None = None  # documents and bytes, where `find` has read them
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
@@ -136,7 +137,7 @@ class Corpora:
             return None
         summary = find_build(data, self.options, self.generators)
         if summary is None:
-            scan_sources(data, self.generators, advance)
+            self.text = scan_sources(data, self.generators, advance)
             return None
         return self._open(summary)
 
@@ -151,8 +152,13 @@ class Corpora:
             learnt = "unknown until the token shards are built"
         if data is not None and data.learnt is not None:
             learnt = data.learnt
+        text = []
+        if self.text is not None and self.text[0]:
+            num_documents, num_bytes = self.text
+            text = [("text", f"{num_bytes:,} bytes in {num_documents:,} documents or blocks")]
         return [
             ("sources", ", ".join(source.label for source in recipe.data.sources)),
+            *text,
             ("sources to fetch", ", ".join(recipe.missing_sources()) or "none"),
             ("targets", learnt),
         ]
