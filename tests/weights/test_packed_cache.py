@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import struct
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from torch import Tensor
 from rorqual.model import DeepseekV3
 from rorqual.model.stored import StoredStack
 from rorqual.weights import load, packed_cache, packed_file
+from rorqual.weights.stored_parts import Parts
 
 pytestmark = [needs_native, pytest.mark.usefixtures("cache")]
 LITTLE = oracle.CONFIGS["mtp_groups_yarn"]
@@ -243,3 +246,34 @@ def test_damage_between_the_first_and_last_page_is_found_by_reading(
     file.write_bytes(data)
     load(little, "native")
     assert packed_file.broken(file, packed_file.read_header(file), done.append) == [entry["name"]]
+
+
+class _Recorded(io.BytesIO):
+    """A file that remembers where it was written, and how much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[int, int]] = []
+
+    def write(self, data: Any) -> int:
+        self.written.append((self.tell(), len(data)))
+        return super().write(data)
+
+
+def test_huge_pages_are_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the system keeps small ones, slower to read. Oracle: the bytes of the parts."""
+    monkeypatch.setattr(packed_file, "HUGE_PAGE", 1 << 14)
+    parts = Parts()
+    parts.floats = {str(n): torch.randn(n) for n in (3, 10_000, 4096, 50_000)}
+    file = _Recorded()
+    packed_file.write_parts(file, parts, {}, lambda _: None)
+    *pages, (last, _), header = file.written
+    assert pages == [(k << 14, 1 << 14) for k in range(len(pages))]
+    assert (last, header[0]) == (len(pages) << 14, 0)
+    whole = file.getvalue()
+    table = json.loads(whole[whole.index(b"{") : whole.index(b"\0", 24)])
+    for entry in table["tensors"]:
+        values = torch.frombuffer(
+            whole, dtype=torch.float32, offset=int(entry["offset"]), count=entry["shape"][0]
+        )
+        assert torch.equal(values, parts.floats[entry["name"]])
