@@ -47,6 +47,16 @@ struct Simd {
     static B high_nibbles(B w) {
         return low_nibbles({_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)});
     }
+    static constexpr float HIGH = 1.0f;  // sums of 16 bits have no room for more
+    static B high_part(B w) { return high_nibbles(w); }
+    static B low_six(B w) {
+        const __m256i mask = _mm256_set1_epi8(63);
+        return {_mm256_and_si256(w.a, mask), _mm256_and_si256(w.b, mask)};
+    }
+    // Above 4 bits, the top two of another.
+    static B top_two(B low, B top) {
+        return {_mm256_or_si256(low.a, pair_of<3>(top.a)), _mm256_or_si256(low.b, pair_of<3>(top.b))};
+    }
     template <int N>
     static __m256i pair_of(__m256i high) {
         const __m256i mask = _mm256_set1_epi8(0x30);
@@ -134,14 +144,10 @@ struct Simd {
     static __m128i sixteen(const uint8_t *p) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     }
-    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
-    template <int SHIFT, int MASK, int TOP>
-    static F bytes(const uint8_t *p, const uint8_t *q) {
-        __m128i x = _mm_and_si128(_mm_srli_epi16(sixteen(p), SHIFT), _mm_set1_epi8(MASK));
-        if (TOP > 0) {
-            const __m128i top = _mm_and_si128(_mm_srli_epi16(sixteen(q), 2), _mm_set1_epi8(0x30));
-            x = _mm_or_si128(x, top);
-        }
+    // Bytes 16 * N to 16 * N + 16.
+    template <int N>
+    static F bytes_of(B w) {
+        const __m128i x = _mm256_extracti128_si256(N < 2 ? w.a : w.b, N % 2);
         return to_float({_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
     }
     static F signed_bytes(const uint8_t *p) {

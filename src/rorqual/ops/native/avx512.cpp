@@ -34,6 +34,15 @@ struct Simd {
     static Signed as_signed(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
     static B low_nibbles(B w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
     static B high_nibbles(B w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
+    // High nibbles where they stand: HIGH of them.
+    static constexpr float HIGH = 1.0f / 16;
+    static B high_part(B w) { return _mm512_and_si512(w, _mm512_set1_epi8(-16)); }
+    static B low_six(B w) { return _mm512_and_si512(w, _mm512_set1_epi8(63)); }
+    // Above 4 bits, the top two of another.
+    static B top_two(B low, B top) {
+        const B two = _mm512_and_si512(_mm512_srli_epi16(top, 2), _mm512_set1_epi8(0x30));
+        return _mm512_or_si512(low, two);
+    }
     template <int N>
     static B six_bits(B low, B high) {
         const B mask = _mm512_set1_epi8(0x30);
@@ -87,15 +96,10 @@ struct Simd {
     static __m128i sixteen(const uint8_t *p) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     }
-    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
-    template <int SHIFT, int MASK, int TOP>
-    static F bytes(const uint8_t *p, const uint8_t *q) {
-        __m128i x = _mm_and_si128(_mm_srli_epi16(sixteen(p), SHIFT), _mm_set1_epi8(MASK));
-        if (TOP > 0) {
-            const __m128i top = _mm_and_si128(_mm_srli_epi16(sixteen(q), 2), _mm_set1_epi8(0x30));
-            x = _mm_or_si128(x, top);
-        }
-        return to_float(_mm512_cvtepu8_epi32(x));
+    // Bytes 16 * N to 16 * N + 16.
+    template <int N>
+    static F bytes_of(B w) {
+        return to_float(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(w, N)));
     }
     static F signed_bytes(const uint8_t *p) { return to_float(_mm512_cvtepi8_epi32(sixteen(p))); }
     static F halves(const uint8_t *p) {

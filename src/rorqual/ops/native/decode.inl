@@ -43,20 +43,15 @@ static void q8_0_decode(const uint8_t *tile, int64_t width, float *rows) {
 
 static void q4_k_decode(const uint8_t *tile, int64_t width, float *rows) {
     Simd::F values[16];
+    Unpacked block;
     for (int64_t b = 0; b < width / SUPER; b++, tile += Q4_K_BLOCK) {
-        const uint8_t *codes = tile + 16 * TILE;
-        for (int j = 0; j < 8; j++) {
-            Simd::F by, off;
-            Q4_K::scales(tile, j, by, off);
-            off = Simd::mul(off, -1.0f);
-            for (int half = 0; half < 2; half++) {
-                for (int k = 0; k < 4; k++) {
-                    const Simd::B w = Simd::load(codes + (j / 2 * 8 + half * 4 + k) * 64);
-                    decode_step(j % 2 ? Simd::high_nibbles(w) : Simd::low_nibbles(w), by, off,
-                                values + 4 * k);
-                }
-                Simd::store_transposed(values, rows + b * SUPER + j * 32 + half * 16, width, 16);
-            }
+        Q4_K::unpack(tile, block);
+        for (int half = 0; half < 16; half++) {
+            const Simd::F by = Simd::load_floats(block.by + half / 2 * TILE);
+            const Simd::F off = Simd::mul(Simd::load_floats(block.off + half / 2 * TILE), -1.0f);
+            for (int k = 0; k < 4; k++)
+                decode_step(Simd::load(block.codes + (half * 4 + k) * 64), by, off, values + 4 * k);
+            Simd::store_transposed(values, rows + b * SUPER + half * 16, width, 16);
         }
     }
 }

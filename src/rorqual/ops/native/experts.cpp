@@ -7,15 +7,21 @@
 namespace rq {
 namespace {
 
-// Choice: inner values that a thread makes at a time, a group that shares a scale, or four.
-constexpr int64_t FEW_ROWS = 16, FEW_INNER = 32, MOST_INNER = 128;
+// Choice: inner values that a thread makes at a time, a group that shares a scale, or more. Of few
+// rows as many as leave each thread some parts: a stretch of memory that begins anew costs a
+// microsecond.
+constexpr int64_t FEW_ROWS = 16, LEAST_INNER = 32, MOST_INNER = 128, FEW_ROWS_INNER = 256;
+constexpr int64_t PARTS_OF_THREAD = 6;
 // Rows of an expert at a time: their sums stay in a thread's second cache.
 constexpr int64_t ROW_BLOCK = 128;
 // Tiles of outputs that a thread makes at a time, of all experts.
 constexpr int64_t LEAST_DOWN_TILES = 2, MOST_DOWN_TILES = 8, FEW_ROWS_DOWN_TILES = 32;
 
-int64_t inner_at_once(const Call &c) {
-    return c.step.num_tokens > FEW_ROWS ? MOST_INNER : FEW_INNER;
+// Of `num` networks with so many inner values.
+int64_t inner_at_once(const Call &c, int64_t num, int64_t width, int num_threads) {
+    if (c.step.num_tokens > FEW_ROWS) return MOST_INNER;
+    const int64_t even = num * width / (PARTS_OF_THREAD * num_threads) / LEAST_INNER * LEAST_INNER;
+    return even < LEAST_INNER ? LEAST_INNER : even > FEW_ROWS_INNER ? FEW_ROWS_INNER : even;
 }
 
 // Of few rows as much as there is, since each expert's part is a stretch of memory.
@@ -32,15 +38,15 @@ void make_inner(Scratch &scratch, const Matrix &gate, const Matrix &up, const Ac
                 Rows &inner, int64_t inner_row) {
     const int64_t start = group * at_once, left = gate.rows - start;
     const int64_t width = left < at_once ? left : at_once, tiles = num_tiles(width);
-    float *g = scratch.inner, *u = g + ROW_BLOCK * MOST_INNER;
+    const int64_t most = count < ROW_BLOCK ? count : ROW_BLOCK;
+    float *g = scratch.inner, *u = g + most * at_once;
     for (int64_t row = 0; row < count; row += ROW_BLOCK) {
         const int64_t num = count - row < ROW_BLOCK ? count - row : ROW_BLOCK;
         multiply(gate, start / TILE, tiles, x, first + row, num, g, at_once, false);
         multiply(up, start / TILE, tiles, x, first + row, num, u, at_once, false);
         for (int64_t i = 0; i < num; i++) {
-            float values[MOST_INNER];
-            const float *gate_row = g + i * at_once, *up_row = u + i * at_once;
-            row_kernels().swiglu(gate_row, up_row, by ? by[row + i] : 1.0f, width, values);
+            float *values = g + i * at_once;
+            row_kernels().swiglu(values, u + i * at_once, by ? by[row + i] : 1.0f, width, values);
             inner.put_part(inner_row + row + i, start, width, values);
         }
     }
@@ -139,8 +145,9 @@ Rows &inner_of(const Call &c, const rq_layer &layer) {
     return layer.expert_gate.num ? c.space.shared_inner : c.space.dense_inner;
 }
 
-void run_shared_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t item) {
-    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.gate.rows, at_once);
+void run_shared_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t at_once,
+                      int64_t item) {
+    const int64_t groups = blocks_of(layer.gate.rows, at_once);
     const int64_t row = item / groups * ROW_BLOCK;
     const int64_t left = c.step.num_tokens - row;
     make_inner(scratch, matrix_of(layer.gate), matrix_of(layer.up), c.space.hidden.view(), row,
@@ -148,9 +155,10 @@ void run_shared_inner(const Call &c, Scratch &scratch, const rq_layer &layer, in
                row);
 }
 
-void run_expert_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t item) {
+void run_expert_inner(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t at_once,
+                      int64_t item) {
     Space &space = c.space;
-    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.expert_gate.rows, at_once);
+    const int64_t groups = blocks_of(layer.expert_gate.rows, at_once);
     const int64_t expert = space.active[item / groups], first = space.offsets[expert];
     const int64_t count = space.offsets[expert + 1] - first;
     // One token has one row, which all its experts read.
@@ -213,7 +221,7 @@ void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_t
         space.pair_token.reserve(pairs);
         space.pair_value.reserve(pairs);
     }
-    int64_t scratch = 2 * ROW_BLOCK * MOST_INNER;
+    int64_t scratch = 2 * ROW_BLOCK * MOST_INNER;  // more than FEW_ROWS of FEW_ROWS_INNER
     const int64_t routing = 2 * s.experts + 2 * s.groups + 64;
     scratch = scratch > routing ? scratch : routing;
     const int64_t down = ROW_BLOCK * MOST_DOWN_TILES * TILE, few = FEW_ROWS * FEW_ROWS_DOWN_TILES * TILE;
@@ -224,7 +232,8 @@ void plan_experts(Call &c, const rq_layer *layers, int64_t num_layers, int num_t
 
 void fetch_feed_forward(const Worker &w, const Call &c, const rq_layer &layer) {
     if (c.step.num_tokens > FEW_ROWS || layer.gate.num == 0) return;
-    const int64_t at_once = inner_at_once(c), groups = blocks_of(layer.gate.rows, at_once);
+    const int64_t at_once = inner_at_once(c, 1, layer.gate.rows, w.size());
+    const int64_t groups = blocks_of(layer.gate.rows, at_once);
     const int64_t tile = w.first_of(groups) * at_once / TILE;
     fetch_tiles(matrix_of(layer.gate), tile, at_once / TILE);
     fetch_tiles(matrix_of(layer.up), tile, at_once / TILE);
@@ -235,9 +244,9 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     Space &space = c.space;
     Scratch &scratch = space.scratch[w.index()];
     const int64_t num = c.step.num_tokens;
-    const int64_t at_once = inner_at_once(c);
+    const int64_t shared_width = inner_at_once(c, 1, layer.gate.rows, w.size());
     const int64_t shared =
-        layer.gate.num ? blocks_of(layer.gate.rows, at_once) * blocks_of(num, ROW_BLOCK) : 0;
+        layer.gate.num ? blocks_of(layer.gate.rows, shared_width) * blocks_of(num, ROW_BLOCK) : 0;
     const bool is_sparse = layer.expert_gate.num > 0;
     MatrixProduct router{};
     if (is_sparse)
@@ -245,7 +254,7 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
     const int64_t scored = is_sparse ? num_items(router, w.size()) : 0;
     w.each(RQ_EXPERTS, shared + scored, [&](int64_t item) {
         if (item < shared)
-            run_shared_inner(c, scratch, layer, item);
+            run_shared_inner(c, scratch, layer, shared_width, item);
         else
             run_item(router, item - shared, w.size());
     });
@@ -261,8 +270,10 @@ void run_feed_forward(Worker &w, Call &c, const rq_layer &layer) {
             w.each(RQ_ROUTING, num * s.chosen, [&](int64_t i) {
                 space.expert_hidden.copy(i, space.hidden, space.pair_token[i]);
             });
-        w.each(RQ_EXPERTS, space.num_active * blocks_of(layer.expert_gate.rows, at_once),
-               [&](int64_t item) { run_expert_inner(c, scratch, layer, item); });
+        const int64_t rows = layer.expert_gate.rows;
+        const int64_t at_once = inner_at_once(c, space.num_active, rows, w.size());
+        w.each(RQ_EXPERTS, space.num_active * blocks_of(rows, at_once),
+               [&](int64_t item) { run_expert_inner(c, scratch, layer, at_once, item); });
     }
     const int64_t tiles = num_tiles(s.hidden), down = down_tiles_at_once(c, w.size());
     w.each(RQ_EXPERTS, blocks_of(tiles, down), [&](int64_t item) {

@@ -124,17 +124,27 @@ struct Q4_K {
             memcpy(extras + g, &by, 4);
         }
     }
-    // Scale and minimum of sub-block j.
-    RQ_INLINE void scales(const uint8_t *tile, int j, Simd::F &by, Simd::F &off) {
-        const Simd::F d = Simd::halves(tile), dmin = Simd::halves(tile + 2 * TILE);
-        const uint8_t *s = tile + 4 * TILE + j * TILE, *m = s + 4 * TILE;
-        if (j < 4) {
-            by = Simd::mul(d, Simd::bytes<0, 63, 0>(s, s));
-            off = Simd::mul(dmin, Simd::bytes<0, 63, 0>(m, m));
-        } else {
-            by = Simd::mul(d, Simd::bytes<0, 15, 2>(m, s - 4 * TILE));
-            off = Simd::mul(dmin, Simd::bytes<4, 15, 2>(m, s));
+    // A block's scales and minimums, of 16 rows each: two times four sub-blocks.
+    struct Scales {
+        Simd::F d, dmin, d_high;
+        Simd::B by[2], off[2];
+        // Of sub-block J, for codes that are `part` of what is stored.
+        template <int J>
+        Simd::F scale(Simd::F part) const {
+            return Simd::mul(part, Simd::bytes_of<J % 4>(by[J / 4]));
         }
+        template <int J>
+        Simd::F minimum() const {
+            return Simd::mul(dmin, Simd::bytes_of<J % 4>(off[J / 4]));
+        }
+    };
+    RQ_INLINE Scales scales(const uint8_t *tile) {
+        const Simd::B s = Simd::load(tile + 64), m = Simd::load(tile + 128);
+        const Simd::B rest = Simd::load(tile + 192);
+        const Simd::F d = Simd::halves(tile);
+        return {d, Simd::halves(tile + 2 * TILE), Simd::mul(d, Simd::HIGH),
+                {Simd::low_six(s), Simd::top_two(Simd::low_nibbles(rest), s)},
+                {Simd::low_six(m), Simd::top_two(Simd::high_nibbles(rest), m)}};
     }
     template <int R>
     RQ_INLINE void finish(const Simd::Short *sum, int j, Simd::F by, Simd::F off, const Rows &x,
@@ -145,50 +155,54 @@ struct Q4_K {
             acc[r] = Simd::fma(off, Simd::all_of(x.extra(j, r)), acc[r]);
         }
     }
-    // Low nibbles are those of an even sub-block, high ones of the odd one behind it.
-    template <int T, int R, int ODD>
-    RQ_INLINE void sub_block(const uint8_t *tile, int64_t stride, int j, const Rows &x,
-                             Simd::F *acc) {
-        const uint8_t *codes = tile + 16 * TILE + j / 2 * 8 * 64;
-        Simd::Short sum[T * R];
-        for (int i = 0; i < T * R; i++) sum[i] = Simd::zero_short();
+    // Sub-blocks J and J + 1: the low nibbles of the same bytes, and the high ones.
+    template <int R, int J>
+    RQ_INLINE void two_sub_blocks(const uint8_t *tile, const Scales &s, const Rows &x,
+                                  Simd::F *acc) {
+        const uint8_t *codes = tile + 16 * TILE + J / 2 * 8 * 64;
+        Simd::Short low[R], high[R];
+        for (int r = 0; r < R; r++) low[r] = high[r] = Simd::zero_short();
         RQ_UNROLL(8)
         for (int k = 0; k < 8; k++) {
-            Simd::B w[T];
-            for (int t = 0; t < T; t++) {
-                const Simd::B both = Simd::load(codes + t * stride + k * 64);
-                w[t] = ODD ? Simd::high_nibbles(both) : Simd::low_nibbles(both);
-            }
+            const Simd::B w = Simd::load(codes + k * 64);
+            const Simd::B l = Simd::low_nibbles(w), h = Simd::high_part(w);
             for (int r = 0; r < R; r++) {
-                const Simd::Word v = Simd::word(x.word(j * 8 + k, r));
-                for (int t = 0; t < T; t++)
-                    sum[t * R + r] = Simd::dot_short(sum[t * R + r], w[t], v);
+                low[r] = Simd::dot_short(low[r], l, Simd::word(x.word(J * 8 + k, r)));
+                high[r] = Simd::dot_short(high[r], h, Simd::word(x.word(J * 8 + 8 + k, r)));
             }
         }
-        for (int t = 0; t < T; t++) {
-            Simd::F by, off;
-            scales(tile + t * stride, j, by, off);
-            finish<R>(sum + t * R, j, by, off, x, acc + t * R);
-        }
+        finish<R>(low, J, s.scale<J>(s.d), s.minimum<J>(), x, acc);
+        finish<R>(high, J + 1, s.scale<J + 1>(s.d_high), s.minimum<J + 1>(), x, acc);
     }
     template <int T, int R>
-    RQ_INLINE void packed(const uint8_t *tile, int64_t stride, int64_t columns, const Rows &all_x,
+    RQ_INLINE void packed(const uint8_t *tile, int64_t, int64_t columns, const Rows &all_x,
                           Simd::F *acc) {
+        static_assert(T == 1, "sums of more tiles do not fit");
         for (int64_t b = 0; b < columns / SUPER; b++, tile += Q4_K_BLOCK) {
             const Rows x = all_x.from_chunk<Q4_K>(b);
-            for (int j = 0; j < 8; j += 2) {
-                sub_block<T, R, 0>(tile, stride, j, x, acc);
-                sub_block<T, R, 1>(tile, stride, j + 1, x, acc);
-            }
+            const Scales s = scales(tile);
+            two_sub_blocks<R, 0>(tile, s, x, acc);
+            two_sub_blocks<R, 2>(tile, s, x, acc);
+            two_sub_blocks<R, 4>(tile, s, x, acc);
+            two_sub_blocks<R, 6>(tile, s, x, acc);
         }
     }
+    template <int HALF>
+    RQ_INLINE void unpack_scales(const Scales &s, Unpacked &to) {
+        float *by = to.by + 4 * HALF * TILE, *off = to.off + 4 * HALF * TILE;
+        Simd::store(by, s.scale<4 * HALF>(s.d));
+        Simd::store(by + TILE, s.scale<4 * HALF + 1>(s.d));
+        Simd::store(by + 2 * TILE, s.scale<4 * HALF + 2>(s.d));
+        Simd::store(by + 3 * TILE, s.scale<4 * HALF + 3>(s.d));
+        Simd::store(off, s.minimum<4 * HALF>());
+        Simd::store(off + TILE, s.minimum<4 * HALF + 1>());
+        Simd::store(off + 2 * TILE, s.minimum<4 * HALF + 2>());
+        Simd::store(off + 3 * TILE, s.minimum<4 * HALF + 3>());
+    }
     static void unpack(const uint8_t *tile, Unpacked &to) {
-        for (int j = 0; j < 8; j++) {
-            Simd::F by, off;
-            scales(tile, j, by, off);
-            Simd::store(to.by + j * TILE, by);
-            Simd::store(to.off + j * TILE, off);
-        }
+        const Scales s = scales(tile);
+        unpack_scales<0>(s, to);
+        unpack_scales<1>(s, to);
         for (int i = 0; i < 4; i++)
             for (int k = 0; k < 8; k++) {
                 const Simd::B w = Simd::load(tile + 16 * TILE + (i * 8 + k) * 64);

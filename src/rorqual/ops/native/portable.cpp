@@ -56,6 +56,17 @@ struct Simd {
         for (int i = 0; i < 64; i++) b.v[i] >>= 4;
         return b;
     }
+    static constexpr float HIGH = 1.0f;
+    static B high_part(B b) { return high_nibbles(b); }
+    static B low_six(B b) {
+        for (int i = 0; i < 64; i++) b.v[i] &= 63;
+        return b;
+    }
+    // Above 4 bits, the top two of another.
+    static B top_two(B low, const B &top) {
+        for (int i = 0; i < 64; i++) low.v[i] |= top.v[i] >> 6 << 4;
+        return low;
+    }
     template <int N>
     static B six_bits(B low, B high) {
         for (int i = 0; i < 64; i++) low.v[i] |= ((high.v[i] >> (2 * N)) & 3) << 4;
@@ -124,14 +135,11 @@ struct Simd {
     }
     static void store_part(float *p, const F &a, int64_t num) { memcpy(p, a.v, num * sizeof(float)); }
     static void store(float *p, F a) { memcpy(p, a.v, sizeof a.v); }
-    // Of 16 bytes: MASK of the bits from SHIFT on, and above 4 of them the top TOP bits of q's.
-    template <int SHIFT, int MASK, int TOP>
-    static F bytes(const uint8_t *p, const uint8_t *q) {
+    // Bytes 16 * N to 16 * N + 16.
+    template <int N>
+    static F bytes_of(const B &w) {
         F f;
-        for (int i = 0; i < TILE; i++) {
-            const int low = (p[i] >> SHIFT) & MASK, top = TOP > 0 ? q[i] >> (8 - TOP) << 4 : 0;
-            f.v[i] = static_cast<float>(low | top);
-        }
+        for (int i = 0; i < TILE; i++) f.v[i] = w.v[16 * N + i];
         return f;
     }
     static F signed_bytes(const uint8_t *p) {
