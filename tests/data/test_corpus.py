@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -20,13 +21,18 @@ from rorqual.data.corpus import (
     Document,
     corpus_files,
     cut_blocks,
-    read_documents,
     read_file,
     write_documents,
 )
 from rorqual.errors import DataError
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+
+
+def read_documents(path: Path, source: str = "") -> Iterator[Document]:
+    """The documents of a file or a folder."""
+    for file in corpus_files(path):
+        yield from read_file(file, source)
 
 
 def test_jsonl_and_gzip_agree_with_json(tmp_path: Path) -> None:
@@ -231,3 +237,15 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     raw = b"\xef\xbb\xbf" + lines.encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     assert [d.text for d in read_file(tmp_path / name)] == ["one\ufeff\n"]
+
+
+def test_a_folder_of_other_files_says_what_lies_there_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "GPL-3").write_text("A licence.")
+    with pytest.raises(DataError, match="no corpus files here") as caught:
+        corpus_files(tmp_path)
+    assert caught.value.found == "GPL-3"
+    with pytest.raises(DataError, match="not a kind of file") as named:
+        corpus_files(tmp_path / "GPL-3")
+    for problem in (caught, named):
+        assert "NAME.txt" in str(problem.value.fix)
+        assert "docs/own-data.md" in str(problem.value.fix)
