@@ -32,7 +32,7 @@ class Lack:
 
 LACKS = (
     Lack("no browser found", "sudo apt-get install chromium"),
-    Lack("playwright", "pip install -e '.[dev]'"),
+    Lack("playwright|axe-core", "pip install -e '.[dev]'"),
     Lack(r"no C\+\+ compiler", "sudo apt-get install g++"),
     Lack(
         "clients are not installed",

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import rorqual
-from rorqual.serve.page_api import rendered
+from rorqual.engine import SamplingParams
+from rorqual.serve.page_api import SAMPLING, rendered, sampling_field
 
 PAGE = Path(rorqual.__file__).parent / "serve" / "page"
 POLICY = (
@@ -31,6 +33,7 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 SLOW_PIECE_SECONDS = 0.05
+CONTEXT = 1000
 
 
 def _set_event() -> threading.Event:
@@ -62,6 +65,10 @@ class Stub:
     rendered: list[list[str]] = field(default_factory=list)
     """What the page asked to be made of markdown, a list a request."""
     can_render: bool = True
+    skipped: int = 0
+    """How many of the oldest messages are told not to fit."""
+    has_thinking_switch: bool = False
+    is_killed: bool = False
     num_failures: int = 0
     """How many of the next questions are refused with 503."""
 
@@ -69,18 +76,41 @@ class Stub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}/"
 
+    def kill(self) -> int:
+        """Ends in the middle of whatever it does; the port, for another to take its place."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.is_killed = True
+        return int(self.server.server_address[1])
+
     def reset(self) -> None:
         self.models, self.api_key, self.answers = ["tiny"], None, {}
         self.piece_characters, self.piece_seconds = 7, 0.002
         self.requests, self.cancelled, self.num_failures = [], [], 0
         self.rendered, self.can_render = [], True
+        self.skipped, self.has_thinking_switch = 0, False
         self.has_room.set()  # nobody waits any more
         self.has_thought.set()
         self.has_room = threading.Event()
 
 
-def start() -> Stub:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+def described(stub: Stub) -> dict[str, Any]:
+    """As `page_api.described` has it."""
+    model: Any = SimpleNamespace(defaults=SamplingParams(), max_positions=CONTEXT)
+    return {
+        "id": stub.models[0],
+        "context": CONTEXT,
+        "has_thinking_switch": stub.has_thinking_switch,
+        "facts": [["Parameters", "9M"], ["Context", f"{CONTEXT} tokens"]],
+        "opening": "I am a stub.",
+        "examples": ["hello", "What can you do?"],
+        "limits": "It plays from a script.",
+        "sampling": [sampling_field(name, *words, model) for name, words in SAMPLING.items()],
+    }
+
+
+def start(port: int = 0) -> Stub:
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     stub = Stub(server)
     server.stub = stub  # type: ignore[attr-defined]
@@ -98,12 +128,28 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    def handle_one_request(self) -> None:
+        if self.stub.is_killed:  # a connection that was kept
+            self.close_connection = True
+        else:
+            super().handle_one_request()
+
     def do_GET(self) -> None:
+        if self.stub.is_killed:
+            self.close_connection = True
+            return
         path = self.path.split("?")[0]
         if path == "/v1/models":
             if self._is_allowed():
                 data = [{"id": name, "object": "model"} for name in self.stub.models]
                 self._reply(200, {"object": "list", "data": data})
+            return
+        if path == "/page/api/model":
+            if self._is_allowed():
+                self._reply(200, described(self.stub))
+            return
+        if path == "/ready":
+            self._reply(200, {"status": "ready"})
             return
         name = "index.html" if path == "/" else path.removeprefix("/page/")
         file = PAGE / name
@@ -122,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._is_allowed():
             return
+        if self.path == "/page/api/fit":
+            context = {"prompt_tokens": 20 * len(body["messages"]), "context": CONTEXT}
+            self._reply(200, {"skipped": self.stub.skipped, **context})
+            return
         if self.path == "/page/api/render":
             self.stub.rendered += [body["texts"]]
             if self.stub.can_render:
@@ -130,13 +180,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reply(503, {"error": {"message": "the server drains"}})
             return
         self.stub.requests.append(body)
-        question = body["messages"][-1]["content"]
+        last = body["messages"][-1]
+        question = body["messages"][-2]["content"] if last.get("prefix") else last["content"]
         if self.stub.num_failures > 0:
             self.stub.num_failures -= 1
             self._reply(503, {"error": {"message": "the server drains"}}, {"retry-after": "3"})
         elif question == "refuse 422":
             message = "temperature: too hot (found 9)"
             self._reply(422, {"error": {"message": message, "param": "temperature"}})
+        elif question == "refuse long":
+            error = {"message": "it does not fit", "code": "context_length_exceeded"}
+            self._reply(400, {"error": error})
         elif question == "refuse 429":
             self._reply(429, {"error": {"message": "the queue is full"}}, {"retry-after": "7"})
         elif question == "refuse 500":
@@ -168,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
         cancelled = self.stub.cancelled
         try:
             for text in self._play(question, body):
+                if self.stub.is_killed:
+                    break
                 self.wfile.write(text.encode())
                 self.wfile.flush()
         except (BrokenPipeError, ConnectionResetError):
@@ -177,6 +233,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _play(self, question: str, body: dict[str, Any]) -> Iterator[str]:
         """The raw bytes of one answer, in time."""
         stub = self.stub
+        if body["messages"][-1].get("prefix"):
+            yield _chunk({"content": ", and on"})
+            yield _chunk({}, "stop") + "data: [DONE]\n\n"
+            return
         if question == "wait in the queue":
             while not stub.has_room.wait(SLOW_PIECE_SECONDS):
                 yield ": keep-alive\n\n"

@@ -13,11 +13,28 @@ from typing import Any
 import pytest
 from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 
+from patience import wait_until
+
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = [needs_browser, pytest.mark.concurrency]
 
 LONG = "go on for ever"
 PREFIX = "rorqual.chat.v1."
+"""Of what an earlier version kept in localStorage."""
+RECORDS = """() => new Promise((resolve) => {
+  indexedDB.open("rorqual").onsuccess = ({ target: { result: database } }) => {
+    const chats = database.transaction("chats").objectStore("chats");
+    chats.getAll().onsuccess = ({ target }) => { database.close(); resolve(target.result); };
+  };
+})"""
+PUT = """(records) => new Promise((resolve) => {
+  indexedDB.open("rorqual").onsuccess = ({ target: { result: database } }) => {
+    const transaction = database.transaction("chats", "readwrite");
+    for (const [id, record] of Object.entries(records))
+      transaction.objectStore("chats").put(record, id);
+    transaction.oncomplete = () => { database.close(); resolve(); };
+  };
+})"""
 
 
 @pytest.fixture
@@ -33,12 +50,7 @@ def messages(chat: Chat) -> list[str]:
 
 
 def stored(chat: Chat) -> list[dict[str, Any]]:
-    texts = chat.page.evaluate(
-        "(prefix) => Object.keys(localStorage).filter((key) => key.startsWith(prefix))"
-        ".map((key) => localStorage[key])",
-        PREFIX,
-    )
-    return [json.loads(text) for text in texts]
+    return list(chat.page.evaluate(RECORDS))
 
 
 def test_a_reload_keeps_the_chat(chat: Chat) -> None:
@@ -127,7 +139,7 @@ def test_export_and_import(chat: Chat, stage: Stage, tmp_path: Path) -> None:
     chat.ask("one")
     chat.ask("two")
     with chat.page.expect_download() as download:
-        chat.menu("one", "export")
+        chat.menu("one", "json")
     file = tmp_path / download.value.suggested_filename
     download.value.save_as(file)
     assert file.name == "rorqual-one.json"
@@ -170,6 +182,13 @@ def test_two_tabs_see_each_other(chat: Chat, other: Chat) -> None:
     assert "another tab" in chat.see(".toast").inner_text()
 
 
+def all_written(chat: Chat) -> bool:
+    """Six messages are kept, and nothing is being written any more."""
+    written = list(stored(chat)[0]["messages"].values())
+    is_done = all(m["role"] == "user" or m["finish"] == "stop" for m in written)
+    return is_done and len(written) == 6
+
+
 def test_two_tabs_in_one_chat_lose_nothing(chat: Chat, other: Chat, stage: Stage) -> None:
     """Both write into the same chat at the same time: the tree holds everything afterwards."""
     stage.stub.piece_seconds = 0.1
@@ -179,14 +198,9 @@ def test_two_tabs_in_one_chat_lose_nothing(chat: Chat, other: Chat, stage: Stage
     other.see(".message")
     chat.send("left")
     other.send("right")
-    for tab in (chat, other):
-        tab.until(
-            """(key) => { const entry = Object.keys(localStorage).find((k) => k.startsWith(key));
-              const all = Object.values(JSON.parse(localStorage[entry]).messages);
-              return all.length === 6
-                && all.every((m) => m.role === "user" || m.finish === "stop"); }""",
-            PREFIX,
-        )
+    wait_until(lambda: all_written(chat))
+    chat.answer()
+    other.answer()
     contents = sorted(message["content"] for message in stored(chat)[0]["messages"].values())
     answers = [f"Answer 1 to: {question}" for question in ("left", "right", "root")]
     assert contents == [*answers, "left", "right", "root"]
@@ -195,31 +209,41 @@ def test_two_tabs_in_one_chat_lose_nothing(chat: Chat, other: Chat, stage: Stage
     assert "Answer 1 to: right" in messages(other)
 
 
-def test_a_crossed_write_is_mended(chat: Chat, other: Chat) -> None:
-    """A tab whose write was lost (two at the same instant) writes again what is missing."""
+def test_two_tabs_that_write_at_once_lose_nothing(chat: Chat, other: Chat) -> None:
+    """A record is read, merged and written in one transaction."""
     chat.ask("one")
     other.page.goto(chat.page.url)
     other.page.reload()
     other.see(".message")
-    before = chat.page.evaluate(
-        "(p) => { const k = Object.keys(localStorage).find((k) => k.startsWith(p));"
-        " return [k, localStorage[k]]; }",
-        PREFIX,
-    )
     chat.ask("two")
-    other.page.evaluate("([key, text]) => localStorage.setItem(key, text)", before)
-    chat.until(
-        "([key]) => Object.keys(JSON.parse(localStorage[key]).messages).length === 4", before
+    other.ask("three")
+    contents = {message["content"] for message in stored(chat)[0]["messages"].values()}
+    assert {"one", "two", "three"} <= contents
+
+
+def test_chats_of_an_earlier_version_are_taken_over(chat: Chat) -> None:
+    message = {"id": "m", "parent": None, "role": "user", "content": "old", "createdAt": 1}
+    entry = {"version": 1, "id": "old", "createdAt": 1, "messages": {"m": message}}
+    chat.page.evaluate(
+        "([k, v]) => localStorage.setItem(k, v)", [f"{PREFIX}old", json.dumps(entry)]
     )
+    chat.page.reload()
+    assert chat.see(".chat-name").inner_text() == "old"
+    assert [each["id"] for each in stored(chat)] == ["old"]
+    chat.until("(key) => !(key in localStorage)", f"{PREFIX}old")
 
 
 FULL = """() => {
-  const keep = Storage.prototype.setItem;
+  const keep = IDBObjectStore.prototype.put;
   window.isFull = true;
-  Storage.prototype.setItem = function (key, value) {
-    const isRefused = window.isFull && this === localStorage;
-    if (isRefused) throw new DOMException("full", "QuotaExceededError");
-    return keep.call(this, key, value);
+  IDBObjectStore.prototype.put = function (...given) {
+    if (!window.isFull) return keep.apply(this, given);
+    const request = keep.apply(this, given);
+    Object.defineProperty(this.transaction, "error", {
+      value: new DOMException("full", "QuotaExceededError"),
+    });
+    this.transaction.abort();
+    return request;
   };
 }"""
 
@@ -242,7 +266,8 @@ def test_a_closed_storage_is_told_and_survived(stage: Stage) -> None:
     """A browser that blocks cookies throws on every access."""
     context = stage.chromium.new_context()
     context.add_init_script(
-        "for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name,"
+        "for (const name of ['localStorage', 'sessionStorage', 'indexedDB'])"
+        " Object.defineProperty(window, name,"
         " { get() { throw new DOMException('denied', 'SecurityError'); } });"
     )
     tab = Chat(context.new_page(), stage.stub.url).open()
@@ -256,23 +281,23 @@ def test_a_closed_storage_is_told_and_survived(stage: Stage) -> None:
 
 
 def test_strange_entries_are_left_alone(chat: Chat) -> None:
-    strange = {
-        f"{PREFIX}a": "{not json",
-        f"{PREFIX}b": '{"version": 2, "id": "b", "messages": {}}',
-        f"{PREFIX}c": '{"version": 1, "id": "c", "messages": {"x": {"id": "x", "role": "tool"}}}',
-        f"{PREFIX}d": "null",
-        "someone.else": "1",
+    strange: dict[str, Any] = {
+        "a": "{not json",
+        "b": {"version": 2, "id": "b", "messages": {}},
+        "c": {"version": 1, "id": "c", "messages": {"x": {"id": "x", "role": "tool"}}},
+        "d": None,
     }
+    chat.page.evaluate(PUT, strange)
     chat.page.evaluate(
-        "(entries) => Object.entries(entries).forEach(([k, v]) => localStorage.setItem(k, v))",
-        strange,
+        "(key) => { localStorage.setItem('rorqual.settings.v1', '[\"odd\"]');"
+        " localStorage.setItem(key, '{'); }",
+        f"{PREFIX}e",
     )
-    chat.page.evaluate("() => localStorage.setItem('rorqual.settings.v1', '[\"odd\"]')")
     chat.page.reload()
-    assert chat.see(".toast").inner_text().startswith("4 stored chats cannot be read")
+    assert chat.see(".toast").inner_text().startswith("5 stored chats cannot be read")
     chat.ask("hello")
-    now = chat.page.evaluate("() => ({ ...localStorage })")
-    assert {key: now[key] for key in strange} == strange
+    assert all(record in stored(chat) for record in strange.values())
+    assert chat.page.evaluate("(key) => localStorage[key]", f"{PREFIX}e") == "{"
 
 
 def test_a_circle_in_a_stored_tree_does_no_harm(chat: Chat) -> None:
@@ -284,9 +309,7 @@ def test_a_circle_in_a_stored_tree_does_no_harm(chat: Chat) -> None:
             "q": {**message, "id": "q", "parent": "p", "role": "assistant"},
         },
     }  # fmt: skip
-    chat.page.evaluate(
-        "([k, v]) => localStorage.setItem(k, v)", [f"{PREFIX}loop", json.dumps(entry)]
-    )
+    chat.page.evaluate(PUT, {"loop": entry})
     chat.page.reload()
     chat.page.locator(".chat-open").click()
     chat.see(".message")

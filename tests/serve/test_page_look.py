@@ -186,7 +186,7 @@ def test_the_keyboard_is_enough(chat: Chat, stage: Stage) -> None:
     keyboard.press("Enter")
     assert chat.page.evaluate(focused) == "menu-rename"
     keyboard.press("ArrowDown")
-    assert chat.page.evaluate(focused) == "menu-export"
+    assert chat.page.evaluate(focused) == "menu-json"
     keyboard.press("ArrowUp")
     keyboard.press("ArrowUp")
     assert chat.page.evaluate(focused) == "menu-delete"

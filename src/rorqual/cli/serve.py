@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
+from rorqual.bundled import BUNDLED
 from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.options import (
     Model,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import socket
 
     from rorqual.engine import Engine, EngineStats
+    from rorqual.serve.model_facts import ModelFacts
     from rorqual.serve.settings import ServedModel, ServerSettings
 
 SECTIONS = ("server", "engine")
@@ -128,14 +130,20 @@ def serve(
         server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
         with loading(model):
             from rorqual.engine import SamplingParams
+            from rorqual.serve.model_facts import model_facts
             from rorqual.weights import ModelFolder
 
             folder = ModelFolder.find(model, tokenizer)
             engine = flags.engine(folder, folder.load_tokenizer(), options)
+            card = folder.card()
+            facts = model_facts(
+                engine, card.opening, card.examples, is_bundled=folder.name == BUNDLED
+            )
         names = served_model_name or [folder.name]
         _run(
             engine,
             SamplingParams(**folder.sampling()),
+            facts,
             names,
             without_flags.max_queue,
             server_settings,
@@ -146,6 +154,7 @@ def serve(
 def _run(
     engine: Engine,
     defaults: Any,
+    facts: ModelFacts,
     names: list[str],
     max_queue: int,
     server_settings: ServerSettings,
@@ -164,6 +173,7 @@ def _run(
         max_positions=engine.max_positions,
         defaults=defaults,
         device=str(engine.device),
+        facts=facts,
     )
     app = create_app(AsyncEngine(engine, max_queue=max_queue), served, server_settings)
     lines = greeting(

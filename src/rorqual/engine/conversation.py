@@ -12,6 +12,14 @@ from rorqual.errors import UsageError
 Turn = tuple[str, str]  # what the user said, what was answered
 
 
+def prompt_room(max_positions: int, max_tokens: int) -> int:
+    """Tokens that a prompt may take before old turns are dropped.
+
+    Choice: an answer is given half of the context, or as much as it may ever take.
+    """
+    return max_positions - min(max_tokens, max_positions // 2)
+
+
 class Conversation:
     """`ask` streams the answer to one message and remembers both.
 
@@ -93,9 +101,7 @@ class Conversation:
 
     def _fit(self, text: str) -> tuple[list[int], int]:
         """The prompt's ids, and how many of the oldest turns had to be left out."""
-        # Choice: an answer is given half of the context, or as much as it may ever take.
-        max_positions = self._engine.max_positions
-        room = max_positions - min(self.params.max_tokens, max_positions // 2)
+        room = prompt_room(self._engine.max_positions, self.params.max_tokens)
         num_dropped = 0
         prompt_ids = self._prompt_ids(self.turns, text)
         while len(prompt_ids) > room and num_dropped < len(self.turns):

@@ -62,6 +62,7 @@ class Metrics:
         self._responses = Counter(
             PREFIX + "http_responses", "Responses by status.", ["status"], registry=self.registry
         )
+        self._decode_seconds, self._num_decoded = 0.0, 0
         self._disconnects = Counter(
             PREFIX + "client_disconnects",
             "Clients that left before their answer was complete.",
@@ -82,8 +83,15 @@ class Metrics:
         if is_first:
             self._ttft.observe(max(seconds, 0.0))
             return
+        self._decode_seconds += max(seconds, 0.0)
+        self._num_decoded += num_tokens
         for _ in range(num_tokens):
             self._inter_token.observe(max(seconds, 0.0) / num_tokens)
+
+    @property
+    def tokens_a_second(self) -> float | None:
+        """Of one answer, on average since the start, without the wait for its first token."""
+        return self._num_decoded / self._decode_seconds if self._decode_seconds else None
 
     def note_end(self, reason: EndReason) -> None:
         self._answers.labels(reason).inc()

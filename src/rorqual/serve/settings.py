@@ -14,6 +14,7 @@ from rorqual.engine import SamplingParams, check_prompt
 from rorqual.errors import RorqualError
 from rorqual.serve.errors import ApiError, describe
 from rorqual.serve.json_values import MAX_VALUES
+from rorqual.serve.model_facts import ModelFacts
 from rorqual.tokenizer import Tokenizer
 
 MIB = 2**20
@@ -76,6 +77,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()
     device: str = "cpu"
     created: int = field(default_factory=lambda: int(time.time()))
+    facts: ModelFacts = field(default_factory=ModelFacts)
 
     @property
     def names(self) -> tuple[str, ...]:

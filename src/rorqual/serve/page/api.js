@@ -1,4 +1,5 @@
 /** The server's routes that this page uses, and what can go wrong with them. */
+import { parse } from "./store.js";
 import { readEvents } from "./stream.js";
 
 // Beside the page, so that a proxy may serve all of it under a path of its own.
@@ -11,16 +12,33 @@ export class ApiError extends Error {
   /**
    * @param {number} status
    * @param {string} message
-   * @param {{param?: string|null, code?: string|null, retryAfterSeconds?: number|null}} [details]
+   * @param {{code?: string|null, retryAfterSeconds?: number|null, isFinal?: boolean}} [details]
+   *   isFinal: the server says that the same request will fail again
    */
-  constructor(status, message, { param = null, code = null, retryAfterSeconds = null } = {}) {
+  constructor(status, message, { code = null, retryAfterSeconds = null, isFinal = false } = {}) {
     super(message);
-    this.name = "ApiError";
-    this.status = status;
-    this.param = param;
-    this.code = code;
-    this.retryAfterSeconds = retryAfterSeconds;
+    Object.assign(this, { name: "ApiError", status, code, retryAfterSeconds });
+    /** Whether the same request may succeed another time. */
+    this.mayPass = !isFinal && (status === 0 || status >= 500 || [408, 409, 429].includes(status));
   }
+}
+
+/** @returns {Promise<boolean>} whether the server takes requests */
+export async function isReady() {
+  return send("../ready", {}).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** @returns {Promise<object>} what the server says of its model: see page_api.py */
+export async function describeModel(apiKey) {
+  return (await send("../page/api/model", { headers: headersOf(apiKey) })).json();
+}
+
+/** @returns {Promise<{skipped: number, prompt_tokens: number, context: number}>} */
+export async function fitMessages(body, apiKey, signal) {
+  return (await post("../page/api/fit", body, apiKey, signal)).json();
 }
 
 /**
@@ -48,20 +66,14 @@ export async function renderTexts(texts, apiKey) {
  *
  * @typedef {{type: "waiting"} | {type: "text", content: string, reasoning: string}
  *   | {type: "finish", reason: string} | {type: "usage", usage: object}} AnswerEvent
- * @param {{model: string|null, messages: object[], sampling: Record<string, number>}} request
+ * @param {object} request the chat route's, without `stream`
  * @param {string} apiKey
  * @param {AbortSignal} signal its abort ends the request on the server too
  * @returns {AsyncGenerator<AnswerEvent>}
  * @throws {ApiError} or the signal's AbortError
  */
-export async function* streamAnswer({ model, messages, sampling }, apiKey, signal) {
-  const body = {
-    ...(model && { model }),
-    messages,
-    stream: true,
-    stream_options: { include_usage: true },
-    ...sampling,
-  };
+export async function* streamAnswer(request, apiKey, signal) {
+  const body = { ...request, stream: true, stream_options: { include_usage: true } };
   const response = await post("chat/completions", body, apiKey, signal);
   let isComplete = false;
   try {
@@ -119,14 +131,16 @@ async function send(path, options) {
   }
   if (response.ok) return response;
   const text = await response.text().catch(() => "");
-  throw errorOf(response.status, parse(text), response.headers.get("retry-after"));
+  throw errorOf(response.status, parse(text), response.headers);
 }
 
-function errorOf(status, body, retryAfter) {
-  const { message, param, code } = body?.error ?? {};
+function errorOf(status, body, headers) {
+  const { message, code } = body?.error ?? {};
   const text =
     typeof message === "string" && message ? message : `The server answered with status ${status}.`;
-  return new ApiError(status, text, { param, code, retryAfterSeconds: secondsUntil(retryAfter) });
+  const retryAfterSeconds = secondsUntil(headers?.get("retry-after"));
+  const isFinal = headers?.get("x-should-retry") === "false";
+  return new ApiError(status, text, { code, retryAfterSeconds, isFinal });
 }
 
 /** Retry-After is seconds or a date (RFC 9110 §10.2.3). */
@@ -136,13 +150,4 @@ function secondsUntil(retryAfter) {
     ? Number(retryAfter)
     : Math.ceil((Date.parse(retryAfter) - Date.now()) / 1000);
   return Number.isFinite(seconds) ? Math.max(0, seconds) : null;
-}
-
-/** JSON, or null if it is none. */
-function parse(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }

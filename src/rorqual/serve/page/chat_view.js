@@ -103,6 +103,11 @@ export class ChatView {
     else requestAnimationFrame(draw);
   }
 
+  /** @param {string} id of the message to change */
+  edit(id) {
+    this.#views.get(id)?.edit();
+  }
+
   /** Goes to the end and stays there while text arrives. */
   follow() {
     this.#isFollowing = true;

@@ -1,12 +1,18 @@
-/** The message box: its height, its drafts, its two buttons. */
-import { byId } from "./dom.js";
+/** The message box: its height, its drafts, what is attached, its switches, its two buttons. */
+import { byId, h, iconButton } from "./dom.js";
 import { fitHeight, isSendKey } from "./message_view.js";
 import { readText, storageArea, writeText } from "./store.js";
+import { toast } from "./toast.js";
+
+const MAX_FILE_BYTES = 200_000; // as the button's title says
+const MAX_FILES = 10;
 
 export class Composer {
   #draftKey = "";
+  /** @type {{name: string, text: string}[]} */
+  files = [];
 
-  /** @param {{send(text: string): void, stop(): void}} actions */
+  /** @param {{send(text: string, files: object[]): void, stop(): void}} actions */
   constructor(actions) {
     this.form = byId("composer");
     this.area = byId("composer-text");
@@ -14,9 +20,11 @@ export class Composer {
     this.stopButton = byId("stop");
     const submit = () => {
       const text = this.area.value.trim();
-      if (!text || this.isBusy) return;
+      const { files } = this;
+      if (!(text || files.length > 0) || this.isBusy) return;
+      this.#attach([]);
       this.#set("");
-      actions.send(text);
+      actions.send(text, files);
     };
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -33,6 +41,56 @@ export class Composer {
     });
     this.stopButton.addEventListener("click", () => actions.stop());
     window.addEventListener("resize", () => fitHeight(this.area));
+    this.#listenForFiles();
+  }
+
+  #listenForFiles() {
+    const input = byId("attach-file");
+    byId("attach").addEventListener("click", () => input.click());
+    input.addEventListener("change", () => {
+      this.#add([...input.files]);
+      input.value = "";
+    });
+    this.area.addEventListener("paste", (event) => {
+      if (event.clipboardData.files.length === 0) return;
+      event.preventDefault();
+      this.#add([...event.clipboardData.files]);
+    });
+    for (const name of ["dragover", "drop"]) {
+      document.addEventListener(name, (event) => {
+        if (!event.dataTransfer?.types.includes("Files")) return;
+        event.preventDefault(); // else the browser would leave the page for the file
+        this.#add([...event.dataTransfer.files]);
+      });
+    }
+  }
+
+  async #add(given) {
+    for (const file of given) {
+      const text = file.size > MAX_FILE_BYTES ? null : await textOf(file);
+      if (file.size > MAX_FILE_BYTES) toast(`${file.name} is larger than 200 kB.`);
+      else if (text === null) toast(`${file.name} is no text file.`);
+      else if (this.files.length >= MAX_FILES) toast(`At most ${MAX_FILES} files go with a message.`);
+      else this.#attach([...this.files, { name: file.name, text }]);
+    }
+  }
+
+  #attach(files) {
+    this.files = files;
+    byId("attached").replaceChildren(
+      ...files.map((file) =>
+        h(
+          "li",
+          {},
+          h("span", {}, file.name),
+          iconButton("close", `Remove ${file.name}`, () => {
+            this.#attach(this.files.filter((other) => other !== file));
+            this.focus();
+          }),
+        ),
+      ),
+    );
+    this.#fit();
   }
 
   /**
@@ -51,7 +109,7 @@ export class Composer {
     this.isBusy = isBusy;
     this.stopButton.hidden = !isBusy;
     this.sendButton.hidden = isBusy;
-    this.sendButton.disabled = !this.area.value.trim();
+    this.#fit();
     if (hadFocus) this.focus(); // the button is gone
   }
 
@@ -68,6 +126,16 @@ export class Composer {
 
   #fit() {
     fitHeight(this.area);
-    this.sendButton.disabled = !this.area.value.trim();
+    this.sendButton.disabled = !this.area.value.trim() && this.files.length === 0;
+  }
+}
+
+/** null for what is no text in UTF-8. */
+async function textOf(file) {
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+    return text.includes("\0") ? null : text;
+  } catch {
+    return null;
   }
 }

@@ -1,17 +1,18 @@
 /**
  * A conversation as data: a tree of messages and a pointer to the leaf that is shown.
  *
- * Regenerating an answer or editing a question adds a branch; nothing is overwritten. Messages are
- * only ever added, and title, system prompt and leaf each carry the time of their last change, so
- * that two copies (two tabs, an export) always merge without losing anything: the union of the
- * messages, the later state of each, the later of each register (of the leaf only where it leads on).
+ * Regenerating an answer or sending a changed question adds a branch. Messages are only ever added (a
+ * deleted one stays, empty), and each, like title, system prompt and leaf, carries the time of its last
+ * change, so that two copies (two tabs, an export) always merge: the union of the messages, the later
+ * state of each, the later of each register (of the leaf only where it leads on).
  *
  * @typedef {{value: string|null, at: number}} Register
  * @typedef {{id: string, parent: string|null, role: "user"|"assistant", content: string,
  *   reasoning: string, createdAt: number, updatedAt: number, model: string|null,
- *   finish: string|null, usage: object|null, timing: object|null}} Message
+ *   finish: string|null, usage: object|null, timing: object|null, skipped: number,
+ *   files: {name: string, text: string}[], isDeleted: boolean}} Message
  *   finish: null while it is written (or where the page was closed meanwhile), "stop", "length",
- *   "stopped" by the user, "error"; timing: {firstTokenSeconds, totalSeconds, reasoningSeconds}
+ *   "stopped" by the user, "error"; skipped: of the messages before it, so many did not fit; timing: {firstTokenSeconds, totalSeconds, reasoningSeconds}
  * @typedef {{version: 1, id: string, createdAt: number, title: Register, system: Register,
  *   leaf: Register, messages: Record<string, Message>}} Conversation
  */
@@ -75,11 +76,31 @@ export function addMessage(conversation, role, parent, fields = {}) {
     finish: null,
     usage: null,
     timing: null,
+    skipped: 0,
+    files: [],
+    isDeleted: false,
     ...fields,
   };
   conversation.messages[message.id] = message;
   setRegister(conversation, "leaf", message.id);
   return message;
+}
+
+/** Changes a message; time never stands still for it either. */
+export function change(message, fields) {
+  Object.assign(message, fields, { updatedAt: Math.max(Date.now(), message.updatedAt + 1) });
+}
+
+/** Deletes a message and all that follows it, in every branch. */
+export function removeFrom(conversation, id) {
+  const { parent } = conversation.messages[id];
+  const gone = [id];
+  for (const at of gone) gone.push(...childrenOf(conversation, at).map((child) => child.id));
+  for (const at of gone)
+    change(conversation.messages[at], { content: "", reasoning: "", files: [], isDeleted: true });
+  const other = childrenOf(conversation, parent).pop();
+  if (other) showBranch(conversation, other.id);
+  else setRegister(conversation, "leaf", parent);
 }
 
 /** An answer that has not begun: it is shown, but neither kept nor exported. */
@@ -130,7 +151,7 @@ export function pathTo(conversation, id = conversation.leaf.value) {
     at = conversation.messages[at.parent ?? ""]
   ) {
     seen.add(at.id);
-    path.unshift(at);
+    if (!at.isDeleted) path.unshift(at);
   }
   return path;
 }
@@ -142,7 +163,7 @@ export function siblings(conversation, message) {
 
 function childrenOf(conversation, parent) {
   return Object.values(conversation.messages)
-    .filter((message) => message.parent === parent)
+    .filter((message) => message.parent === parent && !message.isDeleted)
     .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
 }
 
@@ -164,15 +185,27 @@ export function showBranch(conversation, id) {
  */
 export function apiMessages(conversation, id) {
   const system = (conversation.system.value ?? "").trim();
-  const turns = pathTo(conversation, id).map(({ role, content }) => ({ role, content }));
+  const turns = pathTo(conversation, id).map((message) => ({
+    role: message.role,
+    content: written(message),
+  }));
   return system ? [{ role: "system", content: system }, ...turns] : turns;
+}
+
+/** What was attached stands before what was written, each file in a fence that it does not hold. */
+function written({ content, files }) {
+  const texts = files.map(({ name, text }) => {
+    const fence = "`".repeat(1 + Math.max(2, ...(text.match(/`+/g) ?? []).map((run) => run.length)));
+    return `${name}:\n${fence}\n${text}\n${fence}`;
+  });
+  return [...texts, content].filter(Boolean).join("\n\n");
 }
 
 /** @returns {string} the given title, else the beginning of the first question */
 export function titleOf(conversation) {
   if (conversation.title.value) return conversation.title.value;
   const [first] = pathTo(conversation);
-  const text = first?.content.replace(/\s+/g, " ").trim() ?? "";
+  const text = (first?.content || first?.files[0]?.name || "").replace(/\s+/g, " ").trim();
   return text.length > MAX_TITLE
     ? `${text.slice(0, MAX_TITLE - 1).trimEnd()}…`
     : text || "New chat";
@@ -259,6 +292,11 @@ function readMessage(raw) {
     finish: textOr(raw.finish, null),
     usage: isObject(raw.usage) ? raw.usage : null,
     timing: isObject(raw.timing) ? raw.timing : null,
+    skipped: numberOr(raw.skipped, 0),
+    files: (Array.isArray(raw.files) ? raw.files : [])
+      .filter((file) => typeof file?.name === "string" && typeof file.text === "string")
+      .map(({ name, text }) => ({ name, text })),
+    isDeleted: raw.isDeleted === true,
   };
 }
 

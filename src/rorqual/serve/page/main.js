@@ -1,59 +1,80 @@
 /** The page's one controller: it owns what is shown, and lets the other modules show it. */
-import { listModels, renderTexts } from "./api.js";
+import { Answering } from "./answering.js";
+import { describeModel, listModels, renderTexts } from "./api.js";
 import { ChatView } from "./chat_view.js";
 import { Composer } from "./composer.js";
 import {
   addMessage,
+  change,
   mergeInto,
   newConversation,
   pathTo,
+  removeFrom,
   setRegister,
   showBranch,
   siblings,
   titleOf,
 } from "./conversation.js";
+import { isDialogOpen, showModel, startDialogs } from "./dialogs.js";
 import { byId, h } from "./dom.js";
 import { Drawer } from "./drawer.js";
-import { downloadChat, readExport } from "./export.js";
+import { download, readImport } from "./export.js";
 import { Renderer } from "./markdown.js";
 import { noticeOf, renderNotice } from "./notices.js";
-import { Run } from "./run.js";
 import { Settings } from "./settings.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { Sidebar } from "./sidebar.js";
+import { rate } from "./stats.js";
 import { Store } from "./store.js";
 import { startThemeSwitch } from "./theme_switch.js";
 import { toast } from "./toast.js";
 
-const SAVE_EVERY_MILLISECONDS = 1000;
-
 class Page {
-  /** @type {Map<string, Run>} by conversation: several may be answered at once */
-  runs = new Map();
   /** @type {Map<string, import("./notices.js").Notice>} by conversation, "models" or "storage" */
   notices = new Map();
   models = [];
+  /** What the server says of its model; nothing before it has. */
+  model = {};
 
   constructor() {
     this.settings = new Settings();
     this.store = new Store({
       onChange: (id, isRemoved) => this.onOtherTab(id, isRemoved),
-      onProblem: (text) =>
-        this.setNotice(
-          "storage",
-          text && {
-            kind: "warning",
-            title: "Not saved",
-            text,
-            dismiss: () => this.setNotice("storage", null),
-          },
-        ),
+      onProblem: (text) => {
+        const dismiss = () => this.setNotice("storage", null);
+        this.setNotice("storage", text && { kind: "warning", title: "Not saved", text, dismiss });
+      },
+    });
+    this.answering = new Answering(this.store, {
+      request: () => this.request(),
+      written: (run) => this.onPiece(run),
+      changed: (conversation, notice, text) => {
+        if (notice) this.notices.set(conversation.id, notice);
+        else this.notices.delete(conversation.id);
+        byId("announcer").textContent = text;
+        this.render();
+      },
+      isShown: (notice) => [...this.notices.values()].includes(notice),
+      useKey: (key) => this.useKey(key),
+      edit: (conversation, id) => {
+        this.open(conversation.id);
+        this.chat.edit(id);
+      },
     });
     this.chat = new ChatView(
       { scroller: byId("scroller"), list: byId("messages"), jump: byId("jump") },
       {
         regenerate: (id) => this.answer(this.current.messages[id].parent),
-        edit: (id, text) => this.ask(text, this.current.messages[id].parent),
+        edit: (id, text) => {
+          const { parent, files } = this.current.messages[id];
+          this.ask(text, parent, files);
+        },
+        save: (id, content) => this.change(() => change(this.current.messages[id], { content })),
+        goOn: (id) => {
+          const message = this.current.messages[id];
+          this.answering.answer(this.current, message.parent, message);
+        },
+        remove: (id) => this.removeMessage(id),
         show: (id) => this.change(() => showBranch(this.current, id)),
         answer: () => this.answer(this.current.leaf.value),
       },
@@ -62,53 +83,54 @@ class Page {
     this.sidebar = new Sidebar({
       open: (id) => this.open(id),
       rename: (id, title) => this.rename(id, title),
-      exportChat: (id) => downloadChat(this.store.conversations.get(id)),
+      exportChat: (id, form) => download([this.store.conversations.get(id)], form),
       remove: (id) => this.remove(id),
       refresh: () => this.renderSidebar(),
     });
     this.composer = new Composer({
-      send: (text) => this.ask(text, this.current.leaf.value),
-      stop: () => this.stop(),
+      send: (text, files) => this.ask(text, this.current.leaf.value, files),
+      stop: () => this.answering.stop(this.current.id),
     });
     this.panel = new SettingsPanel(this.settings, {
       getSystem: () => this.current.system.value ?? "",
       setSystem: (text) => this.setSystem(text),
       changed: () => this.saveSettings(),
       keyChanged: () => this.loadModels(),
-      importChat: (file) => this.importChat(file),
+      importFiles: (files) => this.importFiles(files),
+      exportAll: (form) => download([...this.store.conversations.values()], form),
     });
+  }
+
+  async start() {
     startThemeSwitch(byId("theme"));
+    await this.store.open();
     this.listen();
     this.openFromAddress();
     this.saveSettings();
     this.loadModels();
-    if (this.store.numUnreadable > 0) {
-      toast(
-        `${this.store.numUnreadable} stored chats cannot be read by this version and are left alone.`,
-      );
-    }
+    const { numUnreadable } = this.store;
+    if (numUnreadable > 0)
+      toast(`${numUnreadable} stored chats cannot be read by this version and are left alone.`);
   }
 
   listen() {
     byId("new-chat").addEventListener("click", () => this.open(null));
     byId("new-chat-bar").addEventListener("click", () => this.open(null));
     byId("open-settings").addEventListener("click", () => this.panel.open());
+    byId("open-model").addEventListener("click", () => this.loadModels()); // its speed may be new
     byId("model").addEventListener("change", (event) => {
       this.settings.model = event.target.value;
       this.saveSettings();
     });
-    for (const button of document.querySelectorAll(".suggestion")) {
-      button.addEventListener("click", () => this.ask(button.textContent, null));
+    for (const [id, name] of [["json-mode", "wantsJson"], ["think", "wantsThinking"]]) {
+      byId(id).addEventListener("click", () => {
+        this.settings[name] = !this.settings[name];
+        this.saveSettings();
+      });
     }
     this.drawer = new Drawer();
+    startDialogs();
     window.addEventListener("popstate", () => this.openFromAddress());
-    window.addEventListener("pagehide", () => {
-      for (const { conversation } of this.runs.values()) this.store.save(conversation);
-      this.isLeaving = true; // the requests that break off now did not fail
-    });
-    window.addEventListener("pageshow", () => {
-      this.isLeaving = false;
-    });
     window.addEventListener("storage", (event) => {
       if (Settings.concerns(event)) this.settings.reload();
     });
@@ -116,18 +138,23 @@ class Page {
   }
 
   onKey(event) {
-    if (
-      (event.ctrlKey || event.metaKey) &&
-      !event.shiftKey &&
-      !event.altKey &&
-      event.key.toLowerCase() === "k"
-    ) {
+    const isTyping = event.target.closest?.("input, textarea, select");
+    const hasModifier = event.ctrlKey || event.metaKey || event.altKey;
+    if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "k") {
       event.preventDefault();
-      if (byId("settings").open) byId("settings").close();
+      document.querySelector("dialog[open]")?.close();
       this.open(null);
-    } else if (event.key === "Escape" && !event.defaultPrevented && !byId("settings").open) {
+    } else if (isDialogOpen() || event.defaultPrevented) {
+      return;
+    } else if (event.key === "Escape") {
       if (this.drawer.isOpen) this.drawer.show(false);
-      else this.stop();
+      else this.answering.stop(this.current.id);
+    } else if (event.key === "?" && !isTyping && !hasModifier) {
+      byId("keys").showModal();
+    } else if (event.key === "/" && !isTyping && !hasModifier) {
+      event.preventDefault();
+      this.drawer.show(true);
+      byId("search").focus();
     }
   }
 
@@ -168,8 +195,8 @@ class Page {
 
   render() {
     const path = pathTo(this.current);
-    const run = this.runs.get(this.current.id);
     const last = path[path.length - 1];
+    const run = this.answering.runs.get(this.current.id);
     const hasNotice = this.notices.has(this.current.id);
     document.body.classList.toggle("is-empty", path.length === 0);
     byId("empty").hidden = path.length > 0;
@@ -184,24 +211,41 @@ class Page {
     document.title = path.length > 0 ? `${title} · Rorqual` : "Rorqual";
     this.renderNotices();
     this.renderSidebar();
+    this.renderGauge(last, run);
+  }
+
+  /** How much of the context the chat takes, and how fast the answer comes. */
+  renderGauge(last, run) {
+    const { usage } = last ?? {};
+    const used = run ? run.promptTokens + run.numPieces : (usage?.total_tokens ?? 0);
+    const { context = 0 } = this.model;
+    byId("gauge").hidden = !used || !context;
+    Object.assign(byId("gauge-meter"), { max: context, high: 0.8 * context, value: used });
+    const speed = run?.speed ? ` · ≈ ${rate(run.speed)} tokens/s` : "";
+    byId("gauge-text").textContent =
+      `${used.toLocaleString("en-GB")} of ${context.toLocaleString("en-GB")} tokens${speed}`;
   }
 
   renderSidebar() {
-    this.sidebar.render(
-      this.store.conversations.values(),
-      this.current.id,
-      new Set(this.runs.keys()),
-    );
+    const live = new Set(this.answering.runs.keys());
+    this.sidebar.render(this.store.conversations.values(), this.current.id, live);
   }
 
   stateOf(message) {
-    const run = this.runs.get(this.current.id);
+    const run = this.answering.runs.get(this.current.id);
     return {
       isLive: run?.message.id === message.id,
       isQueued: run?.isQueued ?? false,
       canChange: !run,
+      isLast: this.current.leaf.value === message.id,
       siblings: siblings(this.current, message),
     };
+  }
+
+  onPiece(run) {
+    if (run.conversation !== this.current) return;
+    this.chat.updateSoon(run.message, (message) => this.stateOf(message));
+    this.renderGauge(run.message, run);
   }
 
   /** @param {string} key @param {import("./notices.js").Notice|null} notice */
@@ -217,118 +261,64 @@ class Page {
     // One question for the key is enough.
     const models = own?.askKey ? null : this.notices.get("models");
     const shown = [this.notices.get("storage"), models, own].filter(Boolean);
-    if (
-      shown.length === this.shownNotices?.length &&
-      shown.every((notice, k) => notice === this.shownNotices[k])
-    )
-      return;
+    const { shownNotices: before = [] } = this;
+    if (shown.length === before.length && shown.every((notice, k) => notice === before[k])) return;
     this.shownNotices = shown;
     byId("notices").replaceChildren(...shown.map(renderNotice));
   }
 
-  announce(text) {
-    byId("announcer").textContent = text;
+  // Asking
+
+  request() {
+    const { model } = this.settings;
+    const isServed = this.models.length === 0 || this.models.includes(model);
+    const used = (isServed ? model : null) ?? this.models[0] ?? null;
+    const body = this.settings.body(used, this.model.has_thinking_switch);
+    return { body, apiKey: this.settings.apiKey };
   }
 
-  // Asking and answering
-
   /** @param {string} text @param {string|null} parent the message that it follows */
-  ask(text, parent) {
-    if (this.runs.has(this.current.id)) return;
+  ask(text, parent, files = []) {
+    if (this.answering.runs.has(this.current.id)) return;
     if (this.isNew()) {
       history.replaceState(null, "", `#${this.current.id}`);
       this.composer.open(this.current.id);
     }
-    const message = addMessage(this.current, "user", parent, { content: text });
+    const message = addMessage(this.current, "user", parent, { content: text, files });
     this.store.save(this.current);
     this.answer(message.id);
   }
 
-  /** Writes an answer to a user's message, beside those that it has. */
-  async answer(parent) {
-    const conversation = this.current;
-    if (this.runs.has(conversation.id) || !conversation.messages[parent ?? ""]) return;
-    this.setNotice(conversation.id, null);
-    const { model, sampling, apiKey } = this.settings;
-    const isServed = this.models.length === 0 || this.models.includes(model);
-    const used = (isServed ? model : null) ?? this.models[0] ?? null;
-    let savedAt = performance.now();
-    const run = new Run(
-      conversation,
-      parent,
-      { model: used, sampling: { ...sampling }, apiKey },
-      () => {
-        if (conversation === this.current)
-          this.chat.updateSoon(run.message, (message) => this.stateOf(message));
-        if (performance.now() - savedAt < SAVE_EVERY_MILLISECONDS) return;
-        savedAt = performance.now();
-        this.store.save(conversation);
-      },
-    );
-    this.runs.set(conversation.id, run);
-    this.render();
+  answer(parent) {
+    this.answering.answer(this.current, parent);
     this.chat.follow();
-    this.announce("The answer is being written.");
-    const error = await run.finish();
-    this.runs.delete(conversation.id);
-    if (!run.isDropped && !(error && this.isLeaving)) this.store.save(conversation);
-    if (error) this.notices.set(conversation.id, this.failure(error, conversation, parent));
-    this.announce(
-      error
-        ? "The answer failed."
-        : run.message.finish === "stopped"
-          ? "Stopped."
-          : "The answer is complete.",
-    );
-    this.render();
   }
 
-  failure(error, conversation, parent) {
-    const retry = () => {
-      if (conversation !== this.current) return;
-      this.answer(parent);
-    };
-    return noticeOf(
-      error,
-      retry,
-      (key) => {
-        this.settings.apiKey = key;
-        this.loadModels();
-        retry();
-      },
-      Boolean(this.settings.apiKey),
-    );
-  }
-
-  stop() {
-    this.runs.get(this.current.id)?.stop();
+  useKey(key) {
+    this.settings.apiKey = key;
+    this.loadModels();
   }
 
   async loadModels() {
+    const { apiKey } = this.settings;
     try {
-      this.models = await listModels(this.settings.apiKey);
+      this.models = await listModels(apiKey);
+      this.model = await describeModel(apiKey);
       this.setNotice("models", null);
+      this.panel.describe(this.model.sampling);
+      showModel(this.model, (question) => this.ask(question, null));
     } catch (error) {
-      this.models = [];
-      this.setNotice(
-        "models",
-        noticeOf(
-          error,
-          () => this.loadModels(),
-          (key) => {
-            this.settings.apiKey = key;
-            this.loadModels();
-          },
-          Boolean(this.settings.apiKey),
-        ),
-      );
+      const ways = { retry: () => this.loadModels(), askKey: (key) => this.useKey(key) };
+      this.setNotice("models", noticeOf(error, ways, Boolean(apiKey)));
     }
     const select = byId("model");
     select.replaceChildren(...this.models.map((name) => h("option", { value: name }, name)));
     if (this.models.includes(this.settings.model)) select.value = this.settings.model;
     select.disabled = this.models.length < 2;
     byId("model-box").hidden = this.models.length === 0;
+    byId("think").hidden = !this.model.has_thinking_switch;
     byId("empty-model").textContent = select.value || "this server";
+    this.render();
   }
 
   // Keeping
@@ -341,6 +331,19 @@ class Page {
     this.render();
   }
 
+  removeMessage(id) {
+    const { messages, leaf } = structuredClone(this.current);
+    const conversation = this.current;
+    this.change(() => removeFrom(conversation, id));
+    toast("The message and what followed it are deleted.", "Undo", () => {
+      for (const [each, { content, reasoning, files, isDeleted }] of Object.entries(messages))
+        change(conversation.messages[each], { content, reasoning, files, isDeleted });
+      setRegister(conversation, "leaf", leaf.value);
+      this.store.save(conversation);
+      this.render();
+    });
+  }
+
   setSystem(text) {
     this.settings.system = text;
     this.saveSettings();
@@ -348,10 +351,12 @@ class Page {
   }
 
   saveSettings() {
+    const { sampling, system, wantsJson, wantsThinking } = this.settings;
     this.settings.save();
-    const isChanged =
-      Object.keys(this.settings.sampling).length > 0 || this.settings.system.trim() !== "";
+    const isChanged = Object.keys(sampling).length > 0 || system.trim() !== "";
     byId("open-settings").classList.toggle("is-changed", isChanged);
+    byId("json-mode").setAttribute("aria-pressed", String(wantsJson));
+    byId("think").setAttribute("aria-pressed", String(wantsThinking));
   }
 
   rename(id, title) {
@@ -364,7 +369,7 @@ class Page {
 
   remove(id) {
     const conversation = this.store.conversations.get(id);
-    this.drop(id);
+    this.answering.drop(id);
     this.store.remove(id);
     if (this.current.id === id) this.open(null);
     this.render();
@@ -375,17 +380,9 @@ class Page {
     });
   }
 
-  /** Ends a conversation's answer without keeping it. */
-  drop(id) {
-    const run = this.runs.get(id);
-    if (!run) return;
-    run.isDropped = true;
-    run.stop();
-  }
-
   onOtherTab(id, isRemoved) {
     if (isRemoved) {
-      this.drop(id);
+      this.answering.drop(id);
       if (this.current.id === id) {
         this.open(null);
         toast("This chat was deleted in another tab.");
@@ -395,19 +392,22 @@ class Page {
     else this.renderSidebar();
   }
 
-  async importChat(file) {
-    const conversation = readExport(await file.text());
-    if (!conversation) {
-      toast("This file is no chat that this page has exported.");
+  async importFiles(files) {
+    const chats = (await Promise.all(files.map((file) => file.text()))).flatMap(readImport);
+    if (chats.length === 0) {
+      toast("There is no chat in this file that this page can read.");
       return;
     }
-    const ours = this.store.conversations.get(conversation.id);
-    if (ours) mergeInto(ours, conversation);
-    this.store.save(ours ?? conversation);
+    for (const chat of chats) {
+      const ours = this.store.conversations.get(chat.id);
+      if (ours) mergeInto(ours, chat);
+      await this.store.save(ours ?? chat);
+    }
     byId("settings").close();
-    this.open(conversation.id);
+    this.open(chats[0].id);
     this.render();
+    if (chats.length > 1) toast(`${chats.length} chats are imported.`);
   }
 }
 
-new Page();
+await new Page().start();

@@ -5,7 +5,6 @@
  * its beginning, and the rest as it was written. So it can be read without a server too, and what
  * is finished keeps its nodes: a selection, a scrolled table, a copy button.
  */
-import { ApiError } from "./api.js";
 import { copyButton, h } from "./dom.js";
 
 const BATCH_CHARACTERS = 20_000;
@@ -63,8 +62,7 @@ export class Renderer {
     try {
       if (texts.length > 0) htmls = await this.ask(texts);
     } catch (error) {
-      const mayCome = error instanceof ApiError && ![400, 404, 413, 422].includes(error.status);
-      if (mayCome) return this.#next(PATIENCE_MILLISECONDS);
+      if (error.mayPass || error.status === 401) return this.#next(PATIENCE_MILLISECONDS);
     }
     const views = new Set();
     texts.forEach((text, index) => {

@@ -5,9 +5,11 @@ import { figures } from "./stats.js";
 
 /**
  * @typedef {import("./conversation.js").Message} Message
- * @typedef {{isLive: boolean, isQueued: boolean, siblings: Message[], canChange: boolean}} State
- *   canChange: no answer is being written in this conversation
+ * @typedef {{isLive: boolean, isQueued: boolean, siblings: Message[], canChange: boolean,
+ *   isLast: boolean}} State
+ *   canChange: no answer is being written in this conversation; isLast: nothing follows
  * @typedef {{regenerate(id: string): void, edit(id: string, text: string): void,
+ *   save(id: string, text: string): void, goOn(id: string): void, remove(id: string): void,
  *   show(id: string): void}} Actions
  */
 
@@ -40,9 +42,11 @@ export class MessageView {
       this.#makeReasoning();
       this.markdown = new MarkdownView(this.body, renderer);
       this.note = h("p", { class: "note", hidden: true });
-      this.node.append(this.reasoning, this.body, this.note, this.footer);
+      this.skipped = h("p", { class: "skipped", hidden: true });
+      this.node.append(this.skipped, this.reasoning, this.body, this.note, this.footer);
     } else {
-      this.node.append(this.body, this.footer);
+      this.files = h("div", { class: "message-files" });
+      this.node.append(h("div", { class: "question" }, this.files, this.body), this.footer);
     }
   }
 
@@ -54,12 +58,22 @@ export class MessageView {
     this.message = message;
     this.state = state;
     if (message.role === "user") {
-      if (this.shownText !== message.content) this.body.textContent = message.content;
-      this.shownText = message.content;
+      if (this.shownText !== message.content) this.#updateQuestion();
     } else {
       this.#updateAnswer();
     }
     this.#updateFooter();
+  }
+
+  #updateQuestion() {
+    const { content, files } = this.message;
+    this.shownText = this.body.textContent = content;
+    this.body.hidden = !content;
+    this.files.replaceChildren(
+      ...files.map(({ name, text }) =>
+        h("details", {}, h("summary", {}, `${name} · ${sizeOf(text)}`), h("pre", { tabindex: "0" }, text)),
+      ),
+    );
   }
 
   #makeReasoning() {
@@ -103,7 +117,10 @@ export class MessageView {
           ? `Thought for ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`
           : "Thoughts";
     }
-    this.markdown.update(message.content, !state.isLive);
+    if (!this.isEditing) this.markdown.update(message.content, !state.isLive);
+    this.skipped.hidden = !message.skipped;
+    this.skipped.textContent =
+      `The ${message.skipped} oldest messages were left out: the model's context has no room for them.`;
     const note = this.#noteText();
     this.note.hidden = note === "";
     this.note.classList.toggle("waiting", state.isLive);
@@ -128,6 +145,7 @@ export class MessageView {
     // Rebuilt only when it would look different, so that the keyboard's focus stays in it.
     const mark = JSON.stringify([
       state.isLive,
+      state.isLast,
       state.canChange,
       message.usage,
       message.finish,
@@ -144,17 +162,14 @@ export class MessageView {
     }
     const buttons = h("div", { class: "message-actions" });
     buttons.append(copyButton("Copy message", () => this.message.content));
-    if (message.role === "user") {
-      buttons.append(
-        iconButton("pencil", "Edit message", () => this.#edit(), { disabled: !state.canChange }),
-      );
-    } else {
-      buttons.append(
-        iconButton("refresh", "Write another answer", () => this.actions.regenerate(message.id), {
-          disabled: !state.canChange,
-        }),
-      );
-    }
+    const isUser = message.role === "user";
+    const add = (name, label, action) =>
+      buttons.append(iconButton(name, label, action, { disabled: !state.canChange }));
+    add("pencil", isUser ? "Edit message" : "Edit answer", () => this.edit());
+    if (!isUser) add("refresh", "Write another answer", () => this.actions.regenerate(message.id));
+    if (!isUser && state.isLast && message.finish !== "stop")
+      add("forward", "Continue the answer", () => this.actions.goOn(message.id));
+    add("trash", "Delete from here", () => this.actions.remove(message.id));
     if (state.siblings.length > 1) buttons.append(this.#branches());
     const items = message.role === "assistant" ? figures(message) : [];
     this.footer.replaceChildren(buttons);
@@ -189,29 +204,35 @@ export class MessageView {
     );
   }
 
-  #edit() {
-    const area = h("textarea", { "aria-label": "Edit message", rows: 1 });
+  /** Lets the user change it in place. */
+  edit() {
+    const isUser = this.message.role === "user";
+    const label = isUser ? "Edit message" : "Edit answer";
+    const area = h("textarea", { "aria-label": label, rows: 1 });
     area.value = this.message.content;
+    const end = () => {
+      this.isEditing = false;
+      this.shownText = null;
+      this.node.classList.remove("editing");
+      if (!isUser) this.markdown = new MarkdownView(this.body, this.renderer);
+    };
     const close = () => {
-      this.isEditing = false;
-      this.shownText = null;
-      this.node.classList.remove("editing");
+      end();
       this.update(this.message, this.state);
-      this.footer.querySelector("[aria-label='Edit message']")?.focus();
+      this.footer.querySelector(`[aria-label='${label}']`)?.focus();
     };
-    const send = () => {
-      const text = area.value.trim();
-      if (!text || !this.state.canChange) return;
-      this.isEditing = false;
-      this.shownText = null;
-      this.node.classList.remove("editing");
-      this.actions.edit(this.message.id, text);
+    const take = (action) => {
+      const text = isUser ? area.value.trim() : area.value;
+      if (!text.trim() || !this.state.canChange) return;
+      end();
+      action(this.message.id, text);
     };
+    const [save, send] = ["save", "edit"].map((name) => () => take(this.actions[name]));
     const onKey = (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
         close();
-      } else if (isSendKey(event)) {
+      } else if (isUser && isSendKey(event)) {
         event.preventDefault();
         send();
       }
@@ -219,6 +240,7 @@ export class MessageView {
     area.addEventListener("keydown", onKey);
     area.addEventListener("input", () => fitHeight(area));
     this.isEditing = true;
+    this.body.hidden = false;
     this.node.classList.add("editing");
     this.body.replaceChildren(
       area,
@@ -226,7 +248,8 @@ export class MessageView {
         "div",
         { class: "edit-actions" },
         textButton("Cancel", "button", close),
-        textButton("Send", "button primary", send),
+        textButton("Save", isUser ? "button" : "button primary", save),
+        isUser && textButton("Send", "button primary", send),
       ),
     );
     this.#updateFooter();
@@ -235,6 +258,9 @@ export class MessageView {
     area.setSelectionRange(area.value.length, area.value.length);
   }
 }
+
+const sizeOf = (text) =>
+  text.length < 1000 ? `${text.length} characters` : `${Math.round(text.length / 1000)} kB`;
 
 /**
  * Whether a key press sends: Enter without Shift, outside an input method's composition. A phone's

@@ -3,19 +3,21 @@ import { h, icon, textButton } from "./dom.js";
 
 /**
  * @typedef {{title: string, text: string, kind?: "error"|"warning", retry?: () => void,
- *   retryAfterSeconds?: number|null, askKey?: (key: string) => void, dismiss?: () => void}} Notice
+ *   retryLabel?: string, retryAfterSeconds?: number|null, askKey?: (key: string) => void,
+ *   edit?: () => void, dismiss?: () => void}} Notice
  */
 
 /**
  * @param {import("./api.js").ApiError} error
- * @param {() => void} retry
- * @param {(key: string) => void} askKey
+ * @param {{retry(): void, retryLabel?: string, askKey(key: string): void, edit?: () => void,
+ *   dismiss?: () => void}} ways on, of which the notice has those that can help
  * @param {boolean} hasKey whether a key was sent
  * @returns {Notice}
  */
-export function noticeOf(error, retry, askKey, hasKey) {
+export function noticeOf(error, { retry, retryLabel, askKey, edit, dismiss }, hasKey) {
   const { status, retryAfterSeconds } = error;
   const text = sentence(error.message);
+  const again = error.mayPass ? { text, retry, retryLabel } : { text, dismiss };
   if (status === 401) {
     return {
       kind: hasKey ? "error" : "warning",
@@ -28,16 +30,15 @@ export function noticeOf(error, retry, askKey, hasKey) {
     return {
       kind: "warning",
       title: status === 429 ? "The server is busy" : "The server takes no requests just now",
-      text,
-      retry,
       retryAfterSeconds,
+      ...again,
     };
   }
-  if (status === 0) return { title: "No connection", text, retry };
-  if (status >= 400 && status < 500) {
-    return { title: "The server refused the request", text, retry };
-  }
-  return { title: "The server failed", text, retry };
+  if (status === 0) return { title: "No connection", ...again };
+  if (error.code === "context_length_exceeded")
+    return { title: "This is too long for the model", ...again, edit };
+  const isRefusal = status >= 400 && status < 500;
+  return { title: isRefusal ? "The server refused the request" : "The server failed", ...again };
 }
 
 /**
@@ -56,8 +57,9 @@ export function renderNotice(notice) {
   if (notice.askKey) actions.append(keyForm(notice.askKey));
   if (notice.retry) {
     if (notice.retryAfterSeconds) actions.append(countdown(notice.retryAfterSeconds));
-    actions.append(textButton("Try again", "button primary", notice.retry));
+    actions.append(textButton(notice.retryLabel ?? "Try again", "button primary", notice.retry));
   }
+  if (notice.edit) actions.append(textButton("Edit the message", "button primary", notice.edit));
   if (notice.dismiss) {
     actions.append(textButton("Dismiss", "button", notice.dismiss));
   }

@@ -1,32 +1,36 @@
 /** One answer being written: from the request to the last piece. */
-import { ApiError, streamAnswer } from "./api.js";
-import { addMessage, apiMessages, isUnbegun, removeUnbegun } from "./conversation.js";
+import { ApiError, fitMessages, streamAnswer } from "./api.js";
+import { addMessage, apiMessages, change, isUnbegun, removeUnbegun } from "./conversation.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 
 export class Run {
   /** Whether the server keeps the request in its queue. */
   isQueued = false;
+  /** Pieces of text so far: as many as tokens where nothing is drafted. */
+  numPieces = 0;
+  promptTokens = 0;
   #abort = new AbortController();
   #startedAt = performance.now();
 
   /**
    * @param {Conversation} conversation gets the answer as a new message
    * @param {string} parent the user's message to answer
-   * @param {{model: string|null, sampling: Record<string, number>, apiKey: string}} settings
+   * @param {{body: object, apiKey: string}} request
    * @param {() => void} onChange something to show is new
+   * @param {import("./conversation.js").Message} [begun] an answer that goes on
    */
-  constructor(conversation, parent, settings, onChange) {
-    this.conversation = conversation;
-    this.settings = settings;
-    this.onChange = onChange;
-    this.leafBefore = conversation.leaf.value;
-    this.request = {
-      model: settings.model,
-      sampling: settings.sampling,
-      messages: apiMessages(conversation, parent),
-    };
-    this.message = addMessage(conversation, "assistant", parent, { model: settings.model });
+  constructor(conversation, parent, request, onChange, begun) {
+    Object.assign(this, { conversation, request, onChange, leafBefore: conversation.leaf.value });
+    this.messages = apiMessages(conversation, parent);
+    if (begun) {
+      const { content, reasoning } = begun;
+      const prefix = { role: "assistant", content, prefix: true };
+      this.messages.push(reasoning ? { ...prefix, reasoning_content: reasoning } : prefix);
+      change(begun, { finish: null, usage: null });
+    }
+    const { model = null } = request.body;
+    this.message = begun ?? addMessage(conversation, "assistant", parent, { model });
   }
 
   /** Ends the answer; what is written stays. */
@@ -34,33 +38,38 @@ export class Run {
     this.#abort.abort();
   }
 
+  /** Tokens a second of the pieces so far; null before there are two. */
+  get speed() {
+    return this.numPieces > 1 ? (1000 * (this.numPieces - 1)) / (this.lastAt - this.firstAt) : null;
+  }
+
   /**
    * Runs to the end.
    * @returns {Promise<ApiError|null>} what went wrong; null for a whole or a stopped answer
    */
   async finish() {
-    let error = null;
+    const { signal } = this.#abort;
+    const { body, apiKey } = this.request;
     try {
-      for await (const event of streamAnswer(
-        this.request,
-        this.settings.apiKey,
-        this.#abort.signal,
-      )) {
+      const fit = await fitMessages({ ...body, messages: this.messages }, apiKey, signal);
+      this.promptTokens = fit.prompt_tokens;
+      this.#set({ skipped: fit.skipped });
+      const begin = this.messages[0].role === "system" ? 1 : 0;
+      this.messages.splice(begin, fit.skipped);
+      for await (const event of streamAnswer({ ...body, messages: this.messages }, apiKey, signal)) {
         this.#take(event);
         this.onChange();
       }
       this.#set({ finish: this.finishReason ?? "stop" });
+      return null;
     } catch (problem) {
-      const isStopped = this.#abort.signal.aborted;
-      if (!isStopped)
-        error =
-          problem instanceof ApiError
-            ? problem
-            : new ApiError(0, `The page failed: ${problem.message}`);
       if (isUnbegun(this.message)) removeUnbegun(this.conversation, this.message, this.leafBefore);
-      else this.#set({ finish: isStopped ? "stopped" : "error" });
+      else this.#set({ finish: signal.aborted ? "stopped" : "error" });
+      if (signal.aborted) return null;
+      return problem instanceof ApiError
+        ? problem
+        : new ApiError(0, `The page failed: ${problem.message}`);
     }
-    return error;
   }
 
   #take(event) {
@@ -68,6 +77,7 @@ export class Run {
       this.isQueued = this.firstAt === undefined;
     } else if (event.type === "text") {
       this.isQueued = false;
+      this.numPieces += 1;
       this.lastAt = performance.now();
       this.firstAt ??= this.lastAt;
       if (event.content) this.contentAt ??= this.lastAt;
@@ -89,12 +99,9 @@ export class Run {
       firstTokenSeconds: seconds(this.firstAt),
       totalSeconds: seconds(end),
       reasoningSeconds: this.message.reasoning
-        ? ((this.contentAt ?? end) - this.firstAt) / 1000
+        ? ((this.contentAt ?? end) - (this.firstAt ?? end)) / 1000
         : null,
     };
-    Object.assign(this.message, fields, {
-      timing,
-      updatedAt: Math.max(Date.now(), this.message.updatedAt + 1),
-    });
+    change(this.message, { ...fields, timing });
   }
 }

@@ -1,44 +1,48 @@
-/** The drawer with system prompt, sampling, API key and import. */
+/** The drawer with system prompt, sampling, API key, import and export. */
 import { byId, h } from "./dom.js";
-import { readNumber, SAMPLING } from "./settings.js";
+import { readField } from "./settings.js";
 
 export class SettingsPanel {
+  fields = [];
+
   /**
    * @param {import("./settings.js").Settings} settings
    * @param {{getSystem(): string, setSystem(text: string): void, changed(): void,
-   *   keyChanged(): void, importChat(file: File): void}} actions
+   *   keyChanged(): void, importFiles(files: FileList): void, exportAll(form: string): void}} actions
    */
   constructor(settings, actions) {
-    this.settings = settings;
-    this.actions = actions;
-    this.dialog = byId("settings");
-    this.system = byId("system-prompt");
-    this.key = byId("api-key");
+    Object.assign(this, { settings, actions, system: byId("system-prompt"), key: byId("api-key") });
     this.system.addEventListener("change", () => actions.setSystem(this.system.value));
     this.key.addEventListener("change", () => {
       settings.apiKey = this.key.value.trim();
       actions.keyChanged();
     });
-    byId("close-settings").addEventListener("click", () => this.dialog.close());
-    byId("reset-sampling").addEventListener("click", () => this.#reset());
+    byId("reset-sampling").addEventListener("click", () => {
+      settings.sampling = {};
+      this.#show();
+      actions.changed();
+    });
     byId("import-chat").addEventListener("click", () => byId("import-file").click());
-    byId("import-file").addEventListener("change", (event) => {
-      const [file] = event.target.files;
-      event.target.value = "";
-      if (file) actions.importChat(file);
+    byId("import-file").addEventListener("change", ({ target }) => {
+      if (target.files.length > 0) actions.importFiles([...target.files]);
+      target.value = "";
     });
-    this.dialog.addEventListener("click", (event) => {
-      if (event.target === this.dialog) this.dialog.close(); // beside the drawer
-    });
-    this.fields = SAMPLING.map((field) => this.#makeField(field));
-    byId("sampling").append(...this.fields.map(({ row }) => row));
+    for (const form of ["json", "markdown", "messages"])
+      byId(`export-${form}`).addEventListener("click", () => actions.exportAll(form));
+  }
+
+  /** @param {import("./settings.js").Field[]} fields as the server describes them */
+  describe(fields) {
+    this.fields = fields.map((field) => this.#makeField(field));
+    byId("sampling").replaceChildren(...this.fields.map(({ row }) => row));
+    this.#show();
   }
 
   open() {
     this.system.value = this.actions.getSystem();
     this.key.value = this.settings.apiKey;
     this.#show();
-    this.dialog.showModal();
+    byId("settings").showModal();
   }
 
   #makeField(field) {
@@ -47,24 +51,27 @@ export class SettingsPanel {
       id,
       name: field.name,
       type: "text",
-      inputmode: field.isInteger ? "numeric" : "decimal",
-      placeholder: "default",
+      inputmode: { whole: "numeric", number: "decimal" }[field.kind],
+      placeholder: field.default,
       autocomplete: "off",
       "aria-describedby": `${id}-hint`,
     });
-    const hint = h("p", { id: `${id}-hint`, class: "hint" }, field.hint);
+    const said = `${field.hint} Default: ${field.default}.`;
+    const hint = h("p", { id: `${id}-hint`, class: "hint" }, said);
     const row = h("div", { class: "field" }, h("label", { for: id }, field.label), input, hint);
     const check = () => {
-      const { value, problem } = readNumber(field, input.value);
+      const { value, problem } = readField(field, input.value);
       input.setAttribute("aria-invalid", String(problem !== null));
-      hint.textContent = problem ?? field.hint;
+      hint.textContent = problem ?? said;
       row.classList.toggle("invalid", problem !== null);
       if (problem !== null) return;
       if (value === null) delete this.settings.sampling[field.name];
       else this.settings.sampling[field.name] = value;
-      this.actions.changed();
     };
-    input.addEventListener("input", check);
+    input.addEventListener("input", () => {
+      check();
+      this.actions.changed();
+    });
     return { field, input, check, row };
   }
 
@@ -73,11 +80,5 @@ export class SettingsPanel {
       input.value = this.settings.sampling[field.name] ?? "";
       check();
     }
-  }
-
-  #reset() {
-    this.settings.sampling = {};
-    this.#show();
-    this.actions.changed();
   }
 }

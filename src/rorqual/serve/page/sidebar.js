@@ -10,16 +10,17 @@ export class Sidebar {
 
   /**
    * @param {{open(id: string): void, rename(id: string, title: string): void,
-   *   exportChat(id: string): void, remove(id: string): void, refresh(): void}} actions
+   *   exportChat(id: string, form: string): void, remove(id: string): void,
+   *   refresh(): void}} actions
    */
   constructor(actions) {
     this.actions = actions;
     this.list = byId("chat-list");
+    this.search = byId("search");
+    this.search.addEventListener("input", () => actions.refresh());
     this.menu = byId("chat-menu");
-    const items = { "menu-rename": "rename", "menu-export": "export", "menu-delete": "delete" };
-    for (const [id, action] of Object.entries(items)) {
-      byId(id).addEventListener("click", () => this.#choose(action));
-    }
+    for (const action of ["rename", "json", "markdown", "messages", "delete"])
+      byId(`menu-${action}`).addEventListener("click", () => this.#choose(action));
     this.menu.addEventListener("keydown", (event) => this.#onMenuKey(event));
     this.menu.addEventListener("toggle", (event) => {
       if (event.newState === "closed") this.#menuButton()?.setAttribute("aria-expanded", "false");
@@ -32,18 +33,22 @@ export class Sidebar {
    * @param {Set<string>} live ids of those that get an answer now
    */
   render(conversations, current, live) {
+    const wanted = this.search.value.trim().toLowerCase();
     const entries = [...conversations]
       .map((conversation) => ({ conversation, at: lastUsed(conversation) }))
+      .map((entry) => ({ ...entry, found: wanted && found(entry.conversation, wanted) }))
+      .filter((entry) => entry.found !== null)
       .sort((a, b) => b.at - a.at);
     const rows = [];
     let group = "";
-    for (const { conversation, at } of entries) {
+    for (const { conversation, at, found: snippet } of entries) {
       const name = groupOf(at);
       if (name !== group) rows.push({ key: `#${name}`, text: name });
       group = name;
       rows.push({
         key: conversation.id,
         text: titleOf(conversation),
+        snippet,
         isCurrent: conversation.id === current,
         isLive: live.has(conversation.id),
         isRenaming: this.#renaming === conversation.id,
@@ -64,7 +69,9 @@ export class Sidebar {
         h(
           "li",
           { class: "chat-none" },
-          "Your chats will be listed here. They stay in this browser.",
+          wanted
+            ? "No chat has this text."
+            : "Your chats will be listed here. They stay in this browser.",
         ),
       );
     if (focused && !this.#renaming) {
@@ -75,7 +82,7 @@ export class Sidebar {
     }
   }
 
-  #row({ key, text, isCurrent, isLive, isRenaming }) {
+  #row({ key, text, snippet, isCurrent, isLive, isRenaming }) {
     if (isRenaming)
       return h("li", { class: "chat-row", "data-chat": key }, this.#renameBox(key, text));
     const open = h(
@@ -88,6 +95,7 @@ export class Sidebar {
         on: { click: () => this.actions.open(key), dblclick: () => this.#startRename(key) },
       },
       h("span", { class: "chat-name" }, text),
+      snippet && h("span", { class: "snippet" }, snippet),
       isLive && h("span", { class: "live-dot", role: "img", "aria-label": "Answering" }),
     );
     const more = iconButton(
@@ -152,8 +160,8 @@ export class Sidebar {
     const id = this.#menuFor;
     this.menu.hidePopover();
     if (action === "rename") this.#startRename(id);
-    else if (action === "export") this.actions.exportChat(id);
-    else this.actions.remove(id);
+    else if (action === "delete") this.actions.remove(id);
+    else this.actions.exportChat(id, action);
   }
 
   #onMenuKey(event) {
@@ -180,6 +188,16 @@ export class Sidebar {
   #rowOf(id) {
     return [...this.list.children].find((row) => row.dataset.chat === id);
   }
+}
+
+/** Where a chat has a text: the words around it, "" for its title, null for nowhere. */
+function found(conversation, wanted) {
+  if (titleOf(conversation).toLowerCase().includes(wanted)) return "";
+  for (const { content } of Object.values(conversation.messages)) {
+    const at = content.toLowerCase().indexOf(wanted);
+    if (at >= 0) return `… ${content.slice(Math.max(0, at - 12), at + 60).replace(/\s+/g, " ")}`;
+  }
+  return null;
 }
 
 function groupOf(at) {

@@ -7,21 +7,23 @@
  */
 export function figures(message) {
   const { usage, timing } = message;
-  return [speed(usage, timing), firstToken(timing), cached(usage), drafts(usage)].filter(Boolean);
+  return [speedOf(usage, timing), firstToken(timing), cached(usage), drafts(usage)].filter(Boolean);
 }
 
-function speed(usage, timing) {
+/** @param {number} speed */
+export const rate = (speed) => (speed < 10 ? speed.toFixed(1) : whole(Math.round(speed)));
+
+function speedOf(usage, timing) {
   const numTokens = usage?.completion_tokens;
   if (!numTokens || !timing) return null;
   const seconds = timing.totalSeconds - timing.firstTokenSeconds;
   // The first token's time is the prompt's; one token alone has no speed.
-  const rate = numTokens > 1 && seconds > 0 ? (numTokens - 1) / seconds : null;
+  const speed = numTokens > 1 && seconds > 0 ? (numTokens - 1) / seconds : null;
   const amount = `${whole(numTokens)} ${numTokens === 1 ? "token" : "tokens"}`;
   const total = timing.totalSeconds.toFixed(2);
   const detail = `${amount} in ${total} s, the wait for the first included`;
   return {
-    text:
-      rate === null ? amount : `${rate < 10 ? rate.toFixed(1) : whole(Math.round(rate))} tokens/s`,
+    text: speed === null ? amount : `${rate(speed)} tokens/s`,
     detail,
   };
 }

@@ -1,23 +1,26 @@
 /**
- * Conversations in the browser: one localStorage entry each, so that two tabs never write over each
- * other's list. There is no index; the list is whatever entries there are.
+ * Conversations in the browser: IndexedDB, one record each.
  *
- * Each write first merges what another tab wrote meanwhile (`conversation.mergeInto`), and a
- * `storage` event brings the other tab's changes in. Entries that cannot be read, or that a newer
- * version wrote, are left as they are.
+ * A write first merges what another tab wrote meanwhile, in the same transaction, and tells the other
+ * tabs. What an earlier version kept in localStorage is moved here. Records that cannot be read, or
+ * that a newer version wrote, are left as they are.
  */
 import { mergeInto, readConversation, toKeep } from "./conversation.js";
 
-const PREFIX = "rorqual.chat.v1.";
+const DATABASE = "rorqual";
+const CHATS = "chats";
+const OLD_PREFIX = "rorqual.chat.v1.";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 
 export class Store {
   /** @type {Map<string, Conversation>} */
   conversations = new Map();
-  /** How many entries could not be read. */
+  /** How many records could not be read. */
   numUnreadable = 0;
   #unsaved = new Set();
+  #database = null;
+  #channel = new BroadcastChannel("rorqual.chats");
 
   /**
    * @param {{onChange: (id: string, isRemoved: boolean) => void,
@@ -25,43 +28,60 @@ export class Store {
    *   onChange: another tab changed or removed a conversation; onProblem: a write failed (null: all
    *   is saved again)
    */
-  constructor({ onChange, onProblem }) {
-    this.onChange = onChange;
-    this.onProblem = onProblem;
-    for (const key of keys()) {
-      if (!key.startsWith(PREFIX)) continue;
-      const conversation = read(key);
-      if (conversation) this.conversations.set(conversation.id, conversation);
-      else this.numUnreadable += 1;
+  constructor(hooks) {
+    Object.assign(this, hooks);
+  }
+
+  /** Reads what is kept; to be awaited before anything else. */
+  async open() {
+    try {
+      this.#database = await opened();
+      for (const raw of await this.#run("readonly", (chats) => chats.getAll())) this.#take(raw);
+      await this.#moveOld();
+    } catch (error) {
+      this.onProblem(explain(error));
     }
-    window.addEventListener("storage", (event) => this.#onStorage(event));
+    this.#channel.addEventListener("message", ({ data }) => this.#onOther(data));
   }
 
   /**
    * Keeps a conversation. A write that fails is told through `onProblem`; it stays here then.
    * @param {Conversation} conversation
    */
-  save(conversation) {
-    this.conversations.set(conversation.id, conversation);
-    const key = PREFIX + conversation.id;
+  async save(conversation) {
+    const { id } = conversation;
+    this.conversations.set(id, conversation);
     try {
-      const stored = read(key);
-      if (stored) mergeInto(conversation, stored);
-      localStorage.setItem(key, JSON.stringify(toKeep(conversation)));
-      this.#unsaved.delete(conversation.id);
+      await this.#run("readwrite", (chats) => {
+        chats.get(id).onsuccess = ({ target }) => {
+          const stored = readConversation(target.result);
+          if (stored) mergeInto(conversation, stored);
+          chats.put(toKeep(conversation), id);
+        };
+      });
+      this.#unsaved.delete(id);
+      this.#channel.postMessage({ id });
       if (this.#unsaved.size === 0) this.onProblem(null);
     } catch (error) {
-      this.#unsaved.add(conversation.id);
+      this.#unsaved.add(id);
       this.onProblem(explain(error));
     }
   }
 
+  /** As the page ends nothing can be waited for, so not for what other tabs wrote either. */
+  saveLast(conversation) {
+    const transaction = this.#database?.transaction(CHATS, "readwrite");
+    transaction?.objectStore(CHATS).put(toKeep(conversation), conversation.id);
+    transaction?.commit();
+  }
+
   /** @param {string} id */
-  remove(id) {
+  async remove(id) {
     this.conversations.delete(id);
     this.#unsaved.delete(id);
     try {
-      localStorage.removeItem(PREFIX + id);
+      await this.#run("readwrite", (chats) => chats.delete(id));
+      this.#channel.postMessage({ id, isRemoved: true });
     } catch (error) {
       this.onProblem(explain(error));
       return;
@@ -72,35 +92,56 @@ export class Store {
     }
   }
 
-  #onStorage(event) {
-    if (event.storageArea !== localStorage) return;
-    if (event.key === null) {
-      for (const id of [...this.conversations.keys()]) this.#forget(id);
-    } else if (event.key.startsWith(PREFIX)) {
-      const id = event.key.slice(PREFIX.length);
-      if (event.newValue === null) this.#forget(id);
-      else this.#take(parse(event.newValue));
+  /** What `work` asked for, when its transaction is complete. */
+  #run(mode, work) {
+    return new Promise((resolve, reject) => {
+      const transaction = this.#database.transaction(CHATS, mode);
+      const request = work(transaction.objectStore(CHATS));
+      transaction.oncomplete = () => resolve(request?.result);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  }
+
+  #take(raw) {
+    const conversation = readConversation(raw);
+    if (conversation) this.conversations.set(conversation.id, conversation);
+    else this.numUnreadable += 1;
+    return conversation;
+  }
+
+  async #moveOld() {
+    const area = storageArea("localStorage");
+    const keys = Array.from({ length: area?.length ?? 0 }, (_, index) => area.key(index) ?? "");
+    for (const key of keys.filter((name) => name.startsWith(OLD_PREFIX))) {
+      const conversation = this.#take(parse(area.getItem(key)));
+      if (!conversation) continue;
+      await this.save(conversation);
+      if (!this.#unsaved.has(conversation.id)) area.removeItem(key);
     }
   }
 
-  #take(theirs) {
-    if (!theirs) return;
-    const ours = this.conversations.get(theirs.id);
-    if (!ours) {
-      this.conversations.set(theirs.id, theirs);
+  async #onOther({ id, isRemoved }) {
+    const ours = this.conversations.get(id);
+    if (isRemoved) {
+      this.conversations.delete(id);
     } else {
-      mergeInto(ours, theirs);
-      // Two writes that crossed: ours may hold messages that the other tab's entry lost.
-      if (Object.keys(toKeep(ours).messages).some((id) => !(id in theirs.messages)))
-        this.save(ours);
+      const theirs = readConversation(await this.#run("readonly", (chats) => chats.get(id)));
+      if (!theirs) return;
+      if (ours) mergeInto(ours, theirs);
+      else this.conversations.set(id, theirs);
     }
-    this.onChange(theirs.id, false);
+    this.onChange(id, Boolean(isRemoved));
   }
+}
 
-  #forget(id) {
-    this.conversations.delete(id);
-    this.onChange(id, true);
-  }
+/** @returns {Promise<IDBDatabase>} */
+function opened() {
+  return new Promise((resolve, reject) => {
+    const request = window.indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(CHATS);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
 }
 
 /**
@@ -117,17 +158,13 @@ export function readText(area, key, fallback) {
   }
 }
 
-/**
- * Writes such a value; an empty one is removed.
- * @returns {boolean} whether it is kept
- */
+/** Writes such a value; an empty one is removed. Where that cannot be, it is gone with the tab. */
 export function writeText(area, key, value) {
   try {
     if (value) area.setItem(key, value);
     else area.removeItem(key);
-    return true;
   } catch {
-    return false;
+    // Chats tell it: they matter more.
   }
 }
 
@@ -140,16 +177,10 @@ export function storageArea(name) {
   }
 }
 
-function keys() {
-  const area = storageArea("localStorage");
-  return area ? Array.from({ length: area.length }, (_, index) => area.key(index) ?? "") : [];
-}
-
-const read = (key) => parse(localStorage.getItem(key) ?? "null");
-
-function parse(text) {
+/** JSON, or null if it is none. */
+export function parse(text) {
   try {
-    return readConversation(JSON.parse(text));
+    return JSON.parse(text);
   } catch {
     return null;
   }
@@ -162,6 +193,4 @@ const CLOSED =
   "The browser does not let this page keep anything: chats are lost when the tab closes. " +
   "Export those that you need.";
 
-function explain(error) {
-  return error instanceof DOMException && /quota/i.test(error.name) ? FULL : CLOSED;
-}
+const explain = (error) => (/quota/i.test(error?.name ?? "") ? FULL : CLOSED);
