@@ -255,11 +255,12 @@ int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step
     } catch (const std::bad_alloc &) {
         return RQ_NO_MEMORY;
     }
-    rq::together(threads, [&](rq::Worker &w) {
+    const bool is_done = rq::together(threads, [&](rq::Worker &w) {
         rq::run_entry(w, call, layers->ends);
         for (int64_t i = 0; i < num_layers; i++) rq::run_layer(w, call, layers->layers[i], caches[i]);
         rq::run_exit(w, call, layers->ends);
     });
+    if (!is_done) return RQ_NO_MEMORY;
     rq::finish_exit(call);
     return RQ_OK;
 }

@@ -86,7 +86,7 @@ class Prepared {
             scales_.reset(new (std::nothrow) float[size / GROUP]);
             sums_.reset(new (std::nothrow) int32_t[size / 16]);
             if (!codes_ || !scales_ || !sums_) return false;
-            parallel(quantise, this, num_x);
+            if (!parallel(quantise, this, num_x)) return false;
         }
         view_ = {codes_.get(), scales_.get(), sums_.get(), pairs_.get(), floats_.get(), width,
                  width};
@@ -270,7 +270,6 @@ int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int64_t nu
         }
     rq::Products products{kind, packed, row_bytes * rq::TILE, num_tiles, num_rows,
                           &prepared.view(), parts.get(), num_parts, y, dtype};
-    rq::parallel(rq::multiply_share, &products, work);
-    return RQ_OK;
+    return rq::parallel(rq::multiply_share, &products, work) ? RQ_OK : RQ_NO_MEMORY;
 }
 }

@@ -126,8 +126,7 @@ int pack(bool is_back, int kind, const uint8_t *rows, const uint8_t *packed, int
     if (size == 0 || num_rows < 1) return RQ_BAD_SHAPE;
     Packing packing{{is_back}, FORMS[kind], const_cast<uint8_t *>(rows),
                     const_cast<uint8_t *>(packed), num_rows, size};
-    parallel(pack_tiles, &packing, (num_rows + TILE - 1) / TILE);
-    return RQ_OK;
+    return parallel(pack_tiles, &packing, (num_rows + TILE - 1) / TILE) ? RQ_OK : RQ_NO_MEMORY;
 }
 
 }  // namespace

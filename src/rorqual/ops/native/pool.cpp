@@ -6,6 +6,8 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -30,8 +32,14 @@ void pause() {
 
 class Pool {
   public:
-    explicit Pool(int num_threads) : num_threads_(num_threads) {
-        for (int i = 1; i < num_threads; i++) workers_.emplace_back([this, i] { serve(i); });
+    // Fewer threads where the system grants no more.
+    explicit Pool(int wanted) : wanted_(wanted), num_threads_(1) {
+        workers_.reserve(wanted);
+        try {
+            for (; num_threads_ < wanted; num_threads_++)
+                workers_.emplace_back([this, i = num_threads_] { serve(i); });
+        } catch (const std::system_error &) {
+        }
     }
 
     ~Pool() {
@@ -44,7 +52,7 @@ class Pool {
         for (std::thread &worker : workers_) worker.join();
     }
 
-    int size() const { return num_threads_; }
+    int wanted() const { return wanted_; }
 
     void run(Work work, void *context, int64_t count) {
         if (num_threads_ == 1 || count < 2)
@@ -115,7 +123,8 @@ class Pool {
         return turn_.load();
     }
 
-    const int num_threads_;
+    const int wanted_;
+    int num_threads_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
@@ -128,7 +137,8 @@ class Pool {
     int num_shares_ = 1;
 };
 
-std::mutex callers;
+std::mutex callers, seconds_mutex;
+double seconds_of[RQ_PARTS];
 std::unique_ptr<Pool> pool;
 int wanted = 1;
 
@@ -143,12 +153,29 @@ void forget() {
     pool.release();
     omp = OpenMp();
     new (&callers) std::mutex;
+    new (&seconds_mutex) std::mutex;
 }
 
 Pool &the_pool() {
-    if (!pool || pool->size() != wanted) pool.reset(new Pool(wanted));
+    if (!pool || pool->wanted() != wanted) pool.reset(new Pool(wanted));
     return *pool;
 }
+
+// What a thread throws would end the process, or cross the C interface.
+struct Guarded {
+    Work work;
+    void *context;
+    std::atomic<bool> lacks_memory{false};
+
+    static void run(void *shared, int64_t first, int64_t last) {
+        Guarded &g = *static_cast<Guarded *>(shared);
+        try {
+            g.work(g.context, first, last);
+        } catch (const std::bad_alloc &) {
+            g.lacks_memory.store(true);
+        }
+    }
+};
 
 struct Region {
     Work work;
@@ -182,16 +209,18 @@ int num_threads() {
     return wanted;
 }
 
-void parallel(Work work, void *context, int64_t count) {
+bool parallel(Work work, void *context, int64_t count) {
     std::lock_guard<std::mutex> lock(callers);
+    Guarded guarded{work, context};
     if (wanted == 1 || count < 2) {
-        work(context, 0, count);
+        Guarded::run(&guarded, 0, count);
     } else if (omp.parallel) {
-        Region region{work, context, count, false};
+        Region region{Guarded::run, &guarded, count, false};
         omp.parallel(enter, &region, static_cast<unsigned>(wanted), 0);
     } else {
-        the_pool().run(work, context, count);
+        the_pool().run(Guarded::run, &guarded, count);
     }
+    return !guarded.lacks_memory.load();
 }
 
 void run_team(Work work, void *context, int64_t most) {
@@ -206,13 +235,6 @@ void run_team(Work work, void *context, int64_t most) {
         the_pool().run_team(work, context, size);
     }
 }
-
-namespace {
-
-std::mutex seconds_mutex;
-double seconds_of[RQ_PARTS];
-
-}  // namespace
 
 void add_seconds(const double *seconds) {
     std::lock_guard<std::mutex> lock(seconds_mutex);

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <thread>
 
 #include "pool.h"
@@ -27,6 +28,7 @@ struct Team {
     } taken[MOST_THREADS];
     alignas(64) std::atomic<int> num_arrived{0};
     alignas(64) std::atomic<uint32_t> phase{0};
+    std::atomic<bool> lacks_memory{false};
     double seconds[RQ_PARTS] = {};
 };
 
@@ -43,14 +45,16 @@ class Worker {
     int64_t first_of(int64_t count) const { return first_of(count, index_); }
 
     // f(i) for i below count; then all wait for each other. Each thread has neighbouring items, and
-    // takes what is left of others' when it is done with its own.
+    // takes what is left of others' when it is done with its own. Once a thread lacked memory
+    // nothing more is done, but all still meet after each phase.
     template <class F>
     void each(rq_part part, int64_t count, F f) {
         const auto start = now();
-        if (size_ == 1)
-            for (int64_t i = 0; i < count; i++) f(i);
-        else
-            for (int k = 0; k < size_; k++) take_of((index_ + k) % size_, count, f);
+        try {
+            if (!team_.lacks_memory.load(std::memory_order_relaxed)) do_items(count, f);
+        } catch (const std::bad_alloc &) {
+            team_.lacks_memory.store(true, std::memory_order_relaxed);
+        }
         if (index_ == 0)
             team_.seconds[part] += std::chrono::duration<double>(now() - start).count();
         wait();
@@ -64,6 +68,14 @@ class Worker {
   private:
     // Choice: about 100 us, after which the processor is given to others.
     static constexpr int SPINS = 2000;
+
+    template <class F>
+    void do_items(int64_t count, F &f) {
+        if (size_ == 1)
+            for (int64_t i = 0; i < count; i++) f(i);
+        else
+            for (int k = 0; k < size_; k++) take_of((index_ + k) % size_, count, f);
+    }
 
     template <class F>
     void take_of(int index, int64_t count, F &f) {
@@ -102,9 +114,9 @@ class Worker {
     const int index_, size_;
 };
 
-// work(worker) in at most so many threads at once.
+// work(worker) in at most so many threads at once. False: one of them lacked memory.
 template <class F>
-void together(int most, F work) {
+bool together(int most, F work) {
     struct Context {
         Team team;
         F &work;
@@ -117,6 +129,7 @@ void together(int most, F work) {
         },
         &context, most < MOST_THREADS ? most : MOST_THREADS);
     add_seconds(context.team.seconds);
+    return !context.team.lacks_memory.load();
 }
 
 }  // namespace rq
