@@ -5,7 +5,9 @@ weights that are not rounded, so that all differences are those of the order of 
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from rorqual.engine.runner import Runner
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.served import use_kernels
 from rorqual.ops import native
-from rorqual.ops.native.layers import take_seconds
+from rorqual.ops.native.layers import NativeLayers, take_seconds
 from rorqual.weights import load
 from small import lively, relative_error
 
@@ -231,6 +233,19 @@ def test_a_part_that_is_not_packed_runs_by_its_modules(tmp_path: Path) -> None:
     assert model.fused is None
     found, _ = hidden_states(model, "float32")
     assert all(h.isfinite().all() for h in found)
+
+
+def test_layers_are_not_freed_at_the_end_of_the_process(tmp_path: Path) -> None:
+    """A thread that nobody waits for may be within a step then."""
+    before = set(weakref.finalize._registry)
+    model = native_model(small.SMALL, tmp_path)
+    made = set(weakref.finalize._registry) - before
+    frees = [free for free in made if isinstance((free.peek() or (None,))[0], NativeLayers)]
+    assert len(frees) == 2, "the main layers', an MTP module's"
+    assert not any(free.atexit for free in frees)
+    del model
+    gc.collect()
+    assert not any(free.alive for free in frees), "but with their model"
 
 
 def test_seconds_are_counted_by_part(tmp_path: Path) -> None:

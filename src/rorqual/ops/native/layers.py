@@ -30,7 +30,8 @@ class NativeLayers:
         self._handle = loaded.rq_layers_make(byref(shape), byref(ends), array, len(layers))
         if not self._handle:
             raise MemoryError("the C++ kernels got no memory for the layers")
-        weakref.finalize(self, loaded.rq_layers_free, self._handle)
+        # Not at the process's end: a thread may still be within a step then.
+        weakref.finalize(self, loaded.rq_layers_free, self._handle).atexit = False
 
     def run(self, step: Step, first_cache: Cache) -> None:
         """A step; the caches of the other layers follow the first one's in memory."""
