@@ -6,6 +6,7 @@ Oracle: what the folder holds, and that the next start reads none of the model's
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -227,6 +228,30 @@ def test_a_lock_that_is_held_costs_nothing(little: Path, cache: Path) -> None:
     with FileLock(cache / f".{kept.path.name}.lock", "held"):
         load(little, "native")
     assert kept_files() == []
+
+
+def test_a_system_without_huge_pages_maps_it_too(
+    little: Path, not_read: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(mmap.mmap):
+        def madvise(self, *_: object) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    load(little, "native")
+    not_read()
+    monkeypatch.setattr(mmap, "mmap", Plain)
+    load(little, "native")
+
+
+def test_what_cannot_be_read_hides_nothing_else(little: Path, cache: Path) -> None:
+    """And what is removed while it is listed is not there."""
+    load(little, "native")
+    (kept,) = kept_files()
+    (cache / "a.native.packed").mkdir()
+    (cache / "z.native.packed").symlink_to(cache / "nowhere")
+    other, same = kept_files()
+    assert other.problem == "it cannot be read: Is a directory"
+    assert same == kept
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,16 +186,18 @@ class Kept:
 
 
 def kept_files() -> list[Kept]:
-    """All that is kept, by name."""
+    """All that is kept, by name; what another process removes meanwhile is not there."""
     if not folder().is_dir():
         return []
-    return [_looked_at(path) for path in sorted(folder().glob(f"*{ENDING}"))]
+    found = map(_looked_at, sorted(folder().glob(f"*{ENDING}")))
+    return [kept for kept in found if kept is not None]
 
 
-def _looked_at(path: Path) -> Kept:
+def _looked_at(path: Path) -> Kept | None:
     header: dict[str, Any] = {}
     problem = None
     try:
+        num_bytes = path.lstat().st_size
         header = read_header(path)
         if header["abi"] != ABI:
             problem = OTHER_VERSION
@@ -205,7 +207,11 @@ def _looked_at(path: Path) -> Kept:
             problem = CHANGED
     except UnfitError as unfit:
         problem = str(unfit)
-    return Kept(path, path.stat().st_size, header, problem)
+    except FileNotFoundError:
+        return None
+    except OSError as unreadable:
+        problem = f"it cannot be read: {unreadable.strerror}"
+    return Kept(path, num_bytes, header, problem)
 
 
 def _has_same_files(header: dict[str, Any]) -> bool:
