@@ -206,6 +206,33 @@ def test_the_least_code_of_q8_0() -> None:
         assert torch.allclose(found, torch.full((1, 16), -128.0 * 32 * of_x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_with_a_number_that_is_not_finite_has_no_finite_result(
+    kind: str, value: float
+) -> None:
+    """Wherever in the row it stands; other rows are as they were. Weights have no zeros."""
+    packed_EP = packed.pack(rows_of(kind, 1, 16, 256).abs(), kind, 256)
+    if kind not in ("BF16", "F32"):
+        weights = torch.rand(16, 256, generator=torch.Generator().manual_seed(1)) + 1
+        packed_EP = packed.pack(encode_blocks(weights, kind).view(1, 16, -1), kind, 256)
+    fine = torch.randn(9, 256, generator=torch.Generator().manual_seed(4))
+    wanted = product(fine, packed_EP, kind, 16)
+    for place in (0, 1, 15, 16, 20, 31, 100, 255):
+        x = fine.clone()
+        x[3, place] = value
+        found = product(x, packed_EP, kind, 16)
+        assert not found[3].isfinite().any(), place
+        assert torch.equal(found[[0, 1, 2, 4, 5, 6, 7, 8]], wanted[[0, 1, 2, 4, 5, 6, 7, 8]])
+
+
+def test_activations_without_an_inverse_are_zeros() -> None:
+    """127 / 1e-38 is infinite."""
+    for kind in ("Q8_0", "Q4_K", "Q6_K"):
+        packed_EP = packed.pack(rows_of(kind, 1, 16, 256), kind, 256)
+        assert not product(torch.full((2, 256), 1e-38), packed_EP, kind, 16).any()
+
+
 def test_zeros_give_zeros() -> None:
     for kind in KINDS:
         packed_EP = packed.pack(rows_of(kind, 1, 16, 256), kind, 256)

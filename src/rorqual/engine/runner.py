@@ -82,7 +82,9 @@ class Runner:
     def draft(
         self, depth: int, spans: Sequence[Span], rows: Sequence[Tensor]
     ) -> tuple[list[Tensor], Sequence[int]]:
-        """As `run_mtp`, and the likeliest id behind each span."""
+        """As `run_mtp`, and the likeliest id behind each span; any where logits are not finite, for
+        `verify` takes none on trust.
+        """
         if (call := self._fused(depth)) is not None:
             ran = self._run_fused(call, depth, spans, [1] * len(spans), rows, needs_logits=False)
         else:
@@ -92,7 +94,7 @@ class Runner:
         if likeliest_N is None:
             assert logits_NV is not None, "each span has a last row"
             likeliest_N = likeliest(logits_NV[:, : self._num_ids]).tolist()
-        return ran.hidden, likeliest_N
+        return ran.hidden, [max(id_, 0) for id_ in likeliest_N]
 
     @torch.inference_mode()
     def logits(self, h_ND: Tensor) -> Tensor:

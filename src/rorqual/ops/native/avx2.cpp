@@ -5,6 +5,7 @@
 #ifdef RQ_X86
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
+#include <float.h>
 #include <string.h>
 
 #include <memory>
@@ -97,13 +98,18 @@ struct Simd {
     static F fma(F x, F y, F z) {
         return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
     }
-    static __m256 size(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+    static __m256i size(__m256 x) {
+        return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
+    }
+    // The largest magnitude, NaN if there is one: their bits are in that order, as integers.
     static float most(F x, F y) {
-        const __m256 eight = _mm256_max_ps(_mm256_max_ps(size(x.a), size(x.b)),
-                                           _mm256_max_ps(size(y.a), size(y.b)));
-        __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-        return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+        const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(size(x.a), size(x.b)),
+                                               _mm256_max_epi32(size(y.a), size(y.b)));
+        __m128i four =
+            _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+        return _mm_cvtss_f32(_mm_castsi128_ps(four));
     }
     // 16 codes, rounded; their sum.
     static int32_t store_codes(int8_t *p, F x) {

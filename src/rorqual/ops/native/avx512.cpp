@@ -7,6 +7,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both within the compiler's headers
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#include <float.h>
 #include <string.h>
 
 #include <memory>
@@ -73,8 +74,14 @@ struct Simd {
     static F mul(F x, F y) { return _mm512_mul_ps(x, y); }
     static F mul(F x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
     static F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+    // The largest magnitude, NaN if there is one: their bits are in that order, as integers.
     static float most(F x, F y) {
-        return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
+        const I sizes = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x)),
+                                         _mm512_castps_si512(_mm512_abs_ps(y)));
+        const int32_t bits = _mm512_reduce_max_epi32(sizes);
+        float most;
+        memcpy(&most, &bits, 4);
+        return most;
     }
     // 16 codes, rounded; their sum.
     static int32_t store_codes(int8_t *p, F x) {

@@ -64,10 +64,11 @@ void score(const rq_shape &s, const float *logits, float *scores) {
     for (int64_t e = 0; e < s.experts; e++) scores[e] /= total;
 }
 
-// The largest of `num` values that is not taken yet; the first of equal ones.
+// The largest of `num` values, the first of equal ones; what was taken is NaN, but not all was.
 int64_t best_of(const float *values, int64_t num) {
     int64_t best = 0;
-    for (int64_t i = 1; i < num; i++)
+    while (isnan(values[best])) best++;
+    for (int64_t i = best + 1; i < num; i++)
         if (values[i] > values[best]) best = i;
     return best;
 }
@@ -105,14 +106,16 @@ void route(const Call &c, Scratch &scratch, const rq_layer &layer, int64_t token
     const rq_shape &s = c.shape;
     float *scores = scratch.inner, *values = scores + s.experts;
     score(s, c.space.logits + token * s.experts, scores);
-    for (int64_t e = 0; e < s.experts; e++)
+    for (int64_t e = 0; e < s.experts; e++) {
         values[e] = scores[e] + (layer.router_bias ? layer.router_bias[e] : 0.0f);
+        if (isnan(values[e])) values[e] = INFINITY;  // the largest, as torch has it
+    }
     if (s.groups) keep_best_groups(s, values, values + s.experts);
     int32_t *chosen = c.space.chosen + token * s.chosen;
     float *gate = c.space.gate_values + token * s.chosen, total = 0;
     for (int64_t k = 0; k < s.chosen; k++) {
         const int64_t e = best_of(values, s.experts);
-        values[e] = -INFINITY;
+        values[e] = NAN;
         chosen[k] = static_cast<int32_t>(e);
         total += gate[k] = scores[e];
     }

@@ -48,11 +48,26 @@ uint8_t to_e4m3(float x) {
     return sign | static_cast<uint8_t>((exponent + 6) << 3 | (code - 8));
 }
 
+// The largest magnitude of some values, NaN if there is one: their bits are in that order.
+float most_of(const float *x, int64_t num) {
+    uint32_t size = 0;
+    for (int64_t i = 0; i < num; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        size = bits > size ? bits : size;
+    }
+    float most;
+    memcpy(&most, &size, 4);
+    return most;
+}
+
+// NaN is no less than anything, and stays.
+float at_least(float x, float least) { return x < least ? least : x; }
+
 void write_fp8(const rq_shape &shape, const rq_cache &cache, int64_t place, const float *latent) {
     const int64_t rank = shape.latent_rank;
-    float most = 0;
-    for (int64_t i = 0; i < rank; i++) most = fmaxf(most, fabsf(latent[i]));
-    const float scale = fmaxf(most / E4M3_MAX, 1e-12f);
+    const float scale = at_least(most_of(latent, rank) / E4M3_MAX, 1e-12f);
     uint8_t *codes = static_cast<uint8_t *>(cache.planes[0]) + place * rank;
     for (int64_t i = 0; i < rank; i++)
         codes[i] = to_e4m3(fminf(fmaxf(latent[i] / scale, -E4M3_MAX), E4M3_MAX));
@@ -64,12 +79,10 @@ void write_q8(const rq_shape &shape, const rq_cache &cache, int64_t place, const
     int8_t *codes = static_cast<int8_t *>(cache.planes[0]) + place * rank;
     uint16_t *scales = static_cast<uint16_t *>(cache.planes[1]) + place * groups;
     for (int64_t g = 0; g < groups; g++) {
-        const int64_t end = (g + 1) * Q8_GROUP < rank ? (g + 1) * Q8_GROUP : rank;
-        float most = 0;
-        for (int64_t i = g * Q8_GROUP; i < end; i++) most = fmaxf(most, fabsf(latent[i]));
-        scales[g] = to_bf16(fmaxf(most / 127.0f, 1e-30f));
+        const int64_t first = g * Q8_GROUP, end = first + Q8_GROUP < rank ? first + Q8_GROUP : rank;
+        scales[g] = to_bf16(at_least(most_of(latent + first, end - first) / 127.0f, 1e-30f));
         const float scale = from_bf16(scales[g]);
-        for (int64_t i = g * Q8_GROUP; i < end; i++) {
+        for (int64_t i = first; i < end; i++) {
             const float code = nearbyintf(latent[i] / scale);
             codes[i] = static_cast<int8_t>(fminf(fmaxf(code, -127.0f), 127.0f));
         }

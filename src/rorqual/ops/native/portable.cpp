@@ -1,5 +1,6 @@
 // Kernels in plain C++, for any processor.
 
+#include <float.h>
 #include <string.h>
 
 #include <memory>
@@ -102,13 +103,20 @@ struct Simd {
         for (int i = 0; i < TILE; i++) c.v[i] += a.v[i] * b.v[i];
         return c;
     }
+    // The largest magnitude, NaN if there is one: their bits are in that order, as integers.
     static float most(F a, F b) {
-        float most = 0;
+        uint32_t size = 0;
         for (int i = 0; i < TILE; i++) {
-            const float x = a.v[i] < 0 ? -a.v[i] : a.v[i], y = b.v[i] < 0 ? -b.v[i] : b.v[i];
-            most = x > most ? x : most;
-            most = y > most ? y : most;
+            uint32_t x, y;
+            memcpy(&x, a.v + i, 4);
+            memcpy(&y, b.v + i, 4);
+            x &= 0x7fffffff;
+            y &= 0x7fffffff;
+            size = x > size ? x : size;
+            size = y > size ? y : size;
         }
+        float most;
+        memcpy(&most, &size, 4);
         return most;
     }
     // 16 codes, rounded; their sum.

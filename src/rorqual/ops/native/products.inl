@@ -130,14 +130,17 @@ static void product(const Tiles &w, const Activations &x, int64_t first, int64_t
 }
 
 // Codes, scales and sums of one row. The largest magnitude of a group becomes 127; codes are
-// rounded to the nearest, ties to even.
+// rounded to the nearest, ties to even. Where a value is not finite, the scale is not either, and so
+// are the results; codes of such a group, and of one too small to have an inverse, are zeros.
 static void quantise_row(const float *x, int64_t width, int8_t *codes, float *scales,
                          int32_t *sums) {
     for (int64_t g = 0; g < width / GROUP; g++, x += GROUP, codes += GROUP) {
         const Simd::F a = Simd::load_floats(x), b = Simd::load_floats(x + 16);
-        const float most = Simd::most(a, b), inverse = most > 0 ? 127.0f / most : 0.0f;
+        const float most = Simd::most(a, b), inverse = 127.0f / most;
+        const bool has_codes = inverse > 0 && inverse <= FLT_MAX;
         scales[g] = most / 127.0f;
-        sums[2 * g] = Simd::store_codes(codes, Simd::mul(a, inverse));
-        sums[2 * g + 1] = Simd::store_codes(codes + 16, Simd::mul(b, inverse));
+        sums[2 * g] = Simd::store_codes(codes, has_codes ? Simd::mul(a, inverse) : Simd::zero());
+        sums[2 * g + 1] =
+            Simd::store_codes(codes + 16, has_codes ? Simd::mul(b, inverse) : Simd::zero());
     }
 }

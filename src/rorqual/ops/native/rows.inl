@@ -50,7 +50,7 @@ static void weigh(float *scores, int64_t stride, int64_t count, float *most, flo
     const Vec before = Vec::load(most);
     Vec m = before;
     for (int64_t s = 0; s < count; s++) m = Vec::max(m, Vec::load(scores + s * stride));
-    // Where nothing was seen yet all is -inf, and -inf less itself is no number.
+    // Before the first score `most` is -inf, and what was summed is multiplied by 0.
     const Vec by = Vec::exp(Vec::sub(before, m));
     Vec sum = Vec::mul(Vec::load(total), by);
     for (int64_t s = 0; s < count; s++) {

@@ -28,10 +28,11 @@ struct Vec {
     static Vec max(Vec x, Vec y) { return {_mm512_max_ps(x.v, y.v)}; }
     static Vec fma(Vec x, Vec y, Vec z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
     float sum() const { return _mm512_reduce_add_ps(v); }
-    // 2^n e^r with |r| <= ln 2 / 2; within 2 units in the last place, 0 below and inf above.
+    // 2^n e^r with |r| <= ln 2 / 2; within 2 units in the last place, 0 below and inf above. NaN
+    // stays: the instructions give their second operand then.
     static Vec exp(Vec x) {
         const __m512 low = _mm512_set1_ps(-104.0f), high = _mm512_set1_ps(89.0f);
-        const __m512 y = _mm512_min_ps(_mm512_max_ps(x.v, low), high);
+        const __m512 y = _mm512_min_ps(high, _mm512_max_ps(low, x.v));
         const __m512 n = _mm512_roundscale_ps(
             _mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y);
