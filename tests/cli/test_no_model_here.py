@@ -36,6 +36,15 @@ def test_a_folder_without_a_model(verb: str, tmp_path: Path) -> None:
     assert "GGUF" in done.err
 
 
+def test_the_name_of_a_preset_is_no_model(tmp_path: Path) -> None:
+    for verb in ("chat", "serve", "convert"):
+        done = run(verb, *flags_of(verb, Path("671b"), tmp_path), folder=tmp_path)
+        assert done.code == 2
+        assert "671b is a preset, a shape without weights" in done.err
+    done = run("chat", "--model", "./tiny", folder=tmp_path)
+    assert "preset" not in done.err
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_file_that_is_no_model_and_a_device(verb: str, tmp_path: Path) -> None:
     empty = tmp_path / "e.gguf"

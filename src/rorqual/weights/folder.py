@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rorqual.bundled import BUNDLED
 from rorqual.errors import CheckpointError, RorqualError, listing
 from rorqual.files import is_there, mend_of, read_json, stand_in
-from rorqual.model import ModelConfig
+from rorqual.model import PRESETS, ModelConfig
 from rorqual.runs import mend_of_checkpoint
 from rorqual.weights.not_weights import PICKLES, adapter_fix, pickle_fix, refuse_stand_ins
 from rorqual.weights.quantization_config import quantisation_of
@@ -125,6 +126,11 @@ def no_checkpoint(path: Path) -> CheckpointError:
         return CheckpointError(found.what, where=path, fix=found.fix)
     if not path.exists():
         what, fix = "no such folder or file", "check the path; models are not downloaded"
+        if str(path) in PRESETS and str(path) != BUNDLED:
+            fix = (
+                f"{path} is a preset, a shape without weights, for `rorqual inspect` and `plan`: "
+                "name the folder or file that holds the weights"
+            )
     elif looks_like_safetensors(path):
         what = NO_MODEL
         fix = "name the folder that holds it: its configuration and tokenizer lie there"
