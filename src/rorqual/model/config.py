@@ -124,7 +124,7 @@ class ModelConfig:
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary angles."""
     rope_scaling: YarnScaling | None = None
-    """YaRN for a longer context (§4.3), a section of its own; none: rope as it is."""
+    """YaRN for a longer context (§4.3); left out, rope as it is."""
     max_position_embeddings: int = Field(default=4096, gt=0)
     """The context in tokens."""
     initializer_range: float = Field(default=0.006, gt=0)

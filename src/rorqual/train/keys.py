@@ -102,13 +102,14 @@ def sections(stages: Stages) -> list[Section]:
 
 def _sections_of(cls: Any, name: str, meaning: str, stage: type[Recipe]) -> Iterator[Section]:
     hints, said = get_type_hints(cls), descriptions(cls)
-    own, inner = Section(name, meaning, []), []
+    own = Section(name, meaning, [])
+    inner: list[Section] = []
     for field in _ordered(cls):
         key = f"{name}.{field}" if name else field
         text = " ".join(said.get(field, "").split())
         if key == "model":
-            inner += [_model_section(text, stage)]
-        elif key == "model.rope_scaling" or (part := _settings_in(hints[field])) is None:
+            inner += _model_sections(text, stage)
+        elif (part := _settings_in(hints[field])) is None:
             own.rows.append(_row(cls, key, field, hints[field], text, stage))
         else:
             inner += _sections_of(part, key, text, stage)
@@ -132,45 +133,37 @@ def _settings_in(hint: Any) -> Any:
 
 
 def _row(cls: Any, key: str, field: str, hint: Any, text: str, stage: type[Recipe]) -> Row:
-    info = cls.__pydantic_fields__[field]
-    kind = _type(hint)
-    bounds = _range(info.metadata, hint)
-    return Row(
-        key,
-        f"{kind}, {bounds}" if bounds else kind,
-        _default(info),
-        freedom(key, stage),
-        text,
-    )
+    default = _default(cls.__pydantic_fields__[field])
+    return Row(key, _kind(cls, field, hint), default, freedom(key, stage), text)
 
 
-def _model_section(text: str, stage: type[Recipe]) -> Section:
+def _kind(cls: Any, field: str, hint: Any) -> str:
+    """Type and range."""
+    bounds = _range(cls.__pydantic_fields__[field].metadata, hint)
+    return f"{_type(hint)}, {bounds}" if bounds else _type(hint)
+
+
+def _model_sections(text: str, stage: type[Recipe]) -> Iterator[Section]:
     """[model]: the fields of a `config.json` that decide what is computed."""
     resume = freedom("model", stage)
     meaning, kind = PRESET_ROW
     rows = [Row("model.preset", kind, "none", resume, meaning)]
+    inner: list[Section] = []
     hints, said = get_type_hints(ModelConfig), descriptions(ModelConfig)
     for field in fields(ModelConfig):
-        info = ModelConfig.__pydantic_fields__[field.name]
-        if (part := _settings_in(hints[field.name])) is not None:
-            keys = ", ".join(f"`{inner.name}`" for inner in fields(part))
-            kind, bounds = f"section of {keys}", ""
+        key, hint = f"model.{field.name}", hints[field.name]
+        about = " ".join(said.get(field.name, "").split())
+        if (part := _settings_in(hint)) is not None:
+            kind = "section"
+            inner += _sections_of(part, key, about, stage)
         else:
-            kind, bounds = _type(hints[field.name]), _range(info.metadata, hints[field.name])
+            kind = _kind(ModelConfig, field.name, hint)
         values = [_shown(getattr(PRESETS[name], field.name)) for name in SHOWN_PRESETS]
-        rows.append(
-            Row(
-                f"model.{field.name}",
-                f"{kind}, {bounds}" if bounds else kind,
-                "; ".join(values),
-                resume,
-                " ".join(said.get(field.name, "").split()),
-            )
-        )
+        rows.append(Row(key, kind, "; ".join(values), resume, about))
     shown = " and ".join(f"`{name}`" for name in SHOWN_PRESETS)
-    return Section(
-        "model", f"{text} The defaults are the preset's; shown are those of {shown}.", rows
-    )
+    text = f"{text} The defaults are the preset's; shown are those of {shown}."
+    yield Section("model", text, rows)
+    yield from inner
 
 
 def _table(section: Section) -> str:
