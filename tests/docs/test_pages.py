@@ -32,7 +32,20 @@ from rorqual.train import load_recipe
 SHELL = ("sh", "console")
 LANGUAGES = (*SHELL, "python", "toml", "json", "text", "")
 # Programs that a reader has, beside those that are looked into below.
-PROGRAMS = {"cat", "cd", "cp", "echo", "head", "lm-eval", "ls", "mkdir", "nohup", "tail", "git"}
+PROGRAMS = {
+    "source",
+    "cat",
+    "cd",
+    "cp",
+    "echo",
+    "head",
+    "lm-eval",
+    "ls",
+    "mkdir",
+    "nohup",
+    "tail",
+    "git",
+}
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
 MAX_IMAGE_BYTES = 110_000
 
@@ -68,7 +81,7 @@ def check_command(words: Sequence[str], block: Block) -> None:
     elif program in ("python", "python3"):
         check_python(rest, block, place)
     elif program == "pip":
-        extras = re.findall(r"rorqual\[([\w,]+)\]", " ".join(rest))
+        extras = re.findall(r"(?:rorqual|\.)\[([\w,]+)\]", " ".join(rest))
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for name in ",".join(extras).split(",") if extras else ():
             assert name in known["optional-dependencies"], place

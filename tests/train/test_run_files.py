@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_the_run_folder_holds_what_it_should(finished_run: Path) -> None:
     folder = finished_run / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-6", "step-8"]
     assert (folder / "latest").resolve() == (folder / "step-8").resolve()
+
+
+def test_without_matplotlib_a_run_says_so_and_ends_well(
+    make_recipe: Callable[..., Recipe],
+    data: TrainingData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where only what is needed to chat was installed."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    recipe = make_recipe(f"training.total_tokens={8 * LENGTH}")
+    assert train(recipe, tmp_path / "run", data).is_finished
+    assert "pip install 'rorqual[train]'" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "plots").exists()
 
 
 def test_checkpoint_is_a_hugging_face_folder_with_a_float32_bias(finished_run: Path) -> None:

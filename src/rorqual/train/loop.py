@@ -30,7 +30,7 @@ from rorqual.train.checkpoint import Progress
 from rorqual.train.interrupt import Interrupt, deterministic, threads, threads_note
 from rorqual.train.metrics import MetricsLog
 from rorqual.train.optimizer import AdamW
-from rorqual.train.plots import write_plots
+from rorqual.train.plots import plots_note, write_plots
 from rorqual.train.recipe import Recipe, toml_text
 from rorqual.train.recompute import recompute_layers
 from rorqual.train.report import Report
@@ -335,7 +335,8 @@ class _Run:
         total = self.recipe.training.total_tokens
         if self.progress.tokens >= total:
             self.report.line(f"nothing to train: training.total_tokens is {total:,}")
-        for line in (*self.data.notes, *threads_note(self.recipe.training.threads)):
+        notes = self.data.notes
+        for line in (*notes, *threads_note(self.recipe.training.threads), *plots_note()):
             self.report.line(line)
         if self.data.learnt is not None:
             self.report.line(self.data.learnt)

@@ -4,8 +4,9 @@ of the expert load.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
 SMOOTH_STEPS = 50
 
 
+def plots_note() -> Iterator[str]:
+    """A line to read before the first step, where there will be no plots."""
+    if not _has_matplotlib():
+        yield "no plots: matplotlib is not installed (pip install 'rorqual[train]')"
+
+
+def _has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
 def write_plots(metrics_file: Path, folder: Path) -> list[Path]:
-    """Draws `metrics_file` into `folder`; returns the files written (none without any step)."""
+    """Draws `metrics_file` into `folder`; returns the files written: none without any step, or
+    without matplotlib.
+    """
+    if not _has_matplotlib():
+        return []
     records = read_metrics(metrics_file)
     steps = [record for record in records if record["kind"] == "step"]
     checks = [record for record in records if record["kind"] == "validation"]
