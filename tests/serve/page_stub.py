@@ -242,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
                 yield ": keep-alive\n\n"
         if question == "go on for ever":
             for number in count():  # until the page hangs up
-                yield _chunk({"content": f"word{number} "})
+                total = {"prompt_tokens": 20, "completion_tokens": number + 1}
+                yield _chunk({"content": f"word{number} "}, usage=total)
                 time.sleep(SLOW_PIECE_SECONDS)
         number = len([r for r in stub.requests if r["messages"][-1]["content"] == question])
         reasoning, answer = stub.answers.get(question, ("", f"Answer {number} to: {question}"))
@@ -283,6 +284,11 @@ class _Handler(BaseHTTPRequestHandler):
         yield "data: [DONE]\n\n"
 
 
-def _chunk(delta: dict[str, str], finish: str | None = None) -> str:
+def _chunk(
+    delta: dict[str, str], finish: str | None = None, usage: dict[str, int] | None = None
+) -> str:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+    body: dict[str, Any] = {"object": "chat.completion.chunk", "choices": [choice]}
+    if usage is not None:
+        body["usage"] = usage | {"total_tokens": sum(usage.values())}
+    return f"data: {json.dumps(body)}\n\n"

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import launch
 
-MAX_BYTES = 200_000
+MAX_BYTES = 150_000
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1240, "height": 800}}
 PHONE: dict[str, Any] = {
@@ -34,7 +34,7 @@ CODE = ["Who are you?", "Python: print the word lark backwards"]
 PICTURES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "chat-light": ({**DESKTOP, **LIGHT}, [STORY, CODE, TURNS]),
     "chat-dark": ({**DESKTOP, **DARK}, [TURNS, STORY, CODE]),
-    "chat-phone": ({**PHONE, **LIGHT}, [TURNS, STORY]),
+    "chat-phone": ({**PHONE, **DARK}, [TURNS, STORY]),
     "chat-start": ({**DESKTOP, **LIGHT}, []),
 }
 
@@ -56,6 +56,7 @@ def served() -> Iterator[str]:
 
 def take(page: Any, url: str, conversations: list[list[str]], path: Path) -> None:
     page.goto(url)
+    page.locator(".suggestion").first.wait_for()
     for questions in conversations:
         new_chat = "#new-chat" if page.locator("#new-chat").is_visible() else "#new-chat-bar"
         page.locator(new_chat).click()

@@ -193,6 +193,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "tool_choice": {"tools": TOOL},
     "parallel_tool_calls": {"tools": TOOL},
     "stream_options.include_usage": {"stream": True},
+    "stream_options.continuous_usage_stats": {"stream": True},
     "parse_special": {"prompt": "<|User|>hello"},
 }
 """What a field needs beside it to have an effect."""

@@ -32,7 +32,7 @@ def test_a_question_is_answered(chat: Chat, stage: Stage) -> None:
             "model": "tiny",
             "messages": [{"role": "user", "content": "hello"}],
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
     ]
     assert chat.ask("and more") == "Answer 1 to: and more"

@@ -52,8 +52,15 @@ def violations(chat: Chat) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("device", ["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("device", "scheme"),
+    [
+        ("desktop", "light"),
+        ("phone", "dark"),
+        pytest.param("desktop", "dark", marks=pytest.mark.slow),
+        pytest.param("phone", "light", marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_nothing(stage: Stage, device: str, scheme: str) -> None:
     options = PHONE if device == "phone" else {}
     with stage.chat(color_scheme=scheme, reduced_motion="reduce", **options) as chat:

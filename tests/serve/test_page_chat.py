@@ -6,6 +6,7 @@ Oracle: what a reader sees, what the server received, and the files themselves.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,22 @@ def test_what_no_longer_fits_is_left_out_and_said(two: Chat, stage: Stage) -> No
     assert sent == ["two", "Answer 1 to: two", "three"]
     said = two.see(".skipped").inner_text()
     assert said.startswith("The 2 oldest messages were left out")
+    stage.stub.skipped = 4
+    two.ask("four")
+    said = two.page.locator(".skipped:visible").all_inner_texts()
+    assert len(said) == 1  # not with each answer again
+    assert said[0].startswith("The 4 oldest")
     assert "of 1,000 tokens" in two.see("#gauge").inner_text()
     assert 0 < float(two.page.locator("#gauge-meter").get_attribute("value") or 0) < 1000
 
 
 def test_the_gauge_and_the_speed_move_while_it_writes(chat: Chat) -> None:
     chat.send("go on for ever")
-    chat.until("() => /≈ .* tokens\\/s/.test(document.querySelector('#gauge').innerText)")
+    chat.until("() => / \\d+ tokens\\/s/.test(document.querySelector('#gauge').innerText)")
     chat.page.keyboard.press("Escape")
     chat.answer()
-    assert "≈" not in chat.page.locator("#gauge-text").inner_text()
+    shown = chat.page.locator("#gauge-text").inner_text()
+    assert re.fullmatch(r"\d+ of 1,000 tokens", shown)
 
 
 def test_what_cannot_be_tried_again_offers_another_way(chat: Chat) -> None:

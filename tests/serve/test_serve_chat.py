@@ -358,3 +358,23 @@ def test_events_are_framed_as_the_standard_says(live: Live) -> None:
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith("data: ") for event in events[:-1])
+
+
+def test_usage_as_it_goes(live: Live, client: OpenAI) -> None:
+    """vLLM's `continuous_usage_stats`: each chunk says what there is so far, the last one all."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(ask(client, "count up", stream=True, stream_options=options, max_tokens=20))
+    usages = [chunk.usage for chunk in chunks]
+    counts = [usage.completion_tokens for usage in usages]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == 20
+    assert len({usage.prompt_tokens for usage in usages}) == 1
+    assert all(usage.total_tokens == usage.prompt_tokens + count
+               for usage, count in zip(usages, counts, strict=True))  # fmt: skip
+    body = {"prompt": "count up", "stream": True, "stream_options": options, "max_tokens": 20}
+    text = web.post(live.url + "/v1/completions", json=body).text
+    lines = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    counts = [line["usage"]["completion_tokens"] for line in lines]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
+    assert len({line["usage"]["prompt_tokens"] for line in lines}) == 1

@@ -271,7 +271,12 @@ def _notice(text: str) -> None:
 def _need_extra() -> None:
     try:
         import fastapi  # noqa: F401
+        import latex2mathml  # noqa: F401
+        import markdown_it  # noqa: F401
+        import mdit_py_plugins  # noqa: F401
+        import nh3  # noqa: F401
         import prometheus_client  # noqa: F401
+        import pygments  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as problem:
         raise UsageError(

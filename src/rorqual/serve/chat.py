@@ -80,7 +80,8 @@ async def answer_chat(
 ) -> AnswerResponse:
     """The response of the route, streamed or not."""
     job = await prepare_chat(service, body, caller)
-    assembler = chat_assembler(body, service.model, job.readers)
+    num_prompt_tokens = len(job.requests[0].prompt_ids)
+    assembler = chat_assembler(body, service.model, job.readers, num_prompt_tokens)
     return AnswerResponse(
         service, job.requests, assembler, is_stream=bool(body.stream), notes=body.notes
     )

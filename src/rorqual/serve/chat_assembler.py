@@ -51,6 +51,19 @@ class ReplyHead:
     model: str
     has_usage: bool = False
     """stream_options.include_usage."""
+    has_running_usage: bool = False
+    """stream_options.continuous_usage_stats."""
+    num_prompt_tokens: int = 0
+    """Of all prompts of the request."""
+
+    def usage_so_far(self, num_output_tokens: int) -> dict[str, Any]:
+        """What a chunk says of usage beside its choices."""
+        if not self.has_running_usage:
+            return {"usage": None} if self.has_usage else {}
+        total = self.num_prompt_tokens + num_output_tokens
+        numbers = self.num_prompt_tokens, num_output_tokens, total
+        names = "prompt_tokens", "completion_tokens", "total_tokens"
+        return {"usage": dict(zip(names, numbers, strict=True))}
 
     def chunk(self, kind: str, body: dict[str, Any]) -> str:
         """A chunk's JSON; `kind` is its member `object`."""
@@ -137,9 +150,11 @@ class ChatAssembler:
     ) -> None:
         self._head, self._tokenizer, self._has_logprobs = head, tokenizer, has_logprobs
         self._choices = [_Choice(reader, custom_names) for reader in readers]
+        self._num_output_tokens = 0
 
     def put(self, index: int, piece: Piece) -> list[str]:
         choice = self._choices[index]
+        self._num_output_tokens += len(piece.token_ids)
         events = choice.reader.put(piece)
         deltas = [delta for event in events if (delta := choice.take(event)) is not None]
         logprobs = self._logprobs(piece)
@@ -205,9 +220,7 @@ class ChatAssembler:
         entries = {"content": [item.model_dump() for item in logprobs]} if logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": entries}
         body: dict[str, Any] = {"choices": [{**choice, "finish_reason": finish_reason}]}
-        if self._head.has_usage:
-            body["usage"] = None
-        return self._head.chunk(CHUNK, body)
+        return self._head.chunk(CHUNK, body | self._head.usage_so_far(self._num_output_tokens))
 
     def _logprobs(self, piece: Piece) -> list[TokenLogprobReply]:
         """Of what the user sees: the token that ended the answer is not part of it."""

@@ -92,13 +92,21 @@ def chat_reader(body: ChatRequest, tokenizer: Tokenizer, *, is_thinking: bool) -
 
 
 def chat_assembler(
-    body: ChatRequest, model: ServedModel, readers: Sequence[AnswerReader]
+    body: ChatRequest,
+    model: ServedModel,
+    readers: Sequence[AnswerReader],
+    num_prompt_tokens: int = 0,
 ) -> ChatAssembler:
+    """`num_prompt_tokens` is for a stream that tells usage as it goes."""
+    options = body.stream_options
+    has_usage = bool(options and options.include_usage)
     head = ReplyHead(
         id=new_id("chatcmpl-"),
         created=int(time.time()),
         model=model.name,
-        has_usage=bool(body.stream_options and body.stream_options.include_usage),
+        has_usage=has_usage,
+        has_running_usage=has_usage and bool(options and options.continuous_usage_stats),
+        num_prompt_tokens=num_prompt_tokens,
     )
     return ChatAssembler(
         head,

@@ -43,10 +43,14 @@ def completion_params(body: CompletionRequest, model: ServedModel) -> SamplingPa
 def completion_assembler(
     body: CompletionRequest, model: ServedModel, prompts: Sequence[Prompt]
 ) -> CompletionAssembler:
+    options = body.stream_options
+    has_usage = bool(options and options.include_usage)
     head = ReplyHead(
         id=new_id("cmpl-"),
         created=int(time.time()),
         model=model.name,
-        has_usage=bool(body.stream_options and body.stream_options.include_usage),
+        has_usage=has_usage,
+        has_running_usage=has_usage and bool(options and options.continuous_usage_stats),
+        num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
     )
     return CompletionAssembler(head, model.tokenizer, prompts, body)

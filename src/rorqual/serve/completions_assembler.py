@@ -49,9 +49,11 @@ class CompletionAssembler:
             for _ in range(self._n)
         ]
         self._usages: dict[int, Usage] = {}
+        self._num_output_tokens = 0
 
     def put(self, index: int, piece: Piece) -> list[str]:
         choice = self._choices[index]
+        self._num_output_tokens += 0 if self._is_scoring else len(piece.token_ids)
         texts: list[str] = []
         parts: list[CompletionLogprobs] = []
         if not choice.has_begun and self._has_echo:
@@ -75,7 +77,7 @@ class CompletionAssembler:
         reason = choice.finish_reason
         shown = CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
         body: dict[str, Any] = {"choices": [shown.model_dump()]}
-        return [self._head.chunk(CHUNK, body | ({"usage": None} if self._head.has_usage else {}))]
+        return [self._head.chunk(CHUNK, body | self._head.usage_so_far(self._num_output_tokens))]
 
     def last(self) -> list[str]:
         usage = self._usage().model_dump() if self._head.has_usage else None

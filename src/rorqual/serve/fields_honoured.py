@@ -58,6 +58,17 @@ HONOURED = (
         "",
         "usage comes in a last chunk without choices",
     ),
+    *honoured(
+        ROUTES,
+        "vLLM",
+        "stream_options.continuous_usage_stats",
+        {
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+        "",
+        "with `include_usage`: each chunk has `usage` so far, its three totals",
+    ),
     *honoured(ROUTES, EXTENDED, "top_k", 5, "1..; 0 and -1 switch it off"),
     *honoured(ROUTES, EXTENDED, "min_p", 0.1, "0..1"),
     *honoured(ROUTES, EXTENDED, "repetition_penalty", 1.2, "above 0"),

@@ -123,6 +123,9 @@ class StreamOptions(Strict):
     include_usage: bool | None = Field(
         default=None, description="A last chunk with `usage` and no choices."
     )
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="Extension: with include_usage, `usage` so far in each chunk."
+    )
     include_obfuscation: bool | None = Field(
         default=None, description="OpenAI's padding of chunks: without effect."
     )

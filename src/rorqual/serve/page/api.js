@@ -3,6 +3,7 @@ import { parse } from "./store.js";
 import { readEvents } from "./stream.js";
 
 // Beside the page, so that a proxy may serve all of it under a path of its own.
+const OPTIONS = { include_usage: true, continuous_usage_stats: true };
 const BASE = new URL("../v1/", import.meta.url);
 
 /**
@@ -73,7 +74,7 @@ export async function renderTexts(texts, apiKey) {
  * @throws {ApiError} or the signal's AbortError
  */
 export async function* streamAnswer(request, apiKey, signal) {
-  const body = { ...request, stream: true, stream_options: { include_usage: true } };
+  const body = { ...request, stream: true, stream_options: OPTIONS };
   const response = await post("chat/completions", body, apiKey, signal);
   let isComplete = false;
   try {

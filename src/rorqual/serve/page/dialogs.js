@@ -23,7 +23,7 @@ export const isDialogOpen = () => document.querySelector("dialog[open]") !== nul
 export function showModel({ facts, opening, examples, limits }, ask) {
   const rows = facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
   byId("model-facts").replaceChildren(...rows);
-  byId("opening").textContent = opening ?? "What would you like to know?";
+  byId("opening").textContent = opening ?? "";
   byId("limits").textContent = limits ?? "";
   const buttons = examples.map((question) => {
     const on = { click: () => ask(question) };

@@ -217,11 +217,11 @@ class Page {
   /** How much of the context the chat takes, and how fast the answer comes. */
   renderGauge(last, run) {
     const { usage } = last ?? {};
-    const used = run ? run.promptTokens + run.numPieces : (usage?.total_tokens ?? 0);
+    const used = run?.totalTokens ?? usage?.total_tokens ?? 0;
     const { context = 0 } = this.model;
     byId("gauge").hidden = !used || !context;
     Object.assign(byId("gauge-meter"), { max: context, high: 0.8 * context, value: used });
-    const speed = run?.speed ? ` · ≈ ${rate(run.speed)} tokens/s` : "";
+    const speed = run?.speed ? ` · ${rate(run.speed)} tokens/s` : "";
     byId("gauge-text").textContent =
       `${used.toLocaleString("en-GB")} of ${context.toLocaleString("en-GB")} tokens${speed}`;
   }

@@ -118,7 +118,7 @@ export class MessageView {
           : "Thoughts";
     }
     if (!this.isEditing) this.markdown.update(message.content, !state.isLive);
-    this.skipped.hidden = !message.skipped;
+    this.skipped.hidden = !(message.skipped && state.isLast);
     this.skipped.textContent =
       `The ${message.skipped} oldest messages were left out: the model's context has no room for them.`;
     const note = this.#noteText();

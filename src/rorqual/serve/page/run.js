@@ -7,9 +7,8 @@ import { addMessage, apiMessages, change, isUnbegun, removeUnbegun } from "./con
 export class Run {
   /** Whether the server keeps the request in its queue. */
   isQueued = false;
-  /** Pieces of text so far: as many as tokens where nothing is drafted. */
-  numPieces = 0;
-  promptTokens = 0;
+  /** Of prompt and answer so far. */
+  totalTokens = 0;
   #abort = new AbortController();
   #startedAt = performance.now();
 
@@ -38,9 +37,10 @@ export class Run {
     this.#abort.abort();
   }
 
-  /** Tokens a second of the pieces so far; null before there are two. */
+  /** Tokens a second behind the first piece; null before there are two pieces. */
   get speed() {
-    return this.numPieces > 1 ? (1000 * (this.numPieces - 1)) / (this.lastAt - this.firstAt) : null;
+    const numTokens = this.totalTokens - (this.firstTokens ?? Infinity);
+    return numTokens > 0 ? (1000 * numTokens) / (this.lastAt - this.firstAt) : null;
   }
 
   /**
@@ -52,7 +52,7 @@ export class Run {
     const { body, apiKey } = this.request;
     try {
       const fit = await fitMessages({ ...body, messages: this.messages }, apiKey, signal);
-      this.promptTokens = fit.prompt_tokens;
+      this.totalTokens = fit.prompt_tokens;
       this.#set({ skipped: fit.skipped });
       const begin = this.messages[0].role === "system" ? 1 : 0;
       this.messages.splice(begin, fit.skipped);
@@ -77,7 +77,6 @@ export class Run {
       this.isQueued = this.firstAt === undefined;
     } else if (event.type === "text") {
       this.isQueued = false;
-      this.numPieces += 1;
       this.lastAt = performance.now();
       this.firstAt ??= this.lastAt;
       if (event.content) this.contentAt ??= this.lastAt;
@@ -88,6 +87,8 @@ export class Run {
     } else if (event.type === "finish") {
       this.finishReason = event.reason;
     } else if (event.type === "usage") {
+      this.totalTokens = event.usage.total_tokens;
+      if (this.firstAt !== undefined) this.firstTokens ??= this.totalTokens;
       this.#set({ usage: event.usage });
     }
   }
