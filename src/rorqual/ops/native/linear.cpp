@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "bf16.h"
 #include "multiply.h"
 #include "pool.h"
 #include "rorqual_layers.h"
@@ -42,21 +43,6 @@ const RowKernels &row_kernels() { return *kernels().rows; }
 
 namespace {
 
-float wide(uint16_t b) {
-    const uint32_t bits = static_cast<uint32_t>(b) << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-// To the nearest, ties to even; no NaN becomes an infinity.
-uint16_t narrow(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16) | 64;
-    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 // Rows of x in the form that a kind of weights wants.
 class Prepared {
   public:
@@ -72,7 +58,7 @@ class Prepared {
         if (kind == RQ_F32) {
             floats_.reset(new (std::nothrow) float[size]);
             if (!floats_) return false;
-            for (int64_t i = 0; i < size; i++) floats_[i] = wide(static_cast<const uint16_t *>(x)[i]);
+            for (int64_t i = 0; i < size; i++) floats_[i] = from_bf16(static_cast<const uint16_t *>(x)[i]);
         } else if (kind == RQ_BF16) {
             if (dtype == RQ_BFLOAT16) {
                 view_ = {nullptr, nullptr, nullptr, static_cast<const uint16_t *>(x), nullptr, width, width};
@@ -80,7 +66,7 @@ class Prepared {
             }
             pairs_.reset(new (std::nothrow) uint16_t[size]);
             if (!pairs_) return false;
-            for (int64_t i = 0; i < size; i++) pairs_[i] = narrow(static_cast<const float *>(x)[i]);
+            for (int64_t i = 0; i < size; i++) pairs_[i] = to_bf16(static_cast<const float *>(x)[i]);
         } else {
             codes_.reset(new (std::nothrow) int8_t[size]);
             scales_.reset(new (std::nothrow) float[size / GROUP]);
@@ -104,7 +90,7 @@ class Prepared {
             const float *x = static_cast<const float *>(p.x_) + i * width;
             if (row) {
                 const uint16_t *narrow_x = static_cast<const uint16_t *>(p.x_) + i * width;
-                for (int64_t k = 0; k < width; k++) row[k] = wide(narrow_x[k]);
+                for (int64_t k = 0; k < width; k++) row[k] = from_bf16(narrow_x[k]);
                 x = row.get();
             }
             kernels().quantise(x, width, p.codes_.get() + i * width,
@@ -162,7 +148,7 @@ void multiply_part(const Products &p, const Part &part, int64_t tile, int64_t nu
     product(tiles, *p.x, part.first, part.count, {sums.get(), width, width, false});
     uint16_t *y = static_cast<uint16_t *>(p.y) + at;
     for (int64_t i = 0; i < part.count; i++)
-        for (int64_t k = 0; k < width; k++) y[i * p.num_rows + k] = narrow(sums[i * width + k]);
+        for (int64_t k = 0; k < width; k++) y[i * p.num_rows + k] = to_bf16(sums[i * width + k]);
 }
 
 // A thread does the tiles that begin within its share of the work.
