@@ -13,6 +13,9 @@ namespace {
 // Choice: a chunk is one thread's work. At most so many chunks of a token's past are put together
 // at the end; their size depends on the past alone, and so do the sums.
 constexpr int64_t MOST_CHUNKS = 16, SMALLEST_CHUNK = 64;
+// Choice: bytes of the sums of all chunks that exist at once. Of DeepSeek-V3 a token has 4 MB of
+// them, and hundreds of tokens may attend absorbed in a step.
+constexpr int64_t MOST_PART_BYTES = 32 << 20;
 // Latents whose scores exist at once.
 constexpr int64_t BLOCK = 64;
 
@@ -150,18 +153,48 @@ void run_heads(Worker &w, const Call &c, const rq_stack &stack, const Rows &x, f
     });
 }
 
+// Tokens [first, last) of those that attend absorbed, up to their rows of latents.
+void attend_batch(Worker &w, Call &c, const rq_layer &layer, const rq_cache &cache, int64_t first,
+                  int64_t last) {
+    const rq_shape &s = c.shape;
+    Space &space = c.space;
+    Scratch &scratch = space.scratch[w.index()];
+    const AbsorbedToken &end = space.absorbed[last - 1];
+    w.each(RQ_ATTENTION, end.first_part + end.num_chunks * num_groups(s), [&](int64_t part) {
+        int64_t low = first, high = last - 1;
+        while (low < high) {
+            const int64_t middle = (low + high + 1) / 2;
+            if (space.absorbed[middle].first_part <= part)
+                low = middle;
+            else
+                high = middle - 1;
+        }
+        const AbsorbedToken &token = space.absorbed[low];
+        const int64_t at = part - token.first_part;
+        attend_chunk(c, scratch, cache, low, at / token.num_chunks, at % token.num_chunks);
+    });
+    if (last == static_cast<int64_t>(space.absorbed.size())) fetch_heads(w, c, layer.values);
+    w.each(RQ_ATTENTION, (last - first) * s.heads, [&](int64_t i) {
+        const int64_t row = first * s.heads + i;
+        merge_chunks(c, space.absorbed[row / s.heads], row % s.heads, scratch.row);
+        space.latent_heads.put(row, scratch.row);
+    });
+}
+
 }  // namespace
 
 void plan_attention(Call &c, int num_threads) {
     const rq_shape &s = c.shape;
     Space &space = c.space;
     space.absorbed.clear();
+    space.absorbed_batches.clear();
     space.expanded.clear();
     space.span_token.clear();
     space.absorbed_of_token.assign(c.step.num_tokens, -1);
     space.absorbed_rows.clear();
     space.absorbed_tokens.clear();
-    int64_t first = 0, parts = 0, most_queries = 0;
+    int64_t first = 0, parts = 0, most_parts = 0, most_queries = 0;
+    const int64_t part_bytes = LANES * s.latent_rank * static_cast<int64_t>(sizeof(float));
     for (int64_t i = 0; i < c.step.num_spans; i++) {
         const rq_span &span = c.step.spans[i];
         space.span_token.push_back(first);
@@ -177,14 +210,21 @@ void plan_attention(Call &c, int num_threads) {
             space.absorbed_rows.push_back(static_cast<int64_t>(space.absorbed.size()));
             space.absorbed_tokens.push_back(first + t);
             space.absorbed_of_token[first + t] = static_cast<int64_t>(space.absorbed.size());
+            const int64_t more = chunks * num_groups(s);
+            if (parts == 0 || (parts + more) * part_bytes > MOST_PART_BYTES) {
+                space.absorbed_batches.push_back(static_cast<int64_t>(space.absorbed.size()));
+                parts = 0;
+            }
             space.absorbed.push_back({first + t, i, visible, chunk, chunks, parts});
-            parts += chunks * num_groups(s);
+            parts += more;
+            most_parts = parts > most_parts ? parts : most_parts;
         }
         first += span.num_tokens;
     }
-    space.part_out.reserve(parts * LANES * s.latent_rank);
-    space.part_most.reserve(parts * LANES);
-    space.part_total.reserve(parts * LANES);
+    space.absorbed_batches.push_back(static_cast<int64_t>(space.absorbed.size()));
+    space.part_out.reserve(most_parts * LANES * s.latent_rank);
+    space.part_most.reserve(most_parts * LANES);
+    space.part_total.reserve(most_parts * LANES);
     space.scratch.resize(num_threads);
     const int64_t width = s.latent_rank + s.rope;
     for (Scratch &scratch : space.scratch) {
@@ -213,26 +253,9 @@ void run_attention(Worker &w, Call &c, const rq_layer &layer, const rq_cache &ca
     if (num) {
         run_heads(w, c, layer.keys, space.query_heads, space.query_absorbed, space.absorbed_rows,
                   s.heads * s.latent_rank);
-        const AbsorbedToken &last = space.absorbed.back();
-        const int64_t parts = last.first_part + last.num_chunks * num_groups(s);
-        w.each(RQ_ATTENTION, parts, [&](int64_t part) {
-            int64_t low = 0, high = num - 1;
-            while (low < high) {
-                const int64_t middle = (low + high + 1) / 2;
-                if (space.absorbed[middle].first_part <= part)
-                    low = middle;
-                else
-                    high = middle - 1;
-            }
-            const AbsorbedToken &token = space.absorbed[low];
-            const int64_t at = part - token.first_part;
-            attend_chunk(c, scratch, cache, low, at / token.num_chunks, at % token.num_chunks);
-        });
-        fetch_heads(w, c, layer.values);
-        w.each(RQ_ATTENTION, num * s.heads, [&](int64_t i) {
-            merge_chunks(c, space.absorbed[i / s.heads], i % s.heads, scratch.row);
-            space.latent_heads.put(i, scratch.row);
-        });
+        const std::vector<int64_t> &batches = space.absorbed_batches;
+        for (size_t b = 0; b + 1 < batches.size(); b++)
+            attend_batch(w, c, layer, cache, batches[b], batches[b + 1]);
         run_heads(w, c, layer.values, space.latent_heads, space.attention, space.absorbed_tokens,
                   s.heads * s.value);
     }

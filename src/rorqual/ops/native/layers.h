@@ -38,6 +38,7 @@ struct Space {
     int64_t num_active = 0;
     Buffer<float> pair_value;
     std::vector<AbsorbedToken> absorbed;
+    std::vector<int64_t> absorbed_batches;  // the first token of each, and their number
     std::vector<int64_t> expanded;  // spans
     std::vector<int64_t> span_token;  // each span's first
     std::vector<int64_t> absorbed_of_token;  // -1: it attends expanded
