@@ -226,6 +226,17 @@ def test_a_row_with_a_number_that_is_not_finite_has_no_finite_result(
         assert torch.equal(found[[0, 1, 2, 4, 5, 6, 7, 8]], wanted[[0, 1, 2, 4, 5, 6, 7, 8]])
 
 
+def test_what_is_not_the_matrixs_is_refused() -> None:
+    """Nothing is read beyond its end."""
+    packed_EP = packed.pack(rows_of("Q8_0", 1, 16, 256), "Q8_0", 256)
+    with pytest.raises(AssertionError, match="x has 512 columns, and a packed matrix 4352 bytes"):
+        product(torch.zeros(2, 512), packed_EP, "Q8_0", 16)
+    with pytest.raises(AssertionError, match="packed matrix"):
+        product(torch.zeros(2, 256), packed_EP, "Q8_0", 33)
+    with pytest.raises(AssertionError, match=r"not torch\.float16"):
+        product(torch.zeros(2, 256).half(), packed_EP, "Q8_0", 16)
+
+
 def test_activations_without_an_inverse_are_zeros() -> None:
     """127 / 1e-38 is infinite."""
     for kind in ("Q8_0", "Q4_K", "Q6_K"):

@@ -122,6 +122,10 @@ def _product(
 ) -> Tensor:
     """With as many of the matrices as there are counts."""
     x_MI, loaded = x_MI.contiguous(), _loaded()
+    assert x_MI.dtype in _DTYPES, f"x is float32 or bfloat16, not {x_MI.dtype}"
+    whole_tiles = -(-num_rows // TILE_ROWS) * TILE_ROWS
+    fits = packed_EP.shape[1] == whole_tiles * QUANT_TYPES[kind].num_bytes(x_MI.shape[1])
+    assert fits, f"x has {x_MI.shape[1]} columns, and a packed matrix {packed_EP.shape[1]} bytes"
     y_MO = torch.empty(len(x_MI), num_rows, dtype=x_MI.dtype)
     loaded.rq_set_threads(torch.get_num_threads())
     _check(
