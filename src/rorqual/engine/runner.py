@@ -81,7 +81,7 @@ class Runner:
 
     def draft(
         self, depth: int, spans: Sequence[Span], rows: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Sequence[int]]:
+    ) -> tuple[list[Tensor], list[int]]:
         """As `run_mtp`, and the likeliest id behind each span; any where logits are not finite, for
         `verify` takes none on trust.
         """

@@ -209,7 +209,7 @@ class FusedLayers:
         return layer
 
     def _stack(self, part: Any) -> Stack:
-        stack: StoredStack = part if isinstance(part, StoredStack) else part.stack
+        stack: StoredStack = getattr(part, "stack", part)
         assert stack.packed_EP is not None, "it was asked before"
         num, rows, columns = stack.shape
         return Stack(KINDS[stack.kind], num, rows, columns, self._keep(stack.packed_EP))
