@@ -243,8 +243,9 @@ def fused(layers: Sequence[nn.Module], norm: RMSNorm, shared: Shared) -> FusedMo
 
 
 def _is_packed(part: object) -> bool:
-    is_stored = isinstance(part, StoredEmbedding | StoredLinear)
-    return is_stored and part.stack.packed_EP is not None
+    if not isinstance(part, StoredEmbedding | StoredLinear):
+        return False
+    return part.stack.packed_EP is not None
 
 
 def _can_fuse(block: Block) -> bool:
