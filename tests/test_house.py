@@ -51,6 +51,7 @@ LONGER_FUNCTIONS = {
     "cli/demo_generate.py demo_generate": A_VERB,
     "cli/eval.py evaluate": A_VERB,
     "cli/generate.py generate": A_VERB,
+    "cli/pipeline.py pipeline": A_VERB,
     "cli/plan.py plan": A_VERB,
     "cli/serve.py serve": A_VERB,
     "cli/train.py train": A_VERB,

@@ -48,6 +48,7 @@ VERBS = {
     "train": Verb("rorqual.cli.train:train", "Train a model as a recipe says."),
     "convert": Verb("rorqual.cli.convert:convert", "Convert between FP8, BF16, shards and GGUF."),
     "plan": Verb("rorqual.cli.plan:plan", "Plan memory, speed and disk before loading."),
+    "pipeline": Verb("rorqual.cli.pipeline:pipeline", "Simulate and draw pipeline orders."),
     "bench": Verb(
         "rorqual.cli.bench:bench", "Measure this machine, and engines beside its limits."
     ),
