@@ -17,7 +17,7 @@ constexpr int64_t MOST_CHUNKS = 16, SMALLEST_CHUNK = 64;
 // them, and hundreds of tokens may attend absorbed in a step.
 constexpr int64_t MOST_PART_BYTES = 32 << 20;
 // Latents whose scores exist at once.
-constexpr int64_t BLOCK = 64;
+constexpr int64_t BLOCK = 128;
 
 int64_t num_groups(const rq_shape &s) { return (s.heads + LANES - 1) / LANES; }
 
@@ -51,7 +51,9 @@ struct Sums {
     float *out, *most, *total;  // (LANES, latent_rank), (LANES), (LANES)
 };
 
-void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, int64_t count, Sums sums) {
+// `next`: latents that are attended after these, if it is known where they lie.
+void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, int64_t count, Sums sums,
+                 const uint16_t *next) {
     const int64_t rank = c.shape.latent_rank, width = rank + c.shape.rope;
     const Matrix queries{rows.is_narrow ? RQ_BF16 : RQ_F32, LANES, width,
                          reinterpret_cast<const uint8_t *>(scratch.query.data())};
@@ -64,25 +66,18 @@ void attend_rows(const Call &c, Scratch &scratch, const Latents &rows, int64_t c
             for (int64_t i = 0; i < rank; i++) sums.out[lane * rank + i] *= change[lane];
     if (rows.is_narrow) {
         row_kernels().pair(scores, LANES, count, scratch.weights);
-        row_kernels().sum_pairs(scratch.weights, rows.pairs, width, count, rank, sums.out);
+        row_kernels().sum_pairs(scratch.weights, rows.pairs, width, count, rank, sums.out, next);
     } else {
         row_kernels().sum_floats(scores, rows.floats, width, count, rank, sums.out);
     }
 }
 
-// Asks for the latents of some slots, where a block of the cache has them side by side.
-void fetch_latents(const Call &c, const rq_cache &cache, const rq_span &span, int64_t slot,
-                   int64_t num) {
-    const int64_t size = c.step.block_tokens, width = c.shape.latent_rank + c.shape.rope;
-    const int64_t value = cache.kind == RQ_CACHE_FLOAT32 ? 4 : cache.kind == RQ_CACHE_BFLOAT16 ? 2 : 0;
-    const int64_t last = span.start + span.num_tokens - 1;
-    for (int64_t left; num > 0 && slot <= last; slot += left, num -= left) {
-        left = size - slot % size;
-        left = left < num ? left : num;
-        const int64_t place = c.step.tables[span.table + slot / size] * size + slot % size;
-        Worker::fetch(static_cast<const uint8_t *>(cache.planes[0]) + place * width * value,
-                      left * width * value);
-    }
+// Where the latents of a slot and those behind it lie, if they are read in place and lie together.
+const uint16_t *place_of(const Call &c, const rq_cache &cache, const rq_span &span, int64_t slot) {
+    if (cache.kind != RQ_CACHE_BFLOAT16) return nullptr;
+    const int64_t size = c.step.block_tokens;
+    const int64_t place = c.step.tables[span.table + slot / size] * size + slot % size;
+    return static_cast<const uint16_t *>(cache.planes[0]) + place * (c.shape.latent_rank + c.shape.rope);
 }
 
 void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_t place,
@@ -105,8 +100,9 @@ void attend_chunk(const Call &c, Scratch &scratch, const rq_cache &cache, int64_
     for (int64_t i = begin; i < end; i += BLOCK) {
         const int64_t num = end - i < BLOCK ? end - i : BLOCK;
         const Latents rows = latents_from(c, scratch, cache, span, span.first + i, num);
-        if (i + num < end) fetch_latents(c, cache, span, span.first + i + num, BLOCK);
-        attend_rows(c, scratch, rows, num, sums);
+        const int64_t next = i + num;
+        attend_rows(c, scratch, rows, num, sums,
+                    next < end ? place_of(c, cache, span, span.first + next) : nullptr);
     }
 }
 

@@ -11,7 +11,7 @@ namespace {
 // rows as many as leave each thread some parts: a stretch of memory that begins anew costs a
 // microsecond.
 constexpr int64_t FEW_ROWS = 16, LEAST_INNER = 32, MOST_INNER = 128, FEW_ROWS_INNER = 256;
-constexpr int64_t PARTS_OF_THREAD = 6;
+constexpr int64_t PARTS_OF_THREAD = 3;
 // Rows of an expert at a time: their sums stay in a thread's second cache.
 constexpr int64_t ROW_BLOCK = 128;
 // Tiles of outputs that a thread makes at a time, of all experts.

@@ -100,11 +100,13 @@ static void sum_floats(const float *weights, const float *values, int64_t stride
 }
 
 static void sum_pairs(const uint32_t *weights, const uint16_t *values, int64_t stride, int64_t count,
-                      int64_t width, float *out) {
+                      int64_t width, float *out, const uint16_t *next) {
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES)
-        for (int h = 0; h < LANES; h += Vec::HEADS)
-            Vec::sum_pairs(weights + h, values + c, stride, count, width, out + h * width + c);
+    for (; c + Vec::PAIR_COLUMNS <= width; c += Vec::PAIR_COLUMNS)
+        for (int h = 0; h < LANES; h += Vec::PAIR_HEADS) {
+            Vec::sum_pairs(weights + h, values + c, stride, count, width, out + h * width + c, next);
+            next += next ? count * LANES : 0;
+        }
     for (; c < width; c++)
         for (int64_t s = 0; s < count; s++)
             for (int h = 0; h < LANES; h++) {

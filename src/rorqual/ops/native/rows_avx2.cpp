@@ -17,6 +17,7 @@ struct Vec {
     __m256 a, b;
     static constexpr bool HAS_BF16 = false;
     static constexpr int HEADS = 4;  // whose sums fit the registers
+    static constexpr int PAIR_HEADS = HEADS, PAIR_COLUMNS = LANES;
 
     static Vec all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static Vec load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -79,7 +80,7 @@ struct Vec {
         for (int i = 0; i < LANES; i++) p[i] = to_bf16(f[i]) | static_cast<uint32_t>(to_bf16(s[i])) << 16;
     }
     static void sum_pairs(const uint32_t *weights, const uint16_t *values, int64_t stride,
-                          int64_t count, int64_t width, float *out) {
+                          int64_t count, int64_t width, float *out, const uint16_t *) {
         Vec acc[HEADS];
         for (int r = 0; r < HEADS; r++) acc[r] = load(out + r * width);
         for (int64_t s = 0; s < count; s++) {

@@ -14,6 +14,7 @@ struct Vec {
     float v[LANES];
     static constexpr bool HAS_BF16 = false;
     static constexpr int HEADS = 4;
+    static constexpr int PAIR_HEADS = HEADS, PAIR_COLUMNS = LANES;
 
     template <class F>
     static Vec each(F f) {
@@ -65,7 +66,7 @@ struct Vec {
             p[i] = to_bf16(first.v[i]) | static_cast<uint32_t>(to_bf16(second.v[i])) << 16;
     }
     static void sum_pairs(const uint32_t *weights, const uint16_t *values, int64_t stride,
-                          int64_t count, int64_t width, float *out) {
+                          int64_t count, int64_t width, float *out, const uint16_t *) {
         for (int64_t s = 0; s < count; s++)
             for (int r = 0; r < HEADS; r++) {
                 const uint32_t both = weights[s / 2 * LANES + r];

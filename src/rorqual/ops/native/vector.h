@@ -32,8 +32,9 @@ struct RowKernels {
     // `stride` values apart.
     void (*sum_floats)(const float *weights, const float *values, int64_t stride, int64_t count,
                        int64_t width, float *out);
+    // `next`, if not NULL, is memory of count * width values that is asked for meanwhile.
     void (*sum_pairs)(const uint32_t *weights, const uint16_t *values, int64_t stride, int64_t count,
-                      int64_t width, float *out);
+                      int64_t width, float *out, const uint16_t *next);
     // Codes of 8 bits times a scale.
     void (*scale_codes)(const int8_t *codes, float scale, int64_t n, float *y);
 };
