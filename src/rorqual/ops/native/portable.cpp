@@ -227,6 +227,8 @@ struct Simd {
     }
 };
 
+// Loops over lanes are loops of their own here: unrolling those around them only costs the compiler.
+#define RQ_UNROLL(num)
 #include "products.inl"
 #include "decode.inl"
 #include "table.inl"

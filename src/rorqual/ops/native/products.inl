@@ -5,7 +5,9 @@
 // row's sums are made of the same operations in the same order, whatever lies beside.
 
 #define RQ_INLINE static inline __attribute__((always_inline))
+#ifndef RQ_UNROLL
 #define RQ_UNROLL(num) _Pragma(RQ_TEXT(GCC unroll num))
+#endif
 #define RQ_TEXT(x) #x
 
 #include "activations.inl"
