@@ -45,7 +45,7 @@ def traces(engine: Engine) -> list[Any]:
     """All of the answers that a step may change, tensors as lists."""
     found: list[Any] = []
     for answer, sequence in engine._sequences.items():
-        depths = [(d.next_slot, d.rows_TD.tolist()) for d in sequence.depths or ()]
+        depths = [(*d[:3], [rows.tolist() for rows in d.rows]) for d in sequence.depths or ()]
         known = answer.prompt_logprobs and list(answer.prompt_logprobs)
         found.append((answer.text, list(answer.token_ids), list(sequence.token_ids)))
         found.append((depths, known, list(answer.logprobs), answer.state.uniform()))

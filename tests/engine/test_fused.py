@@ -163,8 +163,11 @@ def test_mtp_modules_run_whole_too(tmp_path: Path) -> None:
         states += runner.run_mtp(1, after, [h_TD[:-1]])
         later = [Span([9], 57, NEAR)]
         states += runner.run_mtp(1, later, [h_TD[-1:]])
+        # One that looks back no further than slot 30, beside one that does.
+        two = [Span([9, 8], 57, NEAR, 30), Span([3, 5], 1, FAR)]
+        states += runner.run_mtp(1, two, [h_TD[-2:], h_TD[:2]])
         model.fused = kept
-    assert_near(states[:2], states[2:], CLOSE)
+    assert_near(states[:4], states[4:], CLOSE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -178,9 +178,15 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for num_ids in (0, 151):
         with pytest.raises(AssertionError, match="refuse a step"):
             call(model, fine, Wanted([0], num_ids, needs_logits=False))
-    for spans in ([39, 0, 0, 0, 0], [41, 0, 0, 0, 0], [40, 0, 1, 0, 0], [40, -1, 0, 0, 0], []):
+    # Tokens, start, first slot seen, position, table, form.
+    for changed in ((0, 39), (0, 41), (2, 1), (1, -1), (2, -1), (3, -1), (3, 217), (4, -1)):
+        place, number = changed
+        spans = [40, 0, 0, 0, 0, 0]
+        spans[place] = number
         with pytest.raises(AssertionError, match="refuse a step"):
             call(model, fine, spans=array("q", spans))
+    with pytest.raises(AssertionError, match="refuse a step"):
+        call(model, fine, spans=array("q"))
     with pytest.raises(AssertionError, match="refuse a step"):
         call(model, [])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_models import ALWAYS, BLOCK_TOKENS, greedy_loop, memory_of
 
-from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine import Engine, Request, SamplingParams, speculative
 from rorqual.engine.draft_policy import FixedDrafts, PayingDrafts
 from rorqual.engine.flat_step import Span
 from rorqual.engine.runner import Ran
@@ -178,29 +178,76 @@ def test_drafting_stops_where_it_does_not_pay_and_the_text_stays(
         assert output.usage.accepted == expected.usage.accepted
 
 
-def test_depths_follow_a_text_that_grows_without_drafts(
-    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+def late_draft(model: DeepseekV3, ids: list[int], first: int, vocab_size: int) -> int:
+    """What the first MTP depth guesses if it looks back no further than slot `first`: angles are
+    relative, so that it may as well begin there.
+    """
+    with torch.no_grad():
+        h = model.hidden(torch.tensor([ids]))[:, first - 1 : -1]
+        out = model.mtp_hidden(1, h, torch.tensor([ids[first:]]))
+        return int(model.head(out[0, -1])[:vocab_size].argmax())
+
+
+@pytest.mark.parametrize("kept", [256, 20])
+def test_what_is_drafted_late_is_what_the_kept_states_give(
+    guesser: DeepseekV3,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its blocks get published as without speculation, and no state waits for longer than one."""
-    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    """No module runs while nothing is drafted; its blocks get published as without speculation;
+    and drafts begin with as much of the past as is kept, or behind blocks of the cache.
+    """
+    monkeypatch.setattr(speculative, "KEPT_TOKENS", kept)
+    params = SamplingParams(temperature=0, max_tokens=70, ignore_eos=True)
     never = FixedDrafts(0)
     engine = Engine(guesser, tokenizer, speculate=1, draft_policy=never)
-    answers = [engine.add(Request(prompt, params)) for prompt in prompts]
+    with monkeypatch.context() as patch:
+        for name in ("draft", "run_mtp"):
+            patch.setattr(engine._runner, name, lambda *_: 1 // 0)
+        answers = [engine.add(Request(prompt, params)) for prompt in prompts]
+        for _ in range(50):
+            engine.step()
+    for answer in answers:
+        state = engine._sequences[answer].depths[0]  # type: ignore[index]
+        assert sum(map(len, state.rows)) == state.num_rows <= 2 * kept
+    engine._draft_policy = ALWAYS
+    begun = list(engine._sequences.values())
+    firsts = [sequence.depths[0].next_slot for sequence in begun]  # type: ignore[index]
+    assert (max(firsts) > 1) == (kept == 20)
+    drafted = engine._speculator.draft(engine._scheduler.schedule(1))
+    for segment, first in zip(drafted, firsts, strict=True):
+        ids = segment.sequence.token_ids
+        assert segment.drafts == (late_draft(guesser, ids, first, tokenizer.vocab_size),)
     while engine.has_work:
         engine.step()
-        for answer in answers:
-            sequence = engine._sequences.get(answer)
-            if sequence is not None and sequence.depths is not None:
-                assert all(len(depth.rows_TD) <= BLOCK_TOKENS for depth in sequence.depths)
     plain = Engine(guesser, tokenizer)
-    assert [answer.output() for answer in answers] == plain.generate(prompts, params)
+    outputs = [answer.output() for answer in answers]
+    assert outputs == plain.generate(prompts, params)
     longer = [[*p, *a.token_ids, 5] for p, a in zip(prompts, answers, strict=True)]
     cached = [output.usage.num_cached_tokens for output in engine.generate(longer, GREEDY)]
     assert cached == [output.usage.num_cached_tokens for output in plain.generate(longer, GREEDY)]
-    assert min(cached) >= 96
-    # What the depths made of the text in the meantime is what they would have made at once.
+    assert min(cached) >= 64
+
+
+def test_behind_cached_blocks_that_no_depth_went_through_drafts_begin_anew(
+    guesser: DeepseekV3, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    never = FixedDrafts(0)
+    engine = Engine(guesser, tokenizer, speculate=1, draft_policy=never)
+    prompt = [*prompts[4], *range(5, 5 + 40)]
+    num_known = len(prompt) // BLOCK_TOKENS * BLOCK_TOKENS
+    text = engine.generate([prompt], GREEDY)[0].token_ids
     engine._draft_policy = ALWAYS
-    fresh = Engine(guesser, tokenizer, speculate=1, draft_policy=ALWAYS)
-    for prompt in longer:
-        both = [each.generate([prompt], GREEDY)[0].usage.accepted for each in (engine, fresh)]
-        assert both[0] == both[1]
+    for first in (num_known + 1, 1):
+        answer = engine.add(Request([*prompt, *text[:3]], GREEDY))
+        engine.step()
+        assert answer.num_cached_tokens == num_known
+        (segment,) = engine._speculator.draft(engine._scheduler.schedule(1))
+        expected = late_draft(guesser, segment.sequence.token_ids, first, tokenizer.vocab_size)
+        assert segment.drafts == (expected,)
+        engine.cancel(answer)
+        # The same blocks, made anew by one that drafts: their depths are there from then on.
+        engine._pool.forget()
+        engine.generate([prompt], GREEDY)

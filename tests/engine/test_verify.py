@@ -6,6 +6,7 @@ A small language of six tokens whose next token depends on the last one stands f
 from __future__ import annotations
 
 import itertools
+from array import array
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
@@ -298,3 +299,43 @@ def test_a_refusal_takes_later_digits_of_its_own_random_number_alone(num_picky: 
             wanted.append(left[int(uniform * len(left))])
         (result,) = verify(Scores(torch.zeros(3, 6)), [wanted[:2]], [state])
         assert (list(result.token_ids), result.num_accepted) == (wanted, 2)
+
+
+def test_the_likeliest_alone_decide_as_their_logits_do() -> None:
+    """Drafts right, wrong and beyond an end id; a row that is not finite is an error."""
+    generator = torch.Generator().manual_seed(4)
+    for number in range(60):
+        drafts = [
+            torch.randint(4, (number % 4,), generator=generator).tolist()
+            for _ in range(1 + number % 3)
+        ]
+        logits = torch.randn(sum(map(len, drafts)) + len(drafts), 6, generator=generator)
+        logits[:, 4:] -= 5.0
+        settings = {"temperature": 0.0, "stop_token_ids": (2,), "ignore_eos": True}
+        states = [state_of(0, **settings) for _ in drafts]
+        assert all(state.is_plain for state in states)
+        expected = verify(Scores(logits), drafts, states)
+        likeliest = array("q", logits.argmax(-1).tolist())
+        assert verify(Scores(None, likeliest), drafts, states) == expected
+    with pytest.raises(CheckpointError, match="not finite"):
+        verify(Scores(None, [1, -1]), [[1]], states[:1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.5},
+        {"logprobs": 1},
+        {"logit_bias": {3: 1.0}},
+        {"frequency_penalty": 0.5},
+        {"min_tokens": 2},
+        {"allowed_token_ids": (1, 2)},
+    ],
+)
+def test_who_asks_for_more_than_the_likeliest_is_not_plain(settings: dict[str, Any]) -> None:
+    assert state_of(0, **{"temperature": 0.0}).is_plain
+    state = state_of(0, **{"temperature": 0.0, **settings})
+    assert not state.is_plain
+    if "min_tokens" in settings:
+        state.commit([1, 1])
+        assert state.is_plain

@@ -101,6 +101,7 @@ class PayingDrafts:
         self._num_seen = [PRIOR_COUNT] * max_drafts
         # (size of the batch, drafts) -> seconds of a step over those of one without drafts
         self._ratios: dict[tuple[int, int], float] = {}
+        self._nearest: dict[int, list[float | None]] = {}  # what `_ratio` says of each size
         self._last_trial: dict[tuple[int, int], int] = {}
         self._num_tried = [0] * (max_drafts + 1)
         self._seconds = self._trial_seconds = self._since = 0.0
@@ -113,7 +114,7 @@ class PayingDrafts:
         if not num_answers or not self._max_drafts:
             return 0
         size = num_answers.bit_length()
-        best = max(range(self._max_drafts + 1), key=lambda k: self._worth(size, k))
+        best = self._best(size)
         if (size, best) != (self._size, self.num_drafts):
             self._size, self.num_drafts = size, best
             self._beside.clear()
@@ -160,10 +161,18 @@ class PayingDrafts:
             self._trial = None
             self._beside.clear()
 
-    def _worth(self, size: int, num_drafts: int) -> float:
-        """Tokens a step, over its cost; 0 for what was never tried."""
-        ratio = self._ratio(size, num_drafts)
-        return 0.0 if ratio is None else self._tokens(num_drafts) / ratio
+    def _best(self, size: int) -> int:
+        """With how many drafts a step gives most tokens for its cost, of what was tried."""
+        if size not in self._nearest:
+            numbers = range(1, self._max_drafts + 1)
+            self._nearest[size] = [self._ratio(size, number) for number in numbers]
+        best, most, tokens, chance = 0, 1.0, 1.0, 1.0
+        for number, ratio in enumerate(self._nearest[size], 1):
+            chance *= self._acceptance[number - 1]
+            tokens += chance
+            if ratio is not None and tokens / ratio > most:
+                best, most = number, tokens / ratio
+        return best
 
     def _tokens(self, num_drafts: int) -> float:
         """Of a step, as expected."""
@@ -183,12 +192,14 @@ class PayingDrafts:
 
     def _is_free(self, num_drafts: int) -> bool:
         """Whether to try these at once."""
+        if self._num_tried[num_drafts] >= FREE_TRIALS:
+            return False
         ratio = self._ratio(self._size, num_drafts) or self._guessed_ratio(num_drafts)
-        return self._num_tried[num_drafts] < FREE_TRIALS and self._promises(num_drafts, ratio)
+        return self._promises(num_drafts, ratio)
 
     def _promises(self, num_drafts: int, ratio: float) -> bool:
         """Whether they may pay better than the number in use, if a step costs so much."""
-        used = self._worth(self._size, self.num_drafts)
+        used = self._tokens(self.num_drafts) / (self._ratio(self._size, self.num_drafts) or 1.0)
         return MARGIN * self._tokens(num_drafts) > used * ratio
 
     def _guessed_ratio(self, num_drafts: int) -> float:
@@ -208,6 +219,7 @@ class PayingDrafts:
         new = max(1.0, used * ratio if tried else 1 / ratio)
         old = self._ratios.get(key, new)
         self._ratios[key] = old + TRIAL_WEIGHT * (new - old)
+        self._nearest.clear()
 
     def _note(self, outcome: Outcome) -> None:
         for position in range(min(outcome.num_wanted, outcome.num_accepted + 1)):

@@ -234,9 +234,9 @@ class Engine:
             [segment.sequence.answer.state for segment in ready],
             is_row_by_row=self._runner.is_row_by_row,
         )
-        verified = {s.sequence: result for s, result in zip(ready, results, strict=True)}
+        verified = iter(results)
         return [
-            self._with_prompt_logprobs(s)._replace(verified=verified.get(s.sequence))
+            self._with_prompt_logprobs(s)._replace(verified=next(verified) if s.is_last else None)
             for s in segments
         ]
 
@@ -255,9 +255,10 @@ class Engine:
                 self._count(piece, len(segment.drafts), segment.verified.num_accepted)
             self._speculator.note(segment, num_kept)
             sequence.num_computed = segment.start + num_kept
-        self._speculator.follow(segments)
+        is_drafting = self._draft_policy.num_drafts > 0
+        self._speculator.follow(segments, is_drafting=is_drafting)
         for sequence in [segment.sequence for segment in segments]:
-            self._scheduler.publish(sequence, self._speculator.num_complete(sequence))
+            self._scheduler.publish(sequence)
             if sequence.answer.finish_reason is not None:
                 self.cancel(sequence.answer)
         self._draft_policy.end(

@@ -28,11 +28,14 @@ MAX_TOGETHER_SLOTS = 1024
 
 
 class Span(NamedTuple):
-    """Tokens of one sequence: the first belongs in slot `start` of the slots in `blocks`."""
+    """Tokens of one sequence: the first belongs in slot `start` of the slots in `blocks`. They look
+    at the slots from `first` on; at an MTP depth those below it are empty.
+    """
 
     token_ids: abc.Sequence[int]
     start: int
     blocks: abc.Sequence[int]
+    first: int = 0
 
     @property
     def stop(self) -> int:
@@ -107,12 +110,13 @@ def paged_tokens(
     ids, numbers, tables = array("q"), array("q"), array("q")
     num_positions = 0
     for span in spans:
-        num, stop = len(span.token_ids), span.stop - depth
-        is_absorbed = num == 1 or not is_together or is_absorbed_cheaper(config, num, stop)
-        numbers.extend((num, span.start, depth, len(tables), is_absorbed))
-        ids.extend(span.token_ids)
-        tables.extend(span.blocks)
-        num_positions = max(num_positions, stop)
+        token_ids, start, blocks, first = span
+        num, first = len(token_ids), max(first, depth)
+        is_absorbed = not is_together or is_absorbed_cheaper(config, num, start + num - first)
+        numbers.extend((num, start, first, start - depth, len(tables), is_absorbed))
+        ids.extend(token_ids)
+        tables.extend(blocks)
+        num_positions = max(num_positions, start + num - depth)
     return PagedTokens(ids, numbers, tables, num_positions, cache.block_tokens, cache.structs)
 
 
@@ -127,12 +131,14 @@ def is_absorbed_cheaper(config: ModelConfig, num_queries: int, num_slots: int) -
     Expanded makes a key and a value of every slot; absorbed takes each query into the latent space
     and its output back, and multiplies with wider keys and values.
     """
+    if num_queries == 1:
+        return True
     rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
     nope, value = config.qk_nope_head_dim, config.v_head_dim
     up = rank * (nope + value)
     expanded = num_slots * up + num_queries * num_slots * (nope + rope + value)
     absorbed = num_queries * up + num_queries * num_slots * (2 * rank + rope)
-    return absorbed < expanded or num_queries == 1
+    return absorbed < expanded
 
 
 def _groups(spans: abc.Sequence[Span]) -> list[list[int]]:
@@ -154,7 +160,9 @@ def _reach(
     num_queries = len(spans[0].token_ids)
     stop = max(span.stop for span in spans)
     num_blocks = -(-stop // block_tokens)
-    use_absorbed = is_absorbed_cheaper(config, num_queries, stop - depth)
+    firsts = [max(span.first, depth) for span in spans]
+    first = min(firsts)
+    use_absorbed = is_absorbed_cheaper(config, num_queries, stop - first)
     # A shorter sequence is padded with its own blocks: what is masked need only be numbers.
     tables = [
         [*span.blocks[:num_blocks], *[span.blocks[0]] * (num_blocks - len(span.blocks))]
@@ -164,11 +172,12 @@ def _reach(
     if len(spans) > 1:
         starts_B = tensor_on(device, [span.start for span in spans], torch.int64)
         last_BT = starts_B[:, None] + torch.arange(num_queries, device=device)
-        slots_S = torch.arange(depth, stop, device=device)
-        visible = (slots_S <= last_BT[..., None])[:, None]
+        firsts_B11 = tensor_on(device, firsts, torch.int64)[:, None, None]
+        slots_S = torch.arange(first, stop, device=device)
+        visible = ((slots_S <= last_BT[..., None]) & (slots_S >= firsts_B11))[:, None]
     return Reach(
         num_tokens=num_queries * len(spans),
-        first=depth,
+        first=first,
         stop=stop,
         blocks_BP=tensor_on(device, tables, torch.int64),
         first_block=tables[0][0] if len(spans) == 1 and _are_neighbours(tables[0]) else None,

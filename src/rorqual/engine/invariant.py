@@ -46,7 +46,6 @@ class InvariantRunner(Runner):
         self._dispatcher = TileDispatcher()
         self._dummy = Span([0], 0, [spare_block])
 
-    @torch.inference_mode()
     def step(
         self, spans: Sequence[Span], num_scored: Sequence[int], *, needs_logits: bool = True
     ) -> Ran:

@@ -8,7 +8,7 @@ Where the model runs whole (`model/fused.py`) a step is one call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,12 +47,10 @@ class Runner:
         self._device = cache.device
         self._dispatcher: Dispatcher = LocalDispatcher()
 
-    @torch.inference_mode()
     def run(self, spans: Sequence[Span]) -> list[Tensor]:
         """The main model's hidden states of each span, (T, D). Some span has a token."""
         return self.step(spans, [0] * len(spans)).hidden
 
-    @torch.inference_mode()
     def step(
         self, spans: Sequence[Span], num_scored: Sequence[int], *, needs_logits: bool = True
     ) -> Ran:
@@ -64,7 +62,6 @@ class Runner:
         hidden = self._run_modules(spans)
         return Ran(hidden, self._scores(hidden, num_scored))
 
-    @torch.inference_mode()
     def run_mtp(self, depth: int, spans: Sequence[Span], rows: Sequence[Tensor]) -> list[Tensor]:
         """An MTP depth's hidden states, (T, D) of each span.
 
@@ -73,11 +70,7 @@ class Runner:
         """
         if (call := self._fused(depth)) is not None:
             return self._run_fused(call, depth, spans, [0] * len(spans), rows).hidden
-        step = flat_step(spans, self._cache, self._model.config, self._device, depth)
-        h_1MD = joined([rows[i] for i in step.order])[None]
-        model_step = self._model.model.cached_step(step.positions_1M, step.view)
-        h_1MD = self._model.mtp_hidden(depth, h_1MD, step.tokens_1M, model_step)
-        return step.split(h_1MD, spans)
+        return self._run_mtp_module(depth, spans, rows)
 
     def draft(
         self, depth: int, spans: Sequence[Span], rows: Sequence[Tensor]
@@ -117,10 +110,11 @@ class Runner:
         needs_logits: bool = True,
         is_together: bool = True,
     ) -> Ran:
-        config, sizes = self._model.config, [len(span.token_ids) for span in spans]
+        config = self._model.config
         tokens = paged_tokens(spans, self._cache, config, depth, is_together=is_together)
         states_MD = None if rows is None else joined(rows)
-        wanted = Wanted(list(_last(sizes, num_scored)), self._num_ids, needs_logits)
+        sizes = [len(span.token_ids) for span in spans]
+        wanted = Wanted(_last(sizes, num_scored), self._num_ids, needs_logits)
         h_MD, likeliest_N, logits_NV = call(tokens, states_MD, wanted)
         hidden = [h_MD] if len(spans) == 1 else list(h_MD.split(sizes))
         if likeliest_N is None:
@@ -131,6 +125,17 @@ class Runner:
         rows = [h[len(h) - num :] for h, num in zip(hidden, num_scored, strict=True) if num]
         return Scores(self.logits(joined(rows)) if rows else None)
 
+    @torch.inference_mode()
+    def _run_mtp_module(
+        self, depth: int, spans: Sequence[Span], rows: Sequence[Tensor]
+    ) -> list[Tensor]:
+        step = flat_step(spans, self._cache, self._model.config, self._device, depth)
+        h_1MD = joined([rows[i] for i in step.order])[None]
+        model_step = self._model.model.cached_step(step.positions_1M, step.view)
+        h_1MD = self._model.mtp_hidden(depth, h_1MD, step.tokens_1M, model_step)
+        return step.split(h_1MD, spans)
+
+    @torch.inference_mode()
     def _run_modules(self, spans: Sequence[Span], *, is_together: bool = True) -> list[Tensor]:
         step = flat_step(
             spans, self._cache, self._model.config, self._device, is_together=is_together
@@ -139,9 +144,10 @@ class Runner:
         return step.split(self._model.hidden(step.tokens_1M, model_step), spans)
 
 
-def _last(sizes: Sequence[int], counts: Sequence[int]) -> Iterator[int]:
+def _last(sizes: Sequence[int], counts: Sequence[int]) -> list[int]:
     """The places of each span's last tokens, in the row of all."""
-    stop = 0
+    places, stop = list[int](), 0
     for size, count in zip(sizes, counts, strict=True):
         stop += size
-        yield from range(stop - count, stop)
+        places += range(stop - count, stop)
+    return places

@@ -56,6 +56,8 @@ class SamplingState:
             seen = [i for i in prompt_ids if i < self.vocab_size] if is_prompt_seen else []
             self._counts = TokenCounts(seen)
         self._changes = self._fixed_changes()
+        is_changed = self._counts is not None or self._changes.is_any
+        self._is_greedy = params.temperature <= 0 and params.logprobs is None and not is_changed
         self.guide: Guide | None = None
         if params.grammar is not None and compiled is None:
             assert grammars is not None, "a grammar needs the engine's GrammarCompiler"
@@ -70,15 +72,8 @@ class SamplingState:
     @property
     def is_plain(self) -> bool:
         """Whether the likeliest token is taken as it is, and nothing else is asked of logits."""
-        params = self.params
-        return (
-            params.temperature <= 0
-            and params.logprobs is None
-            and self.guide is None
-            and self._counts is None
-            and self._num_tokens >= params.min_tokens
-            and not self._changes.is_any
-        )
+        is_early = self._num_tokens < self.params.min_tokens
+        return self._is_greedy and self.guide is None and not is_early
 
     @property
     def is_cut_short(self) -> bool:

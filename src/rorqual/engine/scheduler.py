@@ -105,11 +105,11 @@ class Scheduler:
                 segments[prompt] = chunk
         return list(segments.values())
 
-    def publish(self, sequence: TokenSequence, num_complete: int) -> None:
-        """Makes the blocks findable that lie within the first `num_complete` tokens."""
+    def publish(self, sequence: TokenSequence) -> None:
+        """Makes the blocks findable that are full."""
         if not self._limits.use_prefix_cache:
             return
-        num_full = num_complete // self._limits.block_tokens
+        num_full = sequence.num_computed // self._limits.block_tokens
         for number in range(sequence.num_published, num_full):
             self._pool.publish(sequence.blocks[number], sequence.key(number))
         sequence.num_published = max(sequence.num_published, num_full)

@@ -31,6 +31,7 @@ class TokenSequence:
         self.num_computed = 0
         self.num_published = 0  # of its blocks
         self.depths: tuple[DepthState, ...] | None = None  # of speculation
+        self.num_followed = 0  # of its blocks, by these
         self._block_tokens = block_tokens
         self._keys: list[bytes] = []
 
@@ -51,6 +52,6 @@ class TokenSequence:
     def forget(self) -> list[int]:
         """Gives its blocks up: everything is to be computed again. Its answer goes on later."""
         blocks, self.blocks = self.blocks, []
-        self.num_computed = self.num_published = 0
+        self.num_computed = self.num_published = self.num_followed = 0
         self.depths = None
         return blocks

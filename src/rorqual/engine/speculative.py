@@ -5,10 +5,11 @@ further: so depth 1 guesses one token beyond the newest. Further drafts come fro
 and beyond the last one from the last again, fed with its own output. Drafts are the likeliest
 tokens; `verify` accepts exactly those that would have been sampled, so the text does not change.
 
-Each depth has latents of its own. They follow the main model's: while a prompt is computed, right
-behind it; while an answer grows, at the next draft, when the accepted tokens' true hidden states
-are known, or a block at a time while nothing is drafted. What a draft wrote beyond the text is
-overwritten then.
+Each depth has latents of its own. They follow the main model's at the next draft, when the accepted
+tokens' true hidden states are known: until then these are kept. Of a text that grows while nothing
+is drafted the last ones alone are kept, and a depth that follows later looks back no further; so
+too behind blocks from the prefix cache that no depth went through. What a draft wrote beyond the
+text is overwritten then.
 """
 
 # T tokens of a span, D hidden size
@@ -28,17 +29,19 @@ from rorqual.engine.runner import Runner
 from rorqual.engine.segment import Segment
 from rorqual.engine.sequence import TokenSequence
 
+KEPT_TOKENS = 256
+"""Choice: a depth that follows so many tokens late sees enough to guess well, and costs little."""
+
 
 @dataclass
 class _Guess:
-    """A segment while it is drafted: the newest state, and all that the depth which gave it made of
-    tokens beyond the text.
+    """A segment while it is drafted: all that the depth which gave the newest state made of tokens
+    beyond the text, that state being its last; of the text's own last token, before that.
     """
 
     segment: Segment
     depths: tuple[DepthState, ...]
-    last_1D: Tensor
-    ahead_TD: Tensor
+    newest_TD: Tensor
     drafts: list[int]
 
 
@@ -49,6 +52,8 @@ class Speculator:
         self._runner = runner
         self._boundary_PND, self._block_tokens = cache.boundary_PND, cache.block_tokens
         self._num_depths = cache.boundary_PND.shape[1]
+        # Whether all depths went through a block, with all that comes before it in sight.
+        self._has_depths = bytearray(len(cache.boundary_PND))
 
     def draft(self, segments: Sequence[Segment]) -> list[Segment]:
         """The segments with drafts, at most `num_drafts` tokens each, and the depths behind them.
@@ -56,19 +61,17 @@ class Speculator:
         Of the sequences nothing changes but latents in their blocks, which are written again if the
         step is done again.
         """
-        live = [
-            segment
-            for segment in segments
-            # In a text so short the last depths have no position yet.
-            if segment.num_drafts and len(segment.sequence.token_ids) > self._num_depths
-        ]
+        live = [segment for segment in segments if self._can_draft(segment)]
         if not live:
             return list(segments)
         sequences = [segment.sequence for segment in live]
         depths, firsts = self._catch_up(sequences, [len(s.token_ids) for s in sequences])
+        if len(segments) == 1 == segments[0].num_drafts:
+            (known,), ((newest_TD, draft),) = depths, firsts
+            return [self._drafted(_Guess(segments[0], known, newest_TD, [draft]))]
         guesses = {
-            segment.sequence: _Guess(segment, known, state, state[:0], [draft])
-            for segment, known, (state, draft) in zip(live, depths, firsts, strict=True)
+            segment.sequence: _Guess(segment, known, newest_TD, [draft])
+            for segment, known, (newest_TD, draft) in zip(live, depths, firsts, strict=True)
         }
         going = list(guesses.values())
         for number in range(1, max(segment.num_drafts for segment in live)):
@@ -79,6 +82,13 @@ class Speculator:
             for segment in segments
         ]
 
+    def _can_draft(self, segment: Segment) -> bool:
+        """In a text so short, or known so far, the last depth has no position yet."""
+        if not segment.num_drafts:
+            return False
+        last = self._states(segment.sequence)[-1]
+        return last.next_slot < len(segment.sequence.token_ids)
+
     def _drafted(self, guess: _Guess) -> Segment:
         drafts = guess.segment.sequence.answer.state.prune(guess.drafts)
         return guess.segment._replace(drafts=tuple(drafts), depths=guess.depths)
@@ -87,72 +97,95 @@ class Speculator:
         """The segment's sequence takes the main model's hidden states of the first `num_kept`
         tokens, which are in the text for good.
         """
-        if self._num_depths:
-            sequence = segment.sequence
-            first, *later = segment.depths or self._states(sequence)
-            rows_TD = segment.hidden_states[:num_kept]
-            first = self._extended(sequence, 0, first, segment.start + 1, rows_TD)
-            sequence.depths = (first, *later)
+        if not self._num_depths:
+            return
+        sequence, start, size = segment.sequence, segment.start, self._block_tokens
+        states = segment.depths or self._states(sequence)
+        for slot in range(start + -start % size, start + num_kept, size):
+            self._has_depths[sequence.blocks[slot // size]] = False  # its content begins anew
+        rows_TD = segment.hidden_states
+        if num_kept < segment.num_tokens + len(segment.drafts):
+            rows_TD = rows_TD[:num_kept]
+        self._keep_boundaries(sequence, 0, start + 1, rows_TD, num_kept)
+        sequence.depths = (states[0].with_rows(rows_TD, num_kept), *states[1:])
 
-    def follow(self, segments: Sequence[Segment]) -> None:
-        """Brings the depths behind prompts that were just computed.
-
-        Answers that grow without drafts follow a block at a time, all together: then their blocks
-        can be published, what waits for the depths stays small, and drafting can begin anew.
+    def follow(self, segments: Sequence[Segment], *, is_drafting: bool) -> None:
+        """After what was noted: brings depths behind texts that wait for long, or end within reach
+        of a whole block, while anything is drafted; else the oldest hidden states go.
         """
         if not self._num_depths:
             return
-        prompts = [segment.sequence for segment in segments if not segment.is_decode]
-        answers = [segment.sequence for segment in segments if segment.is_decode]
-        due = [s for s in answers if s.answer.finish_reason is not None and self._has_block(s)]
-        if any(s.num_computed - self.num_complete(s) >= self._block_tokens for s in answers):
-            due = answers
-        if late := [*prompts, *due]:
+        late = []
+        for sequence in [segment.sequence for segment in segments]:
+            num_waiting = self._states(sequence)[0].num_rows
+            if is_drafting and (num_waiting > KEPT_TOKENS or self._ends_with_block(sequence)):
+                late.append(sequence)
+            elif num_waiting > 2 * KEPT_TOKENS:
+                sequence.depths = _begun(sequence.num_computed - KEPT_TOKENS, sequence.depths)
+        if late:
             depths, _ = self._catch_up(late, [sequence.num_computed for sequence in late])
             for sequence, known in zip(late, depths, strict=True):
                 sequence.depths = known
+        for segment in segments:
+            self._mark_blocks(segment)
 
-    def num_complete(self, sequence: TokenSequence) -> int:
-        """How many tokens have their latents in every layer that is in use."""
+    def _ends_with_block(self, sequence: TokenSequence) -> bool:
+        """Whether it has ended, and a block becomes complete if the depths follow."""
+        if sequence.answer.finish_reason is None:
+            return False
+        size, states = self._block_tokens, self._states(sequence)
+        reached = min(state.next_slot for state in states)
+        return sequence.num_computed // size > reached // size
+
+    def _mark_blocks(self, segment: Segment) -> None:
+        """Marks the sequence's blocks that all depths went through, of which all is known."""
+        sequence, size = segment.sequence, self._block_tokens
         states = self._states(sequence)
-        return min([sequence.num_computed, *(state.next_slot for state in states)])
-
-    def _has_block(self, sequence: TokenSequence) -> bool:
-        """Whether a block becomes complete if the depths follow."""
-        size = self._block_tokens
-        return sequence.num_computed // size > self.num_complete(sequence) // size
+        stop = min(sequence.num_computed, *(state.next_slot for state in states)) // size
+        if stop == sequence.num_followed:
+            return
+        if all(state.first_slot == depth for depth, state in enumerate(states, 1)):
+            for number in range(sequence.num_followed, stop):
+                self._has_depths[sequence.blocks[number]] = True
+            sequence.num_followed = stop
 
     def _states(self, sequence: TokenSequence) -> tuple[DepthState, ...]:
         """Begun where the sequence begins: at its start, or behind blocks from the cache."""
         if sequence.depths is not None or not self._num_depths:
             return sequence.depths or ()
-        num_known = sequence.num_computed
-        before_ND = self._boundary_PND[sequence.blocks[num_known // self._block_tokens - 1]]
+        size = self._block_tokens
+        number = num_known = sequence.num_computed // size
+        while number and self._has_depths[sequence.blocks[number - 1]]:
+            number -= 1
+        if number == num_known:
+            return tuple(
+                DepthState(num_known * size + depth, num_known * size + depth)
+                for depth in range(1, self._num_depths + 1)
+            )
+        before_ND = self._boundary_PND[sequence.blocks[num_known - 1]]
         return tuple(
-            DepthState(num_known, before_ND[i : i + 1])
-            if num_known
-            else DepthState(i + 1, before_ND[:0])
-            for i in range(self._num_depths)
+            DepthState(
+                max(number * size, depth), num_known * size, 1, (before_ND[depth - 1 : depth],)
+            )
+            for depth in range(1, self._num_depths + 1)
         )
 
-    def _extended(
-        self, sequence: TokenSequence, index: int, state: DepthState, slot: int, rows_TD: Tensor
-    ) -> DepthState:
-        """With more input states for the depth of this index, the first of them for `slot`.
-
-        The one at the beginning of a block is kept with the block before.
+    def _keep_boundaries(
+        self, sequence: TokenSequence, index: int, slot: int, rows_TD: Tensor, num: int
+    ) -> None:
+        """Of these `num` input states for the depth of this index, the first of them for `slot`,
+        those at the beginning of a block are kept with the block before.
         """
         size = self._block_tokens
-        for place in range(-slot % size, len(rows_TD), size):
+        for place in range(-slot % size, num, size):
             block = sequence.blocks[(slot + place) // size - 1]
             self._boundary_PND[block, index] = rows_TD[place]
-        return DepthState(state.next_slot, torch.cat([state.rows_TD, rows_TD]))
 
     def _catch_up(
         self, sequences: Sequence[TokenSequence], stops: Sequence[int]
     ) -> tuple[list[tuple[DepthState, ...]], list[tuple[Tensor, int]]]:
         """Runs every depth up to the slots before `stops`: each sequence's depths then, and of the
-        first depth its last state (1, D) and the likeliest token there, of those that it ran for.
+        first depth its states (T, D) and the likeliest token behind them, of those that it ran for.
         """
         depths = [list(self._states(sequence)) for sequence in sequences]
         firsts: list[tuple[Tensor, int]] = []
@@ -162,22 +195,22 @@ class Speculator:
                 continue
             spans, rows = [], []
             for i in late:
-                first, stop, sequence = depths[i][index].next_slot, stops[i], sequences[i]
-                spans.append(Span(sequence.token_ids[first:stop], first, sequence.blocks))
-                rows.append(depths[i][index].rows_TD[: stop - first])
+                state, stop, sequence = depths[i][index], stops[i], sequences[i]
+                start = state.next_slot
+                ids = sequence.token_ids[start:stop]
+                spans.append(Span(ids, start, sequence.blocks, state.first_slot))
+                rows_TD, depths[i][index] = state.taken(stop - start)
+                rows.append(rows_TD)
             if index == 0:
                 outs, drafts = self._runner.draft(1, spans, rows)
-                firsts = [(out[-1:], draft) for out, draft in zip(outs, drafts, strict=True)]
+                firsts = list(zip(outs, drafts, strict=True))
             else:
                 outs = self._runner.run_mtp(index + 1, spans, rows)
-            for i, out_TD in zip(late, outs, strict=True):
-                state = depths[i][index]
-                if index + 1 < self._num_depths:
-                    depths[i][index + 1] = self._extended(
-                        sequences[i], index + 1, depths[i][index + 1], state.next_slot + 1, out_TD
-                    )
-                left_TD = state.rows_TD[stops[i] - state.next_slot :].clone()
-                depths[i][index] = DepthState(stops[i], left_TD)
+            if index + 1 < self._num_depths:
+                for i, span, out_TD in zip(late, spans, outs, strict=True):
+                    start, num = span.start + 1, len(span.token_ids)
+                    self._keep_boundaries(sequences[i], index + 1, start, out_TD, num)
+                    depths[i][index + 1] = depths[i][index + 1].with_rows(out_TD, num)
         return [tuple(known) for known in depths], firsts
 
     def _run_ahead(self, guesses: Sequence[_Guess], number: int) -> None:
@@ -190,13 +223,26 @@ class Speculator:
         for guess in guesses:
             sequence, drafts = guess.segment.sequence, guess.drafts
             end = len(sequence.token_ids)
+            state = guess.depths[min(number, self._num_depths - 1)]
             if number < self._num_depths:
-                spans.append(Span(drafts, end, sequence.blocks))
-                rows.append(torch.cat([guess.depths[number].rows_TD, guess.ahead_TD]))
+                spans.append(Span(drafts, end, sequence.blocks, state.first_slot))
+                ahead_TD = guess.newest_TD[len(guess.newest_TD) - number + 1 :]
+                rows.append(torch.cat([*state.rows, ahead_TD]))
             else:
-                spans.append(Span(drafts[-1:], end + number - 1, sequence.blocks))
-                rows.append(guess.last_1D)
-        outs, drafts = self._runner.draft(min(number + 1, self._num_depths), spans, rows)
-        for guess, out_TD, draft in zip(guesses, outs, drafts, strict=True):
-            guess.last_1D, guess.ahead_TD = out_TD[-1:], out_TD
+                start = end + number - 1
+                spans.append(Span(drafts[-1:], start, sequence.blocks, state.first_slot))
+                rows.append(guess.newest_TD[-1:])
+        outs, more = self._runner.draft(min(number + 1, self._num_depths), spans, rows)
+        for guess, out_TD, draft in zip(guesses, outs, more, strict=True):
+            guess.newest_TD = out_TD
             guess.drafts.append(draft)
+
+
+def _begun(slot: int, depths: tuple[DepthState, ...] | None) -> tuple[DepthState, ...]:
+    """Depths that begin anew at a slot, from hidden states that are kept."""
+    first, *later = depths or ()
+    _, left = first.taken(slot - first.next_slot)
+    return (
+        DepthState(slot, slot, left.num_rows, left.rows),
+        *(DepthState(slot + place, slot + place) for place in range(1, len(later) + 1)),
+    )

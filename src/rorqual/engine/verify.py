@@ -71,15 +71,14 @@ def verify(
     assert len(drafts) == len(states), "one list of drafts for each answer"
     if not states:
         return []
+    logits_NV, likeliest_N = scores
+    if logits_NV is None:
+        assert likeliest_N is not None, "rows were scored"
+        return _take_likeliest(likeliest_N, drafts, states)
     walks, num_rows = [], 0
     for draft_ids, state in zip(drafts, states, strict=True):
         walks.append(_Walk(num_rows, draft_ids, state))
         num_rows += 1 + len(draft_ids)
-    logits_NV, likeliest_N = scores
-    if logits_NV is None:
-        assert likeliest_N is not None, "rows were scored"
-        assert len(likeliest_N) == num_rows, f"{len(likeliest_N)} ids for {num_rows} tokens"
-        return _take_likeliest(likeliest_N, walks)
     assert len(logits_NV) == num_rows, f"{len(logits_NV)} rows of logits for {num_rows} tokens"
     logits_NV = logits_NV[:, : states[0].vocab_size]
     try:
@@ -90,13 +89,27 @@ def verify(
     return [walk.verified(logits_NV, is_row_by_row) for walk in walks]
 
 
-def _take_likeliest(likeliest_N: Sequence[int], walks: Sequence[_Walk]) -> list[Verified]:
+def _take_likeliest(
+    likeliest_N: Sequence[int], drafts: Sequence[Sequence[int]], states: Sequence[SamplingState]
+) -> list[Verified]:
+    """What `verify` chooses where nothing but the likeliest token is asked for."""
     if min(likeliest_N) < 0:
         raise not_finite()
-    for walk in walks:
-        assert walk.state.is_plain, "who wants more than the likeliest has logits"
-        walk.take(likeliest_N[walk.place :])
-    return [walk.verified(None, False) for walk in walks]
+    results, place = [], 0
+    for draft_ids, state in zip(drafts, states, strict=True):
+        num_accepted = 0
+        for draft_id in draft_ids:
+            token_id = likeliest_N[place + num_accepted]
+            if token_id != draft_id or token_id in state.end_ids:
+                break
+            num_accepted += 1
+        token_ids = tuple(likeliest_N[place : place + num_accepted + 1])
+        if num_accepted < len(draft_ids) and token_ids[-1] == draft_ids[num_accepted]:
+            num_accepted += 1  # it ends the answer
+        results.append(Verified(token_ids, num_accepted, ()))
+        place += 1 + len(draft_ids)
+    assert place == len(likeliest_N), f"{len(likeliest_N)} ids for {place} tokens"
+    return results
 
 
 def _walk_all(logits_NV: Tensor, walks: Sequence[_Walk], is_row_by_row: bool) -> None:
@@ -139,7 +152,7 @@ class _Walk:
     """
 
     def __init__(self, first: int, draft_ids: Sequence[int], state: SamplingState) -> None:
-        self._first, self._draft_ids, self.state = first, draft_ids, state
+        self._first, self._draft_ids, self._state = first, draft_ids, state
         self._guide = None if state.guide is None else state.guide.fork()
         self._token_ids: list[int] = []
         self._num_accepted = self._num_refused = 0
@@ -152,7 +165,7 @@ class _Walk:
 
     def rows(self) -> list[Row]:
         """How the rows from `place` on are drawn now."""
-        state, drafts = self.state, self._draft_ids
+        state, drafts = self._state, self._draft_ids
         if self._guide is None:
             return [state.row(drafts[:offset]) for offset in range(1 + len(drafts))]
         row = state.row(self._token_ids, self._guide)
@@ -162,9 +175,7 @@ class _Walk:
         return [row]
 
     def take(self, chosen: Sequence[int]) -> None:
-        """What those rows chose, and perhaps rows behind them: tokens up to the first that is no
-        accepted draft.
-        """
+        """What those rows chose: tokens up to the first that is no accepted draft."""
         for token_id in chosen:
             if self._guide is not None and not self._guide.admits(token_id):
                 self._num_refused += 1
@@ -175,7 +186,7 @@ class _Walk:
                 self._guide.put(token_id)
             is_draft = offset < len(self._draft_ids) and token_id == self._draft_ids[offset]
             self._num_accepted += is_draft
-            if not is_draft or token_id in self.state.end_ids:
+            if not is_draft or token_id in self._state.end_ids:
                 self.is_over = True
                 return
 
@@ -184,11 +195,10 @@ class _Walk:
         if self._guide is not None:
             self._guide.rewind()
 
-    def verified(self, logits_NV: Tensor | None, is_row_by_row: bool) -> Verified:
+    def verified(self, logits_NV: Tensor, is_row_by_row: bool) -> Verified:
         logprobs: tuple[TokenLogprob, ...] = ()
-        state, token_ids = self.state, self._token_ids
+        state, token_ids = self._state, self._token_ids
         if state.params.logprobs is not None:
-            assert logits_NV is not None, "it is not plain"
             logprobs = token_logprobs(
                 logits_NV[self._first : self._first + len(token_ids)],
                 token_ids,

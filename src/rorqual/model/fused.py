@@ -42,10 +42,10 @@ from rorqual.ops.packed import pack
 class PagedTokens(NamedTuple):
     """Tokens of some spans, one after the other, whose past is in a paged cache.
 
-    `spans` has five numbers each: of tokens, the first one's slot, the first slot that they see,
-    where its blocks begin in `tables`, and whether they attend absorbed. A token in slot s has the
-    rotary position s less the first slot; all lie below `num_positions`. `caches` are the layers
-    from 0 on, MTP modules last, in blocks of `block_tokens` slots. All arrays are int64.
+    `spans` has six numbers each: of tokens, the first one's slot, the first slot that they see, the
+    first one's rotary position, where its blocks begin in `tables`, and whether they attend
+    absorbed. Positions lie below `num_positions`. `caches` are the layers from 0 on, MTP modules
+    last, in blocks of `block_tokens` slots. All arrays are int64.
     """
 
     ids: array[int]
@@ -137,38 +137,34 @@ class FusedLayers:
         """`states_MD`: for an MTP module, the hidden states of the depth before. The latents go
         into the cache.
         """
-        num = len(tokens.ids)
-        cos, sin = self._angles.up_to(tokens.num_positions)
+        ids, spans, tables, num_positions, block_tokens, caches = tokens
+        num = len(ids)
+        cos, sin = self._angles.up_to(num_positions)
         step = NativeStep(
-            num_tokens=num,
-            num_spans=len(tokens.spans) // 5,
-            block_tokens=tokens.block_tokens,
-            num_positions=len(cos),
-            tables=_address(tokens.tables),
-            spans=_address(tokens.spans),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-        )
+            0, num, len(spans) // 6, block_tokens, num_positions, 0, tables.buffer_info()[0],
+            spans.buffer_info()[0], cos.data_ptr(), sin.data_ptr(),
+        )  # fmt: skip
         if self._has_embedding:
             h_MD = torch.empty(num, self._width)
-            step.ids = _address(tokens.ids)
+            step.ids = ids.buffer_info()[0]
         else:
-            h_MD = self._embedding(torch.tensor(tokens.ids)).float().contiguous()
+            h_MD = self._embedding(torch.tensor(ids)).float().contiguous()
         step.hidden = h_MD.data_ptr()
         if states_MD is not None:
-            states_MD = states_MD.float().contiguous()
-            assert states_MD.shape == h_MD.shape, "a state a token"
+            assert states_MD.dtype is torch.float32, "states are float32"
+            assert states_MD.is_contiguous(), "states lie side by side"
+            assert states_MD.numel() == num * self._width, "a state a token"
             step.states = states_MD.data_ptr()
         likeliest_N = logits_NV = None
         if wanted is not None and wanted.rows_N and self._num_logits:
             rows_N = array("q", wanted.rows_N)
-            likeliest_N = array("q", bytes(8 * len(rows_N)))
+            likeliest_N = array("q", rows_N)
             step.num_rows, step.num_ids = len(rows_N), wanted.num_ids
-            step.rows, step.likeliest = _address(rows_N), _address(likeliest_N)
+            step.rows, step.likeliest = rows_N.buffer_info()[0], likeliest_N.buffer_info()[0]
             if wanted.needs_logits:
                 logits_NV = torch.empty(len(rows_N), self._num_logits)
                 step.logits = logits_NV.data_ptr()
-        self._layers.run(step, tokens.caches[self._first])
+        self._layers.run(step, caches[self._first])
         return Found(h_MD, likeliest_N, logits_NV)
 
     @property
@@ -272,10 +268,6 @@ def _can_fuse(block: Block) -> bool:
         and all(weight.dtype is torch.float32 for weight in floats)
         and attention.config.qk_nope_head_dim % 2 == 0
     )
-
-
-def _address(numbers: array[int]) -> int:
-    return numbers.buffer_info()[0]
 
 
 def _nothing() -> None:

@@ -51,15 +51,16 @@ class AngleTable:
         self._rotary = rotary
         empty_0R = torch.empty(0, rotary.config.qk_rope_head_dim // 2)
         self._tables = empty_0R, empty_0R
+        self.num_known = 0
 
     def up_to(self, num_positions: int) -> tuple[Tensor, Tensor]:
         """cos and sin, float32, each (at least `num_positions`, R/2)."""
-        num_known = len(self._tables[0])
-        if num_positions > num_known:
-            starts = range(num_known, max(num_positions, 2 * num_known), TABLE_POSITIONS)
+        if num_positions > self.num_known:
+            starts = range(self.num_known, max(num_positions, 2 * self.num_known), TABLE_POSITIONS)
             parts = [self._tables, *map(self._made, starts)]
             cos, sin = zip(*parts, strict=True)
             self._tables = torch.cat(cos), torch.cat(sin)
+            self.num_known = len(self._tables[0])
         return self._tables
 
     def _made(self, start: int) -> tuple[Tensor, Tensor]:

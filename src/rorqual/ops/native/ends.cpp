@@ -64,7 +64,7 @@ bool spans_fit(const rq_step &step) {
         const rq_span &span = step.spans[i];
         if (span.num_tokens < 0 || span.first < 0 || span.start < span.first || span.table < 0)
             return false;
-        if (span.start + span.num_tokens - span.first > step.num_positions) return false;
+        if (span.position < 0 || span.position + span.num_tokens > step.num_positions) return false;
         num += span.num_tokens;
     }
     return num == step.num_tokens;

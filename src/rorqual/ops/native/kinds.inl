@@ -24,6 +24,7 @@ struct AsStored {
 
 struct Bf16 : AsStored<Bf16> {
     static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 2;
+    static constexpr bool IS_FLOAT = true;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 0, EXTRAS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * BF16_BLOCK;
     static const void *values(const Activations &x) { return x.pairs; }
@@ -49,6 +50,7 @@ struct Bf16 : AsStored<Bf16> {
 
 struct F32 : AsStored<F32> {
     static constexpr int ROWS = Simd::FLOAT_ROWS, TILES = Simd::TILES, VALUES = 1;
+    static constexpr bool IS_FLOAT = true;
     static constexpr int64_t WORDS = CHUNK, SCALES = 0, EXTRAS = 0;
     static constexpr int64_t CHUNK_BYTES = WORDS * F32_BLOCK;
     static const void *values(const Activations &x) { return x.floats; }
@@ -73,6 +75,7 @@ struct F32 : AsStored<F32> {
 
 struct Q8_0 : AsStored<Q8_0> {
     static constexpr int ROWS = Simd::CODE_ROWS, TILES = Simd::TILES, VALUES = STEP;
+    static constexpr bool IS_FLOAT = false;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 8;
     static constexpr int64_t CHUNK_BYTES = 8 * Q8_0_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
@@ -114,6 +117,7 @@ struct Q8_0 : AsStored<Q8_0> {
 struct Q4_K {
     static constexpr bool IS_STORED = false;
     static constexpr int ROWS = Simd::NIBBLE_ROWS, TILES = 1, VALUES = STEP;
+    static constexpr bool IS_FLOAT = false;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 8;
     static constexpr int64_t CHUNK_BYTES = Q4_K_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }
@@ -236,6 +240,7 @@ struct Q4_K {
 struct Q6_K {
     static constexpr bool IS_STORED = false;
     static constexpr int ROWS = Simd::CODE_ROWS, TILES = 1, VALUES = STEP;
+    static constexpr bool IS_FLOAT = false;
     static constexpr int64_t WORDS = CHUNK / VALUES, SCALES = 8, EXTRAS = 16;
     static constexpr int64_t CHUNK_BYTES = Q6_K_BLOCK;
     static const void *values(const Activations &x) { return x.codes; }

@@ -134,7 +134,7 @@ void plan_tokens(Call &c) {
         const rq_span &span = c.step.spans[i];
         for (int64_t slot = span.start; slot < span.start + span.num_tokens; slot++) {
             c.space.places.push_back(c.step.tables[span.table + slot / size] * size + slot % size);
-            c.space.positions.push_back(slot - span.first);
+            c.space.positions.push_back(span.position + slot - span.start);
         }
     }
 }
@@ -247,6 +247,7 @@ void rq_layers_free(rq_layers *layers) { delete layers; }
 int rq_layers_run(rq_layers *layers, const rq_cache *caches, const rq_step *step) {
     if (!rq::fits_ends(layers->shape, layers->ends, *step)) return RQ_BAD_SHAPE;
     std::lock_guard<std::mutex> lock(layers->mutex);
+    rq::set_threads(static_cast<int>(step->num_threads));
     rq::Call call{layers->shape, *step, layers->space, step->hidden};
     const int64_t num_layers = static_cast<int64_t>(layers->layers.size());
     const int threads = rq::num_threads();

@@ -25,7 +25,7 @@ class NativeLayers:
         self._kept = kept
         loaded = library()
         assert loaded is not None, "nothing is packed where the library is not"
-        self._library = loaded
+        self._run = loaded.rq_layers_run
         array = (Layer * len(layers))(*layers)
         self._handle = loaded.rq_layers_make(byref(shape), byref(ends), array, len(layers))
         if not self._handle:
@@ -35,8 +35,8 @@ class NativeLayers:
 
     def run(self, step: Step, first_cache: Cache) -> None:
         """A step; the caches of the other layers follow the first one's in memory."""
-        self._library.rq_set_threads(torch.get_num_threads())
-        status = self._library.rq_layers_run(self._handle, byref(first_cache), byref(step))
+        step.num_threads = torch.get_num_threads()
+        status = self._run(self._handle, byref(first_cache), byref(step))
         if status == _NO_MEMORY:
             raise MemoryError("the C++ kernels got no memory for a step's activations")
         assert status == 0, f"the C++ kernels refuse a step: status {status}"

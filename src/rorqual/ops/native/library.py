@@ -18,7 +18,7 @@ import torch
 from rorqual.log import logger
 from rorqual.ops.native.structs import LAYER_SIGNATURES
 
-ABI = 6
+ABI = 7
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
 BAD_VALUE = 4  # a status: a value is not finite, or too large for the type

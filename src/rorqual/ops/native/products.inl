@@ -39,7 +39,8 @@ static inline void few_tiles(const Tiles &w, int64_t tile, const Rows &x, int64_
 template <class Kind, int R>
 static void few(const Tiles &w, int64_t tile, int64_t num_tiles, const Rows &x, int64_t width,
                 const Output &to) {
-    constexpr int T = R < 4 ? 1 : Kind::TILES;
+    // Few rows of what needs no unpacking would wait for their own sums: they take two tiles.
+    constexpr int T = R < 4 && !Kind::IS_FLOAT ? 1 : Kind::TILES;
     if (num_tiles == T) return few_tiles<Kind, T, R>(w, tile, x, width, to);
     for (int64_t t = tile; t < tile + num_tiles; t++) few_tiles<Kind, 1, R>(w, t, x, width, to);
 }

@@ -44,9 +44,10 @@ typedef struct {
 } rq_cache;
 
 /* The next num_tokens tokens of a step: the first is in slot `start` of its sequence, which they
- * see from slot `first` on. The blocks of slots are tables[table], tables[table + 1] ... */
+ * see from slot `first` on, and at the rotary position `position`. The blocks of slots are
+ * tables[table], tables[table + 1] ... */
 typedef struct {
-    int64_t num_tokens, start, first, table, is_absorbed;
+    int64_t num_tokens, start, first, position, table, is_absorbed;
 } rq_span;
 
 /* What stands before the layers and behind them. x is a token's row of `embedding`; in an MTP module,
@@ -58,9 +59,9 @@ typedef struct {
 } rq_ends;
 
 /* Tokens of some spans, one span after the other. Without ids, `hidden` holds the embedding's rows.
- * cos and sin (positions, rope / 2): a token in slot s has the rotary position s - first. */
+ * cos and sin (num_positions, rope / 2) are of all rotary positions. */
 typedef struct {
-    int64_t num_tokens, num_spans, block_tokens, num_positions;
+    int64_t num_threads, num_tokens, num_spans, block_tokens, num_positions;
     const int64_t *ids, *tables;
     const rq_span *spans;
     const float *cos, *sin;

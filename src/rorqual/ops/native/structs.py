@@ -51,7 +51,10 @@ class Ends(ctypes.Structure):
 
 class Step(ctypes.Structure):
     _fields_ = [
-        *((n, c_int64) for n in ("num_tokens", "num_spans", "block_tokens", "num_positions")),
+        *(
+            (name, c_int64)
+            for name in ("num_threads", "num_tokens", "num_spans", "block_tokens", "num_positions")
+        ),
         *((n, c_void_p) for n in ("ids", "tables", "spans", "cos", "sin", "states", "hidden")),
         ("num_rows", c_int64),
         ("rows", c_void_p),
