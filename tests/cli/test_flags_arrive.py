@@ -64,7 +64,13 @@ def served(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Any:
         return real(*arguments, **options)
 
     def start(
-        engine: Any, defaults: Any, names: Any, max_queue: int, server: Any, bound: Any
+        engine: Any,
+        defaults: Any,
+        facts: Any,
+        names: Any,
+        max_queue: int,
+        server: Any,
+        bound: Any,
     ) -> None:
         seen.update(defaults=defaults, names=names, max_queue=max_queue, server=server)
 
