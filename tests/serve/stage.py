@@ -72,7 +72,17 @@ class Chat:
         """The last answer's text, when nothing is written any more."""
         self.page.locator("#send").wait_for()
         self.last_notice = self.page.locator("#notices").inner_text()
-        return str(self.page.locator(".message.assistant .markdown").last.inner_text())
+        return self.texts(".message.assistant .markdown")[-1]
+
+    def texts(self, selector: str) -> list[str]:
+        """As they read; of what has had no frame yet, since it is out of sight or its tab is, as
+        they are.
+        """
+        return list(
+            self.page.locator(selector).evaluate_all(
+                "(nodes) => nodes.map((node) => node.innerText || node.textContent.trim())"
+            )
+        )
 
     def see(self, selector: str) -> Any:
         """Waits until it is visible."""

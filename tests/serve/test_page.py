@@ -389,7 +389,7 @@ def test_through_the_real_application(stage: Stage, live: Any) -> None:
     assert chat.see("#model").input_value() == "sei"
     assert chat.ask("think first") == "It is deep."
     chat.page.locator(".reasoning summary").click()
-    assert chat.page.locator(".reasoning-text").inner_text() == "The sea is deep."
+    assert chat.texts(".reasoning-text") == ["The sea is deep."]
     assert len(chat.page.locator(".figures li").all_inner_texts()) == 4
     chat.page.locator(REGENERATE).click()
     chat.see(".branches")

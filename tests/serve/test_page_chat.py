@@ -20,7 +20,7 @@ pytestmark = needs_browser
 
 
 def texts(chat: Chat) -> list[str]:
-    return list(chat.page.locator(".bubble, .assistant > .markdown").all_inner_texts())
+    return chat.texts(".bubble, .assistant > .markdown")
 
 
 def press(chat: Chat, label: str, number: int = -1) -> None:

@@ -46,7 +46,7 @@ def other(chat: Chat) -> Iterator[Chat]:
 
 
 def messages(chat: Chat) -> list[str]:
-    return list(chat.page.locator(".bubble, .message.assistant > .markdown").all_inner_texts())
+    return chat.texts(".bubble, .message.assistant > .markdown")
 
 
 def stored(chat: Chat) -> list[dict[str, Any]]:
@@ -72,7 +72,8 @@ def test_a_reload_in_the_middle_keeps_what_is_written(chat: Chat) -> None:
     chat.send(LONG)
     chat.until("() => document.body.innerText.includes('word6')")
     chat.page.reload()
-    assert "word5" in chat.see(".message.assistant > .markdown").inner_text()
+    chat.see(".message.assistant > .markdown")
+    assert "word5" in chat.answer()
     assert chat.see(".note").inner_text().startswith("Unfinished")
     chat.page.locator("[aria-label='Write another answer']").click()
     chat.see("#stop").click()

@@ -85,7 +85,8 @@ STATED = {
 
 
 def tight(html: str) -> str:
-    """Without line ends, which mean nothing outside of code."""
+    """Without line ends, which mean nothing outside of code, and with tight lists as stated."""
+    html = re.sub(r'<p class="tight">(.*?)</p>', r"\1", html)
     return re.sub(r"\n", "", html).replace('disabled="" type', "type")
 
 

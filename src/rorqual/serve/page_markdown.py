@@ -149,9 +149,14 @@ def _image(tokens: list[Token], at: int, *_: object) -> str:
 
 def _as_the_page_has_it(state: StateCore) -> None:
     """Headings two levels lower (the page and the message have the first two), alignment without
-    styles, each link with its address to be read.
+    styles, each link with its address to be read. Items of tight lists have paragraphs too: what
+    is out of sight can then be left out of the layout.
     """
     for token in state.tokens:
+        if token.type.startswith("paragraph_") and token.hidden:
+            token.hidden = False
+            if token.nesting == 1:
+                token.attrSet("class", "tight")
         if token.type in ("heading_open", "heading_close"):
             level = int(token.tag[1])
             token.tag = f"h{min(6, level + 2)}"

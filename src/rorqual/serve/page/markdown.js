@@ -187,7 +187,7 @@ export class MarkdownView {
       block.rich.replaceChildren(); // another text
       block.drawn = "";
     }
-    const rest = text.slice(block.drawn.length).replace(/^\n+|\s+$/g, "");
+    const rest = text.slice(block.drawn.length).trimEnd().replace(/^\n+/, "");
     if (rest === block.rest) return;
     if (block.rest && rest.startsWith(block.rest)) {
       block.plain.firstChild.appendData(rest.slice(block.rest.length));
@@ -199,9 +199,22 @@ export class MarkdownView {
 
 /** The server has cleaned it, and the page's policy lets no script or style of it act. */
 function fill(root, html) {
-  root.replaceChildren(...new DOMParser().parseFromString(html, "text/html").body.childNodes);
-  for (const caption of root.querySelectorAll(".code > figcaption")) {
+  adopt(root, new DOMParser().parseFromString(html, "text/html").body);
+  for (const caption of root.querySelectorAll(".code > figcaption:not(:has(button))")) {
     const code = caption.nextElementSibling;
     caption.append(copyButton("Copy code", () => code.textContent));
   }
+}
+
+/** What is the same stays, also of a list: it grows by items. */
+function adopt(root, fresh) {
+  const before = [...root.childNodes];
+  [...fresh.childNodes].forEach((node) => {
+    const old = before.shift();
+    if (!old) root.append(node);
+    else if (old.isEqualNode(node)) return;
+    else if (/^[UO]L$/.test(node.nodeName) && old.nodeName === node.nodeName) adopt(old, node);
+    else old.replaceWith(node);
+  });
+  for (const extra of before) extra.remove();
 }
