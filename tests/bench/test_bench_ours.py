@@ -54,6 +54,18 @@ def test_streams_have_room_for_what_is_decoded_while_others_begin(
     assert ours.engine.stats().num_prefix_hit_tokens == 16
 
 
+def test_a_step_reads_the_latents_of_all_that_came_before() -> None:
+    """Prompts of 5, two tokens of each answer before the clock, and half of the four behind it."""
+    load = Load(prefill=(), streams=(2,), depths=(5,), decode_tokens=4)
+    engine = Engine(lively(CONFIG), tokenizer(), options_for(load, CONFIG, EngineOptions()))
+    ours = Ours(engine, load)
+    figure, *_ = ours.decode(2, 5)
+    assert figure.work is not None
+    weights = ours.form.step_bytes(figure.work.experts)
+    latent = 4 * CONFIG.num_hidden_layers * (CONFIG.kv_lora_rank + CONFIG.qk_rope_head_dim)
+    assert figure.work.num_bytes == pytest.approx(weights + latent * 2 * (5 + 2 + 4 / 2))
+
+
 @pytest.mark.skipif(library() is None, reason="no C++ compiler built them")
 def test_the_share_outside_the_kernels(tmp_path: Path) -> None:
     """One thread: what all kernels took is less than the time that went by, and is not nothing."""

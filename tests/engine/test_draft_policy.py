@@ -139,6 +139,16 @@ def test_an_unknown_size_begins_with_what_the_nearest_knows() -> None:
     assert machine.policy.begin(20) == 1
 
 
+def test_of_several_known_sizes_the_nearest_one_counts() -> None:
+    """Of 1 answer and of 16, in powers of two; smaller and larger ones alike."""
+    machine = Machine(1, [1.0, 1.1], [0.7])
+    machine.run(NUM_STEPS, num_answers=1)
+    machine.seconds = [1.0, 1.95]
+    machine.run(3 * NUM_STEPS, num_answers=16)
+    for num_answers, num_drafts in ((1, 1), (3, 1), (8, 0), (15, 0), (64, 0)):
+        assert machine.policy.begin(num_answers) == num_drafts, num_answers
+
+
 def test_steps_with_prompts_are_no_measure() -> None:
     machine = Machine(1, [1.0, 50.0], [0.7])
     machine.run(NUM_STEPS, is_decode=False)

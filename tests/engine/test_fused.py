@@ -53,8 +53,11 @@ ODD = small.SMALL.with_changes(
 MANY_HEADS = small.SMALL.with_changes(num_attention_heads=18, n_shared_experts=0)
 WIDE_HEADS = small.SMALL.with_changes(hidden_size=32, qk_nope_head_dim=96, qk_rope_head_dim=32)
 """A head's query is wider than a hidden state: what a thread keeps a row in must hold both."""
+OTHER_EPSILON = small.SMALL.with_changes(rms_norm_eps=1e-2)
+"""Which norms of latents do not have."""
 CONFIGS = {
     "odd": ODD,
+    "other epsilon": OTHER_EPSILON,
     "wide heads": WIDE_HEADS,
     "many heads, no shared expert": MANY_HEADS,
 } | small.variants(small.SMALL)

@@ -125,7 +125,9 @@ def test_chosen_rows_have_the_logits_of_the_head(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_likeliest_of_a_large_vocabulary(threads: int, tmp_path: Path) -> None:
-    """Of equal ones the lowest, though threads look at pieces of a row."""
+    """Of equal ones the lowest, though threads look at pieces of a row; none where one logit of any
+    piece is not finite.
+    """
     config = small.LITTLE.with_changes(vocab_size=20_011)
     model = native_model(config, tmp_path)
     before = torch.get_num_threads()
@@ -139,6 +141,14 @@ def test_the_likeliest_of_a_large_vocabulary(threads: int, tmp_path: Path) -> No
         with_parts(model, lm_head=StoredHead(stack))
         scores = runner(model).step([Span([5], 0, BLOCKS)], [1], needs_logits=False).scores
         assert list(scores.likeliest_N or ()) == [min(places)]
+    for place in (0, 8191, 8192, 16_384, 20_010):  # the last one fills no vector
+        values = torch.zeros(config.vocab_size, config.hidden_size)
+        values[place] = torch.nan
+        stack = StoredStack("F32", (1, *values.shape), 4 * values.shape[1], (128, 128))
+        stack.put(0, values.view(torch.uint8))
+        with_parts(model, lm_head=StoredHead(stack))
+        scores = runner(model).step([Span([5], 0, BLOCKS)], [1], needs_logits=False).scores
+        assert list(scores.likeliest_N or ()) == [-1], place
     torch.set_num_threads(before)
 
 

@@ -12,6 +12,8 @@ from rorqual.engine import Engine, Request, SamplingParams, speculative
 from rorqual.engine.draft_policy import FixedDrafts, PayingDrafts
 from rorqual.engine.flat_step import Span
 from rorqual.engine.runner import Ran
+from rorqual.engine.segment import Segment
+from rorqual.engine.speculative import Speculator
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
 
@@ -98,6 +100,30 @@ def test_drafts_are_those_of_the_modules_without_a_cache(
         assert [output.usage.accepted for output in again] == [
             output.usage.accepted for output in outputs
         ]
+
+
+def test_each_draft_is_the_modules(
+    guesser: DeepseekV3,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Right or wrong: those too that the last depth makes of its own output."""
+    made: list[tuple[list[int], tuple[int, ...]]] = []
+    draft = Speculator.draft
+
+    def noted(self: Speculator, segments: Sequence[Segment]) -> list[Segment]:
+        found = draft(self, segments)
+        made.extend((list(s.sequence.token_ids), s.drafts) for s in found if s.drafts)
+        return found
+
+    monkeypatch.setattr(Speculator, "draft", noted)
+    engine = Engine(guesser, tokenizer, speculate=4, draft_policy=ALWAYS)
+    engine.generate([prompts[1][:20]], GREEDY)
+    assert max(len(drafts) for _, drafts in made) == 4
+    for ids, drafts in made:
+        expected = drafts_after(guesser, ids, len(drafts), tokenizer.vocab_size)
+        assert list(drafts) == expected
 
 
 def test_preempted_and_cancelled_answers_leave_speculation_whole(

@@ -148,6 +148,19 @@ def test_what_cannot_be_encoded_is_said() -> None:
     assert status(QUANT_TYPES["Q6_K"].type_id, 1, 256) == native.BAD_VALUE
 
 
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_one_block_without_a_scale_is_enough(name: str, is_weighted: bool) -> None:
+    """Whichever it is: float16 holds no scale for 2^28."""
+    size = QUANT_TYPES[name].block_values
+    importance = importance_of(3 * size) if is_weighted else None
+    for row, block in ((0, 0), (0, 2), (1, 1), (1, 2)):
+        x = sample(2, 3 * size)
+        x[row, block * size : (block + 1) * size] = -(2.0**28)
+        with pytest.raises(RorqualError):
+            encode_blocks(x, name, importance)
+
+
 def test_sums_do_not_depend_on_the_number_of_columns() -> None:
     x = sample(32, 100)
     whole = sum_rows(x)

@@ -5,6 +5,7 @@ with activations rounded here as the header says.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,7 @@ import forked
 from patience import HANG_SECONDS
 from rorqual.ops import native, packed
 from rorqual.ops.native import KINDS
+from rorqual.ops.native.library import _share_threads
 from rorqual.ops.quant_types import QUANT_TYPES
 from rorqual.ops.quantise import decode_blocks, encode_blocks
 
@@ -165,6 +167,70 @@ def test_sums_have_one_order_for_every_number_of_rows(kind: str) -> None:
     alone = torch.cat([product(row[None], packed_EP, kind, num_rows) for row in x])
     for num in (*range(1, 41), 127, 128, 129, 150):
         assert torch.equal(product(x[:num], packed_EP, kind, num_rows), alone[:num]), num
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_columns"), [("BF16", 16_450), ("F32", 8_194), ("Q8_0", 30_880)]
+)
+def test_tiles_that_are_too_large_for_a_cache(kind: str, num_columns: int) -> None:
+    """Kinds that are multiplied as they are stored: chunk by chunk where rows are many. Activations
+    are whole numbers, that all kinds hold.
+    """
+    rows_EOB = rows_of(kind, 1, 40, num_columns)
+    packed_EP, dense = packed.pack(rows_EOB, kind, num_columns), dense_of(rows_EOB, kind)[0]
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randint(-127, 128, (27, num_columns), generator=generator).float()
+    x[:, ::32] = 127
+    found = product(x, packed_EP, kind, 40)
+    assert relative(found, x @ dense.t()) < CLOSE
+    assert torch.equal(found[24:], product(x[24:], packed_EP, kind, 40))
+
+
+@pytest.fixture
+def own_threads(threads: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """The library's own threads, which it uses where torch's are not libgomp's."""
+    loaded = native.library()
+    assert loaded is not None
+    loaded.rq_use_openmp(None, None, None)
+    yield threads
+    _share_threads(loaded)
+
+
+def test_threads_of_its_own_do_the_same(own_threads: Callable[[int], None]) -> None:
+    """More than there is work for, and others than before."""
+    rows_EOB = rows_of("F32", 1, 120, 32)
+    packed_EP, dense = packed.pack(rows_EOB, "F32", 32), dense_of(rows_EOB, "F32")[0]
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(5))
+    own_threads(1)
+    alone = product(x, packed_EP, "F32", 120)
+    assert relative(alone, x @ dense.t()) < CLOSE
+    for num_threads in (3, 7, 2, 64):
+        own_threads(num_threads)
+        for num in (5, 1):
+            assert torch.equal(product(x[:num], packed_EP, "F32", 120), alone[:num]), num_threads
+
+
+def multiplies_in_a_fork(threads: Callable[[int], None]) -> bool:
+    """A fork copies no threads. Oracle: whole numbers, whose sums are exact."""
+    packed_EP = packed.pack(torch.eye(96).view(torch.uint8).view(1, 96, -1), "F32", 96)
+    x = torch.arange(96.0)[None]
+    threads(3)
+    assert torch.equal(product(x, packed_EP, "F32", 96), x)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # should it wait for threads that are not there
+        is_right = torch.equal(product(x, packed_EP, "F32", 96), x)
+        os._exit(0 if is_right else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_multiplies_too(threads: Callable[[int], None]) -> None:
+    assert multiplies_in_a_fork(threads)
+
+
+def test_a_fork_makes_threads_of_its_own(own_threads: Callable[[int], None]) -> None:
+    assert multiplies_in_a_fork(own_threads)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,12 +232,21 @@ def test_it_is_made_anew_where_it_is_damaged(
 def test_damage_between_the_first_and_last_page_is_found_by_reading(
     little: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A checksum goes on from piece to piece, where it is written as where it is compared."""
     monkeypatch.setattr(packed_file, "EDGE_BYTES", 64)
+    monkeypatch.setattr(packed_file, "WRITE_BYTES", 100)
     load(little, "native")
     (file,) = cache.iterdir()
     header = packed_file.read_header(file)
     done: list[int] = []
     assert packed_file.broken(file, header, done.append) == []
+    whole = file.read_bytes()
+    for entry in header["tensors"]:
+        size = torch.Size(entry["shape"]).numel() * (
+            1 if entry["role"] in ("packed", "codes") else 4
+        )
+        start = int(entry["offset"])
+        assert entry["sum"] == f"{zlib.crc32(whole[start : start + size]):08x}"
     sizes = [torch.Size(e["shape"]).numel() for e in header["tensors"]]
     widths = [1 if e["role"] in ("packed", "codes") else 4 for e in header["tensors"]]
     assert sum(done) == sum(n * w for n, w in zip(sizes, widths, strict=True))

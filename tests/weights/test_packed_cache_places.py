@@ -221,6 +221,15 @@ def test_who_is_stopped_leaves_no_half(
     load(little, "native")
 
 
+def test_what_others_are_writing_stays(little: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    half = cache / ".another-0123456789ab.native.packed.0123456789ab"
+    half.write_bytes(b"some")
+    load(little, "native")
+    (kept,) = kept_files()
+    assert set(cache.iterdir()) == {kept.path, half}
+
+
 def test_a_lock_that_is_held_costs_nothing(little: Path, cache: Path) -> None:
     load(little, "native")
     (kept,) = kept_files()
