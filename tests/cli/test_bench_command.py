@@ -83,6 +83,8 @@ def test_the_bundled_model(tmp_path: Path, small_machine: list[str]) -> None:
     assert plot.read_bytes().startswith(PNG)
     for words in ("read rate:", "torch._int_mm", "decode, 2 streams after 4", "one round"):
         assert words in done.out
+    (memory,) = [line for line in done.out.splitlines() if line.startswith("peak memory  ")]
+    assert memory.split()[-1] == "MB"
 
 
 def test_without_a_model_the_machine_alone(small_machine: list[str], tmp_path: Path) -> None:

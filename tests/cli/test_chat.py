@@ -194,7 +194,7 @@ def test_control_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> N
 def test_a_terminal_that_can_do_nothing(terminal: Terminal) -> None:
     terminal.expect(PROMPT)
     terminal.send("/set max_tokens=1\r")
-    terminal.expect("max_tokens is set.\r+\n" + PROMPT)
+    terminal.expect("max_tokens = 1\r+\n" + PROMPT)
     terminal.send("hello\r")
     terminal.expect(r"\[1 token, first after")
     terminal.expect(PROMPT)
@@ -208,7 +208,7 @@ def test_answers_in_a_file_and_all_else_for_the_person(model_folder: Path, tmp_p
     try:
         assert "I am Sei." in terminal.expect(PROMPT)
         terminal.send("/set max_tokens=4\r")
-        terminal.expect("max_tokens is set.*\n" + PROMPT)
+        terminal.expect("max_tokens = 4\r+\n" + PROMPT)
         terminal.send("hello\r")
         terminal.expect(r"\[4 tokens.*\n" + PROMPT)
         terminal.send("/exit\r")
@@ -223,7 +223,7 @@ def test_commands_in_a_terminal(terminal: Terminal, model_folder: Path, tmp_path
     first, second = expected(model_folder, 8, "hello\nyou", "sing")
     terminal.expect(PROMPT)
     for text, answer in (
-        ("/set max_tokens=8", "max_tokens is set"),
+        ("/set max_tokens 8", "max_tokens = 8"),
         ("/set temperature=3", "less than or equal to 2.*expected: 0..2"),
         ("hello\\\ryou", re.escape(first.splitlines()[0])),
         ("sing", r"\[8 tokens"),

@@ -325,12 +325,24 @@ def test_a_value_that_the_server_refuses_is_told(text: str) -> None:
         assert "did you mean temperature?" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["top_k 5", "top_k  =  5", "top_k =5", "top_k=5"])
+def test_a_space_parts_name_and_value_too(text: str) -> None:
+    assert changed(text, DEFAULTS, DEFAULTS, NUM_IDS) == replace(DEFAULTS, top_k=5)
+
+
+def test_what_a_setting_is_now_is_said() -> None:
+    chat = Chat()
+    for text in ('stop ["a b"]', "stop=default", "temperature 0", "temperature default"):
+        chat.type(f"/set {text}")
+    assert chat.said == ['stop = ["a b"]', "stop = []", "temperature = 0.0", "temperature = 0.3"]
+
+
 def test_a_setting_holds_for_the_next_answer() -> None:
     chat = Chat()
     chat.type("/set temperature=1")
     chat.type("/set")
     assert chat.talk.params.temperature == 1
-    assert chat.said[0] == "temperature is set."
+    assert chat.said[0] == "temperature = 1.0"
     assert chat.said[1] == listed(chat.talk.params, DEFAULTS)
     with pytest.raises(UsageError):
         chat.type("/set temperature=7")

@@ -68,7 +68,16 @@ def test_bad_input_is_a_message_and_2(tmp_path: Path) -> None:
 
 def test_unknown_verbs_and_flags_are_2() -> None:
     assert run("sing").code == 2
+    done = run("chta")
+    assert done.code == 2
+    assert "No such command 'chta'. Did you mean 'chat'?" in done.err
     assert run("chat", "--sing").code == 2
+
+
+@pytest.mark.parametrize("words", [(), ("cache",), ("data",)])
+def test_the_lists_of_commands_are_not_cut_short(words: tuple[str, ...]) -> None:
+    listed = run(*words, "--help").out.partition("Commands:")[2].splitlines()
+    assert not [line for line in listed if line.endswith("...")]
 
 
 def test_public_names_resolve_without_importing_torch_first() -> None:

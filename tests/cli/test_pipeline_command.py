@@ -12,7 +12,7 @@ import pytest
 from command import run
 
 from rorqual.parallel import Durations, make_orders, simulate
-from rorqual.parallel.timeline import as_text
+from rorqual.parallel.timeline import LEGEND, as_text
 
 
 def test_all_orders_side_by_side() -> None:
@@ -49,7 +49,7 @@ def test_one_order_in_three_forms(tmp_path: Path) -> None:
     done = run(*flags, "--text", "--timeline", file)
     assert done.code == 0, done.err
     expected = simulate(make_orders("zb1p", 2, 3), Durations(send=0.5))
-    assert done.out.startswith(as_text(expected))
+    assert done.out.startswith(f"{as_text(expected)}\n{LEGEND}\n")
     assert f"timeline: {file}" in done.out
     assert file.read_bytes().startswith(b"\x89PNG")
     report = json.loads(run(*flags, "--json").out)

@@ -56,6 +56,8 @@ def test_what_does_not_fit_has_no_speed_but_the_disks(tmp_path: Path) -> None:
     assert "box: what the file says" in done.out
     ours = run(*flags, "--dtype", "stored")
     assert "tokens/s" not in ours.out
+    assert "--engine any: how fast an engine is" in ours.out
+    assert "--engine any:" not in done.out
     report = json.loads(run(*flags, "--dtype", "stored", "--json").out)
     assert report["fits"] is False
     assert report["speed_limit"] is report["speed_limit_from_disk"] is None
@@ -155,6 +157,13 @@ def test_for_which_engine_is_said(model_folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("rorqual.plan.find.this_machine", lambda **_: MEASURED)
     done = run("plan", model_folder, "--dtype", "stored")
     assert "for rorqual: weights run as they are stored (--dtype stored)" in done.out
+    done = run("plan", "671b", "--dtype", "int8")
+    assert "for rorqual: weights run as --dtype int8 makes them of fp8, with" in done.out
+    assert "here: measured on 2025-01-31, a CPU (no data sheet)" in done.out
+    (small,) = [
+        line.split() for line in run("plan", "tiny").out.splitlines() if line.startswith("bf16 ")
+    ]
+    assert small[1:3] == ["21,230,496", "0.021"]
     for arguments, message in (
         (("--on", "8xH200", "--engine", "rorqual"), "our engine runs on one device"),
         (("--on", "H200", "--kv", "q8_0"), "our engine has no cache in q8_0"),

@@ -135,12 +135,27 @@ def test_reasoning_is_folded_when_the_answer_begins(chat: Chat, stage: Stage) ->
 def test_figures_come_from_usage(chat: Chat) -> None:
     chat.ask("hello")
     figures = chat.page.locator(".figures li").all_inner_texts()
-    assert figures[0].endswith("tokens/s")
+    assert " tokens" in figures[0]  # "/s" only where the stub's pieces came one by one
     assert figures[1].startswith("first token ")
     assert figures[2:] == ["67 % of prompt cached", "100 % of drafts accepted"]
     details = [node.get_attribute("title") for node in chat.page.locator(".figures li").all()]
     assert details[2] == "16 of 24 prompt tokens came from the prefix cache"
     assert "position 1: 82 %, position 2: 61 %" in details[3]
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"), [(0, "3 tokens"), (0.0001, "3 tokens"), (0.5, "4.0 tokens/s")]
+)
+def test_pieces_that_come_together_have_no_speed(chat: Chat, behind: float, said: str) -> None:
+    """Two tokens behind the first piece, `behind` seconds later."""
+    message = {
+        "usage": {"completion_tokens": 3},
+        "timing": {"firstTokenSeconds": 1, "totalSeconds": 1 + behind},
+    }
+    figures = chat.page.evaluate(
+        "async message => (await import('/page/stats.js')).figures(message)", message
+    )
+    assert figures[0]["text"] == said
 
 
 def test_what_is_cut_off_is_said(chat: Chat) -> None:

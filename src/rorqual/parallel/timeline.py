@@ -26,14 +26,17 @@ COLOURS = {
     Kind.INPUT: ("#3f7fbf", "#a6c8ea"),
     Kind.WEIGHT: ("#8a63a8", "#cdb7dd"),
 }
+LEGEND = (
+    "2F0: forward of micro-batch 0 in stage 2; B: backward, I: its part for the input, W: for the "
+    "weights; |: goes on; +: overlapped"
+)
 MAX_NUMBERED = 1500  # with more passes the numbers cannot be read
 MOST_INCHES = 40.0
 
 
 def as_text(timeline: Timeline) -> str:
     """Time goes down: a line for each moment at which something begins, a column for each rank.
-    `2F0` is the forward of micro-batch 0 in stage 2, `|` is what goes on, `+` stands between two
-    passes that overlap.
+    `LEGEND` says how it is spelt.
     """
     starts = sorted({_moment(each.start) for own in timeline.ranks for each in own})
     times = ["time", *(f"{start:g}" for start in starts), f"{timeline.end:g}"]

@@ -70,7 +70,7 @@ def _here(*, remeasure: bool) -> Hardware:
         found.memory_bytes,
         found.bandwidth,
         found.flops,
-        Source(f"measured on {found.day}", found.machine, int(found.day[:4]), is_data_sheet=False),
+        Source(f"measured on {found.day}", found.machine, None, is_data_sheet=False),
         step_tokens=CPU_STEP_TOKENS,
         is_cpu=True,
         node_devices=1,

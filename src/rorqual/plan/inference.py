@@ -142,7 +142,7 @@ def why_no_machine(config: ModelConfig, hardware: Hardware) -> str | None:
     num, node = hardware.num_devices, hardware.node_devices
     label = hardware.label
     if num > node and hardware.network_rate is None:
-        return f"{label} are more than the {node} of a machine, and no network is known for them"
+        return f"a machine has {node} of these devices, {label} are more, and no network is known"
     if num > node and num % node:
         return f"{label} are no whole number of machines of {node}"
     if num <= node and num & (num - 1) and num != node:

@@ -1,6 +1,7 @@
 /** One answer being written: from the request to the last piece. */
 import { ApiError, fitMessages, streamAnswer } from "./api.js";
 import { addMessage, apiMessages, change, isUnbegun, removeUnbegun } from "./conversation.js";
+import { speedBehind } from "./stats.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 
@@ -40,7 +41,7 @@ export class Run {
   /** Tokens a second behind the first piece; null before there are two pieces. */
   get speed() {
     const numTokens = this.totalTokens - (this.firstTokens ?? Infinity);
-    return numTokens > 0 ? (1000 * numTokens) / (this.lastAt - this.firstAt) : null;
+    return speedBehind(numTokens, (this.lastAt - this.firstAt) / 1000);
   }
 
   /**

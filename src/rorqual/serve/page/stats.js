@@ -13,12 +13,23 @@ export function figures(message) {
 /** @param {number} speed */
 export const rate = (speed) => (speed < 10 ? speed.toFixed(1) : whole(Math.round(speed)));
 
+// Pieces that arrive together have no speed: a clock's tick between them would make it thousands.
+const LEAST_SECONDS = 0.02;
+
+/**
+ * Tokens a second behind the first piece; null where too little time passed to tell.
+ * @param {number} numTokens
+ * @param {number} seconds
+ */
+export const speedBehind = (numTokens, seconds) =>
+  numTokens > 0 && seconds >= LEAST_SECONDS ? numTokens / seconds : null;
+
 function speedOf(usage, timing) {
   const numTokens = usage?.completion_tokens;
   if (!numTokens || !timing) return null;
   const seconds = timing.totalSeconds - timing.firstTokenSeconds;
   // The first token's time is the prompt's; one token alone has no speed.
-  const speed = numTokens > 1 && seconds > 0 ? (numTokens - 1) / seconds : null;
+  const speed = speedBehind(numTokens - 1, seconds);
   const amount = `${whole(numTokens)} ${numTokens === 1 ? "token" : "tokens"}`;
   const total = timing.totalSeconds.toFixed(2);
   const detail = `${amount} in ${total} s, the wait for the first included`;
