@@ -167,3 +167,26 @@ def test_what_json_cannot_hold_is_told(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match="not valid JSON"):
         read_json(path, ConfigError)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_no_regular_file_is_written_to_and_never_replaced(
+    tmp_path: Path, is_linked: bool
+) -> None:
+    """A pipe stands for /dev/null and /dev/stdout."""
+    pipe = path = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if is_linked:
+        path = tmp_path / "link"
+        path.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with atomic_write(path, "w") as file:
+            file.write("hello")
+        assert stat.S_ISFIFO(path.stat().st_mode)
+        assert path.is_symlink() == is_linked
+        assert os.read(reader, 99) == b"hello"
+        assert len(list(tmp_path.iterdir())) == 1 + is_linked
+    finally:
+        os.close(reader)

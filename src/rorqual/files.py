@@ -97,10 +97,18 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path`; on a clean exit it is fsynced and takes the name."""
+    """Opens a temporary file beside `path`; on a clean exit it is fsynced and takes the name.
+
+    What is no regular file (/dev/null, /dev/stdout, a pipe) is written to as it is: replacing it
+    would take it away from everybody.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode, encoding=encoding) as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         with open(temporary, mode.replace("w", "x"), encoding=encoding) as file:

@@ -50,6 +50,15 @@ def test_what_keys_write(keys: Any, typed: str, text: str | None) -> None:
     assert prompt.read() == text
 
 
+def test_a_byte_that_is_no_text_is_replaced(keys: Any) -> None:
+    """Half an emoji and a stray byte, as a paste in another encoding brings them."""
+    prompt = Prompt([], None)
+    keys.send_bytes(b"a\xffb\xf0\x9f\r")
+    text = prompt.read()
+    assert text is not None
+    assert text.encode().decode().startswith("a\ufffdb")
+
+
 def test_commands_are_completed() -> None:
     completer = Commands(["/system", "/set", "/clear"])
 

@@ -69,7 +69,12 @@ def test_one_order_in_three_forms(tmp_path: Path) -> None:
         (("zbv", "--chunks", "3"), "only interleaved"),
         (("--set", "forwrd=1"), "did you mean 'forward'"),
         (("--set", "forward=0"), "forward is no duration"),
+        (("--set", "send=1e308"), "send is no duration"),
+        (("--set", "forward=5e-324"), "forward is no duration"),
         (("1f1b", "--micro-batches", "3"), "at least 4: one for each rank"),
+        (("1f1b", "--pp", "1000", "--micro-batches", "9999999"), "too many passes to simulate"),
+        (("--pp", "9999999"), "too many passes to simulate"),
+        (("interleaved", "--chunks", "9999999"), "too many passes to simulate"),
     ],
 )
 def test_what_is_wrong_is_said(flags: tuple[str, ...], message: str) -> None:

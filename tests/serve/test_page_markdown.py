@@ -252,6 +252,32 @@ def test_a_hostile_text_costs_what_its_length_is_worth() -> None:
         assert time.process_time() - before < limit_seconds, text[:20]
 
 
+SQUARE = [
+    "[" * 100_000, "![" * 50_000, '[a]: b "' * 20_000, "\\[\na\n" * 40_000, "`a``" * 50_000,
+    "$" + "$ $".join("a_{b}+" * 600 + str(number) for number in range(50)) + "$",
+    "```csharp\n" + "a\n" * 9_000, "```c\n" + "\n" * 19_000, "```java\n" + "\n" * 19_000,
+]  # fmt: skip
+"""Would take from 8 seconds to minutes, and everybody else's answers with them."""
+
+
+@pytest.mark.parametrize("text", SQUARE, ids=lambda text: repr(text[:12]))
+def test_a_text_that_costs_the_square_stays_plain(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rorqual.serve.page_api.MAX_SECONDS", 0.2)
+    before = time.process_time()
+    assert rendered([text, "a"]) == [None, None]
+    assert time.process_time() - before < 3.0  # one rule's look at one place is not stopped
+
+
+def test_what_grows_beyond_measure_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rorqual.serve.page_markdown.MAX_HTML_CHARS", 50_000)
+    assert rendered([f"[a]: https://a.b/{'x' * 900}\n\n{'[a]' * 90}", "*a*"]) == [
+        None,
+        "<p><em>a</em></p>\n",
+    ]
+
+
 def test_one_request_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rendered(["x" * (MAX_CHARS - 1), "y", "z"])[1:] == ["<p>y</p>\n", None]
     monkeypatch.setattr("rorqual.serve.page_api.MAX_SECONDS", -1.0)

@@ -21,6 +21,7 @@ Message = dict[str, str]
 MAX_TITLE_CHARACTERS = 60
 HEADINGS = {"system": "## System", "user": "## User", "assistant": "## Assistant"}
 _HEADING = re.compile(r"^## (System|User|Assistant)$", re.MULTILINE)
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say it, no file in UTF-8 can hold it
 _LIKE_ONE = re.compile(r"^(\\*## (?:System|User|Assistant))$", re.MULTILINE)
 _WRITTEN_OUT = re.compile(r"^\\(\\*## (?:System|User|Assistant))$", re.MULTILINE)
 FIX = "save one with /save to see the form"
@@ -116,15 +117,16 @@ def _read_message(message: Any, where: str) -> tuple[str, str]:
     ):
         content = "".join(part["text"] for part in content)
     role = "system" if role == "developer" else role
-    if role not in HEADINGS or not isinstance(content, str) or message.get("tool_calls"):
+    is_known = isinstance(role, str) and role in HEADINGS and not message.get("tool_calls")
+    if not is_known or not isinstance(content, str) or SURROGATE.search(content):
         raise UsageError(
             "is no message of this chat",
             where=where,
-            found=json.dumps(message, ensure_ascii=False)[:80],
-            expected="a role (system, user or assistant) and a text as content, without tools",
+            found=json.dumps(message)[:80],
+            expected="a role (system, user or assistant) and a whole text as content, no tools",
             fix=FIX,
         )
-    return role, content
+    return str(role), content
 
 
 def _as_markdown(messages: Sequence[Message]) -> str:

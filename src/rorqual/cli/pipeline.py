@@ -75,6 +75,8 @@ def pipeline(
             done.append(simulate_pipeline(name, pp, micro_batches, durations))
         except UsageError as problem:
             refused[name] = problem
+    if not done:
+        raise next(iter(refused.values()))
     _compare(done, refused, as_json)
 
 

@@ -44,11 +44,16 @@ class Prompt:
     def read(self) -> str | None:
         """The next message, stripped; "" for Ctrl-C, None at the end of input."""
         try:
-            return self._session.prompt().strip()
+            return _as_text(self._session.prompt()).strip()
         except KeyboardInterrupt:
             return ""
         except EOFError:
             return None
+
+
+def _as_text(typed: str) -> str:
+    """Bytes that are no UTF-8 come as surrogates, which nothing can encode."""
+    return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class FileHistory(History):

@@ -21,6 +21,8 @@ PIPELINE_ORDERS: dict[str, Callable[[int, int, int], Order]] = {
     "dualpipev": orders.dualpipev,
     "dualpipe": orders.dualpipe,
 }
+MAX_PASSES = 200_000
+"""Forwards of a step, of all stages: more take minutes and gigabytes to simulate."""
 ROUNDING = 1e-9  # two durations that differ by less are equal
 
 
@@ -43,6 +45,14 @@ def make_orders(
                 fix="leave it out",
             )
         make = partial(orders.interleaved, num_chunks=num_chunks)
+    num_passes = num_ranks * num_micro_batches * (num_chunks or 1)
+    if num_passes > MAX_PASSES:
+        raise UsageError(
+            "too many passes to simulate",
+            found=f"{num_passes:,} forwards",
+            expected=f"at most {MAX_PASSES:,}: ranks times micro-batches times chunks",
+            fix="take fewer: an order repeats itself",
+        )
     return [make(rank, num_ranks, num_micro_batches) for rank in range(num_ranks)]
 
 

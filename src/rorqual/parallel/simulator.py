@@ -8,13 +8,14 @@ report's Table 2, which counts no sends.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rorqual.config import settings
 from rorqual.errors import MAX_LISTED, UsageError
 from rorqual.parallel.actions import Action, Kind, Overlapped, most_activations, stages_of
+
+SHORTEST, LONGEST = 1e-9, 1e9  # so that no sum or share of them is lost or infinite
 
 
 @settings
@@ -30,9 +31,11 @@ class Durations:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = "0 or more" if name == "send" else "above 0"
-            if value is not None and not (0 <= value < math.inf and (value or name == "send")):
-                raise UsageError(f"{name} is no duration", found=value, expected=least)
+            least = 0 if name == "send" else SHORTEST
+            if value is not None and not least <= value <= LONGEST:
+                raise UsageError(
+                    f"{name} is no duration", found=value, expected=f"{least:g} to {LONGEST:g}"
+                )
         if self.backward_weight >= self.backward:
             raise UsageError(
                 "backward_weight takes as long as the backward pass that it is a part of",

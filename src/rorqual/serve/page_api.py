@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from rorqual.engine.conversation import prompt_room
 from rorqual.serve.bodies import BodyRoute
 from rorqual.serve.chat_job import ChatText, chat_text
-from rorqual.serve.page_markdown import page_html
+from rorqual.serve.page_markdown import TooMuchError, page_html
 from rorqual.serve.routes import caller_of, service_of
 from rorqual.serve.schemas_chat import ChatRequest
 from rorqual.serve.schemas_common import SamplingFields, Strict
@@ -98,8 +99,11 @@ def rendered(texts: Sequence[str]) -> list[str | None]:
     num_left, ends_at = MAX_CHARS, time.monotonic() + MAX_SECONDS
     for text in texts:
         num_left -= len(text)
-        is_in_time = num_left >= 0 and time.monotonic() < ends_at
-        htmls.append(page_html(text) if is_in_time else None)
+        html = None
+        if num_left >= 0 and time.monotonic() < ends_at:
+            with suppress(TooMuchError):
+                html = page_html(text, ends_at)
+        htmls.append(html)
     return htmls
 
 

@@ -6,24 +6,31 @@ document: tags are shown as text, but `<br>`; an image is a link, so that readin
 request; only http(s) becomes a link; a line's end stays one; beside Chinese, Japanese and Korean
 letters `**` may open and close, which CommonMark forbids after full-width punctuation; footnotes
 have no links (the page's address names the chat).
+
+Anybody's text may cost the square of its length, in the parser and in lexers: every step of both
+looks at the clock.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 from mdit_py_plugins.gfm import gfm_plugin
 from pygments import highlight
+from pygments.filter import Filter
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
@@ -32,6 +39,8 @@ from rorqual.serve.page_math import math_plugin
 
 MAX_COLOURED = 20_000
 """Characters of a code block; a longer one is plain: some lexers are slow."""
+MAX_HTML_CHARS = 4_000_000
+"""Of one text: a long address that is referred to often multiplies."""
 LANGUAGES = frozenset(
     "bash sh zsh shell console bat c cpp c++ csharp c# objc cuda rust go java kotlin scala swift "
     "dart javascript js typescript ts jsx tsx html xml css scss json json5 yaml yml toml ini sql "
@@ -76,9 +85,37 @@ CLEANER = nh3.Cleaner(
 )
 
 
-def page_html(text: str) -> str:
-    """What the page shows of a markdown text; nothing in it can act."""
-    return CLEANER.clean(_parser().render(text))
+class TooMuchError(Exception):
+    """It takes more time than there is, or grows beyond measure."""
+
+
+def page_html(text: str, ends_at: float = math.inf) -> str:
+    """What the page shows of a markdown text; nothing in it can act. TooMuchError for one that is
+    not done when `time.monotonic()` is at `ends_at`, or becomes more than MAX_HTML_CHARS.
+    """
+    html = _parser().render(text, {"ends_at": ends_at})
+    if len(html) > MAX_HTML_CHARS:
+        raise TooMuchError
+    return CLEANER.clean(html)
+
+
+def _check_time(env: Mapping[str, Any]) -> None:
+    if time.monotonic() > env["ends_at"]:
+        raise TooMuchError
+
+
+def _in_time(draw: Callable[..., str]) -> Callable[..., str]:
+    def drawn(tokens: list[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+        _check_time(env)
+        return draw(tokens, at, options, env)
+
+    return drawn
+
+
+def _look_at_clock(state: StateInline | StateBlock, *_: object) -> bool:
+    """As the first rule: it finds nothing and is asked at each place."""
+    _check_time(state.env)
+    return False
 
 
 @lru_cache(maxsize=1)
@@ -92,11 +129,17 @@ def _parser() -> MarkdownIt:
     md.validateLink = lambda url: LINK.match(url) is not None  # type: ignore[method-assign]
     md.inline.ruler.at("emphasis", _emphasis)
     md.inline.ruler.before("html_inline", "line_break", _line_break)
+    md.inline.ruler.before(md.inline.ruler.__rules__[0].name, "clock", _look_at_clock)
+    first = md.block.ruler.__rules__[0].name
+    alternatives = ["paragraph", "reference", "blockquote", "list"]
+    md.block.ruler.before(first, "clock", _look_at_clock, {"alt": alternatives})
     md.core.ruler.push("page", _as_the_page_has_it)
     rules: dict[str, Any] = md.renderer.rules  # type: ignore[attr-defined]
+    for name in ("math", "math_block"):
+        rules[name] = _in_time(rules[name])
     rules |= {
-        "fence": lambda tokens, at, *_: _code(tokens[at].content, tokens[at].info),
-        "code_block": lambda tokens, at, *_: _code(tokens[at].content, ""),
+        "fence": lambda tokens, at, _, env: _code(tokens[at].content, tokens[at].info, env),
+        "code_block": lambda tokens, at, _, env: _code(tokens[at].content, "", env),
         "table_open": lambda *_: (
             '<div class="table" tabindex="0" role="group" aria-label="Table"><table>\n'
         ),
@@ -112,24 +155,36 @@ def _parser() -> MarkdownIt:
     return md
 
 
-def _code(content: str, info: str) -> str:
+def _code(content: str, info: str, env: Mapping[str, Any]) -> str:
     match = re.match(r"[\w+#.-]{1,24}", info.strip())
     language = match[0] if match else ""
     label = f"Code, {language}" if language else "Code"
     return (
         f'<figure class="code"><figcaption><span>{escapeHtml(language or "text")}</span>'
         f'</figcaption><pre tabindex="0" aria-label="{escapeHtml(label)}"><code>'
-        f"{_coloured(content.removesuffix(chr(10)), language.lower())}</code></pre></figure>\n"
+        f"{_coloured(content.removesuffix(chr(10)), language.lower(), env)}</code></pre></figure>\n"
     )
 
 
-def _coloured(code: str, language: str) -> str:
+class _Clock(Filter):
+    def __init__(self, env: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._env = env
+
+    def filter(self, lexer: Any, stream: Any) -> Any:
+        for token in stream:
+            _check_time(self._env)
+            yield token
+
+
+def _coloured(code: str, language: str, env: Mapping[str, Any]) -> str:
     if language not in LANGUAGES or len(code) > MAX_COLOURED:
         return escapeHtml(code)
     try:
         lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
     except ClassNotFound:
         return escapeHtml(code)
+    lexer.add_filter(_Clock(env))
     coloured: str = highlight(code, lexer, HtmlFormatter(nowrap=True))
     return coloured.removesuffix("\n")
 
