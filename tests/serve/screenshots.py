@@ -45,10 +45,9 @@ def served() -> Iterator[str]:
     process = subprocess.Popen([*command, "--speculate", "2"], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert address is not None, line
-        yield address[0]
+        lines = iter(process.stderr.readline, "")  # a warning may come first
+        found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in lines)
+        yield next(address[0] for address in found if address)
     finally:
         process.terminate()
         process.wait()
