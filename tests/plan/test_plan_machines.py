@@ -206,6 +206,7 @@ def test_a_machine_of_ones_own(tmp_path: Path) -> None:
     [
         (("memory_gb = 768", "memory_gb = -1"), ["memory_gb", "greater than 0", "found -1"]),
         (("cores = 96", 'cores = "96"'), ["cores", "valid integer", "found '96'"]),
+        (("cores = 96", "cores = 1" + "0" * 400), ["cores", "less than or equal to"]),
         (("cores = 96", "core = 96"), ["unknown key 'core'", "did you mean 'cores'"]),
         (("cores = 96", "cores = 96\nbf16_tflops = 3"), ["bf16_tflops", "cores", "expected"]),
         (("cores = 96", ""), ["clock_ghz, bf16_flop_per_cycle", "bf16_tflops or cores with"]),

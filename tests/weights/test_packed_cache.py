@@ -287,3 +287,29 @@ def test_huge_pages_are_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
             whole, dtype=torch.float32, offset=int(entry["offset"]), count=entry["shape"][0]
         )
         assert torch.equal(values, parts.floats[entry["name"]])
+
+
+WHOLE = (
+    b'{"num_bytes": "4096", "abi": 0, "form": [], "config": {}, "stacks": {}, '
+    b'"source": {"path": "", "files": [], "digest": ""}, '
+)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{", b"[" * 100_000, b"[]", b"{}", b'{"num_bytes": "x"}', b'{"num_bytes": "4096"}',
+        WHOLE + b'"tensors": [{"name": "a", "role": "float", '
+        b'"shape": [4], "offset": "99999", "edges": ""}]}',
+        WHOLE + b'"tensors": [{"name": "a", "role": "float", '
+        b'"shape": [1152921504606846976], "offset": "0", "edges": ""}]}',
+    ],
+    ids=lambda header: header[:40].decode(),
+)  # fmt: skip
+def test_a_header_of_another_program_is_unfit(header: bytes, tmp_path: Path) -> None:
+    """Its checksum is right."""
+    path = tmp_path / "a.packed"
+    start = struct.pack("<8sIIQ", b"RQPACKED", 1, zlib.crc32(header), len(header))
+    path.write_bytes((start + header).ljust(4096, b"\0"))
+    with pytest.raises(packed_file.UnfitError, match="not as rorqual writes it"):
+        packed_file.read_parts(path, packed_file.read_header(path))

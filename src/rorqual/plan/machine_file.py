@@ -14,7 +14,7 @@ from rorqual.plan.hardware import CPU_STEP_TOKENS, DISK_RATE, GB, TERA, Hardware
 
 Positive = Annotated[float, Field(gt=0)]
 Number = TypeVar("Number", int, float)
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 # Two ways to say the same, of which a file takes one.
 BANDWIDTH = (("bandwidth_gb_s",), ("memory_channels", "channel_mt_s"))
 PRODUCTS = (("bf16_tflops",), ("cores", "clock_ghz", "bf16_flop_per_cycle"))

@@ -13,7 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -135,8 +135,11 @@ def read_header(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
     if len(text) != length or zlib.crc32(text) != checksum:
         raise UnfitError("its header is damaged")
-    header: dict[str, Any] = json.loads(text)
-    header["num_bytes"] = int(header["num_bytes"])
+    with _unfit_where_odd():
+        header: dict[str, Any] = json.loads(text)
+        header["num_bytes"] = int(header["num_bytes"])
+        _ = [header[key] for key in ("abi", "form", "config", "stacks", "tensors")]
+        _ = [header["source"][key] for key in ("path", "files", "digest")]
     if size != header["num_bytes"]:
         raise UnfitError(f"it has {size:,} bytes instead of {header['num_bytes']:,}")
     return header
@@ -144,7 +147,20 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_parts(path: Path, header: dict[str, Any]) -> Parts:
     """Mapped, not read; UnfitError where a tensor's first or last page is damaged."""
-    mapped = _mapped(path)
+    with _unfit_where_odd():
+        return _parts(_mapped(path), header)
+
+
+@contextmanager
+def _unfit_where_odd() -> Iterator[None]:
+    """A header with a right checksum may still be another program's, or anybody's."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        raise UnfitError(f"its header is not as rorqual writes it: {problem}") from None
+
+
+def _parts(mapped: mmap.mmap, header: dict[str, Any]) -> Parts:
     found: dict[tuple[str, str], Tensor] = {}
     for entry in header["tensors"]:
         tensor = _tensor(mapped, entry)
