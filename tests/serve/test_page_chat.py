@@ -45,6 +45,9 @@ def test_an_answer_and_a_question_are_changed_in_place(two: Chat, stage: Stage) 
     area.fill("Better **answer**")
     two.page.locator(".assistant .primary").click()
     two.see(".assistant strong")
+    first = two.page.locator(".assistant").first
+    assert "Edited by you." in first.inner_text()
+    assert first.locator(".figures").count() == 0, "the model's figures are not the user's"
     press(two, "Edit message", 0)
     two.see(".user textarea").fill("won")
     two.page.locator(".edit-actions .button", has_text="Save").click()
@@ -90,6 +93,16 @@ def test_a_cut_answer_goes_on(chat: Chat, stage: Stage) -> None:
     assert stage.stub.requests[-1]["messages"][-1] == sent
     assert not chat.page.locator(".note").is_visible()
     assert chat.page.locator("[aria-label='Continue the answer']").count() == 0
+
+
+def test_an_edited_answer_goes_on_from_its_new_end(two: Chat, stage: Stage) -> None:
+    press(two, "Edit answer")
+    two.see(".assistant textarea").fill("A beginning")
+    two.page.locator(".assistant .primary").click()
+    press(two, "Continue the answer")
+    two.until("() => document.body.innerText.includes('A beginning, and on')")
+    sent = {"role": "assistant", "content": "A beginning", "prefix": True}
+    assert stage.stub.requests[-1]["messages"][-1] == sent
 
 
 def test_what_no_longer_fits_is_left_out_and_said(two: Chat, stage: Stage) -> None:

@@ -159,12 +159,17 @@ def test_export_and_import(chat: Chat, stage: Stage, tmp_path: Path) -> None:
         assert messages(fresh)[3] == "Answer 1 to: two"
         assert fresh.titles() == ["one"]
         broken = tmp_path / "broken.json"
-        broken.write_text(
-            '{"format": "rorqual-chat", "conversation": {"version": 1, "id": "../x"}}'
-        )
-        fresh.page.locator("#import-file").set_input_files(broken)
-        assert "no chat" in fresh.see(".toast").inner_text()
-        assert fresh.titles() == ["one"]
+        for rest in (
+            '"conversation": {"version": 1, "id": "../x"}',
+            '"chats": 7',
+            '"chats": [null, "x"]',
+            '"chats": {"conversation": {"messages": {"constructor": {"role": "toString"}}}}',
+        ):
+            broken.write_text('{"format": "rorqual-chat", ' + rest + "}")
+            fresh.page.evaluate("() => { document.querySelector('.toast')?.remove(); }")
+            fresh.page.locator("#import-file").set_input_files(broken)
+            assert "no chat" in fresh.see(".toast").inner_text()
+            assert fresh.titles() == ["one"]
 
 
 def test_two_tabs_see_each_other(chat: Chat, other: Chat) -> None:

@@ -112,7 +112,8 @@ def describe_machine() -> str:
     if CPUINFO.exists():
         names = [line for line in CPUINFO.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    num = torch.get_num_threads()
+    return f"{model}, {num} thread{'s' * (num != 1)}, torch {torch.__version__}"
 
 
 def total_memory_bytes() -> float:

@@ -12,7 +12,8 @@
  *   finish: string|null, usage: object|null, timing: object|null, skipped: number,
  *   files: {name: string, text: string}[], isDeleted: boolean}} Message
  *   finish: null while it is written (or where the page was closed meanwhile), "stop", "length",
- *   "stopped" by the user, "error"; skipped: of the messages before it, so many did not fit; timing: {firstTokenSeconds, totalSeconds, reasoningSeconds}
+ *   "stopped" or "edited" by the user, "error"; skipped: of the messages before it, so many did not
+ *   fit; timing: {firstTokenSeconds, totalSeconds, reasoningSeconds}
  * @typedef {{version: 1, id: string, createdAt: number, title: Register, system: Register,
  *   leaf: Register, messages: Record<string, Message>}} Conversation
  */

@@ -69,7 +69,7 @@ function toMarkdown(chat) {
 export function readImport(text) {
   const raw = parse(text);
   if (raw?.format === FORMAT)
-    return (raw.chats ?? [raw]).map((one) => readConversation(one?.conversation)).filter(Boolean);
+    return [raw.chats ?? raw].flat().map((one) => readConversation(one?.conversation)).filter(Boolean);
   if (MARK.test(text)) return fromMarkdown(text);
   const lists = raw ? (Array.isArray(raw) && raw[0]?.role ? [raw] : [raw].flat()) : lines(text);
   return lists.map((one) => fromMessages(one?.messages ?? one)).filter(Boolean);
@@ -92,7 +92,7 @@ function fromMessages(messages, title = "") {
   if (!Array.isArray(messages)) return null;
   const textOf = ({ content }) =>
     Array.isArray(content) ? content.map((part) => part?.text ?? "").join("") : String(content ?? "");
-  const known = messages.filter((message) => message?.role in HEADINGS);
+  const known = messages.filter((message) => Object.hasOwn(HEADINGS, message?.role));
   const systems = known.filter(({ role }) => role === "system").map(textOf);
   const conversation = newConversation(systems.join("\n\n"));
   for (const message of known.filter(({ role }) => role !== "system")) {

@@ -69,7 +69,13 @@ class Page {
           const { parent, files } = this.current.messages[id];
           this.ask(text, parent, files);
         },
-        save: (id, content) => this.change(() => change(this.current.messages[id], { content })),
+        save: (id, content) => {
+          const message = this.current.messages[id];
+          // What was measured is true of the model's own words alone.
+          const figures = { finish: "edited", usage: null, timing: null };
+          const isAnswer = message.role === "assistant";
+          this.change(() => change(message, { content, ...(isAnswer && figures) }));
+        },
         goOn: (id) => {
           const message = this.current.messages[id];
           this.answering.answer(this.current, message.parent, message);

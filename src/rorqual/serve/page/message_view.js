@@ -17,6 +17,7 @@ const ENDINGS = {
   stopped: "Stopped.",
   length: "Cut off: the longest answer, or the context, was reached.",
   error: "Broken off before its end.",
+  edited: "Edited by you.",
   content_filter: "Ended by the server's filter.",
 };
 
