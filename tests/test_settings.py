@@ -20,6 +20,8 @@ from rorqual.data.settings import BuildSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
 from rorqual.model.config import YarnScaling
+from rorqual.parallel.simulator import Durations
+from rorqual.plan.machine_file import MachineFile
 from rorqual.serve.settings import ServerSettings
 from rorqual.train import Recipe
 from rorqual.train.checkpoint import Progress
@@ -32,7 +34,8 @@ from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
     BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, CorporaStage,
-    CorporaTraining, DataSettings, SetOptions, Inputs, LrSchedule, ModelConfig, MtpSettings,
+    CorporaTraining, DataSettings, Durations, SetOptions, Inputs, LrSchedule, MachineFile,
+    ModelConfig, MtpSettings,
     OptimizerSettings, Pretrain, Progress, Recipe, SamplingDefaults, ServerSettings, Sft,
     SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
 )  # fmt: skip

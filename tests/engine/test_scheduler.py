@@ -77,7 +77,7 @@ class Desk:
                 answer.num_left -= 1
                 answer.token_ids.append(next(self.numbers))
                 sequence.token_ids.append(answer.token_ids[-1])
-            self.scheduler.publish(sequence, sequence.num_computed)
+            self.scheduler.publish(sequence)
             if sequence.answer.num_left == 0:
                 self.scheduler.remove(sequence)
         return segments
