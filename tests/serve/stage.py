@@ -23,6 +23,14 @@ KEEP_WHAT_FADES = """
 
 needs_browser = pytest.mark.skipif(browser.find_browser() is None, reason=NO_BROWSER)
 
+KEPT = """() => new Promise((resolve) => {
+  indexedDB.open("rorqual").onsuccess = ({ target: { result: database } }) => {
+    const transaction = database.transaction("chats", "readwrite");
+    transaction.objectStore("chats").count();
+    transaction.oncomplete = () => { database.close(); resolve(); };
+  };
+})"""
+
 
 class Chat:
     """One tab. `problems` holds errors, broken policies and requests to other places."""
@@ -93,6 +101,11 @@ class Chat:
     def until(self, expression: str, argument: Any = None) -> Any:
         """Waits until a JavaScript expression holds (polled: a hidden tab draws no frames)."""
         return self.page.wait_for_function(expression, arg=argument, polling=50)
+
+    def reload(self) -> None:
+        """Once all that was changed is kept: a writing transaction waits for those before it."""
+        self.page.evaluate(KEPT)
+        self.page.reload()
 
     def titles(self) -> list[str]:
         return list(self.page.locator(".chat-name").all_inner_texts())

@@ -52,7 +52,7 @@ def test_an_answer_and_a_question_are_changed_in_place(two: Chat, stage: Stage) 
     two.see(".user textarea").fill("won")
     two.page.locator(".edit-actions .button", has_text="Save").click()
     assert texts(two) == ["won", "Better answer", "two", "Answer 1 to: two"]
-    two.page.reload()
+    two.reload()
     two.see(".assistant strong")
     assert texts(two)[:2] == ["won", "Better answer"]
     two.ask("three")
@@ -66,7 +66,7 @@ def test_a_message_is_deleted_with_what_follows_and_comes_back(two: Chat, stage:
     two.see(".toast button").click()
     assert texts(two) == ["one", "Answer 1 to: one", "two", "Answer 1 to: two"]
     press(two, "Delete from here", 2)
-    two.page.reload()
+    two.reload()
     two.see(".message.assistant")
     assert texts(two) == ["one", "Answer 1 to: one"]
     two.ask("three")
@@ -174,7 +174,7 @@ def test_files_go_with_a_message(chat: Chat, stage: Stage, tmp_path: Path) -> No
         "a.py · 18 characters",
         "drop.txt · 7 characters",
     ]
-    chat.page.reload()
+    chat.reload()
     chat.page.locator(".message-files summary").first.click()
     assert "print(1)" in chat.page.locator(".message-files pre").first.inner_text()
 
@@ -261,7 +261,7 @@ def test_the_switches_are_sent(chat: Chat, stage: Stage) -> None:
     sent = stage.stub.requests[-1]
     assert sent["thinking"] == {"type": "enabled"}
     assert sent["response_format"] == {"type": "json_object"}
-    chat.page.reload()
+    chat.reload()
     assert chat.see("#json-mode").get_attribute("aria-pressed") == "true"
     chat.see("#think").click()
     chat.page.locator("#json-mode").click()

@@ -19,7 +19,6 @@ export class Store {
   /** How many records could not be read. */
   numUnreadable = 0;
   #unsaved = new Set();
-  #writing = new Set();
   #database = null;
   #channel = new BroadcastChannel("rorqual.chats");
 
@@ -31,9 +30,6 @@ export class Store {
    */
   constructor(hooks) {
     Object.assign(this, hooks);
-    window.addEventListener("pagehide", () => {
-      for (const { conversation } of this.#writing) this.saveLast(conversation);
-    });
   }
 
   /** Reads what is kept; to be awaited before anything else. */
@@ -55,8 +51,6 @@ export class Store {
   async save(conversation) {
     const { id } = conversation;
     this.conversations.set(id, conversation);
-    const write = { conversation };
-    this.#writing.add(write);
     try {
       await this.#run("readwrite", (chats) => {
         chats.get(id).onsuccess = ({ target }) => {
@@ -71,8 +65,6 @@ export class Store {
     } catch (error) {
       this.#unsaved.add(id);
       this.onProblem(explain(error));
-    } finally {
-      this.#writing.delete(write);
     }
   }
 
