@@ -253,7 +253,7 @@ def test_a_hostile_text_costs_what_its_length_is_worth() -> None:
 
 
 SQUARE = [
-    "[" * 100_000, "![" * 50_000, '[a]: b "' * 20_000, "\\[\na\n" * 40_000, "`a``" * 50_000,
+    "[" * 100_000, "![" * 50_000, '[a]: b "' * 20_000, "\\[\na\n" * 40_000,
     "$" + "$ $".join("a_{b}+" * 600 + str(number) for number in range(50)) + "$",
     "```csharp\n" + "a\n" * 9_000, "```c\n" + "\n" * 19_000, "```java\n" + "\n" * 19_000,
 ]  # fmt: skip
