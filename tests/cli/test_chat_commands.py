@@ -159,7 +159,10 @@ def test_a_last_message_without_an_answer(tmp_path: Path) -> None:
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r"), max_size=30) | (
-    st.sampled_from(["## User", "\\## User", "x\n## Assistant\n", "\n", "", "# a", "\\\\## System"])
+    st.sampled_from(
+        [f"## You <!-- {slashes}rorqual user -->" for slashes in ("", "\\", "\\\\")]
+        + ["x\n# a <!-- rorqual chat -->\n", "\n", "", "# a", "<!-- rorqual"]
+    )
 )
 
 
@@ -182,14 +185,28 @@ def test_what_is_saved_is_loaded(
 def test_markdown_is_what_a_person_reads(tmp_path: Path) -> None:
     messages = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nyou"},
-        {"role": "assistant", "content": "# Hi\n## User"},
+        {"role": "assistant", "content": "# Hi\n## You <!-- rorqual user -->"},
     ]  # fmt: skip
     write_chat(tmp_path / "a.md", messages)
     assert (tmp_path / "a.md").read_text() == (
-        "# Hello you\n\n## System\n\nBe brief.\n\n## User\n\nHello\nyou\n\n"
-        "## Assistant\n\n# Hi\n\\## User\n"
+        "# Hello you <!-- rorqual chat -->\n\n## System <!-- rorqual system -->\n\nBe brief.\n\n"
+        "## You <!-- rorqual user -->\n\nHello\nyou\n\n## Answer <!-- rorqual assistant -->\n\n"
+        "# Hi\n## You <!-- \\rorqual user -->\n"
     )
     assert set(HEADINGS) == {"system", "user", "assistant"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("all.json", '{"format": "rorqual-chat", "chats": [{}, {}]}'),
+        ("all.md", "# a <!-- rorqual chat -->\n\n# b <!-- rorqual chat -->\n"),
+    ],
+)
+def test_a_file_of_several_chats_says_so(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"more than one chat.*\n.*2 chats"):
+        read_chat(tmp_path / name)
 
 
 def test_forms_of_others(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from stage import PLAYWRIGHT, Chat, Stage, needs_browser
 from xss_payloads import PAYLOADS
 
+from rorqual.cli.chat_files import read_chat, write_chat
+
 pytest.importorskip("playwright", reason=PLAYWRIGHT)
 pytestmark = needs_browser
 
@@ -236,6 +238,30 @@ def test_all_chats_go_out_and_come_in_again(
         fresh.ask("more")
         sent = [message["content"] for message in stage.stub.requests[-1]["messages"]]
         assert sent == ["Be brief.", "hard", hard, "more"]
+
+
+@pytest.mark.parametrize(("form", "ending"), [("json", "json"), ("markdown", "md")])
+def test_a_chat_goes_to_the_terminal_and_back(
+    chat: Chat, stage: Stage, tmp_path: Path, form: str, ending: str
+) -> None:
+    hard = "## You <!-- rorqual user -->\n\n<!-- \\rorqual x -->"
+    stage.stub.answers["hard"] = ("", hard)
+    chat.ask("hard")
+    with chat.page.expect_download() as download:
+        chat.menu("hard", form)
+    download.value.save_as(tmp_path / f"page.{ending}")
+    assert read_chat(tmp_path / f"page.{ending}") == (None, [("hard", hard)])
+    own = tmp_path / f"terminal.{ending}"
+    system = {"role": "system", "content": "Be brief."}
+    turn = [{"role": "user", "content": "easy"}, {"role": "assistant", "content": hard}]
+    write_chat(own, [system, *turn])
+    chat.page.locator("#open-settings").click()
+    chat.page.locator("#import-file").set_input_files(own)
+    chat.until("() => document.querySelectorAll('.chat-name').length === 2")
+    chat.page.locator(".chat-open", has_text="easy").click()
+    chat.ask("more")
+    sent = [message["content"] for message in stage.stub.requests[-1]["messages"]]
+    assert sent == ["Be brief.", "easy", hard, "more"]
 
 
 def test_messages_of_others_are_taken(chat: Chat, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Conversations as files: `/save` and `/load` of the terminal chat.
 
-JSON is what the chat page imports and what the API and `train` take: `messages`, with a title and a
-time beside them. Markdown has a heading for each message; a line of a message that looks like one
-is written with a backslash before it.
+Both forms are the chat page's (serve/page/export.js), which imports what is saved here. JSON is
+what the API and `train` take too: `messages`, with a title and a time beside them. Markdown has a
+heading for each message, which a comment marks; such a mark within a message gets a backslash.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from rorqual.files import NOT_JSON, atomic_write, explained, read_text
 
 Message = dict[str, str]
 MAX_TITLE_CHARACTERS = 60
-HEADINGS = {"system": "## System", "user": "## User", "assistant": "## Assistant"}
-_HEADING = re.compile(r"^## (System|User|Assistant)$", re.MULTILINE)
+HEADINGS = {"system": "System", "user": "You", "assistant": "Answer"}
+_MARK = re.compile(r"^#{1,2} .* <!-- rorqual (chat|system|user|assistant) -->$", re.MULTILINE)
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say it, no file in UTF-8 can hold it
-_LIKE_ONE = re.compile(r"^(\\*## (?:System|User|Assistant))$", re.MULTILINE)
-_WRITTEN_OUT = re.compile(r"^\\(\\*## (?:System|User|Assistant))$", re.MULTILINE)
 FIX = "save one with /save to see the form"
 
 
@@ -43,7 +41,7 @@ def read_chat(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
     UsageError for what is no conversation of a user and an assistant by turns.
     """
     text = read_text(path, UsageError)
-    messages = _from_markdown(text) if _is_markdown(path) else _from_json(text, path)
+    messages = _from_markdown(text, path) if _is_markdown(path) else _from_json(text, path)
     system = None
     turns: list[list[str]] = []  # a question, then its answer
     for number, message in enumerate(messages):
@@ -97,6 +95,8 @@ def _from_json(text: str, path: Path) -> list[Any]:
     except NOT_JSON as problem:
         raise UsageError(f"is not valid JSON: {problem}", where=path, fix=FIX) from None
     messages = value.get("messages") if isinstance(value, dict) else value
+    if isinstance(value, dict) and messages is None and isinstance(value.get("chats"), list):
+        raise _many(len(value["chats"]), path)
     if not isinstance(messages, list):
         raise UsageError(
             "has no messages",
@@ -130,18 +130,28 @@ def _read_message(message: Any, where: str) -> tuple[str, str]:
 
 
 def _as_markdown(messages: Sequence[Message]) -> str:
-    parts = [f"# {title_of(messages)}"]
+    parts = [f"# {title_of(messages)} <!-- rorqual chat -->"]
     for message in messages:
-        content = _LIKE_ONE.sub(r"\\\1", message["content"])
-        parts += [HEADINGS[message["role"]], content]
+        role, content = message["role"], message["content"]
+        content = re.sub(r"<!-- (\\*)rorqual", r"<!-- \\\1rorqual", content)
+        parts += [f"## {HEADINGS[role]} <!-- rorqual {role} -->", content]
     return "\n\n".join(parts) + "\n"
 
 
-def _from_markdown(text: str) -> list[Message]:
+def _from_markdown(text: str, path: Path) -> list[Message]:
     """What `_as_markdown` writes: role and text by turns after the title."""
-    _, *parts = _HEADING.split(text.removesuffix("\n") + "\n\n")
-    pairs = zip(parts[::2], parts[1::2], strict=True)
+    _, *parts = _MARK.split(text.removesuffix("\n") + "\n\n")
+    roles, contents = parts[::2], parts[1::2]
+    if roles.count("chat") > 1:
+        raise _many(roles.count("chat"), path)
     return [
-        {"role": role.lower(), "content": _WRITTEN_OUT.sub(r"\1", content[2:-2])}
-        for role, content in pairs
+        {"role": role, "content": re.sub(r"<!-- \\(\\*)rorqual", r"<!-- \1rorqual", content[2:-2])}
+        for role, content in zip(roles, contents, strict=True)
+        if role != "chat"
     ]
+
+
+def _many(num: int, path: Path) -> UsageError:
+    return UsageError(
+        "holds more than one chat", where=path, found=f"{num} chats", fix="export one of them alone"
+    )
