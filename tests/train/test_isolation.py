@@ -23,7 +23,7 @@ from rorqual.train.loss import (
     target_counts,
 )
 from rorqual.train.optimizer import AdamW, OptimizerSettings
-from rorqual.train.step import Stepper, StepValues
+from rorqual.train.step import InTurn, Stepper, StepValues
 from rorqual.train.validation import validate
 
 FLOAT32 = 1e-5  # relative: other orders of float32 sums
@@ -272,9 +272,10 @@ def test_the_isolated_step_is_one_graph(make_model: MakeModel) -> None:
     results = []
     for is_traced in (False, True):
         model = make_model(num_nextn_predict_layers=2)
-        stepper = Stepper(model, AdamW(model, OptimizerSettings()), micro_batch_size=1)
+        run = InTurn(model)
         if is_traced:
-            stepper.loss = torch.compile(TrainingModel(model), backend="aot_eager", fullgraph=True)
+            run.loss = torch.compile(TrainingModel(model), backend="aot_eager", fullgraph=True)
+        stepper = Stepper(model, AdamW(model, OptimizerSettings()), run, micro_batch_size=1)
         results.append(dataclasses.asdict(stepper.step(tokens, mask, values, documents)))
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=FLOAT32)
     assert torch.equal(results[1]["loads_LE"], results[0]["loads_LE"])

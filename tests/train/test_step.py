@@ -23,7 +23,7 @@ from rorqual.train.loss import (
 )
 from rorqual.train.optimizer import AdamW, OptimizerSettings
 from rorqual.train.recompute import recompute_layers
-from rorqual.train.step import Stepper, StepResult, StepValues
+from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
 
 FLOAT32 = 1e-5  # relative: other orders of float32 sums
 ALPHA = 1e-2
@@ -121,8 +121,9 @@ def test_activation_checkpointing_counts_the_load_once(make_model: MakeModel) ->
 def test_the_step_is_one_graph_and_equals_eager(make_model: MakeModel) -> None:
     """fullgraph: not one break, with the grouped GEMM and the cross entropy as opaque operators."""
     eager, traced = make_model(), make_model()
-    stepper = Stepper(traced, AdamW(traced, OptimizerSettings()), micro_batch_size=4)
-    stepper.loss = torch.compile(TrainingModel(traced), backend="aot_eager", fullgraph=True)
+    run = InTurn(traced)
+    run.loss = torch.compile(TrainingModel(traced), backend="aot_eager", fullgraph=True)
+    stepper = Stepper(traced, AdamW(traced, OptimizerSettings()), run, micro_batch_size=4)
     one, other = step(eager, 4), stepper.step(*batch_with_mask(), values())
     assert other.loss == pytest.approx(one.loss, rel=FLOAT32)
     assert torch.equal(other.loads_LE, one.loads_LE)
@@ -131,7 +132,7 @@ def test_the_step_is_one_graph_and_equals_eager(make_model: MakeModel) -> None:
 @pytest.mark.slow  # a minute of C++ compilation
 def test_compiled_equals_eager(make_model: MakeModel) -> None:
     eager, compiled = make_model(), make_model()
-    one, other = step(eager, 4), step(compiled, 4, use_compile=True)
+    one, other = step(eager, 4), step(compiled, 4, accumulate=InTurn(compiled, use_compile=True))
     assert other.loss == pytest.approx(one.loss, rel=FLOAT32)
     assert other.main == pytest.approx(one.main, rel=FLOAT32)
     assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)

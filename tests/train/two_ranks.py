@@ -24,7 +24,7 @@ from rorqual.config import fill
 from rorqual.model import DeepseekV3
 from rorqual.train.loss import LossParts, TrainingModel, balance_seen, coefficients, target_counts
 from rorqual.train.optimizer import AdamW, OptimizerSettings
-from rorqual.train.step import Stepper, StepResult, StepValues
+from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
 
 NUM_SAMPLES, MICRO_BATCH = 8, 2
 VALUES = StepValues(lr=1e-2, mtp_weight=0.3, balance_alpha=0.01, bias_update_speed=0.01)
@@ -82,8 +82,7 @@ def sharded(rank: int) -> dict[str, float]:
         if hasattr(module, "set_gradient_divide_factor"):
             module.set_gradient_divide_factor(1.0)  # coefficients are those of the whole batch
             module.set_force_sum_reduction_for_comms(True)
-    stepper = stepper_of(model, ranks=Replicas())
-    stepper.loss = root
+    stepper = stepper_of(model, accumulate=InTurn(model, root), ranks=Replicas())
     half = slice(rank * NUM_SAMPLES // 2, (rank + 1) * NUM_SAMPLES // 2)
     tokens_BS, mask_BS, documents_BS = samples()
     found = stepper.step(tokens_BS[half], mask_BS[half], VALUES, documents_BS[half])

@@ -36,7 +36,7 @@ from rorqual.train.recompute import recompute_layers
 from rorqual.train.report import Report
 from rorqual.train.router_bias import max_violation
 from rorqual.train.start import start_model
-from rorqual.train.step import Stepper, StepResult, StepValues
+from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_PLOTS = 30.0
@@ -158,10 +158,9 @@ class _Run:
         self.stepper = Stepper(
             self.model,
             self.optimizer,
-            recipe.root(self.model),
+            InTurn(self.model, recipe.root(self.model), use_compile=recipe.training.compile),
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
-            use_compile=recipe.training.compile,
         )
         with atomic_write(folder / "recipe.toml", "w") as file:
             file.write(toml_text(recipe.table()))

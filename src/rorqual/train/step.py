@@ -2,9 +2,7 @@
 
 The coefficients of the loss are known before the first micro-batch, so the sum of the micro-batches
 equals one large batch. The host waits for the device once: `_read` takes all of a step's numbers in
-one copy, before the update, since a step that is not finite must move nothing. `compile` turns the
-loss of one micro-batch (fixed shapes) into one graph; the grouped GEMM and the cross entropy are
-opaque operators in it.
+one copy, before the update, since a step that is not finite must move nothing.
 """
 
 # B sequences, S tokens of a sample, L sparse layers, E experts, C = 1 + depths, M own figures
@@ -14,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +58,28 @@ class StepResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class Accumulated(NamedTuple):
+    """What a batch's micro-batches gave beside their gradients; on the device.
+
+    `losses`: total, balance loss, main model, each MTP depth, own figures; (2 + C + M,).
+    """
+
+    losses: Tensor
+    loads_LE: Tensor
+
+
+class Accumulation(Protocol):
+    """Runs the micro-batches of a batch, each by the names of the root's arguments, and leaves the
+    sum of their gradients in the parameters.
+    """
+
+    metric_names: Sequence[str]
+
+    def __call__(
+        self, micro_batches: Sequence[Mapping[str, Tensor]], by: Coefficients
+    ) -> Accumulated: ...
+
+
 class MicroBatch(NamedTuple):
     """What one micro-batch adds to the step's record; on the device."""
 
@@ -70,32 +90,68 @@ class MicroBatch(NamedTuple):
     loads_LE: Tensor
 
 
+class InTurn:
+    """One micro-batch after the other, forward and backward. `root` gives the loss,
+    `TrainingModel(model)` if left out.
+
+    `use_compile` turns the loss of one micro-batch (fixed shapes) into one graph; the grouped GEMM
+    and the cross entropy are opaque operators in it.
+    """
+
+    def __init__(
+        self, model: DeepseekV3, root: nn.Module | None = None, *, use_compile: bool = False
+    ) -> None:
+        self.model = model
+        root = root or TrainingModel(model)
+        self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
+        self.loss: Callable[..., LossParts]
+        self.loss = torch.compile(root) if use_compile else root
+
+    def __call__(
+        self, micro_batches: Sequence[Mapping[str, Tensor]], by: Coefficients
+    ) -> Accumulated:
+        parts = [self._accumulate(given, by) for given in micro_batches]
+        losses = [torch.stack([part.total for part in parts]).sum()[None]]
+        losses.append(torch.stack([part.balance for part in parts]).sum()[None])
+        losses.append(torch.stack([part.cross_entropy_C for part in parts]).sum(0))
+        losses.append(torch.stack([part.metrics_M for part in parts]).sum(0))
+        loads_LE = torch.stack([part.loads_LE for part in parts]).sum(0)
+        return Accumulated(torch.cat(losses), loads_LE)
+
+    def _accumulate(self, given: Mapping[str, Tensor], by: Coefficients) -> MicroBatch:
+        parts = self.loss(**given, by=by)
+        parts.total.backward()
+        loads_LE, loss = balance_seen(self.model)
+        balance_loss = loss * by.balance
+        total = parts.total.detach() + balance_loss
+        own_M = parts.metrics_M if parts.metrics_M is not None else total.new_zeros(0)
+        assert own_M.shape == (len(self.metric_names),), "each name in metric_names has its figure"
+        return MicroBatch(total, parts.cross_entropy_C, own_M.detach(), balance_loss, loads_LE)
+
+
 class Stepper:
     """step(tokens_BS, mask_BS, values, documents_BS, extras) moves the model once.
 
-    `documents_BS` numbers packed documents (0 for padding), of which none sees another. `root`
-    gives the loss, `TrainingModel(model)` if left out; it gets its rows of `extras` by name.
+    `documents_BS` numbers packed documents (0 for padding), of which none sees another. What gives
+    the loss gets its rows of `extras` by name. `accumulate` runs the micro-batches,
+    `InTurn(model)` if left out.
     """
 
     def __init__(
         self,
         model: DeepseekV3,
         optimizer: AdamW,
-        root: nn.Module | None = None,
+        accumulate: Accumulation | None = None,
         *,
         micro_batch_size: int,
         precision: str = "float32",
-        use_compile: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks or OneRank()
         self.micro_batch_size = micro_batch_size
         compute_in(model, precision)
-        root = root or TrainingModel(model)
-        self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
-        self.loss: Callable[..., LossParts]
-        self.loss = torch.compile(root) if use_compile else root
+        self.accumulate = accumulate or InTurn(model)
 
     def step(
         self,
@@ -120,36 +176,21 @@ class Stepper:
         given = {"tokens_BS": tokens_BS, "mask_BS": mask_BS, **(extras or {})}
         if documents_BS is not None:
             given["documents_BS"] = documents_BS
-        parts = [
-            self._accumulate({name: rows[start : start + size] for name, rows in given.items()}, by)
-            for start in range(0, tokens_BS.shape[0], size)
-        ]
-        loads_LE = self.ranks.sum(torch.stack([part.loads_LE for part in parts]).sum(0))
+        ran = self.accumulate(
+            [
+                {name: rows[start : start + size] for name, rows in given.items()}
+                for start in range(0, tokens_BS.shape[0], size)
+            ],
+            by,
+        )
+        losses, loads_LE = self.ranks.sum(ran.losses), self.ranks.sum(ran.loads_LE)
         norm = self.optimizer.clip(self.ranks.norm)
-        result = _read(self._losses(parts), loads_LE, norm, counts_C, self.metric_names)
+        result = _read(losses, loads_LE, norm, counts_C, self.accumulate.metric_names)
         _check_finite(result)
         self.optimizer.set_lr(values.lr)
         self.optimizer.step()
         router_bias.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
         return result
-
-    def _losses(self, parts: list[MicroBatch]) -> Tensor:
-        """Of the whole batch: total, balance loss, main model, each MTP depth, own figures."""
-        losses = [torch.stack([part.total for part in parts]).sum()[None]]
-        losses.append(torch.stack([part.balance for part in parts]).sum()[None])
-        losses.append(torch.stack([part.cross_entropy_C for part in parts]).sum(0))
-        losses.append(torch.stack([part.metrics_M for part in parts]).sum(0))
-        return self.ranks.sum(torch.cat(losses))
-
-    def _accumulate(self, given: Mapping[str, Tensor], by: Coefficients) -> MicroBatch:
-        parts = self.loss(**given, by=by)
-        parts.total.backward()
-        loads_LE, loss = balance_seen(self.model)
-        balance_loss = loss * by.balance
-        total = parts.total.detach() + balance_loss
-        own_M = parts.metrics_M if parts.metrics_M is not None else total.new_zeros(0)
-        assert own_M.shape == (len(self.metric_names),), "each name in metric_names has its figure"
-        return MicroBatch(total, parts.cross_entropy_C, own_M.detach(), balance_loss, loads_LE)
 
 
 def _read(
