@@ -1,0 +1,92 @@
+"""What is written and said of a run as it goes on: metrics.jsonl, plots, lines on the terminal."""
+
+# L sparse layers, E experts
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from rorqual.train.batches import Measurement
+from rorqual.train.checkpoint import Progress
+from rorqual.train.learner import StepMade
+from rorqual.train.metrics import MetricsLog
+from rorqual.train.plots import write_plots
+from rorqual.train.recipe import Recipe
+from rorqual.train.report import Report
+from rorqual.train.router_bias import max_violation
+
+METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_PLOTS = 30.0
+
+
+class Recorder:
+    """One run's records; a context in which the progress bar is shown."""
+
+    def __init__(self, recipe: Recipe, folder: Path, begun: Progress, is_quiet: bool) -> None:
+        self.folder = folder
+        self.metrics = MetricsLog(folder / METRICS, begun.step)
+        self.report = Report(recipe.training.total_tokens, begun.tokens, is_quiet)
+        self.loads_LE: Tensor | None = None
+        self.last_plot = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        self.report.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.report.__exit__(None, None, None)
+        self.metrics.close()
+
+    def say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.report.line(line)
+
+    def step(self, progress: Progress, made: StepMade) -> None:
+        result, values = made.result, made.values
+        loads_LE = result.loads_LE
+        self.loads_LE = loads_LE if self.loads_LE is None else self.loads_LE + loads_LE
+        max_vio_L = max_violation(loads_LE)
+        has_layers = max_vio_L.numel() > 0
+        self.metrics.write(
+            "step",
+            progress.step,
+            tokens=progress.tokens,
+            loss=result.loss,
+            main=result.main,
+            mtp=result.mtp,
+            balance=result.balance,
+            lr=values.lr,
+            mtp_weight=values.mtp_weight,
+            grad_norm=result.grad_norm,
+            batch=made.num_sequences,
+            targets=result.num_targets,
+            tokens_per_second=round(made.tokens_per_second, 1),
+            max_vio_mean=float(max_vio_L.mean()) if has_layers else 0.0,
+            max_vio_max=float(max_vio_L.max()) if has_layers else 0.0,
+            **({"metrics": result.metrics} if result.metrics else {}),
+        )
+        speed = made.tokens_per_second
+        self.report.step(progress.step, progress.tokens, result.main, speed, result.metrics)
+
+    def validation(self, progress: Progress, found: Measurement) -> None:
+        self.metrics.write("validation", progress.step, tokens=progress.tokens, **found.record())
+        self.report.line(f"step {progress.step}: {found}")
+
+    def load(self, progress: Progress) -> None:
+        """Each expert's load since the last line of this kind."""
+        if self.loads_LE is None:
+            return
+        loads = self.loads_LE / self.loads_LE.float().mean(-1, keepdim=True).clamp(min=1e-20)
+        rows = [[round(value, 3) for value in row] for row in loads.tolist()]
+        self.metrics.write("load", progress.step, load=rows)
+        self.loads_LE = None
+
+    def plots(self, is_last: bool) -> None:
+        # Choice: plots take a second, so checkpoints in quick succession share one drawing.
+        if is_last or time.monotonic() - self.last_plot > SECONDS_BETWEEN_PLOTS:
+            write_plots(self.folder / METRICS, self.folder / "plots")
+            self.last_plot = time.monotonic()
