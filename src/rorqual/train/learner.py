@@ -21,7 +21,7 @@ from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Progress, Resumed
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe
-from rorqual.train.recompute import recompute_layers
+from rorqual.train.recompute import recompute
 from rorqual.train.start import start_model
 from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
 
@@ -52,8 +52,7 @@ class Learner:
             self.optimizer = AdamW(self.model, recipe.optimizer)
             self.progress = Progress()
         self.model.train()
-        if recipe.training.activation_checkpointing:
-            recompute_layers(self.model)
+        recompute(self.model, recipe.training.activation_checkpointing)
         self.batches = recipe.batches(data, self.model)
         self.stepper = Stepper(
             self.model,

@@ -21,7 +21,7 @@ from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from rorqual.bundled import checkpoint_path
@@ -33,6 +33,7 @@ from rorqual.train.batches import Batches, Preparation, TrainingData
 from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.optimizer import OptimizerSettings
+from rorqual.train.recompute import Recompute
 
 ALL_KEYS = "`rorqual train --keys`"
 
@@ -52,10 +53,26 @@ class TrainingSettings:
     """`bfloat16`: matrix products in bfloat16, all else and the weights in float32."""
     compile: bool = False
     """torch.compile: slower to start, faster steps."""
-    activation_checkpointing: bool = False
-    """Less memory, one more forward pass."""
+    activation_checkpointing: Recompute = "none"
+    """What is computed again in the backward pass instead of kept: `norms`, the report's choice
+    (§3.2.3), RMSNorm and MLA's up-projections; `layers`, all within a layer: the least memory, one
+    more forward pass. `true` and `false` stand for `layers` and `none`."""
     threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
     """torch's threads; left out: torch's choice."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _name(cls, value: object) -> object:
+        return {True: "layers", False: "none"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.compile and self.activation_checkpointing == "norms":
+            raise ValueError(
+                "activation_checkpointing 'norms' with compile: torch.compile itself chooses what "
+                "it computes again; take 'none' or 'layers', or leave compile out"
+            )
+        return self
 
 
 @settings

@@ -1,10 +1,16 @@
-"""Activation checkpointing, applied to a model from outside: layers are computed again in the
-backward pass (the report's §3.2.3 does so with some of their operators).
+"""What a layer computes again in the backward pass instead of keeping it (report §3.2.3), applied
+to a model from outside.
+
+| `training.activation_checkpointing` | computed again |
+|---|---|
+| `none` | nothing |
+| `norms` | RMSNorm and MLA's up-projections, the report's choice (`recompute_norms.py`) |
+| `layers` | whole layers, which keep their inputs alone |
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from rorqual.model import DeepseekV3
 from rorqual.model.block import Block
 from rorqual.model.mtp import MtpModule
+from rorqual.train.recompute_norms import recompute_norms
+
+Recompute = Literal["none", "norms", "layers"]
 
 
 class _Recomputed(nn.Module):
@@ -28,6 +37,14 @@ class RecomputedBlock(_Recomputed, Block):
 
 class RecomputedMtpModule(_Recomputed, MtpModule):
     """An MTP module that keeps its inputs alone."""
+
+
+def recompute(model: DeepseekV3, what: Recompute) -> None:
+    """Applies the recipe's choice, while the model trains; once."""
+    if what == "norms":
+        recompute_norms(model)
+    elif what == "layers":
+        recompute_layers(model)
 
 
 def recompute_layers(model: DeepseekV3) -> None:
