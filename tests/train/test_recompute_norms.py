@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rorqual.errors import ConfigError
 from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.model.mla import MLA
+from rorqual.plan.live import Live
 from rorqual.train import load_recipe
 from rorqual.train.loss import TrainingModel, balance_seen, coefficients, target_counts
 from rorqual.train.precision import compute_in
@@ -113,6 +114,26 @@ def test_a_graph_that_is_used_again_makes_everything_again() -> None:
     model.zero_grad()
     loss.backward()
     same(first, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+def test_nothing_stays_behind_a_pass() -> None:
+    """Of all tensors that a pass there and back made, the gradients alone are alive, without any
+    help of the garbage collector, which does not see into autograd.
+    """
+    model = lively(SMALL).train()
+    recompute(model, "norms")
+    step = model.model.step(random_tokens(SMALL, 2, LENGTH))
+    for layer in list(model.model.layers.values())[:2]:
+        x = torch.zeros(2, LENGTH, SMALL.hidden_size, requires_grad=True)
+        with Live() as live:
+            y = layer(x, step)
+            kept = live.now
+            y.sum().backward()
+            assert live.most > kept
+            del y
+            left = live.now
+        gradients = [p.grad for p in (x, *layer.parameters()) if p.grad is not None]
+        assert left == sum(gradient.nbytes for gradient in gradients)
 
 
 def test_nothing_is_recorded_without_gradients_or_outside_of_training() -> None:

@@ -71,11 +71,12 @@ class Segment:
         return saved[index] if index >= 0 else outputs[~index]
 
     def _run_again(self) -> tuple[list[Tensor], list[Tensor]]:
-        saved: list[Tensor] = []
+        kept: list[Tensor] = []
 
+        # Autograd holds on to this function: it must not hold on to what autograd made.
         def collect(tensor: Tensor) -> Tensor:
-            saved.append(tensor)
-            return tensor
+            kept.append(tensor.detach())
+            return kept[-1]
 
         token = _current.set(_Again(self.kept))
         try:
@@ -83,6 +84,8 @@ class Segment:
                 outputs = [output.detach() for output in self.run()]
         finally:
             _current.reset(token)
+        saved = list(kept)
+        kept.clear()
         assert len(saved) == self.num_saved, "a segment that runs again keeps what it kept before"
         return saved, outputs
 
@@ -116,12 +119,14 @@ class Recorder:
         self._made: dict[int, tuple[Segment, int, Tensor]] = {}
 
     def pack(self, tensor: Tensor) -> Tensor | Saved:
-        """What autograd keeps in place of a tensor."""
+        """What autograd keeps in place of a tensor. Of what an operator keeps of its own output a
+        detached one, which does not hold on to the operator.
+        """
         if self.segment is not None:
             return self.segment.save()
         found = self._made.get(_place(tensor))
         if found is None:
-            return tensor
+            return tensor.detach()
         segment, index, _ = found
         segment.num_wanted += 1
         return Saved(segment, index, (tensor.size(), tensor.stride(), tensor.storage_offset()))
@@ -136,6 +141,10 @@ class Recorder:
         for number, output in enumerate(outputs):
             self._made[_place(output)] = self.segment, ~number, output
         self.segment = None
+
+    def forget(self) -> None:
+        """The layer has ended; hooks that autograd keeps know this recorder."""
+        self._made.clear()
 
     def has_made(self, tensor: Tensor) -> bool:
         return self.segment is None and _place(tensor) in self._made
@@ -180,6 +189,7 @@ class _Recorded(nn.Module):
                 return super().forward(*inputs)
         finally:
             _current.reset(token)
+            recorder.forget()
 
 
 class ThriftyBlock(_Recorded, Block):
