@@ -119,7 +119,7 @@ def trained(folder: Path, stage: str, source: str, **training: Any) -> dict[str,
     (folder / f"{name}.toml").write_text(recipe(stage, source, **training))
     rorqual("train", f"{name}.toml", "--run", name, folder=folder)
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    times = {"tokens_per_second", "seconds"}
+    times = {"tokens_per_second", "seconds", "mfu", "memory", "memory_peak"}
     values = [{key: row[key] for key in row.keys() - times} for row in rows]
     losses = [row for row in values if row["kind"] == "step"]
     others = [row for row in values if row["kind"] != "step"]

@@ -65,6 +65,11 @@ LACKS = (
         "npm install openai, and set RORQUAL_NODE_MODULES to the folder node_modules",
         may_lack="registries of other languages are not asked by tests",
     ),
+    Lack(
+        "tensorboard is not installed",
+        "pip install -e '.[tensorboard]'",
+        may_lack="an optional form of the metrics",
+    ),
     Lack("lm-eval is missing", "pip install -e '.[eval]'", may_lack="an oracle of the slow tests"),
     Lack(
         "small disk|no mount command",

@@ -32,6 +32,14 @@ def _console(*, is_error: bool = False, width: int | None = None) -> Console:
     return PlainConsole(stderr=is_error, width=width)
 
 
+def short_count(count: int) -> str:
+    """`950`, `1.5K`, `15.63M`, `14.8T`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.4g}{letter}"
+    return str(count)
+
+
 def logger(name: str) -> logging.Logger:
     """A logger under `rorqual`; the command line attaches the handler."""
     return logging.getLogger(name if name.startswith("rorqual") else f"rorqual.{name}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rorqual.bench.memory import peak_bytes
 
 from rorqual.bench import processes
-from rorqual.bench.memory import peak_bytes
 from rorqual.bench.processes import BenchError, find_program, run
 
 MEGABYTE = 1 << 20

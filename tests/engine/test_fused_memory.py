@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rorqual.bench.memory import peak_bytes
 from test_fused import native_model
 
 import small
-from rorqual.bench.memory import peak_bytes
 from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.paged_cache import PagedLatentCache

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from rorqual.ops import ceilings
 from rorqual.ops.native import KINDS, library
@@ -164,3 +166,33 @@ def test_the_read_rate_has_its_best_and_its_median(monkeypatch: pytest.MonkeyPat
 def test_what_is_slower_limits() -> None:
     assert ceilings.slower(2.0, 1.0) == (2.0, "bandwidth")
     assert ceilings.slower(1.0, 2.0) == (2.0, "compute")
+
+
+def test_the_peak_is_the_best_of_all_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, found = tmp_path / "cache/products.json", iter([2e11, 1e11, 3e11, 5e11])
+    monkeypatch.setattr(ceilings, "_product_flops", lambda operands: next(found))
+    peak, days = partial(ceilings.product_peak, file=file), iter("AABBCCDD")
+    monkeypatch.setattr(ceilings.time, "strftime", lambda form: next(days))
+    assert [peak("bf16").flops for _ in "AABBCC"] == [2e11] * 4 + [3e11] * 2
+    assert peak("float32").flops == 5e11, "other operands have their own"
+    assert ceilings.describe_machine() in peak("float32").source
+
+
+@pytest.mark.parametrize("text", ["{ broken", "[]", '{"KEY": {"flops": "x"}}', '{"KEY": 3}'])
+def test_a_broken_record_of_the_peak_is_measured_anew(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "_product_flops", lambda operands: 2e11)
+    file = tmp_path / "products.json"
+    file.write_text(text.replace("KEY", f"bf16: {ceilings.describe_machine()}"))
+    assert ceilings.product_peak("bf16", file).flops == 2e11
+    assert '"flops": 200000000000.0' in file.read_text()
+
+
+def test_measuring_the_peak_moves_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "GEMM_SIZE", 64)
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    assert ceilings._product_flops("float32") > 1e6
+    assert torch.equal(torch.rand(3), wanted)

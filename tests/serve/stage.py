@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import browser
 import page_stub
 import pytest
 
+import browser
 from patience import HANG_SECONDS
 
 PLAYWRIGHT = "the page is tested with playwright: pip install 'rorqual[dev]'"

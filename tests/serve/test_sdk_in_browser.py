@@ -10,12 +10,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import browser
 import pytest
 from fake_engine import DEFAULT, FakeEngine
 from live import running
 from served import make_model
 
+import browser
 from rorqual.serve.app import create_app
 from rorqual.serve.settings import ServerSettings
 from rorqual.tokenizer import Tokenizer

@@ -18,6 +18,7 @@ HARMLESS = [
     "name='other'", "checkpoint.keep_last=7", "checkpoint.every_minutes=3.0",
     "checkpoint.every_tokens=7", "validation.every_tokens=7", "validation.max_tokens=9",
     "training.threads=7", "training.compile=true", "training.activation_checkpointing=true",
+    "metrics.load_every_tokens=64", "metrics.tensorboard=true",
     "tokenizer.folder='moved'", "data.folder='moved'", "data.corpora='moved'",
 ]  # fmt: skip
 ON_REQUEST = [

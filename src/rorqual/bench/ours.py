@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from rorqual.bench.figures import BYTES, PERCENT, RATE, SECONDS, Figure, Load
-from rorqual.bench.memory import peak_bytes
 from rorqual.bench.weights import decode_work, live_form, prefill_work
 from rorqual.engine import Engine, EngineOptions, Request, SamplingParams
 from rorqual.errors import TokenizerError, UsageError
 from rorqual.model import ModelConfig
+from rorqual.ops.memory import peak_bytes
 from rorqual.ops.native.layers import take_seconds
 from rorqual.tokenizer import Tokenizer, train_tokenizer
 from rorqual.weights import ModelFolder

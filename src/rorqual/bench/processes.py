@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rorqual.bench.memory import peak_bytes
 from rorqual.errors import RorqualError
+from rorqual.ops.memory import peak_bytes
 
 LOOK_SECONDS = 0.05  # between two looks at its memory
 GRACE_SECONDS = 5.0

@@ -95,6 +95,7 @@ def train(
     from rorqual.errors import UsageError
     from rorqual.log import console
     from rorqual.ops.device import resolve_device
+    from rorqual.plan.peaks import peak_of
     from rorqual.train.preflight import look_ahead, preview
     from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
 
@@ -130,6 +131,7 @@ def train(
             allow_changes=allow_changes,
             device=place,
             is_locked=True,
+            peak=lambda: peak_of(place, settings.training.precision),
         )
     typer.echo(str(summary.checkpoint))
     if summary.signal is not None:

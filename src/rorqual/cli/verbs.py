@@ -47,6 +47,7 @@ VERBS = {
     "inspect": Verb("rorqual.cli.inspect:inspect", "Show and check a model's shapes and sizes."),
     "eval": Verb("rorqual.cli.eval:evaluate", "Measure tasks and bits per byte."),
     "train": Verb("rorqual.cli.train:train", "Train a model as a recipe says."),
+    "report": Verb("rorqual.cli.report:report", "Show a training run as one HTML page."),
     "convert": Verb("rorqual.cli.convert:convert", "Convert between FP8, BF16, shards and GGUF."),
     "plan": Verb("rorqual.cli.plan:plan", "Plan memory, speed and disk before loading."),
     "pipeline": Verb("rorqual.cli.pipeline:pipeline", "Simulate and draw pipeline orders."),

@@ -48,6 +48,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """The products that one device can make, FLOP/s, and who says so."""
+
+    flops: float
+    source: str
+
+
+@dataclass(frozen=True)
 class ReadRate:
     """Bytes a second of a sum over memory, with torch's threads."""
 
@@ -96,6 +104,27 @@ def this_machine(file: Path | None = None, *, remeasure: bool = False) -> Measur
     return Measured(machine, table["day"], total_memory_bytes(), table["bandwidth"], flops)
 
 
+def product_peak(operands: str, file: Path | None = None) -> Peak:
+    """That of this machine with torch's threads, for `operands` float32 or bf16: the best that was
+    ever measured, once a day, in a second; a machine that is busy has less to give.
+    """
+    table: dict[str, Any] = {}
+    with suppress(RorqualError):  # a broken cache, a user without a home: measured anew
+        file = file or cache_folder() / "products.json"
+        table = read_json(file) if file.is_file() else {}
+    key, today = f"{operands}: {describe_machine()}", time.strftime("%Y-%m-%d")
+    known = table.get(key)
+    best, day = 0.0, None
+    if isinstance(known, dict) and isinstance(known.get("flops"), int | float):
+        best, day = float(known["flops"]), known.get("day")
+    if day != today or best <= 0:
+        best = max(best, _product_flops(operands))
+        with suppress(OSError):
+            if file is not None:
+                write_json(file, {**table, key: {"flops": best, "day": today}})
+    return Peak(best, f"square products on {describe_machine()}")
+
+
 def _is_whole(table: dict[str, Any]) -> bool:
     flops = table.get("flops")
     numbers = [table.get("bandwidth"), *(flops.values() if isinstance(flops, dict) else [None])]
@@ -139,16 +168,21 @@ def measure() -> dict[str, Any]:
     """Bytes a second of a reduction over memory, and FLOP/s of square products as the model
     computes them; best of a few.
     """
+    flops = {name: _product_flops(name) for name in ("float32", "bf16")}
+    return {"bandwidth": read_rate().best, "flops": flops}
+
+
+def _product_flops(operands: str) -> float:
     import torch
 
-    flops = {}
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}[operands]
+    state = torch.get_rng_state()  # who measures first trains the same
     with torch.no_grad():
-        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-            a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
-            linear = _chosen(a)[1]
-            seconds = _best_seconds(lambda a=a, linear=linear: linear(a, a))  # type: ignore[misc]
-            flops[name] = 2 * GEMM_SIZE**3 / seconds
-    return {"bandwidth": read_rate().best, "flops": flops}
+        a = torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype)
+        linear = _chosen(a)[1]
+        seconds = _best_seconds(lambda: linear(a, a))
+    torch.set_rng_state(state)
+    return 2 * GEMM_SIZE**3 / seconds
 
 
 def read_rate() -> ReadRate:

@@ -12,6 +12,7 @@ from rorqual.parallel.simulator import Interval, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NAMES = {
     Kind.FORWARD: "forward",
@@ -83,9 +84,9 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def write_png(timeline: Timeline, file: Path, title: str) -> None:
+def draw_timeline(timeline: Timeline, title: str) -> Figure:
     """A row a rank. Colours tell the kinds of passes, a lighter one a rank's second stage; the
-    number is the micro-batch's. What overlaps shares a black frame, the forward above.
+    number is the micro-batch's. What overlaps shares a frame, the forward above.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -110,11 +111,17 @@ def write_png(timeline: Timeline, file: Path, title: str) -> None:
     kinds = {p.kind for own in timeline.ranks for each in own for p in each.action.parts}
     handles = [Patch(color=COLOURS[kind][0], label=NAMES[kind]) for kind in NAMES if kind in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def write_png(timeline: Timeline, file: Path, title: str) -> None:
+    """`draw_timeline` as a file."""
     with atomic_write(file) as output:
-        figure.savefig(output, format="png", dpi=100)
+        draw_timeline(timeline, title).savefig(output, format="png", dpi=100)
 
 
 def _draw(axes: Axes, interval: Interval, rank: int, first: int, is_numbered: bool) -> None:
+    from matplotlib import rcParams
     from matplotlib.patches import Rectangle
 
     parts = interval.action.parts
@@ -133,4 +140,6 @@ def _draw(axes: Axes, interval: Interval, rank: int, first: int, is_numbered: bo
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color=ink, clip_on=True)
     if len(parts) > 1:
         place = (interval.start, top)
-        axes.add_patch(Rectangle(place, length, 0.84, fill=False, edgecolor="black", lw=1.2))
+        axes.add_patch(
+            Rectangle(place, length, 0.84, fill=False, edgecolor=rcParams["text.color"], lw=1.2)
+        )

@@ -26,6 +26,7 @@ HARMLESS = (
     "name",
     "checkpoint.",
     "validation.",
+    "metrics.",
     "training.threads",
     "training.compile",
     "training.activation_checkpointing",

@@ -16,9 +16,12 @@ import torch
 
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, listing
+from rorqual.model.flops import training_flops_per_token
+from rorqual.ops.ceilings import Peak
 from rorqual.ops.device import to_device
 from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Progress, Resumed
+from rorqual.train.meters import Laps, Meters
 from rorqual.train.optimizer import AdamW
 from rorqual.train.recipe import Recipe
 from rorqual.train.recompute import recompute
@@ -54,17 +57,26 @@ class Learner:
         self.model.train()
         recompute(self.model, recipe.training.activation_checkpointing)
         self.batches = recipe.batches(data, self.model)
+        self.laps = laps = Laps(device)
+        root, use_compile = recipe.root(self.model), recipe.training.compile
         self.stepper = Stepper(
             self.model,
             self.optimizer,
-            InTurn(self.model, recipe.root(self.model), use_compile=recipe.training.compile),
+            InTurn(self.model, root, use_compile=use_compile, laps=laps),
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
+            laps=laps,
         )
 
     @property
     def is_finished(self) -> bool:
         return self.progress.tokens >= self.recipe.training.total_tokens
+
+    def meters(self, peak: Peak | None) -> Meters:
+        config, length = self.model.config, self.recipe.training.sequence_length
+        flops = training_flops_per_token(config, length)
+        sparse = tuple(filter(config.is_moe_layer, range(config.num_layers_with_mtp)))
+        return Meters(self.laps, self.device, flops, peak, sparse_layers=sparse)
 
     def step(self, saved: Path | None) -> StepMade:
         """The next batch and what it moves; TrainingError, which names the checkpoint `saved`."""
@@ -74,6 +86,7 @@ class Learner:
         num_sequences = recipe.batch_ramp.at(progress.tokens, total, micro)
         batch = self.batches.batch(progress.samples, num_sequences, rank=0, world=1)
         self._check_form(batch)
+        self.laps.lap("data")
         tokens = progress.tokens + num_sequences * recipe.training.sequence_length
         values = StepValues(
             lr=recipe.lr_schedule.at(tokens, total),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from rorqual.errors import UsageError
 from rorqual.files import atomic_write
 from rorqual.locks import FolderLock
+from rorqual.ops.ceilings import Peak
 from rorqual.ops.device import resolve_device
 from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.batches import Measurement, TrainingData
@@ -53,6 +55,7 @@ def train(
     device: str | torch.device = "auto",
     is_quiet: bool = False,
     is_locked: bool = False,
+    peak: Callable[[], Peak | None] | None = None,
 ) -> Summary:
     """Trains until the recipe's total tokens, or until SIGINT, SIGTERM or SIGHUP; then saves.
 
@@ -60,7 +63,8 @@ def train(
     a folder that holds checkpoints is an error. `allow_changes` continues it with another schedule
     or optimiser, and says what that moves. torch's threads and modes are as before afterwards.
     `is_locked` says that the caller holds `run_lock`; otherwise a second process in the folder is
-    refused here (UsageError). `device` as in `resolve_device`.
+    refused here (UsageError). `device` as in `resolve_device`. `peak` is asked, with
+    the run's threads, for what MFU is a share of; without it there is none.
     """
     place = resolve_device(device)
     with (
@@ -70,7 +74,8 @@ def train(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        return _train(recipe, Path(run_folder), data, resume, allow_changes, place, is_quiet)
+        most = None if peak is None else peak()
+        return _train(recipe, Path(run_folder), data, resume, allow_changes, place, is_quiet, most)
 
 
 def run_lock(run_folder: Path) -> FolderLock:
@@ -90,6 +95,7 @@ def _train(
     allow_changes: bool,
     device: torch.device,
     is_quiet: bool,
+    peak: Peak | None,
 ) -> Summary:
     found = checkpoint_files.latest_checkpoint(run_folder)
     if found is not None and not resume:
@@ -110,7 +116,7 @@ def _train(
         learner = Learner(recipe, data, resumed, device)
         with atomic_write(run_folder / "recipe.toml", "w") as file:
             file.write(toml_text(recipe.table()))
-        recorder = Recorder(recipe, run_folder, learner.progress, is_quiet)
+        recorder = Recorder(recipe, run_folder, learner.progress, learner.meters(peak), is_quiet)
         with recorder:
             run = _Run(recipe, run_folder, data, learner, recorder, resumed)
             return run.until(interrupt)

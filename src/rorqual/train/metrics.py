@@ -1,12 +1,5 @@
-"""`metrics.jsonl`: one JSON object a line, each with its `kind` and `step`.
-
-| kind | fields |
-|---|---|
-| step | tokens (seen so far), loss, main, mtp (a list, one a depth), balance, lr, mtp_weight, |
-|      | grad_norm, batch, targets, tokens_per_second, max_vio_mean, max_vio_max (of the layers), |
-|      | metrics (a stage's own figures by name, where it has some) |
-| validation | tokens, and what is measured; on text bits_per_byte, nats_per_token, num_bytes |
-| load | load: each expert's load over its layer's mean, since the line before of this kind |
+"""`metrics.jsonl`: one JSON object a line, each with its `kind` and `step`. docs/runs.md has every
+kind and field.
 """
 
 from __future__ import annotations
@@ -16,19 +9,46 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from rorqual.config import settings
 from rorqual.errors import TrainingError
 from rorqual.files import NOT_JSON, atomic_write
+from rorqual.train.tensorboard import TensorBoardLog
+
+METRICS = "metrics.jsonl"
+LOADS_A_RUN = 100
+
+
+@settings
+class MetricsSettings:
+    """What is written of a run beside the figures of each step."""
+
+    load_every_tokens: int | None = Field(default=None, gt=0)
+    """How often the load of each expert is written; left out: a hundred times a run. It is written
+    at each save, too."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, into the run folder's `tensorboard`; needs
+    `pip install 'rorqual[tensorboard]'`."""
+
+    def load_every(self, total_tokens: int) -> int:
+        return self.load_every_tokens or max(1, total_tokens // LOADS_A_RUN)
 
 
 class MetricsLog:
     """Appends records to a file; on opening, lines of steps after `last_step` are cut off.
 
     So a resumed run's file reads as that of a run that was never interrupted. A last line that a
-    kill left half-written goes the same way.
+    kill left half-written goes the same way. What `tensorboard` is given too is not read back.
     """
 
-    def __init__(self, path: str | os.PathLike[str], last_step: int) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        last_step: int,
+        tensorboard: TensorBoardLog | None = None,
+    ) -> None:
+        self.path, self.tensorboard = Path(path), tensorboard
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _truncate(self.path, last_step)
@@ -38,9 +58,13 @@ class MetricsLog:
         """Adds a line and hands it to the operating system."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.file.flush()
+        if self.tensorboard is not None:
+            self.tensorboard.write(kind, step, values)
 
     def close(self) -> None:
         self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from rorqual.train.lr_schedule import BalanceSettings, MtpSettings, in_tokens
 from rorqual.train.prepare import config_of
 from rorqual.train.recipe import Recipe
 from rorqual.train.start import check_shape
+from rorqual.train.tensorboard import require_tensorboard
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def look_ahead(
     found = standing(latest, recipe, allow_changes=allow_changes) if latest is not None else None
     config = config_of(recipe)
     _check_effect(recipe, config)
+    if recipe.metrics.tensorboard:
+        require_tensorboard()
     if found is None and recipe.init_from is not None:
         check_shape(recipe, find_checkpoint(recipe.init_from))
     preparation = recipe.preparation(config, generators or {})

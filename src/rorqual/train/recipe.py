@@ -32,6 +32,7 @@ from rorqual.model import DeepseekV3, ModelConfig, preset
 from rorqual.train.batches import Batches, Preparation, TrainingData
 from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
+from rorqual.train.metrics import MetricsSettings
 from rorqual.train.optimizer import OptimizerSettings
 from rorqual.train.recompute import Recompute
 
@@ -143,6 +144,8 @@ class Recipe:
     """Measurements on held-out text: bits a byte."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """When to save."""
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    """What is written of the run (docs/runs.md)."""
 
     def preparation(self, config: ModelConfig, generators: Mapping[str, Generator]) -> Preparation:
         """What is to be done before the first step; `generators` make text, by their names."""

@@ -13,28 +13,43 @@ from torch import Tensor
 from rorqual.train.batches import Measurement
 from rorqual.train.checkpoint import Progress
 from rorqual.train.learner import StepMade
-from rorqual.train.metrics import MetricsLog
+from rorqual.train.meters import Meters
+from rorqual.train.metrics import METRICS, MetricsLog
 from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe
 from rorqual.train.report import Report
 from rorqual.train.router_bias import max_violation
+from rorqual.train.tensorboard import FOLDER, TensorBoardLog
 
-METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_PLOTS = 30.0
 
 
 class Recorder:
     """One run's records; a context in which the progress bar is shown."""
 
-    def __init__(self, recipe: Recipe, folder: Path, begun: Progress, is_quiet: bool) -> None:
-        self.folder = folder
-        self.metrics = MetricsLog(folder / METRICS, begun.step)
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        begun: Progress,
+        meters: Meters,
+        is_quiet: bool,
+    ) -> None:
+        self.folder, self.meters = folder, meters
+        also = None
+        if recipe.metrics.tensorboard:
+            also = TensorBoardLog(folder / FOLDER, begun.step)
+        self.metrics = MetricsLog(folder / METRICS, begun.step, also)
+        self.load_every = recipe.metrics.load_every(recipe.training.total_tokens)
+        self.load_tokens = begun.tokens
         self.report = Report(recipe.training.total_tokens, begun.tokens, is_quiet)
         self.loads_LE: Tensor | None = None
         self.last_plot = time.monotonic()
 
     def __enter__(self) -> Recorder:
         self.report.__enter__()
+        if (peak := self.meters.peak) is not None:
+            self.report.line(f"MFU is a share of {peak.flops / 1e9:,.0f} GFLOP/s: {peak.source}")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,12 +82,16 @@ class Recorder:
             tokens_per_second=round(made.tokens_per_second, 1),
             max_vio_mean=float(max_vio_L.mean()) if has_layers else 0.0,
             max_vio_max=float(max_vio_L.max()) if has_layers else 0.0,
+            **self.meters.record(made.tokens_per_second),
             **({"metrics": result.metrics} if result.metrics else {}),
         )
-        speed = made.tokens_per_second
-        self.report.step(progress.step, progress.tokens, result.main, speed, result.metrics)
+        speed, mfu = made.tokens_per_second, self.meters.mfu(made.tokens_per_second)
+        self.report.step(progress.step, progress.tokens, result.main, speed, result.metrics, mfu)
+        if progress.tokens // self.load_every > self.load_tokens // self.load_every:
+            self.load(progress)
 
     def validation(self, progress: Progress, found: Measurement) -> None:
+        self.meters.laps.lap("validation")
         self.metrics.write("validation", progress.step, tokens=progress.tokens, **found.record())
         self.report.line(f"step {progress.step}: {found}")
 
@@ -80,13 +99,18 @@ class Recorder:
         """Each expert's load since the last line of this kind."""
         if self.loads_LE is None:
             return
+        max_vio = [round(value, 4) for value in max_violation(self.loads_LE).tolist()]
         loads = self.loads_LE / self.loads_LE.float().mean(-1, keepdim=True).clamp(min=1e-20)
         rows = [[round(value, 3) for value in row] for row in loads.tolist()]
-        self.metrics.write("load", progress.step, load=rows)
-        self.loads_LE = None
+        self.metrics.write(
+            "load", progress.step, layers=self.meters.sparse_layers, max_vio=max_vio, load=rows
+        )
+        self.loads_LE, self.load_tokens = None, progress.tokens
 
     def plots(self, is_last: bool) -> None:
+        self.meters.laps.lap("checkpoint")
         # Choice: plots take a second, so checkpoints in quick succession share one drawing.
         if is_last or time.monotonic() - self.last_plot > SECONDS_BETWEEN_PLOTS:
             write_plots(self.folder / METRICS, self.folder / "plots")
             self.last_plot = time.monotonic()
+            self.meters.laps.lap("plots")

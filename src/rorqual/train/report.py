@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from rorqual.log import console
+from rorqual.log import console, short_count
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -31,12 +31,12 @@ class Report:
             TextColumn("{task.fields[tokens]}"),
             BarColumn(),
             TextColumn("step {task.fields[step]}  loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} tok/s"),
+            TextColumn("{task.fields[speed]}"),
             TextColumn("left {task.fields[left]}"),
             console=console(),
         )
         self.task = self.bar.add_task(
-            "train", total=total_tokens, completed=tokens, **_shown("-", "-", "-", "-", "-")
+            "train", total=total_tokens, completed=tokens, **_shown("-", "-", "-", "- tok/s", "-")
         )
 
     def __enter__(self) -> Report:
@@ -62,11 +62,16 @@ class Report:
         loss: float,
         tokens_per_second: float,
         metrics: Mapping[str, float] | None = None,
+        mfu: float | None = None,
     ) -> None:
-        """Shows a step that was made; `metrics` are the stage's own figures."""
+        """Shows a step that was made; `metrics` are the stage's own figures, `mfu` a share of the
+        peak where one is known.
+        """
         # The last batch may end a little beyond the total.
-        seen = f"{_short(tokens)}/{_short(max(tokens, self.total_tokens))}"
-        speed = f"{tokens_per_second:,.0f}"
+        seen = f"{short_count(tokens)}/{short_count(max(tokens, self.total_tokens))}"
+        speed = f"{tokens_per_second:,.0f} tok/s"
+        if mfu is not None:
+            speed += f"  MFU {mfu:.0%}"
         own = (f"{name} {value:.4g}" for name, value in (metrics or {}).items())
         figures = "  ".join([f"{loss:.3f}", *own])
         if self.is_bar:
@@ -77,7 +82,7 @@ class Report:
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or tokens >= self.total_tokens:
             self.last_line = now
-            loss_text = f"loss {figures}  {speed} tok/s"
+            loss_text = f"loss {figures}  {speed}"
             self.line(f"step {step}  {seen} tokens  {loss_text}  left {self._left(tokens)}")
 
     def line(self, text: str) -> None:
@@ -111,10 +116,3 @@ def duration(seconds: float) -> str:
 def _shown(tokens: str, step: str, loss: str, speed: str, left: str) -> dict[str, Any]:
     """The bar's fields."""
     return {"tokens": tokens, "step": step, "loss": loss, "speed": speed, "left": left}
-
-
-def _short(count: int) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.4g}{letter}"
-    return str(count)

@@ -28,6 +28,7 @@ from rorqual.train.loss import (
     coefficients,
     target_counts,
 )
+from rorqual.train.meters import Laps
 from rorqual.train.optimizer import AdamW
 from rorqual.train.precision import compute_in
 from rorqual.train.ranks import OneRank, Ranks
@@ -70,7 +71,7 @@ class Accumulated(NamedTuple):
 
 class Accumulation(Protocol):
     """Runs the micro-batches of a batch, each by the names of the root's arguments, and leaves the
-    sum of their gradients in the parameters.
+    sum of their gradients in the parameters. It tells the run's `Laps` of its phases.
     """
 
     metric_names: Sequence[str]
@@ -99,9 +100,14 @@ class InTurn:
     """
 
     def __init__(
-        self, model: DeepseekV3, root: nn.Module | None = None, *, use_compile: bool = False
+        self,
+        model: DeepseekV3,
+        root: nn.Module | None = None,
+        *,
+        use_compile: bool = False,
+        laps: Laps | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.laps = model, laps or Laps()
         root = root or TrainingModel(model)
         self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
         self.loss: Callable[..., LossParts]
@@ -120,7 +126,9 @@ class InTurn:
 
     def _accumulate(self, given: Mapping[str, Tensor], by: Coefficients) -> MicroBatch:
         parts = self.loss(**given, by=by)
+        self.laps.lap("forward")
         parts.total.backward()
+        self.laps.lap("backward")
         loads_LE, loss = balance_seen(self.model)
         balance_loss = loss * by.balance
         total = parts.total.detach() + balance_loss
@@ -146,8 +154,9 @@ class Stepper:
         micro_batch_size: int,
         precision: str = "float32",
         ranks: Ranks | None = None,
+        laps: Laps | None = None,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.laps = model, optimizer, laps or Laps()
         self.ranks = ranks or OneRank()
         self.micro_batch_size = micro_batch_size
         compute_in(model, precision)
@@ -186,10 +195,12 @@ class Stepper:
         losses, loads_LE = self.ranks.sum(ran.losses), self.ranks.sum(ran.loads_LE)
         norm = self.optimizer.clip(self.ranks.norm)
         result = _read(losses, loads_LE, norm, counts_C, self.accumulate.metric_names)
+        self.laps.lap("clip")
         _check_finite(result)
         self.optimizer.set_lr(values.lr)
         self.optimizer.step()
         router_bias.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
+        self.laps.lap("optimizer")
         return result
 
 

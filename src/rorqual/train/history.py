@@ -1,0 +1,175 @@
+"""A run's metrics as pictures need them: bounded in size and time, however long the run was.
+
+Of the lines of kind `step` are kept: every n-th, and of those between the one with the highest loss
+and the one with the highest gradient norm, so that no spike is lost. Only kept lines are parsed. A
+file may be written to while it is read, and may hold lines that a lost disk has damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rorqual.files import NOT_JSON
+
+MOST_STEPS, MOST_VALIDATIONS, MOST_LOADS, MOST_EVENTS = 1000, 1000, 60, 200
+MOST_COUNTED = 1 << 60
+STEP = b'{"kind": "step", '
+PEAKS = (b'"loss": ', b'"grad_norm": ')
+Record = dict[str, Any]
+
+
+@dataclass
+class History:
+    """What was kept, in the file's order. `is_even` tells of each step whether it is one of the
+    evenly spread ones. `events` are the lines of all other kinds: the last ones, and how many there
+    were of each.
+    """
+
+    steps: list[Record] = field(default_factory=list)
+    is_even: list[bool] = field(default_factory=list)
+    validations: list[Record] = field(default_factory=list)
+    loads: list[Record] = field(default_factory=list)
+    events: list[Record] = field(default_factory=list)
+    num_events: Counter[str] = field(default_factory=Counter)
+    num_steps: int = 0
+    num_damaged: int = 0
+
+    @property
+    def even_steps(self) -> list[Record]:
+        return [step for step, is_even in zip(self.steps, self.is_even, strict=True) if is_even]
+
+
+def read_history(path: Path, most_steps: int = MOST_STEPS) -> History:
+    """Of a `metrics.jsonl`; an empty one where there is no such file yet."""
+    history = History()
+    steps, events = _Spread(most_steps), []
+    validations, loads = _Spread(MOST_VALIDATIONS), _Spread(MOST_LOADS)
+    for line in _lines(path):
+        if line.startswith(STEP) and line.endswith(b"}\n"):
+            steps.add(line, PEAKS)
+            continue
+        if not line.endswith(b"\n"):
+            break  # the last one, which is being written, or never will be
+        if line.startswith(b'{"kind": "load", '):
+            loads.add(line)  # long ones: parsed only if they are kept
+        elif (record := _parsed(line)) is None:
+            history.num_damaged += 1
+        elif record["kind"] == "step":
+            steps.add(line, PEAKS)
+        elif record["kind"] == "load":
+            loads.add(line)
+        elif record["kind"] == "validation":
+            validations.add(line)
+        else:
+            history.num_events[record["kind"]] += 1
+            events = [*events[-MOST_EVENTS + 1 :], record]
+    history.events, history.num_steps = events, steps.num_lines
+    for is_even, line in steps.kept():
+        if (record := _parsed(line)) is None:
+            history.num_damaged += 1
+        else:
+            history.steps.append(record)
+            history.is_even.append(is_even)
+    for kept, into in ((validations, history.validations), (loads, history.loads)):
+        records = [_parsed(line) for _, line in kept.kept()]
+        into += [record for record in records if record is not None]
+        history.num_damaged += records.count(None)
+    return history
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+
+
+def _parsed(line: bytes) -> Record | None:
+    """A line's record; None where it is none, or says not where in the run it belongs."""
+    try:
+        record = json.loads(line)
+    except NOT_JSON:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    needed = ("step", "tokens") if record["kind"] in ("step", "validation") else ("step",)
+    return record if all(_is_count(record.get(name)) for name in needed) else None
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MOST_COUNTED
+
+
+class _Bucket:
+    """Consecutive lines: the last one, and the highest by each of some fields."""
+
+    def __init__(self) -> None:
+        self.last = (-1, b"")
+        self.highest: list[tuple[float, tuple[int, bytes]]] = []
+
+    def add(self, kept: tuple[int, bytes], heights: list[float]) -> None:
+        self.last = kept
+        if not self.highest:
+            self.highest = [(height, kept) for height in heights]
+            return
+        for place, height in enumerate(heights):
+            if height > self.highest[place][0]:
+                self.highest[place] = (height, kept)
+
+    def join(self, later: _Bucket) -> _Bucket:
+        self.last = later.last
+        pairs = zip(self.highest, later.highest, strict=True)
+        self.highest = [max(pair, key=lambda found: found[0]) for pair in pairs]
+        return self
+
+
+class _Spread:
+    """Lines spread evenly over all that are added: at least `most`, less than twice as many, and
+    the peaks between them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.stride, self.num_lines = most, 1, 0
+        self._buckets: list[_Bucket] = []
+
+    def add(self, line: bytes, fields: tuple[bytes, ...] = ()) -> None:
+        if self.num_lines % self.stride == 0:
+            if len(self._buckets) == 2 * self.most:
+                pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
+                self._buckets = [one.join(other) for one, other in pairs]
+                self.stride *= 2
+            self._buckets.append(_Bucket())
+        self._buckets[-1].add((self.num_lines, line), [_height(line, name) for name in fields])
+        self.num_lines += 1
+
+    def kept(self) -> Iterator[tuple[bool, bytes]]:
+        """(whether it is one of the evenly spread, line), in order."""
+        for bucket in self._buckets:
+            lines = {place: line for _, (place, line) in bucket.highest}
+            lines[bucket.last[0]] = bucket.last[1]
+            for place in sorted(lines):
+                yield place == bucket.last[0], lines[place]
+
+
+def _height(line: bytes, name: bytes) -> float:
+    """A field's number without parsing the line. What is no finite number is the highest."""
+    start = line.find(name) + len(name)
+    if start < len(name):
+        return -math.inf
+    ends = [end for end in (line.find(b",", start), line.find(b"}", start)) if end >= 0]
+    try:
+        value = float(line[start : min(ends)])
+    except ValueError:
+        return math.inf
+    return value if math.isfinite(value) else math.inf
