@@ -14,7 +14,12 @@ from rorqual.files import explained
 from rorqual.log import logger
 
 FOLDER_LOCK = ".lock"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 LOCKED_BYTE = 1 << 30  # where Windows locks, which keeps others from reading what it locks
+
+
+class HeldError(UsageError):
+    """Another process holds the lock."""
 
 
 class FileLock:
@@ -35,10 +40,15 @@ class FileLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """UsageError where another holds it, and for a path that the system refuses."""
+        """HeldError where another holds it; UsageError for a path that the system refuses."""
         try:
             self._take()
         except OSError as problem:
+            if self.path.is_symlink():  # to write through it would write into another file
+                fix = f"remove the link {self.path}"
+                raise UsageError(
+                    "is a link in the place of a lock", where=self.path, fix=fix
+                ) from None
             raise explained(problem, UsageError, self.where) from None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._close)
@@ -54,7 +64,7 @@ class FileLock:
 
     def _take(self) -> None:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
             try:
                 if not _try_lock(descriptor, self.path):
                     raise self._refused()
@@ -81,13 +91,13 @@ class FileLock:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _refused(self) -> UsageError:
+    def _refused(self) -> HeldError:
         try:
             holder = self.path.read_text(encoding="utf-8", errors="replace")[:200].strip()
         except OSError:
             holder = ""
         fix = "wait until that process ends, or stop it"
-        return UsageError(
+        return HeldError(
             self.refusal,
             where=self.where,
             found=f"the lock {self.path} of {holder or 'a process that has just begun'}",
@@ -139,6 +149,18 @@ class FolderLock(FileLock):
             (aside / FOLDER_LOCK).unlink(missing_ok=True)
             os.close(held)
         return aside
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock on this file, as far as can be told; nothing is changed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | NO_LINK)
+    except OSError as problem:
+        return isinstance(problem, PermissionError)
+    try:
+        return not _try_lock(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

@@ -97,7 +97,10 @@ def test_what_llama_batched_bench_prints(name: str) -> None:
         (read_bench, '[{"n_prompt": 3}]'),
         (read_batched, ""),
         (read_batched, "| PP | TG |\n|----|----|"),
+        (read_batched, "| 32 | 8 | eight | 9 | 1 | 1 | 1 | nan ms | 1 | 1 |"),
         (lambda text: read_script("vllm", text), "INFO all is well"),
+        (lambda text: read_script("vllm", text), '{"what": "decode", cut'),
+        (lambda text: read_script("vllm", text), '{"what": "decode", "speed": 3}'),
     ],
 )
 def test_strange_output_is_told(read: object, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rorqual.bench.figures import Figure, Work
 from rorqual.bench.plots import write_plot
 from rorqual.bench.report import Report, Spread, rates_of
 from rorqual.bench.weights import Form
+from rorqual.cli.bench_tables import print_report
 from rorqual.ops.ceilings import GemmRate, ReadRate
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -111,3 +114,29 @@ def test_a_picture_is_a_png(tmp_path: Path, has_rows: bool) -> None:
     write_plot(found, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("output", [io.StringIO(), Terminal()], ids=["file", "terminal"])
+def test_no_figure_is_cut(output: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 80 columns names go on in the next line; in a file nothing does."""
+    monkeypatch.setenv("COLUMNS", "80")
+    found = report()
+    figure = Figure("decode", 123_456.7, "tokens/s", 8192, 16, WORK)
+    for read in (1e9, 2e9, 4e9):
+        found.add("ik_llama.cpp", [figure], read)
+    found.missing["vllm"] = "it said \x1b[2J"
+    with redirect_stdout(output):
+        print_report(found)
+    shown = output.getvalue()
+    assert "\u2026" not in shown, "an ellipsis"
+    assert shown.count("123,456.7") == 3  # the median, the least and the most
+    assert "vllm: it said \\x1b[2J" in shown
+    if not output.isatty():
+        (row,) = [line for line in shown.splitlines() if "ik_llama.cpp" in line]
+        assert row.startswith("decode, 16 streams after 8,192  ik_llama.cpp  123,456.7")
+        assert row.endswith("compute")

@@ -25,6 +25,7 @@ def serving(
     killer.start()
     try:
         assert process.stderr is not None
+        assert process.stderr.readline().decode() == f"Loading {folder} ...\n"
         lines = [process.stderr.readline().decode() for _ in range(5)]
         address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
         assert address is not None, lines + process.stderr.readlines()

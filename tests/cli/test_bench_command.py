@@ -4,6 +4,7 @@ and torch's import take seconds. Oracle: the same figures in the table, the file
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -136,6 +137,51 @@ def test_an_interrupt_keeps_what_was_measured(
     assert len(table["ceilings"]["read"]["values"]) == 1
 
 
+@pytest.mark.parametrize(
+    "problem", [BenchError("rorqual failed", found="killed"), OSError(errno.ENOSPC, "full")]
+)
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_failure_keeps_what_was_measured(
+    problem: Exception, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rounds before, whatever fails in the second one."""
+    run_here, tried = rounds.run, []
+
+    def fail(name: str, command: list[Any]) -> Ended:
+        tried.append(name)
+        if tried.count("rorqual") == 2:
+            raise problem
+        return run_here(name, command)
+
+    monkeypatch.setattr(rounds, "run", fail)
+    plot = tmp_path / "a.png"
+    done = run("bench", "tiny", *LITTLE_LOAD, "--rounds", "2", "--plot", plot, *flags)
+    assert done.code == 2
+    assert "killed" in done.err or "the disk is full" in done.err
+    if flags:
+        table = json.loads(done.out)
+        assert not table["is_complete"]
+        assert {len(row["values"]) for row in table["rows"]} == {1}
+    else:
+        assert "decode, 2 streams after 4" in done.out
+        assert "not complete" in done.out
+    assert plot.read_bytes().startswith(PNG)
+
+
+def test_a_picture_that_cannot_be_written_costs_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("rorqual.bench.plots.write_plot", refuse)
+    flags = [*LITTLE_LOAD, "--rounds", "1", "--plot", tmp_path / "a.png"]
+    done = run("bench", "tiny", *flags)
+    assert done.code == 2
+    assert "the disk is full" in done.err
+    assert "decode, 2 streams after 4" in done.out
+
+
 def test_a_peer_that_is_missing_or_fails_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_machine: list[str]
 ) -> None:
@@ -171,6 +217,11 @@ def test_a_peer_that_is_missing_or_fails_is_named(
         (("--against", "vllm"), "peers are measured on a model"),
         (("tiny", "--streams", "1,x"), "--streams takes numbers"),
         (("tiny", "--prefill", "0"), "--prefill takes numbers"),
+        (("tiny", "--streams", "9" * 5000), "at most 9 digits"),
+        (("tiny", "--streams", "999999999"), "longer than the model's context"),
+        (("tiny", "--decode-tokens", "9" * 30), "--decode-tokens"),
+        (("--rounds", "1" * 30), "--rounds"),
+        (("tiny", "--output", "."), "is a folder, and a file is needed"),
         (("tiny", "--prefill", "512"), "longer than the model's context"),
         (("tiny", "--depth", "500"), "longer than the model's context"),
         (("tiny", "--threads", "0"), "--threads is out of range"),

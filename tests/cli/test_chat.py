@@ -19,8 +19,8 @@ import pytest
 from command import ENVIRONMENT, heed_interrupts, run, start
 
 from patience import HANG_SECONDS
-from rorqual.cli.terminal import printable
 from rorqual.engine import Conversation, Engine, SamplingParams
+from rorqual.log import printable
 from rorqual.weights import ModelFolder
 
 pytestmark = pytest.mark.concurrency

@@ -20,6 +20,8 @@ from safetensors import safe_open
 
 import rorqual
 from rorqual.cli.inspect_tables import print_tables
+from rorqual.model import ModelConfig
+from rorqual.model.flops import forward_flops_per_token
 from rorqual.model.stored import StoredStack
 from rorqual.ops.kernels import OPERATIONS, STORED, Machine, choose, serving
 
@@ -281,6 +283,18 @@ def test_a_kind_that_becomes_two_is_shown_with_its_counts(
 
     row = {"stored": "F32", "kernels": "native"}
     rows = [row | {"runs_as": "Q8_0", "matrices": 1200}, row | {"runs_as": "BF16", "matrices": 3}]
-    _print_forms(output_console(200), {"int8": rows})
+    _print_forms(output_console(), {"int8": rows})
     shown = capsys.readouterr().out
     assert re.search(r"^F32 +1,203 +1,200 Q8_0 \(native\), 3 BF16 \(native\)", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("target", "context"), [("tiny", 256), ("671b", 4096)])
+def test_flops_are_of_a_context_that_the_model_has(target: str, context: int) -> None:
+    report = json.loads(run("inspect", target, "--json").out)
+    flops = report["flops_per_token"]
+    assert (
+        flops["context_tokens"] == context == min(4096, report["config"]["max_position_embeddings"])
+    )
+    config = ModelConfig.from_hf(report["config"])
+    assert flops["forward_expanded"] == forward_flops_per_token(config, context)
+    assert f"context {context:,}" in run("inspect", target).out

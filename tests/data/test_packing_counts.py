@@ -59,5 +59,10 @@ def test_the_counts_in_words() -> None:
     lost = str(counts + PackingCounts(num_split=3, num_cut=2, num_targets=1, num_samples=1))
     assert lost.startswith("an epoch learns 99.99 % of 30,001 targets; 1,200 documents in 1,001 ")
     assert "; 3 too long for a sample were split; 2 have a turn" in lost
-    assert ", 1 targets (raise" in lost
+    assert ", 1 target (raise" in lost
     assert str(PackingCounts()).startswith("an epoch learns 0 % of 0 targets; 0 documents in 0 ")
+    few = str(PackingCounts(num_documents=4, num_samples=1, num_places=1))
+    assert "4 documents in 1 sample, " in few
+    one = PackingCounts(1, 1, 1, 2, 1, 2)
+    assert "of 2 targets; 1 document in 2 samples, " in str(one)
+    assert "; 1 too long for a sample was split; 1 has a turn" in str(one)

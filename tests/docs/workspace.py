@@ -159,7 +159,7 @@ def served(words: list[str], folder: Path) -> Iterator[str]:
     process = forked.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         assert process.stderr is not None
-        first = process.stderr.readline().decode()
+        first = b"".join(process.stderr.readline() for _ in range(2)).decode()
         found = re.search(r"http://([\d.]+:\d+)", first)
         assert found is not None, first + process.stderr.read().decode()
         address = found[1].replace("0.0.0.0", "127.0.0.1")

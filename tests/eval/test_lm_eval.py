@@ -106,7 +106,7 @@ def served() -> Iterator[Served]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        line = process.stderr.readline() + process.stderr.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert address is not None, line + process.stderr.read()
         common = {

@@ -20,18 +20,9 @@ from typing import Any
 import rorqual
 from rorqual.engine import SamplingParams
 from rorqual.serve.page_api import SAMPLING, rendered, sampling_field
+from rorqual.serve.page_routes import HEADERS, KINDS
 
 PAGE = Path(rorqual.__file__).parent / "serve" / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'"
-)
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
 SLOW_PIECE_SECONDS = 0.05
 CONTEXT = 1000
 
@@ -158,8 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = file.read_bytes()
         self.send_response(200)
-        self.send_header("content-type", TYPES[file.suffix])
-        self.send_header("content-security-policy", POLICY)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("content-type", KINDS[file.suffix])
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

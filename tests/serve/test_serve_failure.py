@@ -6,7 +6,6 @@ Oracle: the exception that is injected into the engine's step; a process's exit 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -125,14 +124,13 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         [sys.executable, *command, *flags],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
     )
     killer = threading.Timer(HANG_SECONDS, started.kill)
     killer.start()
     try:
         assert started.stderr is not None
-        lines = [started.stderr.readline() for _ in range(4)]
-        address = re.search(r"http://127\.0\.0\.1:\d+", lines[0])
+        lines = [started.stderr.readline() for _ in range(5)]  # the first: what it loads
+        address = re.search(r"http://127\.0\.0\.1:\d+", lines[1])
         assert address is not None, lines
         wait_until(lambda: is_ready(address[0]))
         yield started, address[0]

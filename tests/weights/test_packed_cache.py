@@ -18,9 +18,11 @@ from test_gguf import WIDE
 from test_stored import checkpoint, needs_native
 from torch import Tensor
 
+import rorqual
 from rorqual.model import DeepseekV3
 from rorqual.model.stored import StoredStack
 from rorqual.weights import load, packed_cache, packed_file
+from rorqual.weights.packed_cache import kept_files
 from rorqual.weights.stored_parts import Parts
 
 pytestmark = [needs_native, pytest.mark.usefixtures("cache")]
@@ -82,7 +84,7 @@ def test_the_next_start_maps_the_same_weights(
 def test_each_tensor_begins_a_page(little: Path, cache: Path) -> None:
     load(little, "native")
     (file,) = cache.iterdir()
-    header = packed_file.read_header(file)
+    header = header_of(file)
     offsets = [int(entry["offset"]) for entry in header["tensors"]]
     assert len(offsets) > 20
     assert all(offset % 4096 == 0 for offset in offsets)
@@ -113,6 +115,23 @@ def test_kernels_that_pack_nothing_have_no_use_for_it(little: Path, cache: Path)
     assert not torch.equal(plain(ids), packed(ids))
 
 
+def header_of(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return packed_file.read_header(opened)
+
+
+def broken(file: Path, advance: Callable[[int], None]) -> list[str]:
+    with file.open("rb") as opened:
+        return packed_file.broken(opened, packed_file.read_header(opened), advance)
+
+
+def write_as_before(file: Path, data: bytes) -> None:
+    """Other bytes with the old time, as a failing disk leaves them."""
+    found = file.stat()
+    file.write_bytes(data)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
 def touch(path: Path) -> None:
     file = path / "model.safetensors"
     found = file.stat()
@@ -120,12 +139,11 @@ def touch(path: Path) -> None:
 
 
 def other_values(path: Path) -> None:
-    """Other weights of the same size and time: seen by a few pages."""
+    """Other weights of the same size and time."""
     file = path / "model.safetensors"
-    found, data = file.stat(), bytearray(file.read_bytes())
+    data = bytearray(file.read_bytes())
     data[-1] ^= 1
-    file.write_bytes(data)
-    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    write_as_before(file, data)
 
 
 def other_shape(path: Path) -> None:
@@ -137,7 +155,7 @@ def other_shape(path: Path) -> None:
     ("change", "why"),
     [
         (touch, "the model's files have changed"),
-        (other_values, "the model has changed"),
+        (other_values, "the model's files have changed"),
         (other_shape, "the model has changed"),
     ],
 )
@@ -159,6 +177,18 @@ def test_it_is_made_anew_for_a_changed_model(
     assert said() == []
 
 
+def test_other_values_are_seen_by_a_few_pages_too(
+    little: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system keeps no time of change of its own."""
+    monkeypatch.setattr(packed_cache, "_times", lambda found: [found.st_mtime_ns])
+    load(little, "native")
+    said()
+    other_values(little)
+    load(little, "native")
+    assert "the model has changed" in said()[0]
+
+
 def test_another_packed_form_is_not_taken_for_this_one(
     little: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +203,9 @@ def test_another_packed_form_is_not_taken_for_this_one(
     assert "another version of rorqual packed it" in said()[0]
     load(little, "native")
     assert said() == []
+    monkeypatch.setattr(rorqual, "__version__", "0.0.1", raising=False)
+    load(little, "native")
+    assert "another version of rorqual packed it" in said()[0]
     changed = replace(forms.FORMS["native"], keeps=("Q8_0",))
     monkeypatch.setitem(forms.FORMS, "native", changed)
     load(little, "native")
@@ -195,7 +228,7 @@ def flip(place: int) -> Callable[[bytearray], None]:
 
 
 def other_version(data: bytearray) -> None:
-    data[8:12] = struct.pack("<I", 2)
+    data[8:12] = struct.pack("<I", 1)
 
 
 def last_page(data: bytearray) -> None:
@@ -204,7 +237,7 @@ def last_page(data: bytearray) -> None:
 
 DAMAGE = {
     cut: "bytes instead of", cut_short: "it is cut off", flip(0): "no file of packed weights",
-    other_version: "another version of rorqual wrote it", flip(13): "its header is damaged",
+    other_version: "another version of rorqual packed it", flip(13): "its header is damaged",
     flip(17): "its header is damaged", flip(100): "its header is damaged",
     last_page: "model.norm.weight is damaged",
 }  # fmt: skip
@@ -219,7 +252,7 @@ def test_it_is_made_anew_where_it_is_damaged(
     whole = file.read_bytes()
     data = bytearray(whole)
     damage(data)
-    file.write_bytes(data)
+    write_as_before(file, data)
     said()
     found = load(little, "native")
     assert DAMAGE[damage] in said()[0]
@@ -237,9 +270,9 @@ def test_damage_between_the_first_and_last_page_is_found_by_reading(
     monkeypatch.setattr(packed_file, "WRITE_BYTES", 100)
     load(little, "native")
     (file,) = cache.iterdir()
-    header = packed_file.read_header(file)
+    header = header_of(file)
     done: list[int] = []
-    assert packed_file.broken(file, header, done.append) == []
+    assert broken(file, done.append) == []
     whole = file.read_bytes()
     for entry in header["tensors"]:
         size = torch.Size(entry["shape"]).numel() * (
@@ -253,9 +286,9 @@ def test_damage_between_the_first_and_last_page_is_found_by_reading(
     entry = max(header["tensors"], key=lambda e: torch.Size(e["shape"]).numel())
     data = bytearray(file.read_bytes())
     data[int(entry["offset"]) + 70] ^= 1
-    file.write_bytes(data)
+    write_as_before(file, data)
     load(little, "native")
-    assert packed_file.broken(file, packed_file.read_header(file), done.append) == [entry["name"]]
+    assert broken(file, done.append) == [entry["name"]]
 
 
 class _Recorded(io.BytesIO):
@@ -289,27 +322,78 @@ def test_huge_pages_are_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(values, parts.floats[entry["name"]])
 
 
-WHOLE = (
-    b'{"num_bytes": "4096", "abi": 0, "form": [], "config": {}, "stacks": {}, '
-    b'"source": {"path": "", "files": [], "digest": ""}, '
-)
+ABOUT: dict[str, Any] = {
+    "num_bytes": "4096", "by": [], "form": ["native"], "config": {}, "made": 0, "stacks": {},
+    "tensors": [], "source": {"path": "", "files": [], "digest": ""},
+}  # fmt: skip
+FLOAT = {"name": "a", "role": "float", "shape": [4], "offset": "0", "edges": ""}
+
+
+def with_header(path: Path, header: bytes) -> Path:
+    """A file whose checksum of the header is right."""
+    start = struct.pack("<8sIIQ", b"RQPACKED", packed_file.VERSION, zlib.crc32(header), len(header))
+    path.write_bytes((start + header).ljust(4096, b"\0"))
+    return path
 
 
 @pytest.mark.parametrize(
     "header",
     [
         b"{", b"[" * 100_000, b"[]", b"{}", b'{"num_bytes": "x"}', b'{"num_bytes": "4096"}',
-        WHOLE + b'"tensors": [{"name": "a", "role": "float", '
-        b'"shape": [4], "offset": "99999", "edges": ""}]}',
-        WHOLE + b'"tensors": [{"name": "a", "role": "float", '
-        b'"shape": [1152921504606846976], "offset": "0", "edges": ""}]}',
+        *(
+            json.dumps(ABOUT | {"tensors": [FLOAT | changed]}).encode()
+            for changed in (
+                {"offset": "99999"}, {"offset": "-4096"}, {"shape": [1 << 60]}, {"shape": [-2, -2]},
+                {"shape": [1.5]}, {"shape": 4}, {"shape": [0]}, {"role": []}, {"offset": None},
+            )
+        ),
+        json.dumps(ABOUT | {"tensors": 7}).encode(),
+        json.dumps(ABOUT | {"stacks": {"a": {"kind": "Q8_0", "shape": 3, "block": [1]}}}).encode(),
     ],
-    ids=lambda header: header[:40].decode(),
+    ids=lambda header: header[-70:].decode(),
 )  # fmt: skip
 def test_a_header_of_another_program_is_unfit(header: bytes, tmp_path: Path) -> None:
-    """Its checksum is right."""
-    path = tmp_path / "a.packed"
-    start = struct.pack("<8sIIQ", b"RQPACKED", 1, zlib.crc32(header), len(header))
-    path.write_bytes((start + header).ljust(4096, b"\0"))
-    with pytest.raises(packed_file.UnfitError, match="not as rorqual writes it"):
-        packed_file.read_parts(path, packed_file.read_header(path))
+    path = with_header(tmp_path / "a.packed", header)
+    told = r"not as rorqual writes it|damaged"
+    with pytest.raises(packed_file.UnfitError, match=told), path.open("rb") as file:
+        packed_file.read_parts(file, packed_file.read_header(file))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"form": []}, {"form": 7}, {"form": [7]}, {"made": "today"}, {"made": 1 << 70},
+        {"made": -1}, {"source": {}}, {"source": {"path": 7, "files": [], "digest": ""}},
+        {"source": {"path": "", "files": [[]], "digest": ""}},
+        {"source": {"path": "", "files": [["a", "b"]], "digest": ""}},
+        {"source": {"path": "", "files": 7, "digest": ""}}, {"by": None},
+    ],
+)  # fmt: skip
+def test_what_another_program_put_there_is_listed_as_unfit(
+    changed: dict[str, Any], cache: Path
+) -> None:
+    cache.mkdir(parents=True)
+    with_header(cache / "a.native.packed", json.dumps(ABOUT | changed).encode())
+    (kept,) = kept_files()
+    assert kept.header == {}
+    assert kept.problem is not None
+    assert "not as rorqual writes it" in kept.problem or "another version" in kept.problem
+
+
+def test_a_configuration_of_another_version_is_unfit(
+    little: Path, cache: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a version between two releases may have written it."""
+    exact = load(little, "native")
+    (file,) = cache.iterdir()
+    to_hf = type(exact.config).to_hf
+    odd = lambda self: to_hf(self) | {"hidden_size": "large"}  # noqa: E731
+    file.unlink()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(type(exact.config), "to_hf", odd)
+        load(little, "native")
+    said()
+    monkeypatch.setattr(packed_cache, "_check_fits", lambda *_: None)
+    found = load(little, "native")
+    assert "configuration" in said()[0]
+    assert torch.equal(found(torch.arange(5)[None]), exact(torch.arange(5)[None]))

@@ -176,7 +176,7 @@ def test_the_second_of_two_leaves_it_to_the_first(
     first = starting(little, cache, "writing")
     load(little, "native")
     assert said() == []
-    assert kept_files() == [], "nobody reads what is half written"
+    assert [kept.is_busy for kept in kept_files()] == [True], "nobody reads what is half written"
     _, errors = first.communicate("go on\n")
     assert first.returncode == 0, errors
     assert len(list(cache.iterdir())) == 1, "neither lock nor temporary file stays"
@@ -212,7 +212,7 @@ def test_who_is_stopped_leaves_no_half(
     process.communicate()
     assert process.returncode
     left = list(cache.iterdir()) if place == "writing" else []
-    assert not kept_files()
+    assert not any(kept.header for kept in kept_files())
     assert not left or number == signal.SIGKILL
     load(little, "native")
     (kept,) = kept_files()
@@ -226,8 +226,8 @@ def test_what_others_are_writing_stays(little: Path, cache: Path) -> None:
     half = cache / ".another-0123456789ab.native.packed.0123456789ab"
     half.write_bytes(b"some")
     load(little, "native")
-    (kept,) = kept_files()
-    assert set(cache.iterdir()) == {kept.path, half}
+    assert {kept.path for kept in kept_files()} == set(cache.iterdir())
+    assert half.exists()
 
 
 def test_a_lock_that_is_held_costs_nothing(little: Path, cache: Path) -> None:

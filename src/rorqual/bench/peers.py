@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -155,9 +156,10 @@ def read_batched(text: str) -> list[Figure]:
     figures = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) == 10 and cells[0].isdigit():
-            depth, streams, rate = int(cells[0]), int(cells[2]), float(cells[7])
-            figures.append(Figure("decode", rate, RATE, depth, streams))
+        if len(cells) == 10 and cells[0].isdecimal():
+            with suppress(ValueError):  # another table's
+                depth, streams, rate = int(cells[0]), int(cells[2]), float(cells[7])
+                figures.append(Figure("decode", rate, RATE, depth, streams))
     if not figures:
         raise _strange("llama-batched-bench", text, "a table with columns PP, TG, B ... S_TG t/s")
     return figures
@@ -168,7 +170,10 @@ def read_script(name: str, text: str) -> list[Figure]:
     lines = [line for line in text.splitlines() if line.startswith('{"what"')]
     if not lines:
         raise _strange(f"the script for {name}", text, "lines of JSON")
-    return [Figure.of(json.loads(line)) for line in lines]
+    try:
+        return [Figure.of(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, LookupError):
+        raise _strange(f"the script for {name}", text, "lines of JSON") from None
 
 
 def _strange(program: str, text: str, expected: str) -> BenchError:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Advance = Callable[[str, int, int | None], None]
 WITHOUT_MODEL = "mid"  # whose shapes the products have then
 NOT_SENT = ("device", "draft_policy")
+MOST_DIGITS = 9
 
 
 @with_engine_flags
@@ -51,7 +52,7 @@ def bench(
     vllm: Annotated[
         Path | None, typer.Option(metavar="PYTHON", help="A Python that has vLLM.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of all engines in turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of all engines in turn.")] = 3,
     prefill: Annotated[
         str | None, typer.Option(metavar="N,...", help="Tokens of prompts. [default: 512, or less]")
     ] = None,
@@ -61,7 +62,9 @@ def bench(
     depth: Annotated[
         str, typer.Option(metavar="N,...", help="Tokens that a stream has before it is timed.")
     ] = "32",
-    decode_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens of a stream.")] = 32,
+    decode_tokens: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Timed tokens of a stream.")
+    ] = 32,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the random model, or find it there.")
     ] = None,
@@ -107,38 +110,38 @@ def bench(
 
     for file in (output, plot):
         _check_place(file)
-    with (
-        ended_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="rorqual-bench-") as scratch,
-        shown_progress() as tell,
-    ):
+    try:
+        with (
+            ended_by_sigterm(),
+            tempfile.TemporaryDirectory(prefix="rorqual-bench-") as scratch,
+            shown_progress() as tell,
+        ):
 
-        def advance(name: str, done: int, total: int | None) -> None:
-            tell(name, done, total, "")
+            def advance(name: str, done: int, total: int | None) -> None:
+                tell(name, done, total, "")
 
-        path = _ready(model, config, keep, Path(scratch), advance)
-        places = _with_files(places, path, names, Path(scratch), report, advance)
-        peers, report.missing = find_peers(
-            names, replace(places, dtype=_peer_dtype(options, config))
-        )
-        report.about = _about(model, load, options)
-        measured = Bench(config, load, path, _sent(options), peers, rounds, save, advance)
-        try:
-            measured.run(report)
-        except (KeyboardInterrupt, SystemExit):
+            path = _ready(model, config, keep, Path(scratch), advance)
+            places = _with_files(places, path, names, Path(scratch), report, advance)
+            peers, report.missing = find_peers(
+                names, replace(places, dtype=_peer_dtype(options, config))
+            )
+            report.about = _about(model, load, options)
+            Bench(config, load, path, _sent(options), peers, rounds, save, advance).run(report)
+    finally:  # whatever ends it, what was measured is shown
+        if report.reads:
             _show(report, as_json=as_json)
-            raise
-        finally:
-            if plot is not None and report.reads:
+            if plot is not None:
                 write_plot(report, plot)
-    _show(report, as_json=as_json)
 
 
 def _check_place(file: Path | None) -> None:
     """OSError, before anything is measured, where this file cannot be written."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=file.parent).close()
+    if file is None or (file.exists() and not file.is_file() and not file.is_dir()):
+        return
+    if file.is_dir():
+        raise UsageError("is a folder, and a file is needed", where=file, fix="name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=file.parent).close()
 
 
 def _show(report: Report, *, as_json: bool) -> None:
@@ -204,11 +207,11 @@ def _load(
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
     """Of `1,2,4`; none of an empty text. UsageError for anything else."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and len(part) <= MOST_DIGITS and int(part) > 0 for part in parts):
         raise UsageError(
             f"{flag} takes numbers from 1 on, with commas between them",
-            found=text,
-            expected="such as 1,2,4",
+            found=text if len(text) <= 80 else f"{text[:80]}...",
+            expected=f"such as 1,2,4, of at most {MOST_DIGITS} digits",
         )
     return tuple(dict.fromkeys(map(int, parts)))
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rorqual.bench.figures import BYTES, PERCENT, RATE
-from rorqual.log import output_console
+from rorqual.log import output_console, printable
 from rorqual.ops.ceilings import NUM_ROUNDS
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def print_report(report: Report) -> None:
         text = f"{name} runs {form.storages}, multiplies {form.operands}{kernels}"
         console.print(Text(text), soft_wrap=True)
     for note in report.notes:
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(printable(note)), soft_wrap=True)
     for name, why in report.missing.items():
-        console.print(Text(f"{name}: {why}", "yellow"), soft_wrap=True)
+        console.print(Text(printable(f"{name}: {why}"), "yellow"), soft_wrap=True)
     if not report.is_complete:
         console.print(Text("not complete: what was measured until the end came", "yellow"))
 
@@ -102,5 +102,7 @@ def _spread(row: Row) -> tuple[str, str]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index == 0)
+        # On a narrow terminal names go on in the next line; figures stay whole.
+        justify: Any = "left" if index < 2 else "right"
+        table.add_column(column, justify=justify, no_wrap=index >= 2, overflow="fold")
     return table

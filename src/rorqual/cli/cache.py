@@ -37,7 +37,9 @@ def list_command(as_json: AsJson = False) -> None:
     from rorqual.weights.packed_cache import folder
 
     console = output_console()
-    table = Table("model", "form", "made", "GB", "state", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "form", "made", "GB", "state"):  # of a path no part is left out
+        table.add_column(name, overflow="fold", no_wrap=name in ("form", "made", "GB"))
     for row in rows:
         gigabytes = f"{row['bytes'] / 1e9:,.2f}"
         table.add_row(row["model"], row["form"], row["made"], gigabytes, row["state"])
@@ -49,12 +51,28 @@ def list_command(as_json: AsJson = False) -> None:
 
 @app.command("clear")
 def clear_command(model: Model = None) -> None:
-    """Remove what is kept, of one model or of all."""
+    """Remove what is kept, of one model or of all.
+
+    A program that runs a model meanwhile goes on. Exits with 2 if something cannot be removed.
+    """
+    from rorqual.files import explained
+
     freed = num = 0
+    refused = []
     for kept in _kept(model):
-        kept.path.unlink(missing_ok=True)
-        num, freed = num + 1, freed + kept.num_bytes
+        if kept.is_busy:
+            continue
+        try:
+            kept.path.unlink(missing_ok=True)
+        except OSError as problem:
+            refused.append(explained(problem, where=kept.path))
+        else:
+            num, freed = num + 1, freed + kept.num_bytes
     typer.echo(f"{num} removed, {freed / 1e9:,.2f} GB freed")
+    for problem in refused:
+        typer.echo(f"not removed: {problem}", err=True)
+    if refused:
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 @app.command("verify")
@@ -68,10 +86,15 @@ def verify_command(model: Model = None) -> None:
 
     is_good = True
     for kept in _kept(model):
+        if kept.is_busy:
+            continue
         problem = kept.problem
         if kept.header and not problem:
-            with byte_progress(f"reading {kept.path.name}", kept.num_bytes) as advance:
-                if damaged := broken(kept.path, kept.header, advance):
+            with (
+                byte_progress(f"reading {kept.path.name}", kept.num_bytes) as advance,
+                kept.path.open("rb") as file,
+            ):
+                if damaged := broken(file, kept.header, advance):
                     problem = f"damaged: {', '.join(damaged[:3])}"
         typer.echo(f"{kept.path}: {problem or 'whole'}")
         is_good = is_good and problem is None

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rorqual.weights.convert.run import Conversion
     from rorqual.weights.convert.verify import Comparison
 
-PIPED_WIDTH = 140  # the table is never cut where nobody watches
-
 
 class ScaleFormat(StrEnum):
     """How FP8 scales are written."""
@@ -170,10 +168,7 @@ def _print(done: Conversion, rows: list[Comparison]) -> None:
                 f"{row.max_error:.2e}",
                 style="" if row.is_within_bound else "bold red",
             )
-        console_out = output_console()
-        if not console_out.is_terminal:
-            console_out = output_console(width=PIPED_WIDTH)
-        console_out.print(table)
+        output_console().print(table)
     rate = done.num_bytes_written / max(done.seconds, 1e-9)
     files = f"{len(done.files)} file{'s' if len(done.files) > 1 else ''}"
     console().print(

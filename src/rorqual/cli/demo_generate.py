@@ -16,7 +16,7 @@ from rorqual.cli.engine_flags import EngineFlags, with_engine_flags
 from rorqual.cli.generate import Batch, check_input_file, check_sources
 from rorqual.cli.options import loading
 from rorqual.cli.request_lines import Reader
-from rorqual.cli.terminal import converse, opening
+from rorqual.cli.terminal import converse, opening, shown
 
 SEED = 0
 BATCH_SIZE = 8
@@ -95,4 +95,5 @@ def demo_generate(
         converse(Conversation(engine, params), opening(folder))
         return
     for answer in Batch(engine, reader, input_file, num_lines).answers():
-        print(f"Prompt: {answer.item['prompt']}\nCompletion: {answer.texts[0]}\n", flush=True)
+        text = f"Prompt: {answer.item['prompt']}\nCompletion: {answer.texts[0]}\n"
+        print(shown(text), flush=True)

@@ -26,7 +26,7 @@ from rorqual.cli.options import (
     loading,
 )
 from rorqual.cli.request_lines import Answer, Line, Reader
-from rorqual.cli.terminal import converse, opening
+from rorqual.cli.terminal import converse, opening, shown
 from rorqual.errors import UsageError
 from rorqual.log import console
 
@@ -217,7 +217,7 @@ class Batch:
         """Answers to standard output, in the order of the lines."""
         for answer in self.answers():
             for text in [answer.json_line] if as_json else answer.texts:
-                print(text, flush=True)
+                print(shown(text), flush=True)
 
     def write(self, target: AnswerFile) -> None:
         target.write((answer.json_line for answer in self.answers()), self.num_lines)
@@ -256,5 +256,5 @@ def _answer_one(engine: Engine, line: Line, as_json: bool) -> None:
     stream = engine.stream(request.prompt_ids, request.params)
     for piece in stream:
         if not as_json:
-            print(piece, end="", flush=True)
-    print(line.answer([stream.output]).json_line if as_json else "", flush=True)
+            print(shown(piece), end="", flush=True)
+    print(shown(line.answer([stream.output]).json_line) if as_json else "", flush=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Matrices = dict[tuple[str, int], int]
 """(kind, values of a row) -> how many matrices a file has."""
 
-CONTEXT_TOKENS = 4096
+CONTEXT_TOKENS = 4096  # of which FLOPs are counted, where a model has as many
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "FP8 E4M3"}
 
 
@@ -184,7 +184,8 @@ def _figures(config: ModelConfig, matrices: Matrices | None = None) -> dict[str,
     )
 
     count = count_parameters(config)
-    absorbed = forward_flops_per_token(config, CONTEXT_TOKENS, use_absorbed=True)
+    context = min(CONTEXT_TOKENS, config.max_position_embeddings)
+    absorbed = forward_flops_per_token(config, context, use_absorbed=True)
     return {
         "config": config.to_hf(),
         "parameters": {
@@ -200,10 +201,10 @@ def _figures(config: ModelConfig, matrices: Matrices | None = None) -> dict[str,
             "float32": kv_bytes_per_token(config, 4),
         },
         "flops_per_token": {
-            "context_tokens": CONTEXT_TOKENS,
-            "forward_expanded": forward_flops_per_token(config, CONTEXT_TOKENS),
+            "context_tokens": context,
+            "forward_expanded": forward_flops_per_token(config, context),
             "forward_absorbed": absorbed,
-            "training": training_flops_per_token(config, CONTEXT_TOKENS),
+            "training": training_flops_per_token(config, context),
         },
         "kernels": _kernels(matrices or {}),
     }

@@ -9,8 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from rorqual.cli.terminal import printable
-from rorqual.log import output_console
+from rorqual.log import output_console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rorqual.errors import UsageError
-from rorqual.log import console
+from rorqual.log import console, printable
 
 Model = Annotated[
     str,
@@ -87,10 +87,14 @@ def set_threads(threads: int | None) -> None:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Tells a terminal that a model is being loaded."""
+def loading(name: str, *, is_logged: bool = False) -> Iterator[None]:
+    """Tells a terminal that a model is being loaded; if logged, a file or a pipe too."""
     if console().is_terminal:
-        with console().status(f"Loading {name} ..."):
+        from rich.text import Text
+
+        with console().status(Text(printable(f"Loading {name} ..."))):
             yield
     else:
+        if is_logged:
+            console().print(f"Loading {name} ...", highlight=False)
         yield

@@ -129,14 +129,18 @@ def _describe(target: str) -> tuple[ModelConfig, str]:
 
 
 def _print(target: str, planned: InferencePlan) -> None:
-    from rorqual.log import output_console
+    from rich.text import Text
+
+    from rorqual.log import output_console, printable
     from rorqual.plan.wish import cache_bytes_by_format
 
     console, wish = output_console(), planned.wish
     console.print(
-        f"[bold]{target}[/]: weights {wish.weights}, cache {wish.cache_format}, {wish.batch} x "
-        f"{wish.context:,} tokens on {planned.hardware.label}",
-        highlight=False,
+        Text.assemble(
+            (printable(target), "bold"),
+            f": weights {wish.weights}, cache {wish.cache_format}, {wish.batch} x "
+            f"{wish.context:,} tokens on {printable(planned.hardware.label)}",
+        )
     )
     console.print(_engine(planned), highlight=False, soft_wrap=True)
     if planned.remark:
@@ -150,8 +154,8 @@ def _print(target: str, planned: InferencePlan) -> None:
     sizes = cache_bytes_by_format(wish)
     cache = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
     console.print(f"a token of context takes, by --kv: {cache} bytes", highlight=False)
-    verdict = "[bold green]fits[/]" if planned.is_fitting else "[bold red]does not fit[/]"
-    console.print(f"{verdict}; longest context that fits: {planned.max_context:,}", highlight=False)
+    verdict = ("fits", "bold green") if planned.is_fitting else ("does not fit", "bold red")
+    console.print(Text.assemble(verdict, f"; longest context that fits: {planned.max_context:,}"))
     for suggestion in planned.suggestions:
         console.print(f"  fits with {suggestion}", highlight=False, soft_wrap=True)
     if not planned.is_fitting and not planned.suggestions:
@@ -165,7 +169,8 @@ def _print(target: str, planned: InferencePlan) -> None:
     _print_speed(planned, console)
     console.print(_disk(planned))
     console.print(
-        f"[dim]{planned.hardware.label}: {planned.hardware.source}[/]",
+        f"{planned.hardware.label}: {planned.hardware.source}",
+        style="dim",
         highlight=False,
         soft_wrap=True,
     )

@@ -18,11 +18,11 @@ def shown_progress() -> Iterator[Advance]:
     from rorqual.log import console
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=console(),
         transient=True,
         disable=not console().is_terminal,

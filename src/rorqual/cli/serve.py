@@ -128,7 +128,7 @@ def serve(
             "has_strict_fields": strict_fields or None,
         }
         server_settings = _server_settings(table["server"], chosen, api_key_file, bound)
-        with loading(model):
+        with loading(model, is_logged=True):
             from rorqual.engine import SamplingParams
             from rorqual.serve.model_facts import model_facts
             from rorqual.weights import ModelFolder

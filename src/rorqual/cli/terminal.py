@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import signal
 import sys
 import time
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from rorqual.cli.chat_commands import COMMANDS, Commands, Pieces
 from rorqual.errors import RorqualError
+from rorqual.log import printable
 
 if TYPE_CHECKING:
     from rorqual.engine import Conversation
     from rorqual.weights import ModelFolder
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 EXIT = "/exit"
 
 
@@ -46,7 +45,7 @@ def _converse_in_terminal(conversation: Conversation, first_lines: str) -> None:
 
     # Where answers go to a file, all else is still for the person.
     say: Callable[[str], None] = print if sys.stdout.isatty() else _notice
-    say(first_lines)
+    say(printable(first_lines))
     prompt = Prompt([command.name for command in COMMANDS], history_file())
     commands = Commands(conversation, lambda text: say(printable(text)), is_terminal=True)
     # Between a prompt and an answer Ctrl-C has nothing to stop.
@@ -76,7 +75,7 @@ def _answer_lines(conversation: Conversation) -> None:
             _tell_dropped(conversation)
             with closing(pieces):
                 for piece in pieces:
-                    print(piece, end="", flush=True)
+                    print(shown(piece), end="", flush=True)
             print(flush=True)
 
 
@@ -113,9 +112,9 @@ def _speed(conversation: Conversation, first_seconds: float, other_seconds: floa
     return f"[{tokens}{rate}, first after {first_seconds:.2f} s]"
 
 
-def printable(text: str) -> str:
-    """Control characters made visible, so that no answer can steer the terminal."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+def shown(text: str) -> str:
+    """An answer as standard output gets it: as it is, but at a terminal nothing that steers it."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def _notice(text: str) -> None:

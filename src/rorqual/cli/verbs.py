@@ -30,6 +30,7 @@ from rorqual.cli.exits import (
 )
 from rorqual.errors import RorqualError
 from rorqual.files import explained
+from rorqual.log import PrintableFormatter, printable
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _faults_told(*, is_debug: bool = False) -> Iterator[None]:
 def _tell(message: str) -> None:
     """Where nothing can be told, since the disk under standard error is full, the exit code is."""
     with suppress(OSError):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
 
 
 def _give_up_output() -> None:
@@ -171,7 +172,9 @@ def _options(
       rorqual train recipes/tiny.toml
     """
     # The libraries below us are only of interest when they warn.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rorqual").setLevel(logging.DEBUG if debug else logging.INFO)
 
 

@@ -75,19 +75,25 @@ class PackingCounts:
         share = self.num_learnt / max(self.num_targets, 1)
         padding = 1 - self.num_tokens / max(self.num_places, 1)
         # Rounded down: what is not all must not read 100 %.
-        learnt = f"{int(share * 10_000) / 100:g} % of {self.num_targets:,} targets"
+        learnt = f"{int(share * 10_000) / 100:g} % of {_counted(self.num_targets, 'target')}"
         text = (
-            f"an epoch learns {learnt}; {self.num_documents:,} documents in "
-            f"{self.num_samples:,} samples, {padding:.1%} padding"
+            f"an epoch learns {learnt}; {_counted(self.num_documents, 'document')} in "
+            f"{_counted(self.num_samples, 'sample')}, {padding:.1%} padding"
         )
         if self.num_split:
-            text += f"; {self.num_split:,} too long for a sample were split"
+            were = "was" if self.num_split == 1 else "were"
+            text += f"; {self.num_split:,} too long for a sample {were} split"
         if lost:
+            have = "has" if self.num_cut == 1 else "have"
             text += (
-                f"; {self.num_cut:,} have a turn that does not fit and lost its end, "
-                f"{lost:,} targets (raise training.sequence_length to keep them)"
+                f"; {self.num_cut:,} {have} a turn that does not fit and lost its end, "
+                f"{_counted(lost, 'target')} (raise training.sequence_length to keep them)"
             )
         return text
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 class PackedStream:

@@ -1,34 +1,40 @@
 """Packed weights, kept in the user's cache so that the next start only maps them.
 
 One file a model and form. It fits as long as the model's files have the sizes and times, the shape
-and a few pages in common with those that it was made of; else it is made anew, with a word.
+and a few pages in common with those that it was made of, and nobody else made or changed it; else
+it is made anew, with a word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from rorqual.errors import UsageError
+import rorqual
+from rorqual.errors import RorqualError, UsageError
 from rorqual.files import atomic_write, cache_folder, explained, final_name
-from rorqual.locks import FileLock
+from rorqual.locks import FileLock, HeldError, is_held
 from rorqual.log import logger
 from rorqual.model import ModelConfig
 from rorqual.ops.native import ABI
 from rorqual.weights.forms import WIDER, Form
 from rorqual.weights.gguf.reader import GgufSource
 from rorqual.weights.packed_file import (
+    OTHER_VERSION,
     UnfitError,
     num_bytes_of,
     read_header,
     read_parts,
+    unfit_where_odd,
     write_parts,
 )
 from rorqual.weights.progress import byte_progress
@@ -40,15 +46,15 @@ SHARE_OF_FREE = 0.5
 SAMPLES, SAMPLE_BYTES = 4, 4096
 ENDING = ".packed"
 SEE = "rorqual cache list"
-OTHER_VERSION = "another version of rorqual packed it"
 CHANGED = "the model's files have changed"
+LEFT = "left by a process that was stopped"
 
 log = logger("weights")
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of a model's files: [name, bytes, time of change] of each, and a digest of names, shapes and
+    """Of a model's files: [name, bytes, times of change] of each, and a digest of names, shapes and
     types of the tensors, of the model's shape, and of a few pages of each file.
     """
 
@@ -61,14 +67,22 @@ def fingerprint(source: TensorSource) -> Fingerprint:
     digest = hashlib.sha256(json.dumps(source.config.to_hf(), sort_keys=True).encode())
     for name, entry in sorted(source.entries.items()):
         kinds = source.kinds(name) if isinstance(source, GgufSource) else [entry.dtype]
-        digest.update(f"{name} {entry.file} {entry.shape} {kinds}\n".encode())
+        text = f"{name} {entry.file} {entry.shape} {kinds}\n"
+        digest.update(text.encode(errors="surrogatepass"))
     files = []
     for path in _files(source):
         found = path.stat()
-        files.append([path.name, found.st_size, found.st_mtime_ns])
+        files.append([path.name, found.st_size, *_times(found)])
         for sample in _samples(path, found.st_size):
             digest.update(sample)
     return Fingerprint(str(source.path.resolve()), files, digest.hexdigest())
+
+
+def _times(found: os.stat_result) -> list[int]:
+    """Of the last change. The second is the system's alone to set: who writes other values into a
+    file can give it its old time, but not its old time of change.
+    """
+    return [found.st_mtime_ns, found.st_ctime_ns]
 
 
 def folder() -> Path:
@@ -79,16 +93,18 @@ def folder() -> Path:
 def file_of(path: str, form: str) -> Path:
     """The file of a model, by the resolved path of its checkpoint, in a form."""
     title = re.sub(r"[^\w.-]", "_", Path(path).name.removesuffix(".gguf"))[:60]
-    return folder() / f"{title}-{hashlib.sha256(path.encode()).hexdigest()[:12]}.{form}{ENDING}"
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    return folder() / f"{title}-{digest}.{form}{ENDING}"
 
 
 def find(made_of: Fingerprint, form: Form) -> tuple[ModelConfig, Parts] | None:
     """The parts that were kept; None, with a word where there are some that do not fit."""
     try:
         path = file_of(made_of.path, form.name)
-        header = read_header(path)
-        _check_fits(header, made_of, form)
-        return ModelConfig.from_hf(header["config"], where=path), read_parts(path, header)
+        with path.open("rb") as file:
+            header = _header(file)
+            _check_fits(header, made_of, form)
+            return _config(header, path), read_parts(file, header)
     except UnfitError as problem:
         log.info("%s: packed anew, since what was kept does not fit: %s", made_of.path, problem)
     except (UsageError, FileNotFoundError, NotADirectoryError):
@@ -98,8 +114,44 @@ def find(made_of: Fingerprint, form: Form) -> tuple[ModelConfig, Parts] | None:
     return None
 
 
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """UnfitError where it is not what this version wrote for this user."""
+    header = read_header(file)
+    with unfit_where_odd():
+        by, form, made = header["by"], header["form"], header["made"]
+        path, files, _ = (header["source"][key] for key in ("path", "files", "digest"))
+        texts = [path, form[0], *(name for name, *_ in files)]
+        numbers = [made, *(number for _, *rest in files for number in rest)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name is no text")
+        if not all(isinstance(number, int) for number in numbers) or not 0 <= made < 1 << 40:
+            raise TypeError("a size or a time is no number")
+    if by != _this_version():
+        raise UnfitError(OTHER_VERSION)
+    found = os.fstat(file.fileno())
+    if hasattr(os, "geteuid"):
+        if found.st_uid not in (os.geteuid(), 0):
+            raise UnfitError("it belongs to another user")
+        if found.st_mode & stat.S_IWOTH:
+            raise UnfitError("every user may change it")
+    if found.st_mtime_ns != made * 10**9:
+        raise UnfitError("it was changed after it was written")
+    return header
+
+
+def _this_version() -> list[Any]:
+    return [ABI, rorqual.__version__]
+
+
+def _config(header: dict[str, Any], path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_hf(header["config"], where=path)
+    except RorqualError as problem:
+        raise UnfitError(f"its configuration is not as rorqual writes it: {problem.what}") from None
+
+
 def _check_fits(header: dict[str, Any], made_of: Fingerprint, form: Form) -> None:
-    if header["abi"] != ABI or header["form"] != _told(form):
+    if header["form"] != _told(form):
         raise UnfitError(OTHER_VERSION)
     if header["source"]["files"] != made_of.files:
         raise UnfitError(CHANGED)
@@ -131,7 +183,7 @@ def keep(
                 size / 1e9, free / 1e9, path.parent,
             )  # fmt: skip
             return
-        lock = FileLock(path.with_name(f".{path.name}.lock"), "another process writes it")
+        lock = FileLock(_lock_of(path), "another process writes it")
     except (OSError, UsageError) as problem:
         told = explained(problem) if isinstance(problem, OSError) else problem
         log.info("packed weights are not kept, so they are packed at each start: %s", told)
@@ -142,11 +194,11 @@ def keep(
                 log.info("%s changed while it was read: not kept", made_of.path)
                 return
             _write(path, made_of, form, config, parts)
-    except OSError as problem:
-        told = explained(problem, where=path)
-        log.info("packed weights are not kept, so they are packed at each start: %s", told)
-    except UsageError as problem:
+    except HeldError as problem:
         log.debug("%s", problem)
+    except (OSError, UsageError) as problem:
+        told = explained(problem, where=path) if isinstance(problem, OSError) else problem
+        log.info("packed weights are not kept, so they are packed at each start: %s", told)
     else:
         log.info("kept packed weights for the next start: %.1f GB, %s (%s)", size / 1e9, path, SEE)
 
@@ -155,30 +207,36 @@ def _write(path: Path, made_of: Fingerprint, form: Form, config: ModelConfig, pa
     for left in path.parent.iterdir():
         if final_name(left) == path.name:  # by a process that was killed: the lock is ours
             left.unlink(missing_ok=True)
+    made = int(time.time()) // 2 * 2  # whole seconds, and even: all file systems can keep it
     about = {
-        "abi": ABI,
+        "by": _this_version(),
         "form": _told(form),
         "source": vars(made_of),
         "config": config.to_hf(),
-        "made": time.time(),
+        "made": made,
     }
     with (
         byte_progress("keeping packed weights", num_bytes_of(parts)) as advance,
         atomic_write(path) as file,
     ):
+        if hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & ~0o022)
         write_parts(file, parts, about, advance)
+        file.flush()
+        os.utime(file.name, (made, made))  # whoever changes the file afterwards changes this too
 
 
 @dataclass(frozen=True)
 class Kept:
     """A file of the cache; `problem` says why it will not be used, where that can be told without
-    opening the model.
+    opening the model. `is_busy`: another process is writing it.
     """
 
     path: Path
     num_bytes: int
     header: dict[str, Any]
     problem: str | None
+    is_busy: bool = False
 
     @property
     def model(self) -> str | None:
@@ -186,11 +244,32 @@ class Kept:
 
 
 def kept_files() -> list[Kept]:
-    """All that is kept, by name; what another process removes meanwhile is not there."""
-    if not folder().is_dir():
+    """All that is kept, by name, and what is left of writing some; what another process removes
+    meanwhile is not there. OSError for a folder that cannot be read.
+    """
+    try:
+        paths = sorted(folder().iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = map(_looked_at, sorted(folder().glob(f"*{ENDING}")))
+    found = [_looked_at(path) for path in paths if path.suffix == ENDING]
+    found += [
+        _left(path, name) for path in paths if (name := final_name(path) or "").endswith(ENDING)
+    ]
     return [kept for kept in found if kept is not None]
+
+
+def _left(path: Path, name: str) -> Kept | None:
+    """The beginning of a file, which whoever holds the lock is still writing."""
+    try:
+        num_bytes = path.lstat().st_size
+    except FileNotFoundError:
+        return None
+    is_busy = is_held(_lock_of(path.with_name(name)))
+    return Kept(path, num_bytes, {}, "being written" if is_busy else LEFT, is_busy)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _looked_at(path: Path) -> Kept | None:
@@ -198,10 +277,9 @@ def _looked_at(path: Path) -> Kept | None:
     problem = None
     try:
         num_bytes = path.lstat().st_size
-        header = read_header(path)
-        if header["abi"] != ABI:
-            problem = OTHER_VERSION
-        elif not Path(header["source"]["path"]).exists():
+        with path.open("rb") as file:
+            header = _header(file)
+        if not Path(header["source"]["path"]).exists():
             problem = "the model is gone"
         elif not _has_same_files(header):
             problem = CHANGED
@@ -217,12 +295,12 @@ def _looked_at(path: Path) -> Kept | None:
 def _has_same_files(header: dict[str, Any]) -> bool:
     place = Path(header["source"]["path"])
     place = place if place.is_dir() else place.parent
-    for name, size, changed in header["source"]["files"]:
+    for name, *about in header["source"]["files"]:
         try:
             found = (place / name).stat()
-        except OSError:
+        except (OSError, ValueError):
             return False
-        if [found.st_size, found.st_mtime_ns] != [size, changed]:
+        if [found.st_size, *_times(found)] != about:
             return False
     return True
 

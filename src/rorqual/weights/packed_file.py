@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -26,7 +26,8 @@ from rorqual.ops.native.arena import HUGE_PAGE
 from rorqual.weights.safetensors_file import WRITE_BYTES, as_bytes
 from rorqual.weights.stored_parts import Parts
 
-MAGIC, VERSION = b"RQPACKED", 1
+MAGIC, VERSION = b"RQPACKED", 2
+OTHER_VERSION = "another version of rorqual packed it"
 ALIGNMENT = 4096
 EDGE_BYTES = 4096
 MAX_HEADER_BYTES = 1 << 28
@@ -120,43 +121,41 @@ def write_parts(
     file.write(_START.pack(MAGIC, VERSION, zlib.crc32(text), len(text)) + text)
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """UnfitError for a file that is not whole or of another version; OSError."""
-    with path.open("rb") as file:
-        start = file.read(_START.size)
-        if len(start) < _START.size:
-            raise UnfitError("it is cut off")
-        magic, version, checksum, length = _START.unpack(start)
-        if magic != MAGIC:
-            raise UnfitError("it is no file of packed weights")
-        if version != VERSION:
-            raise UnfitError("another version of rorqual wrote it")
-        text = file.read(min(length, MAX_HEADER_BYTES))
-        size = path.stat().st_size
+def read_header(file: IO[bytes]) -> dict[str, Any]:
+    """Of a file opened at its start; UnfitError for one that is not whole or of another version."""
+    start = file.read(_START.size)
+    if len(start) < _START.size:
+        raise UnfitError("it is cut off")
+    magic, version, checksum, length = _START.unpack(start)
+    if magic != MAGIC:
+        raise UnfitError("it is no file of packed weights")
+    if version != VERSION:
+        raise UnfitError(OTHER_VERSION)
+    text = file.read(min(length, MAX_HEADER_BYTES))
+    size = os.fstat(file.fileno()).st_size
     if len(text) != length or zlib.crc32(text) != checksum:
         raise UnfitError("its header is damaged")
-    with _unfit_where_odd():
+    with unfit_where_odd():
         header: dict[str, Any] = json.loads(text)
         header["num_bytes"] = int(header["num_bytes"])
-        _ = [header[key] for key in ("abi", "form", "config", "stacks", "tensors")]
-        _ = [header["source"][key] for key in ("path", "files", "digest")]
+        _ = [header[key] for key in ("stacks", "tensors")]
     if size != header["num_bytes"]:
         raise UnfitError(f"it has {size:,} bytes instead of {header['num_bytes']:,}")
     return header
 
 
-def read_parts(path: Path, header: dict[str, Any]) -> Parts:
+def read_parts(file: IO[bytes], header: dict[str, Any]) -> Parts:
     """Mapped, not read; UnfitError where a tensor's first or last page is damaged."""
-    with _unfit_where_odd():
-        return _parts(_mapped(path), header)
+    with unfit_where_odd():
+        return _parts(_mapped(file), header)
 
 
 @contextmanager
-def _unfit_where_odd() -> Iterator[None]:
+def unfit_where_odd() -> Iterator[None]:
     """A header with a right checksum may still be another program's, or anybody's."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
         raise UnfitError(f"its header is not as rorqual writes it: {problem}") from None
 
 
@@ -178,9 +177,9 @@ def _parts(mapped: mmap.mmap, header: dict[str, Any]) -> Parts:
     return parts
 
 
-def broken(path: Path, header: dict[str, Any], advance: Callable[[int], None]) -> list[str]:
+def broken(file: IO[bytes], header: dict[str, Any], advance: Callable[[int], None]) -> list[str]:
     """Names of tensors whose bytes are not those that were written."""
-    mapped = _mapped(path)
+    mapped = _mapped(file)
     damaged = []
     for entry in header["tensors"]:
         data, whole = as_bytes(_tensor(mapped, entry)), 0
@@ -203,9 +202,8 @@ def _pieces(parts: Parts) -> Iterator[_Piece]:
         yield _Piece(name, "float", values)
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without them
             mapped.madvise(mmap.MADV_HUGEPAGE)

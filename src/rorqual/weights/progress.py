@@ -40,7 +40,7 @@ def byte_progress(label: str, num_bytes: int) -> Iterator[Callable[[int], None]]
     )
 
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -8,6 +8,7 @@ portable in the environment makes it choose less.
 from __future__ import annotations
 
 import ctypes
+import os
 import sysconfig
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
@@ -21,6 +22,7 @@ from rorqual.ops.native.structs import LAYER_SIGNATURES
 ABI = 7
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
+LEVELS = ("avx512", "avx2", "portable")
 BAD_VALUE = 4  # a status: a value is not finite, or too large for the type
 
 log = logger("ops")
@@ -57,6 +59,9 @@ def library() -> ctypes.CDLL | None:
     if loaded.rq_abi() != ABI:
         log.warning("the C++ kernels are of another version (pip install again): torch computes")
         return None
+    asked = os.environ.get("RORQUAL_CPU", "")
+    if asked not in ("", *LEVELS):
+        log.warning("RORQUAL_CPU=%s is unknown, so it is not heeded: %s", asked, ", ".join(LEVELS))
     for name, (result, arguments) in (_SIGNATURES | LAYER_SIGNATURES).items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments

@@ -21,7 +21,8 @@ export class Answering {
     this.store = store;
     this.page = page;
     window.addEventListener("pagehide", () => {
-      for (const { conversation } of this.runs.values()) store.saveLast(conversation);
+      for (const { conversation, isDropped } of this.runs.values())
+        if (!isDropped) store.saveLast(conversation);
       this.isLeaving = true; // the requests that break off now did not fail
     });
     window.addEventListener("pageshow", () => {
@@ -39,6 +40,7 @@ export class Answering {
     if (this.runs.has(conversation.id) || !conversation.messages[parent ?? ""]) return;
     let savedAt = performance.now();
     const show = () => {
+      if (run.isDropped) return;
       this.page.written(run);
       if (performance.now() - savedAt < SAVE_EVERY_MILLISECONDS) return;
       savedAt = performance.now();

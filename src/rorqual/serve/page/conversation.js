@@ -21,6 +21,9 @@
 export const VERSION = 1;
 const MAX_TITLE = 60;
 
+/** Messages by id, where no id is known from the start, as `constructor` is in other objects. */
+const byId = () => Object.create(null);
+
 /** Ids work without a secure context, where `crypto.randomUUID` is missing. */
 export function newId() {
   return [...crypto.getRandomValues(new Uint8Array(9))]
@@ -41,7 +44,7 @@ export function newConversation(system) {
     title: { value: "", at: 0 },
     system: { value: system, at: now },
     leaf: { value: null, at: now },
-    messages: {},
+    messages: byId(),
   };
 }
 
@@ -152,9 +155,9 @@ export function pathTo(conversation, id = conversation.leaf.value) {
     at = conversation.messages[at.parent ?? ""]
   ) {
     seen.add(at.id);
-    if (!at.isDeleted) path.unshift(at);
+    if (!at.isDeleted) path.push(at);
   }
-  return path;
+  return path.reverse();
 }
 
 /** @returns {Message[]} the message and its alternatives, oldest first */
@@ -214,9 +217,9 @@ export function titleOf(conversation) {
 
 /** @returns {number} milliseconds since 1970 of the last message, or of its beginning */
 export function lastUsed(conversation) {
-  return Math.max(
+  return Object.values(conversation.messages).reduce(
+    (last, { createdAt }) => Math.max(last, createdAt),
     conversation.createdAt,
-    ...Object.values(conversation.messages).map(({ createdAt }) => createdAt),
   );
 }
 
@@ -257,7 +260,7 @@ export function readConversation(raw) {
   )
     return null;
   if (!/^[\w-]{1,64}$/.test(raw.id)) return null;
-  const messages = {};
+  const messages = byId();
   for (const value of Object.values(raw.messages)) {
     const message = readMessage(value);
     if (!message) return null;
@@ -266,7 +269,7 @@ export function readConversation(raw) {
   const conversation = {
     version: VERSION,
     id: raw.id,
-    createdAt: numberOr(raw.createdAt, 0),
+    createdAt: timeOf(raw.createdAt),
     title: readRegister(raw.title),
     system: readRegister(raw.system),
     leaf: readRegister(raw.leaf),
@@ -287,12 +290,12 @@ function readMessage(raw) {
     role: raw.role,
     content: raw.content,
     reasoning: textOr(raw.reasoning, ""),
-    createdAt: numberOr(raw.createdAt, 0),
-    updatedAt: numberOr(raw.updatedAt, 0),
+    createdAt: timeOf(raw.createdAt),
+    updatedAt: timeOf(raw.updatedAt),
     model: textOr(raw.model, null),
     finish: textOr(raw.finish, null),
-    usage: isObject(raw.usage) ? raw.usage : null,
-    timing: isObject(raw.timing) ? raw.timing : null,
+    usage: readUsage(raw.usage),
+    timing: readTiming(raw.timing),
     skipped: numberOr(raw.skipped, 0),
     files: (Array.isArray(raw.files) ? raw.files : [])
       .filter((file) => typeof file?.name === "string" && typeof file.text === "string")
@@ -301,11 +304,38 @@ function readMessage(raw) {
   };
 }
 
+/** Numbers alone: what is shown of them is reckoned with. */
+function readUsage(raw) {
+  if (!isObject(raw)) return null;
+  const usage = numbersOf(raw);
+  for (const name of ["prompt_tokens_details", "completion_tokens_details"]) {
+    if (!isObject(raw[name])) continue;
+    const shares = raw[name].acceptance_by_position;
+    const byPosition = Array.isArray(shares) && {
+      acceptance_by_position: shares.filter(Number.isFinite),
+    };
+    usage[name] = { ...numbersOf(raw[name]), ...byPosition };
+  }
+  return usage;
+}
+
+function readTiming(raw) {
+  if (!isObject(raw) || !Number.isFinite(raw.totalSeconds)) return null;
+  const { firstTokenSeconds = null, reasoningSeconds = null } = numbersOf(raw);
+  return { firstTokenSeconds, totalSeconds: raw.totalSeconds, reasoningSeconds };
+}
+
+const numbersOf = (raw) =>
+  Object.fromEntries(Object.entries(raw).filter(([, value]) => Number.isFinite(value)));
+
 function readRegister(raw) {
   return isObject(raw)
-    ? { value: textOr(raw.value, null), at: numberOr(raw.at, 0) }
+    ? { value: textOr(raw.value, null), at: timeOf(raw.at) }
     : { value: null, at: 0 };
 }
+
+/** Of which there is always a later one. */
+const timeOf = (value) => Math.max(0, Math.min(numberOr(value, 0), 2 ** 52));
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const textOr = (value, other) => (typeof value === "string" ? value : other);

@@ -12,6 +12,7 @@ import { h } from "./dom.js";
 import { parse } from "./store.js";
 
 const FORMAT = "rorqual-chat";
+const MAX_IMPORT_BYTES = 100_000_000;
 const HEADINGS = { system: "System", user: "You", assistant: "Answer" };
 const MARK = /^#{1,2} (.*) <!-- rorqual (chat|system|user|assistant) -->$/m;
 
@@ -63,19 +64,51 @@ function toMarkdown(chat) {
 }
 
 /**
- * @param {string} text of a file that this page exported, or of the API's messages
- * @returns {import("./conversation.js").Conversation[]} none if it has no chat
+ * @param {File[]} files
+ * @returns {Promise<{chats: import("./conversation.js").Conversation[], told: string}>} told: what
+ *   the user is to know of it
  */
-export function readImport(text) {
-  const raw = parse(text);
-  if (raw?.format === FORMAT)
-    return [raw.chats ?? raw].flat().map((one) => readConversation(one?.conversation)).filter(Boolean);
-  if (MARK.test(text)) return fromMarkdown(text);
-  const lists = raw ? (Array.isArray(raw) && raw[0]?.role ? [raw] : [raw].flat()) : lines(text);
-  return lists.map((one) => fromMessages(one?.messages ?? one)).filter(Boolean);
+export async function readFiles(files) {
+  const nothing = (told) => ({ chats: [], told });
+  if (files.some(({ size }) => size > MAX_IMPORT_BYTES))
+    return nothing(`A file of more than ${MAX_IMPORT_BYTES / 1e6} MB is not read.`);
+  let texts;
+  try {
+    texts = await Promise.all(files.map((file) => file.text()));
+  } catch {
+    return nothing("The file cannot be read. It may have been moved or changed.");
+  }
+  const read = texts.map(readImport);
+  const chats = read.flatMap((one) => one.chats);
+  if (chats.length === 0) return nothing("There is no chat in this file that this page can read.");
+  const numLeftOut = read.reduce((sum, one) => sum + one.numLeftOut, 0);
+  const told = chats.length > 1 ? [`${chats.length} chats are imported.`] : [];
+  if (numLeftOut > 0)
+    told.push(`${numLeftOut} things in it that this page cannot show are left out.`);
+  return { chats, told: told.join(" ") };
 }
 
-const lines = (text) => text.split("\n").map(parse).filter(Boolean);
+/**
+ * @param {string} text of a file that this page exported, or of the API's messages
+ * @returns {{chats: import("./conversation.js").Conversation[], numLeftOut: number}} no chats if
+ *   it has none; of what it has, chats, messages and parts that cannot be shown are left out
+ */
+function readImport(text) {
+  const raw = parse(text);
+  if (raw?.format === FORMAT)
+    return gathered([raw.chats ?? raw].flat().map((one) => [readConversation(one?.conversation), 0]));
+  if (MARK.test(text)) return gathered(fromMarkdown(text));
+  const lists = raw ? (Array.isArray(raw) && raw[0]?.role ? [raw] : [raw].flat()) : lines(text);
+  return gathered(lists.map((one) => fromMessages(one?.messages ?? one)));
+}
+
+function gathered(found) {
+  const chats = found.map(([chat]) => chat).filter(Boolean);
+  const numInside = found.reduce((sum, [, number]) => sum + number, 0);
+  return { chats, numLeftOut: found.length - chats.length + numInside };
+}
+
+const lines = (text) => text.split("\n").filter((line) => line.trim()).map(parse);
 
 function fromMarkdown(text) {
   const pieces = text.split(new RegExp(MARK, "gm")).slice(1); // title, role, text, title, role, ...
@@ -85,23 +118,34 @@ function fromMarkdown(text) {
     if (pieces[at + 1] === "chat") chats.push({ title: pieces[at], messages: [] });
     else chats.at(-1)?.messages.push({ role: pieces[at + 1], content });
   }
-  return chats.map(({ title, messages }) => fromMessages(messages, title)).filter(Boolean);
+  return chats.map(({ title, messages }) => fromMessages(messages, title));
 }
 
+/** @returns {[import("./conversation.js").Conversation|null, number]} the number: what it leaves out */
 function fromMessages(messages, title = "") {
-  if (!Array.isArray(messages)) return null;
-  const textOf = ({ content }) =>
-    Array.isArray(content) ? content.map((part) => part?.text ?? "").join("") : String(content ?? "");
-  const known = messages.filter((message) => Object.hasOwn(HEADINGS, message?.role));
-  const systems = known.filter(({ role }) => role === "system").map(textOf);
-  const conversation = newConversation(systems.join("\n\n"));
-  for (const message of known.filter(({ role }) => role !== "system")) {
-    const finish = message.role === "assistant" ? "stop" : null;
-    const fields = { content: textOf(message), finish };
-    addMessage(conversation, message.role, conversation.leaf.value, fields);
+  if (!Array.isArray(messages)) return [null, 0];
+  let numLeftOut = 0;
+  const systems = [];
+  const conversation = newConversation("");
+  for (const message of messages) {
+    const role = message?.role === "developer" ? "system" : message?.role;
+    const parts = [message?.content ?? []].flat();
+    const texts = parts.map((part) => part?.text ?? part).filter((part) => typeof part === "string");
+    const isKnown = Object.hasOwn(HEADINGS, role) && (texts.length > 0 || role === "assistant");
+    numLeftOut += isKnown ? parts.length - texts.length + (message.tool_calls?.length ?? 0) : 1;
+    if (!isKnown) continue;
+    const content = texts.join("");
+    if (role === "system") {
+      systems.push(content);
+      continue;
+    }
+    const reasoning = role === "assistant" ? message.reasoning_content : "";
+    const finish = role === "assistant" ? "stop" : null;
+    addMessage(conversation, role, conversation.leaf.value, { content, reasoning, finish });
   }
+  conversation.system.value = systems.join("\n\n");
   const chat = readConversation(conversation);
-  if (!chat?.leaf.value) return null;
+  if (!chat?.leaf.value) return [null, 0];
   if (title && title !== titleOf(chat)) setRegister(chat, "title", title);
-  return chat;
+  return [chat, numLeftOut];
 }

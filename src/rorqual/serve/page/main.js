@@ -18,7 +18,7 @@ import {
 import { isDialogOpen, showModel, startDialogs } from "./dialogs.js";
 import { byId, h } from "./dom.js";
 import { Drawer } from "./drawer.js";
-import { download, readImport } from "./export.js";
+import { download, readFiles } from "./export.js";
 import { Renderer } from "./markdown.js";
 import { noticeOf, renderNotice } from "./notices.js";
 import { Settings } from "./settings.js";
@@ -399,11 +399,9 @@ class Page {
   }
 
   async importFiles(files) {
-    const chats = (await Promise.all(files.map((file) => file.text()))).flatMap(readImport);
-    if (chats.length === 0) {
-      toast("There is no chat in this file that this page can read.");
-      return;
-    }
+    const { chats, told } = await readFiles(files);
+    if (told) toast(told);
+    if (chats.length === 0) return;
     for (const chat of chats) {
       const ours = this.store.conversations.get(chat.id);
       if (ours) mergeInto(ours, chat);
@@ -412,7 +410,6 @@ class Page {
     byId("settings").close();
     this.open(chats[0].id);
     this.render();
-    if (chats.length > 1) toast(`${chats.length} chats are imported.`);
   }
 }
 

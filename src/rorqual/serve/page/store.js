@@ -18,6 +18,8 @@ export class Store {
   conversations = new Map();
   /** How many records could not be read. */
   numUnreadable = 0;
+  /** Ids of records that this tab read or wrote: one that is gone was deleted by another. */
+  #kept = new Set();
   #unsaved = new Set();
   #database = null;
   #channel = new BroadcastChannel("rorqual.chats");
@@ -36,7 +38,10 @@ export class Store {
   async open() {
     try {
       this.#database = await opened();
-      for (const raw of await this.#run("readonly", (chats) => chats.getAll())) this.#take(raw);
+      for (const raw of await this.#run("readonly", (chats) => chats.getAll())) {
+        const conversation = this.#take(raw);
+        if (conversation) this.#kept.add(conversation.id);
+      }
       await this.#moveOld();
     } catch (error) {
       this.onProblem(explain(error));
@@ -50,16 +55,24 @@ export class Store {
    */
   async save(conversation) {
     const { id } = conversation;
+    let isGone = false;
     this.conversations.set(id, conversation);
     try {
       await this.#run("readwrite", (chats) => {
         chats.get(id).onsuccess = ({ target }) => {
+          isGone = target.result === undefined && this.#kept.has(id);
+          if (isGone) return;
           const stored = readConversation(target.result);
           if (stored) mergeInto(conversation, stored);
           chats.put(toKeep(conversation), id);
         };
       });
       this.#unsaved.delete(id);
+      if (isGone) {
+        this.#forget(id);
+        return this.onChange(id, true);
+      }
+      this.#kept.add(id);
       this.#channel.postMessage({ id });
       if (this.#unsaved.size === 0) this.onProblem(null);
     } catch (error) {
@@ -77,8 +90,7 @@ export class Store {
 
   /** @param {string} id */
   async remove(id) {
-    this.conversations.delete(id);
-    this.#unsaved.delete(id);
+    this.#forget(id);
     try {
       await this.#run("readwrite", (chats) => chats.delete(id));
       this.#channel.postMessage({ id, isRemoved: true });
@@ -90,6 +102,10 @@ export class Store {
       const conversation = this.conversations.get(waiting);
       if (conversation) this.save(conversation); // there may be room now
     }
+  }
+
+  #forget(id) {
+    for (const known of [this.conversations, this.#kept, this.#unsaved]) known.delete(id);
   }
 
   /** What `work` asked for, when its transaction is complete. */
@@ -123,10 +139,11 @@ export class Store {
   async #onOther({ id, isRemoved }) {
     const ours = this.conversations.get(id);
     if (isRemoved) {
-      this.conversations.delete(id);
+      this.#forget(id);
     } else {
       const theirs = readConversation(await this.#run("readonly", (chats) => chats.get(id)));
       if (!theirs) return;
+      this.#kept.add(id);
       if (ours) mergeInto(ours, theirs);
       else this.conversations.set(id, theirs);
     }
