@@ -1,4 +1,4 @@
-"""FSDP and pipelines take hold of the training root from outside: two processes with gloo.
+"""FSDP takes hold of the training root from outside: two processes with gloo.
 
 Oracle: the same step on one process, from the same weights and samples.
 """
@@ -51,13 +51,3 @@ def test_a_sharded_step_is_the_serial_one(gaps: list[dict[str, Any]]) -> None:
         for name in ("loss", "main", "mtp", "balance", "grad_norm"):
             assert found[name] <= LOSS * 10 if name == "grad_norm" else found[name] <= LOSS, name
         assert found["weights"] <= GRADIENT
-
-
-def test_a_pipeline_of_two_stages_is_the_serial_step(gaps: list[dict[str, Any]]) -> None:
-    assert gaps[1]["pipelined"]["loss"] <= LOSS
-    for rank in gaps:
-        found = rank["pipelined"]
-        assert found["loads"] == 0
-        assert found["balance"] <= GRADIENT
-        assert found["gradients"] <= LOSS
-        assert found["smallest"] > 0, "some parameter got no gradient"

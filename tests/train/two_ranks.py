@@ -1,11 +1,10 @@
-"""One training step on two processes, for test_seams.py: sharded, and as a pipeline of two stages.
+"""One sharded training step on two processes, for test_seams.py.
 
 python two_ranks.py RANK STORE_FILE RESULT_FILE
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from small_run import SyntheticBatches, small_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
-from torch.distributed.pipelining.microbatch import TensorChunkSpec, _Replicate
 from torch.distributed.tensor import DTensor
 
 from rorqual.config import fill
 from rorqual.model import DeepseekV3
-from rorqual.train.loss import LossParts, TrainingModel, balance_seen, coefficients, target_counts
+from rorqual.train.loss import TrainingModel
 from rorqual.train.optimizer import AdamW, OptimizerSettings
 from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
 
@@ -99,92 +96,11 @@ def sharded(rank: int) -> dict[str, float]:
     return gaps
 
 
-class StageLoss(nn.Module):
-    """What a pipeline runs: a stage's tensor, the last one's loss."""
-
-    def __init__(self, root: TrainingModel) -> None:
-        super().__init__()
-        self.root = root
-
-    def forward(self, x: Tensor, **given: Any) -> Tensor:
-        is_first = self.root.model.lm_head is None
-        out = self.root(None if is_first else x, **given)
-        return out.total[None] if isinstance(out, LossParts) else out
-
-
-def stage_of(model: DeepseekV3, rank: int) -> DeepseekV3:
-    """The first stage has layers 0 and 1, the last one layer 2, MTP and a copy of the embedding."""
-    stage = copy.deepcopy(model)
-    for layer_id in list(stage.model.layers):
-        if (int(layer_id) < 2) != (rank == 0):
-            del stage.model.layers[layer_id]
-    if rank == 0:
-        stage.model.norm = None
-        stage.lm_head = None
-    return stage
-
-
-def pipelined(rank: int) -> dict[str, float]:
-    """1F1B of torch's runtime over two stages, which share the samples."""
-    tokens_BS, mask_BS, documents_BS = samples()
-    whole, stage = make_model(), stage_of(make_model(), rank)
-    counts_C = target_counts(mask_BS, 1, documents_BS)
-    by = coefficients(counts_C, NUM_SAMPLES, VALUES.mtp_weight, VALUES.balance_alpha)
-    given = {"tokens_BS": tokens_BS, "mask_BS": mask_BS, "documents_BS": documents_BS, "by": by}
-    expected = TrainingModel(whole)(**given).total
-    expected.backward()
-    expected_balance = balance_seen(whole)
-
-    module = StageLoss(TrainingModel(stage))
-    rows = TensorChunkSpec(0)
-    specs = {name: rows for name in given if name != "by"}
-    schedule = Schedule1F1B(
-        PipelineStage(module, rank, 2, torch.device("cpu")),
-        n_microbatches=NUM_SAMPLES // MICRO_BATCH,
-        loss_fn=lambda loss, _: loss.sum(),
-        scale_grads=False,
-        kwargs_chunk_spec={**specs, "by": type(by)(*[_Replicate()] * len(by))},
-    )
-    losses: list[Tensor] = []
-    for _ in range(2):
-        # The runtime's first step runs a backward pass more, to learn shapes: the second counts.
-        stage.zero_grad()
-        balance_seen(stage)
-        losses.clear()
-        if rank == 0:
-            schedule.step(tokens_BS, **given)
-        else:
-            schedule.step(target=torch.zeros(NUM_SAMPLES), losses=losses, **given)
-    gaps = {}
-    if rank == 1:
-        gaps["loss"] = float((torch.stack(losses).sum() - expected).detach().abs())
-    embedding = stage.get_parameter("model.embed_tokens.weight")
-    assert embedding.grad is not None
-    dist.all_reduce(embedding.grad)  # the copy's and the first stage's
-    gaps["gradients"] = max(
-        float((_grad(p) - _grad(whole.get_parameter(name))).abs().max())
-        for name, p in stage.named_parameters()
-    )
-    gaps["smallest"] = min(float(_grad(p).abs().max()) for p in stage.parameters())
-    seen = balance_seen(stage)
-    own = slice(0, 1) if rank == 0 else slice(1, 3)
-    gaps["loads"] = float((seen.loads_LE - expected_balance.loads_LE[own]).abs().sum())
-    loss = seen.loss.clone()
-    dist.all_reduce(loss)
-    gaps["balance"] = float((loss - expected_balance.loss).abs())
-    return gaps
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
 def main() -> None:
     rank, store, result = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    gaps = {"sharded": sharded(rank), "pipelined": pipelined(rank)}
+    gaps = {"sharded": sharded(rank)}
     result.write_text(json.dumps(gaps))
     dist.destroy_process_group()
 

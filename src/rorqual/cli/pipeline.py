@@ -11,7 +11,7 @@ import typer
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
-    from rorqual.parallel import SimulatedPipeline
+    from rorqual.parallel import TimedPipeline
 
 
 def pipeline(
@@ -81,7 +81,7 @@ def pipeline(
 
 
 def _show(
-    one: SimulatedPipeline,
+    one: TimedPipeline,
     micro_batches: int,
     file: Path | None,
     is_text: bool,
@@ -98,11 +98,7 @@ def _show(
             one.timeline, file, f"{one.name}, {num_ranks} ranks, {micro_batches} micro-batches"
         )
     if as_json:
-        intervals = [
-            [{"action": str(each.action), "start": each.start, "end": each.end} for each in own]
-            for own in one.timeline.ranks
-        ]
-        typer.echo(json.dumps({**one.as_dict(), "timeline": intervals}, indent=2))
+        typer.echo(json.dumps(one.with_intervals(), indent=2))
         return
     if is_text:
         typer.echo(f"{as_text(one.timeline)}\n{LEGEND}\n")
@@ -127,7 +123,7 @@ def _show(
         typer.echo(f"timeline: {file}")
 
 
-def _compare(done: list[SimulatedPipeline], refused: dict[str, UsageError], as_json: bool) -> None:
+def _compare(done: list[TimedPipeline], refused: dict[str, UsageError], as_json: bool) -> None:
     from rorqual.log import output_console
 
     if as_json:

@@ -188,6 +188,10 @@ class ModelConfig:
         """MTP modules, layers from num_hidden_layers on, are always sparse, as released."""
         return layer_id >= self.first_k_dense_replace or layer_id >= self.num_hidden_layers
 
+    @property
+    def sparse_layer_ids(self) -> list[int]:
+        return [i for i in range(self.num_layers_with_mtp) if self.is_moe_layer(i)]
+
     def with_changes(self, **changes: Any) -> ModelConfig:
         return replace(self, **changes)
 

@@ -93,9 +93,27 @@ def forward_flops_per_token(
     return 2 * (matrices + attention)
 
 
+def layer_flops_per_token(config: ModelConfig, layer_id: int, context_tokens: float) -> float:
+    """One layer's share of `forward_flops_per_token`; of an MTP module without its pass through the
+    head.
+    """
+    matrices = _block_parameters(config, layer_id) - _block_norms(config)
+    if config.is_moe_layer(layer_id):
+        matrices -= _unused_expert_parameters(config) + _router_bias(config)
+    if layer_id >= config.num_hidden_layers:
+        matrices += 2 * config.hidden_size**2
+    width = config.qk_head_dim + config.v_head_dim
+    return 2 * (matrices + config.num_attention_heads * width * context_tokens)
+
+
+def head_flops_per_token(config: ModelConfig) -> float:
+    """One pass through the head."""
+    return 2 * config.vocab_size * config.hidden_size
+
+
 def prompt_flops(config: ModelConfig, num_tokens: int) -> float:
     """FLOPs of a prompt that nothing is known of yet; the head meets its last token alone."""
-    head = 2 * config.vocab_size * config.hidden_size
+    head = head_flops_per_token(config)
     each = forward_flops_per_token(config, (num_tokens + 1) / 2)
     return num_tokens * each - (num_tokens - 1) * head
 

@@ -208,10 +208,32 @@ class DeepseekV3(Fusable):
         """The MoE parts in the order of layers, the MTP modules' last."""
         return [module for module in self.modules() if isinstance(module, MoE)]
 
+    def sparse_rows(self) -> list[int]:
+        """Which of the whole model's sparse layers these are, from 0: what holds a part of a model
+        has some of them.
+        """
+        ids = enumerate(self.config.sparse_layer_ids)
+        return [row for row, layer_id in ids if str(layer_id) in self.model.layers]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds all layers and both ends; a stage of a pipeline does not."""
+        body = self.model
+        has_ends = None not in (body.embed_tokens, body.norm, self.lm_head)
+        return has_ends and len(body.layers) == self.config.num_layers_with_mtp
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """§4.2: every matrix from N(0, initializer_range), norms one, the correction bias zero."""
+        """§4.2: every matrix from N(0, initializer_range), norms one, the correction bias zero.
+
+        What holds a part of a model draws the numbers of all, so that it has the whole one's.
+        """
+        held = dict(self.named_parameters())
+        whole = held if self.is_whole else empty(self.config, device="meta").named_parameters()
         with torch.no_grad():
-            for name, parameter in self.named_parameters():
+            for name, like in dict(whole).items():
+                parameter = held.get(name)
+                if parameter is None:
+                    parameter = torch.empty_like(like, device=self.device)
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, self.config.initializer_range, generator=generator)
                 else:
@@ -243,10 +265,15 @@ def empty(
         assert parameter.is_floating_point(), f"{name} is not floating point"
         parameter.data = parameter.data.to(dtype)
     if torch.device(device).type != "meta":
-        model.to_empty(device=device)
-        model.model.rotary.reset_buffers()
-        model.model.rotary.to(device)
-        for layer in model.sparse_layers():
-            layer.balance.reset()
-        model.tie()
+        materialise(model, device)
     return model
+
+
+def materialise(model: DeepseekV3, device: str | torch.device) -> None:
+    """Gives a model on the device meta its memory; parameters and biases hold no values yet."""
+    model.to_empty(device=device)
+    model.model.rotary.reset_buffers()
+    model.model.rotary.to(device)
+    for layer in model.sparse_layers():
+        layer.balance.reset()
+    model.tie()

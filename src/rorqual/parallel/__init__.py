@@ -4,7 +4,7 @@ from rorqual.parallel.actions import Action, Kind, Order, Overlapped
 from rorqual.parallel.pipeline import (
     PIPELINE_ORDERS,
     ClosedForm,
-    SimulatedPipeline,
+    TimedPipeline,
     closed_form,
     make_orders,
     simulate_pipeline,
@@ -20,7 +20,7 @@ __all__ = [
     "Kind",
     "Order",
     "Overlapped",
-    "SimulatedPipeline",
+    "TimedPipeline",
     "Timeline",
     "closed_form",
     "make_orders",

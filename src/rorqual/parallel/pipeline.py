@@ -94,9 +94,10 @@ def _is_at_most(value: float, limit: float) -> bool:
 
 
 @dataclass(frozen=True)
-class SimulatedPipeline:
-    """An order on so many ranks, simulated. What is counted is in shares of the model that orders
-    of any number of stages have in common: 1 is one `num_ranks`-th of its layers.
+class TimedPipeline:
+    """An order on so many ranks and when it ran, simulated or measured. What is counted is in
+    shares of the model that orders of any number of stages have in common: 1 is one
+    `num_ranks`-th of its layers.
     """
 
     name: str
@@ -126,6 +127,14 @@ class SimulatedPipeline:
     def _share(self) -> float:
         return len(self.timeline.ranks) / self.timeline.num_stages
 
+    def with_intervals(self) -> dict[str, Any]:
+        """`as_dict`, and each start and end: what `rorqual pipeline ORDER --json` prints."""
+        intervals = [
+            [{"action": str(each.action), "start": each.start, "end": each.end} for each in own]
+            for own in self.timeline.ranks
+        ]
+        return {**self.as_dict(), "timeline": intervals}
+
     def as_dict(self) -> dict[str, Any]:
         reported = self.table_2
         return {
@@ -149,13 +158,11 @@ def simulate_pipeline(
     num_micro_batches: int,
     durations: Durations,
     num_chunks: int | None = None,
-) -> SimulatedPipeline:
+) -> TimedPipeline:
     """`durations` are those of one `num_ranks`-th of the layers; a stage of half of that takes
     half.
     """
     of_ranks = make_orders(name, num_ranks, num_micro_batches, num_chunks)
     num_stages = len({stage for order in of_ranks for stage in stages_of(order)})
     of_stage = durations.scaled(num_ranks / num_stages)
-    return SimulatedPipeline(
-        name, simulate(of_ranks, of_stage), closed_form(name, num_ranks, of_stage)
-    )
+    return TimedPipeline(name, simulate(of_ranks, of_stage), closed_form(name, num_ranks, of_stage))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 from rorqual.data import Advance, Batch, Inputs, silent
 from rorqual.model import DeepseekV3
@@ -26,10 +29,31 @@ class Measurement(Protocol):
         ...
 
 
-class HeldOut(Protocol):
-    """What a stage keeps back to measure its model on."""
+class HeldOutPart(NamedTuple):
+    """Some samples on the host: inputs, their targets and which of these count, and the documents
+    that isolate the inputs.
+    """
 
-    def measure(self, model: DeepseekV3) -> Measurement: ...
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    is_target_BT: Tensor
+    documents_BT: Tensor | None
+
+
+class TokenLosses(Protocol):
+    """The loss of every target of some parts, (B T,) float32 each, in a model's current weights. It
+    takes up to `num_together` parts of one size.
+    """
+
+    num_together: int
+
+    def __call__(self, parts: Sequence[HeldOutPart]) -> list[Tensor]: ...
+
+
+class HeldOut(Protocol):
+    """What a stage keeps back to measure its model on; in a pipeline, by `losses` of it."""
+
+    def measure(self, model: DeepseekV3, losses: TokenLosses | None = None) -> Measurement: ...
 
 
 @dataclass(frozen=True)

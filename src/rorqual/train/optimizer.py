@@ -53,6 +53,8 @@ class AdamW(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, options: OptimizerSettings) -> None:
         self.options = options
         self.num_steps = 0
+        # Names of what another rank has too, with the same gradient, and counts in the norm.
+        self.copies: frozenset[str] = frozenset()
         self.named = dict(model.named_parameters())
         groups = [
             {"params": [p for p in self.named.values() if is_one(p)], "weight_decay": decay}
@@ -71,11 +73,12 @@ class AdamW(torch.optim.Optimizer):
 
         Where other ranks hold some, `norm_of_all` makes their common norm of this rank's own.
         """
-        gradients = [p.grad for p in self.named.values() if p.grad is not None]
-        norm = norm_of_all(torch.nn.utils.get_total_norm(gradients))
+        gradients = {name: p.grad for name, p in self.named.items() if p.grad is not None}
+        counted = [grad for name, grad in gradients.items() if name not in self.copies]
+        norm = norm_of_all(torch.nn.utils.get_total_norm(counted))
         limit = self.options.clip_norm
         if limit is not None:  # a factor of one, not an `if`, which would wait for a GPU
-            torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
+            torch._foreach_mul_(list(gradients.values()), (limit / norm).clamp(max=1.0))
         return norm
 
     def set_lr(self, lr: float) -> None:

@@ -8,7 +8,7 @@ shift common to all experts changes no choice, neither among experts nor among g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from rorqual.model.router import Router
 
 
 @torch.no_grad()
-def update_bias(routers: Sequence[Router], loads_LE: Tensor, speed: float) -> None:
+def update_bias(routers: Sequence[Router], loads_LE: Iterable[Tensor], speed: float) -> None:
     """b += speed for an expert below its layer's mean load in the whole batch, -= speed above it.
 
     `loads_LE` are the counts of the whole batch: all micro-batches and all ranks. Routers without a

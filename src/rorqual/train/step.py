@@ -199,7 +199,8 @@ class Stepper:
         _check_finite(result)
         self.optimizer.set_lr(values.lr)
         self.optimizer.step()
-        router_bias.update_bias(self.model.routers(), loads_LE, values.bias_update_speed)
+        own = [loads_LE[row] for row in self.model.sparse_rows()]
+        router_bias.update_bias(self.model.routers(), own, values.bias_update_speed)
         self.laps.lap("optimizer")
         return result
 

@@ -9,16 +9,18 @@ bits per byte = sum of nats / ln 2 / bytes. Choice: targets that stand for no by
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
+from rorqual.data import Batch
 from rorqual.model import DeepseekV3
 from rorqual.tokenizer import Tokenizer
-from rorqual.train.batches import Batches
+from rorqual.train.batches import Batches, HeldOutPart, TokenLosses
 from rorqual.train.loss import target_mask
 
 
@@ -49,6 +51,27 @@ class Validation:
         return f"held out {self.bits_per_byte:.4f} bits a byte"
 
 
+class LossesInTurn:
+    """`TokenLosses` of a model that is here whole."""
+
+    num_together = 1
+
+    def __init__(self, model: DeepseekV3) -> None:
+        self.model = model
+
+    def __call__(self, parts: Sequence[HeldOutPart]) -> list[Tensor]:
+        return [self._losses(part) for part in parts]
+
+    def _losses(self, part: HeldOutPart) -> Tensor:
+        model = self.model
+        inputs_BT, targets_BT = part.inputs_BT.to(model.device), part.targets_BT.to(model.device)
+        documents_BT = part.documents_BT
+        if documents_BT is not None:
+            documents_BT = documents_BT.to(model.device)
+        h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
+        return model.token_losses(h_BTD.flatten(0, 1), targets_BT.flatten())
+
+
 @dataclass(frozen=True)
 class HeldOutText:
     """The first samples of held-out text; `bytes_V` as `bytes_of_ids` has it."""
@@ -59,7 +82,7 @@ class HeldOutText:
     batch_size: int
     num_inputs: int
 
-    def measure(self, model: DeepseekV3) -> Validation:
+    def measure(self, model: DeepseekV3, losses: TokenLosses | None = None) -> Validation:
         return validate(
             model,
             self.batches,
@@ -67,6 +90,7 @@ class HeldOutText:
             num_samples=self.num_samples,
             batch_size=self.batch_size,
             num_inputs=self.num_inputs,
+            losses=losses,
         )
 
 
@@ -85,31 +109,45 @@ def validate(
     num_samples: int,
     batch_size: int,
     num_inputs: int,
+    losses: TokenLosses | None = None,
 ) -> Validation:
-    """The main model's loss on samples 0 .. num_samples - 1, in the model's current weights.
+    """The main model's loss on samples 0 .. num_samples - 1, in the model's current weights;
+    `losses` are `LossesInTurn(model)` if left out.
 
     Where the batches number their documents, packed documents do not see each other.
     """
-    device = model.device
+    losses = losses or LossesInTurn(model)
     nats, num_tokens, num_bytes = 0.0, 0, 0
+    starts = range(0, num_samples, batch_size)
+    sizes = [(start, min(batch_size, num_samples - start)) for start in starts]
     with evaluating(model):
-        for start in range(0, num_samples, batch_size):
-            batch = held_out.batch(start, min(batch_size, num_samples - start), rank=0, world=1)
-            inputs_BT = batch.tokens_BS[:, :num_inputs]
-            targets_BT = batch.tokens_BS[:, 1 : num_inputs + 1]
-            documents_BS = batch.documents_BS
-            documents_BT: Tensor | None = None
-            if documents_BS is not None:
-                documents_BT = documents_BS[:, :num_inputs].to(device)
-            lengths_BT = bytes_V[targets_BT]
-            counts_BT = target_mask(batch.mask_BS, 0, num_inputs, documents_BS) & (lengths_BT > 0)
-            inputs_BT = inputs_BT.to(device)
-            h_BTD = model.hidden(inputs_BT, model.model.step(inputs_BT, documents_BT))
-            losses_N = model.token_losses(h_BTD.flatten(0, 1), targets_BT.flatten().to(device))
-            nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
-            num_tokens += int(counts_BT.sum())
-            num_bytes += int(lengths_BT[counts_BT].sum())
+        for group in _groups(sizes, losses.num_together):
+            batches = [held_out.batch(*place, rank=0, world=1) for place in group]
+            parts = [_part(batch, num_inputs) for batch in batches]
+            for part, losses_N in zip(parts, losses(parts), strict=True):
+                lengths_BT = bytes_V[part.targets_BT]
+                counts_BT = part.is_target_BT & (lengths_BT > 0)
+                nats += float(losses_N.cpu().double()[counts_BT.flatten()].sum())
+                num_tokens += int(counts_BT.sum())
+                num_bytes += int(lengths_BT[counts_BT].sum())
     return Validation(nats, num_tokens, num_bytes)
+
+
+def _groups(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Neighbouring (start, size) of equal size, `most` together."""
+    for _, equal in groupby(sizes, key=lambda each: each[1]):
+        each = list(equal)
+        yield from (each[i : i + most] for i in range(0, len(each), most))
+
+
+def _part(batch: Batch, num_inputs: int) -> HeldOutPart:
+    tokens_BS, documents_BS = batch.tokens_BS, batch.documents_BS
+    return HeldOutPart(
+        tokens_BS[:, :num_inputs],
+        tokens_BS[:, 1 : num_inputs + 1],
+        target_mask(batch.mask_BS, 0, num_inputs, documents_BS),
+        None if documents_BS is None else documents_BS[:, :num_inputs],
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -84,16 +85,32 @@ def _load(source: TensorSource, dtype: str, device: torch.device) -> DeepseekV3:
     report = audit(source)
     report.raise_faults(source.path)
     model = empty(report.config, getattr(torch, dtype), device)
+    _read(source, report.tensors, model)
+    return model
+
+
+def fill(model: DeepseekV3, path: str | os.PathLike[str]) -> None:
+    """Reads what `model` holds of a checkpoint of its sizes, into its own dtype: a pipeline's stage
+    holds a part. Files and errors as of `load`.
+    """
+    with open_source(checkpoint_path(path)) as opened:
+        model.advice = advice_files(opened)
+        report = audit(opened)
+        report.raise_faults(opened.path)
+        names = dict(model.named_parameters()) | dict(model.named_buffers())
+        _read(opened, [tensor for tensor in report.tensors if tensor.parameter in names], model)
+
+
+def _read(source: TensorSource, tensors: Sequence[StoredTensor], model: DeepseekV3) -> None:
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
-        for tensor in track(report.tensors, "loading", source.num_bytes()):
+        for tensor in track(tensors, "loading", source.num_bytes()):
             if tensor.kind != "copy":
                 place = tensor.part_of(places[tensor.parameter])
-                place.copy_(read_values(source, tensor, device))
-        for tensor in report.tensors:
+                place.copy_(read_values(source, tensor, model.device))
+        for tensor in tensors:
             if tensor.kind == "copy":
                 _check_copy(source, tensor, tensor.part_of(places[tensor.parameter]))
-    return model
 
 
 def _check_copy(source: TensorSource, tensor: StoredTensor, original: Tensor) -> None:
