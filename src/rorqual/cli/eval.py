@@ -25,7 +25,9 @@ def evaluate(
     tokenizer: TokenizerPath = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", "--skill", metavar="NAME,...", help="Only these tasks."),
+        typer.Option(
+            "--tasks", "--skill", metavar="NAME,...", help="Only these tasks; niah: needles."
+        ),
     ] = None,
     questions: Annotated[
         int,
@@ -36,6 +38,30 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each task.")] = 0,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...", help="Of niah: tokens of prompts. [default: 1/8 to all of the context]"
+        ),
+    ] = None,
+    depths: Annotated[
+        int | None, typer.Option(min=1, help="Of niah: how many, from 0 to 1. [default: 5]")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of niah: of each length and depth. [default: 4]")
+    ] = None,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(help="Of niah: a text or a folder of texts. [default: Python's manual]"),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Of niah: as a text to go on with, not as a chat.")
+    ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of niah: ask this server; MODEL gives the tokenizer."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Of niah: its map.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     *,
     flags: EngineFlags,
@@ -47,7 +73,10 @@ def evaluate(
       rorqual eval tiny
       rorqual eval tiny --tasks arithmetic,dates --questions 1000 --failures 5
       rorqual eval runs/tiny/checkpoints/step-900 --questions 0 --recipe recipes/tiny.toml
+      rorqual eval DIR --tasks niah --lengths 4k,16k,32k --depths 10 --plot needles.png
+      rorqual eval DIR --tasks niah --server http://127.0.0.1:8000
     """
+    from rorqual.cli.eval_needle import NeedleWish, measure_needles
     from rorqual.engine import SamplingParams
     from rorqual.eval import compare_on_held_out, evaluate_tasks
     from rorqual.eval.tasks import MAX_ANSWER_TOKENS
@@ -60,6 +89,10 @@ def evaluate(
             found="--questions 0 without --recipe",
             fix="ask questions (--questions 200), or name a recipe for bits per byte (--recipe)",
         )
+    wish = NeedleWish(lengths, depths, trials, haystack, raw, server, plot)
+    if wish.is_asked(tasks, recipe):
+        measure_needles(wish, model, tokenizer, flags, seed, as_json)
+        return
     options = flags.options()
     asked = find_tasks(tasks)
     held_out = _held_out_text(recipe) if recipe is not None else None

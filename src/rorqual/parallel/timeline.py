@@ -73,14 +73,14 @@ def _moment(time: float) -> float:
     return round(time, 9)
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str = "--timeline") -> None:
     """UsageError where it is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError(
             "matplotlib is not installed, so there can be no picture",
-            fix="pip install 'rorqual[train]', or leave --timeline out",
+            fix=f"pip install 'rorqual[train]', or leave {option} out",
         ) from None
 
 
