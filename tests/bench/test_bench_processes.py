@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rorqual.bench.memory import peak_bytes
 
 from rorqual.bench import processes
 from rorqual.bench.processes import BenchError, find_program, run
+from rorqual.ops.memory import peak_bytes
 
 MEGABYTE = 1 << 20
 

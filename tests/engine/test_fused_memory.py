@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rorqual.bench.memory import peak_bytes
 from test_fused import native_model
 
 import small
@@ -15,6 +14,7 @@ from rorqual.engine.flat_step import Span
 from rorqual.engine.invariant import InvariantRunner
 from rorqual.engine.paged_cache import PagedLatentCache
 from rorqual.ops import native
+from rorqual.ops.memory import peak_bytes
 
 pytestmark = [
     pytest.mark.skipif(native.library() is None, reason="no C++ compiler built them"),

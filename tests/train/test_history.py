@@ -125,13 +125,19 @@ def test_a_million_steps_take_seconds(tmp_path: Path) -> None:
     assert run.num_steps == 1_000_000
 
 
-def test_the_running_mean_is_that_of_the_last_fifty() -> None:
-    values = np.random.default_rng(0).random(200)
-    wanted = [values[max(0, end - 50) : end].mean() for end in range(1, 201)]
+@pytest.mark.parametrize(("length", "window"), [(1500, 50), (200, 10), (30, 1)])
+def test_the_running_mean_is_that_of_the_last_fifty_or_fewer(length: int, window: int) -> None:
+    values = np.random.default_rng(0).random(length)
+    wanted = [values[max(0, end - window) : end].mean() for end in range(1, length + 1)]
     assert smooth(values.tolist()) == pytest.approx(wanted)
-    holes = smooth([1.0, float("nan"), 3.0, float("inf")])
-    assert holes == [1.0, 1.0, 2.0, 2.0]
-    assert np.isnan(smooth([float("nan")])[0])
+
+
+def test_the_running_mean_goes_on_past_what_is_no_number() -> None:
+    values = np.full(60, 2.0)
+    values[[0, 10, 11, 30]] = np.nan, np.nan, np.inf, np.nan
+    found = np.array(smooth(values.tolist()))  # of three
+    assert np.isnan(found[0])
+    assert np.array_equal(found[1:], np.full(59, 2.0))
 
 
 def test_a_column_has_a_number_or_nan_for_each() -> None:

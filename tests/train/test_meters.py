@@ -12,7 +12,7 @@ from rorqual.model import preset
 from rorqual.model.flops import training_flops_per_token
 from rorqual.ops.ceilings import Peak
 from rorqual.train import meters
-from rorqual.train.meters import Laps, Meters
+from rorqual.train.meters import Laps, Memory, Meters
 
 CPU = torch.device("cpu")
 
@@ -85,10 +85,21 @@ def test_mfu_is_the_share_of_all_ranks_peak() -> None:
 
 
 def test_what_is_not_known_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "resident_bytes", lambda: None)
-    monkeypatch.setattr(meters, "peak_bytes", lambda: 7)
+    monkeypatch.setattr(meters, "memory_bytes", lambda: (None, 7))
     found: dict[str, Any] = Meters(Laps(), CPU, 1.0).record(1000.0)
     assert found == {"memory_peak": 7, "seconds": {}}
+
+
+def test_memory_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = Clock(), iter([(1, 2), (3, 4)])
+    monkeypatch.setattr(meters, "time", clock)
+    monkeypatch.setattr(meters, "memory_bytes", lambda: next(found))
+    memory = Memory()
+    seen = []
+    for seconds in (0.0, 0.5, 0.25, 0.25):
+        clock.now += seconds
+        seen.append(memory.read(CPU))
+    assert seen == [(1, 2), (1, 2), (1, 2), (3, 4)]
 
 
 def test_memory_is_the_processs() -> None:

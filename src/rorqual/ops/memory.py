@@ -10,26 +10,29 @@ _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _NOW = re.compile(r"^VmRSS:\s+(\d+) kB$", re.MULTILINE)
 
 
-def resident_bytes() -> int | None:
-    """Of this process, now; None where the system does not say."""
-    return _read("self", _NOW)
+def memory_bytes(process_id: int | str = "self") -> tuple[int | None, int | None]:
+    """Now, and at most, of a process that runs; None where the system does not say, or the process
+    has ended.
+    """
+    try:
+        text = Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return None, _largest(process_id)
+    now, peak = _NOW.search(text), _PEAK.search(text)
+    most = int(peak[1]) * 1024 if peak else _largest(process_id)
+    return int(now[1]) * 1024 if now else None, most
 
 
 def peak_bytes(process_id: int | str = "self") -> int | None:
-    """Of a process that runs; None where the system does not say, or the process has ended."""
-    if (found := _read(process_id, _PEAK)) is not None:
-        return found
+    """The second of `memory_bytes`."""
+    return memory_bytes(process_id)[1]
+
+
+def _largest(process_id: int | str) -> int | None:
+    """As other systems than Linux count it, of this process alone."""
     if process_id != "self" or sys.platform == "win32":
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _read(process_id: int | str, pattern: re.Pattern[str]) -> int | None:
-    try:
-        found = pattern.search(Path(f"/proc/{process_id}/status").read_text())
-    except OSError:
-        return None
-    return None if found is None else int(found[1]) * 1024

@@ -32,7 +32,10 @@ NOT_SET = "-"
 
 def write_page(runs: Sequence[Run], file: Path) -> None:
     """One run with all that there is to see, or several beside each other."""
-    title = " and ".join(run.name for run in runs)
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    title = " and ".join(names)
     body = _one(runs[0]) if len(runs) == 1 else _several(runs)
     style = resources.files("rorqual.report").joinpath("page.css").read_text(encoding="utf-8")
     with atomic_write(file, "w") as out:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 # A colour that nothing else has stands for the text's, which the page chooses.
 INK = "#010203"
 SERIES = ("#2f8fb8", "#d9822b", "#4f9d69", "#b0609c", "#8f7bd1", "#b0892c", "#d0605e", "#6f8a99")
-WIDTH, HEIGHT = 6.4, 3.5
+WIDTH, HEIGHT, WIDE = 6.4, 3.5, 12.0
+PIXELS = (80, 110)
+"""An inch of a wide picture is so many of the page's at least and at most."""
 MOST_MAPS, MOST_LAYERS, COLUMNS = 4, 12, 3
 
 
@@ -44,7 +46,7 @@ def loads_picture(loads: Sequence[LoadMap]) -> str:
     num_rows = -(-len(chosen) // num_columns)
     height = num_rows * min(4.0, 1.3 + 0.16 * len(loads[-1].layers))
     with _style("loads"):
-        figure = new_figure(1.5 * WIDTH, max(height, 2.2))
+        figure = new_figure(WIDE, max(height, 2.2))
         panels = figure.subplots(num_rows, num_columns, squeeze=False)
         for axes in panels.flat[len(chosen) :]:
             axes.set_axis_off()
@@ -57,7 +59,7 @@ def loads_picture(loads: Sequence[LoadMap]) -> str:
 def max_vio_picture(loads: Sequence[LoadMap]) -> str:
     """Layers x time."""
     with _style("max_vio_by_layer"):
-        figure = new_figure(1.5 * WIDTH, min(5.0, 1.6 + 0.16 * len(loads[-1].layers)))
+        figure = new_figure(WIDE, min(5.0, 1.6 + 0.16 * len(loads[-1].layers)))
         axes = figure.subplots()
         figure.colorbar(draw_max_vio_by_layer(axes, loads), ax=axes, label="MaxVio")
         return _svg(figure, "MaxVio of each layer, over the run", is_wide=True)
@@ -68,7 +70,7 @@ def experts_picture(loads: Sequence[LoadMap]) -> str:
     layers = _spread(range(len(loads[-1].layers)), MOST_LAYERS)
     num_rows = -(-len(layers) // COLUMNS)
     with _style("experts"):
-        figure = new_figure(1.5 * WIDTH, 0.5 + 1.9 * num_rows)
+        figure = new_figure(WIDE, 0.5 + 1.9 * num_rows)
         panels = figure.subplots(num_rows, COLUMNS, squeeze=False, sharex=True)
         for axes in panels.flat[len(layers) :]:
             axes.set_axis_off()
@@ -99,10 +101,10 @@ def _style(name: str) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color")
-    inked += ("xtick.color", "ytick.color")
+    names = "text.color axes.edgecolor axes.labelcolor grid.color xtick.color ytick.color"
+    inked = names.split()
     bare = ("axes.facecolor", "figure.facecolor", "savefig.facecolor", "legend.facecolor")
-    settings = {
+    settings: dict[Any, Any] = {
         **dict.fromkeys(inked, INK),
         **dict.fromkeys(bare, "none"),
         "axes.prop_cycle": cycler(color=SERIES),
@@ -135,6 +137,7 @@ def _svg(figure: Figure, label: str, *, is_wide: bool = False) -> str:
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height|version)="[^"]*"', "", head)
     if is_wide:
-        head += f' style="min-width: {round(66 * figure.get_figwidth())}px"'
+        least, most = (round(pixels * figure.get_figwidth()) for pixels in PIXELS)
+        head += f' style="min-width: {least}px; max-width: {most}px"'
     text = f'{head} role="img" aria-label="{escape(label)}">{rest}'
     return text.replace(INK, "currentColor")

@@ -39,7 +39,7 @@ class Curve:
         self.draw(axes)
         axes.set_xlabel("tokens seen")
         axes.set_ylabel(self.label, parse_math=False)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.2)
         axes.xaxis.set_major_formatter(lambda value, _: short_count(round(value)))
 
 
@@ -74,12 +74,15 @@ def number_in(record: Record, keys: tuple[str | int, ...]) -> float:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A running mean of the last 50 that are numbers."""
+    """A running mean of the last 50, of a short run of the last twentieth; of those that are
+    numbers.
+    """
+    window = min(SMOOTH_STEPS, max(1, len(values) // 20))
     smoothed, total, count = [], 0.0, 0
     for index, value in enumerate(values):
         if math.isfinite(value):
             total, count = total + value, count + 1
-        old = values[index - SMOOTH_STEPS] if index >= SMOOTH_STEPS else math.nan
+        old = values[index - window] if index >= window else math.nan
         if math.isfinite(old):
             total, count = total - old, count - 1
         smoothed.append(total / count if count else math.nan)
@@ -168,8 +171,8 @@ def _choose_scale(axes: Axes, values: Sequence[float]) -> None:
     found = [value for value in values if math.isfinite(value)]
     if found and min(found) > 0 and max(found) > WIDE * median(found):
         axes.set_yscale("log")
-    elif found and min(found) >= 0:
-        axes.set_ylim(bottom=0)
+    elif found and min(found) >= 0 < max(found):
+        axes.set_ylim(0, 1.08 * max(found))
 
 
 def _loss(axes: Axes, run: History) -> None:

@@ -48,11 +48,12 @@ class History:
 def read_history(path: Path, most_steps: int = MOST_STEPS) -> History:
     """Of a `metrics.jsonl`; an empty one where there is no such file yet."""
     history = History()
-    steps, events = _Spread(most_steps), []
+    steps = _Spread(most_steps, PEAKS)
+    events: list[Record] = []
     validations, loads = _Spread(MOST_VALIDATIONS), _Spread(MOST_LOADS)
     for line in _lines(path):
         if line.startswith(STEP) and line.endswith(b"}\n"):
-            steps.add(line, PEAKS)
+            steps.add(line)
             continue
         if not line.endswith(b"\n"):
             break  # the last one, which is being written, or never will be
@@ -61,7 +62,7 @@ def read_history(path: Path, most_steps: int = MOST_STEPS) -> History:
         elif (record := _parsed(line)) is None:
             history.num_damaged += 1
         elif record["kind"] == "step":
-            steps.add(line, PEAKS)
+            steps.add(line)
         elif record["kind"] == "load":
             loads.add(line)
         elif record["kind"] == "validation":
@@ -114,62 +115,64 @@ def _is_count(value: object) -> bool:
 class _Bucket:
     """Consecutive lines: the last one, and the highest by each of some fields."""
 
-    def __init__(self) -> None:
-        self.last = (-1, b"")
-        self.highest: list[tuple[float, tuple[int, bytes]]] = []
+    __slots__ = ("heights", "highest", "last")
 
-    def add(self, kept: tuple[int, bytes], heights: list[float]) -> None:
-        self.last = kept
-        if not self.highest:
-            self.highest = [(height, kept) for height in heights]
-            return
-        for place, height in enumerate(heights):
-            if height > self.highest[place][0]:
-                self.highest[place] = (height, kept)
+    def __init__(self, num_fields: int) -> None:
+        self.last = (-1, b"")
+        self.heights = [-math.inf] * num_fields
+        self.highest = [(-1, b"")] * num_fields
 
     def join(self, later: _Bucket) -> _Bucket:
         self.last = later.last
-        pairs = zip(self.highest, later.highest, strict=True)
-        self.highest = [max(pair, key=lambda found: found[0]) for pair in pairs]
+        for place, height in enumerate(later.heights):
+            if height > self.heights[place]:
+                self.heights[place], self.highest[place] = height, later.highest[place]
         return self
 
 
 class _Spread:
     """Lines spread evenly over all that are added: at least `most`, less than twice as many, and
-    the peaks between them.
+    between them those with the highest figure in one of `fields`.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.stride, self.num_lines = most, 1, 0
+    def __init__(self, most: int, fields: tuple[bytes, ...] = ()) -> None:
+        self.most, self.fields = most, fields
+        self.stride, self.num_lines = 1, 0
         self._buckets: list[_Bucket] = []
 
-    def add(self, line: bytes, fields: tuple[bytes, ...] = ()) -> None:
+    def add(self, line: bytes) -> None:
         if self.num_lines % self.stride == 0:
             if len(self._buckets) == 2 * self.most:
                 pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
                 self._buckets = [one.join(other) for one, other in pairs]
                 self.stride *= 2
-            self._buckets.append(_Bucket())
-        self._buckets[-1].add((self.num_lines, line), [_height(line, name) for name in fields])
+            self._buckets.append(_Bucket(len(self.fields)))
+        bucket = self._buckets[-1]
+        bucket.last = kept = (self.num_lines, line)
         self.num_lines += 1
+        for place, name in enumerate(self.fields):
+            height = _height(line, name)
+            if height > bucket.heights[place]:
+                bucket.heights[place], bucket.highest[place] = height, kept
 
     def kept(self) -> Iterator[tuple[bool, bytes]]:
         """(whether it is one of the evenly spread, line), in order."""
         for bucket in self._buckets:
-            lines = {place: line for _, (place, line) in bucket.highest}
-            lines[bucket.last[0]] = bucket.last[1]
+            lines = dict([*bucket.highest, bucket.last])
+            lines.pop(-1, None)
             for place in sorted(lines):
                 yield place == bucket.last[0], lines[place]
 
 
 def _height(line: bytes, name: bytes) -> float:
     """A field's number without parsing the line. What is no finite number is the highest."""
-    start = line.find(name) + len(name)
-    if start < len(name):
+    start = line.find(name)
+    if start < 0:
         return -math.inf
-    ends = [end for end in (line.find(b",", start), line.find(b"}", start)) if end >= 0]
+    start += len(name)
+    end = line.find(b",", start)
     try:
-        value = float(line[start : min(ends)])
+        value = float(line[start:end] if end > 0 else line[start : line.find(b"}", start)])
     except ValueError:
         return math.inf
-    return value if math.isfinite(value) else math.inf
+    return value if value - value == 0 else math.inf

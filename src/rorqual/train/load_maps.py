@@ -66,6 +66,7 @@ def draw_load(axes: Axes, load: LoadMap, title: str | None = None) -> Any:
     """A row a sparse layer, a column an expert; what a colour bar may explain."""
     image = axes.imshow(load.load_LE, **OVER_MEAN, **EXACT)
     axes.set_xlabel("expert")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("sparse layer")
     _name_rows(axes, load.layers)
     axes.set_title(title or f"load over the layer's mean, up to step {load.step}", fontsize=10)
@@ -91,6 +92,7 @@ def draw_experts_over_time(axes: Axes, loads: Sequence[LoadMap], layer: int) -> 
     """Of one sparse layer, given by its row: a row an expert, a column a line of kind `load`."""
     rows = list(map(list, zip(*(load.load_LE[layer] for load in loads), strict=True)))
     image = axes.imshow(rows, **OVER_MEAN, **EXACT)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"layer {loads[-1].layers[layer]}", fontsize=10, parse_math=False)
     _name_times(axes, loads)
     return image

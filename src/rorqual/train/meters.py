@@ -6,15 +6,18 @@ phase on a GPU, which nobody waits for.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from rorqual.ops.ceilings import Peak
-from rorqual.ops.memory import peak_bytes, resident_bytes
+from rorqual.ops.memory import memory_bytes
+
+SECONDS_BETWEEN_READS = 1.0
 
 
 class Laps:
@@ -60,6 +63,27 @@ class Laps:
         return event
 
 
+class Memory:
+    """Bytes now and at most, read once a second at most: on a GPU those that torch has given out,
+    else the process's.
+    """
+
+    def __init__(self) -> None:
+        self._read_at = -math.inf
+        self._found: tuple[int | None, int | None] = (None, None)
+
+    def read(self, device: torch.device) -> tuple[int | None, int | None]:
+        now = time.perf_counter()
+        if now - self._read_at >= SECONDS_BETWEEN_READS:
+            self._read_at = now
+            if device.type == "cuda":
+                given = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+                self._found = given
+            else:
+                self._found = memory_bytes()
+        return self._found
+
+
 @dataclass(frozen=True)
 class Meters:
     """The figures of a step that are measured: `laps` is told of phases, `record` reads all.
@@ -74,6 +98,7 @@ class Meters:
     peak: Peak | None = None
     num_ranks: int = 1
     sparse_layers: tuple[int, ...] = ()
+    memory: Memory = field(default_factory=Memory)
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation: what is needed of the peak of all ranks, recomputation not
@@ -86,7 +111,7 @@ class Meters:
     def record(self, tokens_per_second: float) -> dict[str, Any]:
         """Fields of a step's line; what is not known is left out."""
         mfu = self.mfu(tokens_per_second)
-        now, most = _memory(self.device)
+        now, most = self.memory.read(self.device)
         found = {
             "mfu": None if mfu is None else round(mfu, 5),
             "memory": now,
@@ -94,10 +119,3 @@ class Meters:
             "seconds": {phase: round(s, 6) for phase, s in self.laps.read().items()},
         }
         return {name: value for name, value in found.items() if value is not None}
-
-
-def _memory(device: torch.device) -> tuple[int | None, int | None]:
-    """Bytes now and at most: on a GPU those that torch has given out, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    return resident_bytes(), peak_bytes()
