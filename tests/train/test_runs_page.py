@@ -35,6 +35,7 @@ def test_every_field_of_the_metrics_is_explained(finished_run: Path) -> None:
         written[record["kind"]] |= record.keys() - {"kind", "step"}
     written["step"].add("metrics")  # of stages that have figures of their own
     written["step"].add("mfu")  # where a peak is given: test_train_command.py
+    written["step"] |= {"bytes_within_nodes", "bytes_between_nodes"}  # of several ranks
     written["validation"] = {"tokens", *Validation(1.0, 1, 1).record()}
     assert found == written
 

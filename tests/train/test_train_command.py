@@ -320,12 +320,3 @@ def test_the_lock_comes_before_the_data(folder: Path) -> None:
         done = run("words.toml", "--run", "runs/held", *other, folder=folder)
     assert done.returncode == 2
     assert not (folder / "tokens-of-held").exists()
-
-
-def test_many_ranks_are_refused_before_any_work(folder: Path) -> None:
-    done = run("none.toml", "--run", "runs/ranks", folder=folder, WORLD_SIZE="2")
-    assert done.returncode == 2
-    assert "more than one rank" in done.stderr
-    assert "WORLD_SIZE=2" in done.stderr
-    alone = run("words.toml", "--dry-run", folder=folder, WORLD_SIZE="1")
-    assert alone.returncode == 0, alone.stderr

@@ -4,7 +4,8 @@ continues.
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,11 @@ from rorqual.cli.exits import EXIT_SIGNAL
 from rorqual.cli.options import DeviceName
 
 if TYPE_CHECKING:
+    import torch
+
+    from rorqual.train import Recipe, Summary, TrainingData
     from rorqual.train.preflight import Preview
+    from rorqual.train.ranks import Ranks
 
 
 def _print_keys(is_asked: bool) -> None:
@@ -89,54 +94,104 @@ def train(
       rorqual train --keys
     """
     from rorqual import train as training
-    from rorqual.cli.progress import shown_progress
+    from rorqual.cli.ranks import first_speaks, joined_ranks, own_device
     from rorqual.cli.stages import stages
-    from rorqual.corpus_writer import GENERATORS
-    from rorqual.errors import UsageError
-    from rorqual.log import console
     from rorqual.ops.device import resolve_device
-    from rorqual.plan.peaks import peak_of
-    from rorqual.train.preflight import look_ahead, preview
-    from rorqual.train.prepare import prepare, refuse_to_move_what_is_read
+    from rorqual.parallel.launch import Launch
+    from rorqual.train.prepare import refuse_to_move_what_is_read
 
-    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UsageError(
-            "training on more than one rank is not possible yet",
-            found=f"WORLD_SIZE={world} in the environment, as torchrun sets it",
-            expected="one process",
-            fix="start `rorqual train` without torchrun, or with --nproc-per-node 1",
-        )
-    place = resolve_device(device)
-    settings = training.load_recipe(recipe, stages(), overrides or ())
-    run_folder = run or Path("runs") / settings.name
-    if not resume:
-        refuse_to_move_what_is_read(settings, run_folder)
-    how = {"resume": resume, "allow_changes": allow_changes}
-    if is_dry_run:
-        with shown_progress() as advance:
-            plan = preview(settings, run_folder, GENERATORS, **how, advance=advance)
-        _print_plan(plan)
-        return
-    with training.run_lock(run_folder) as lock:
-        with shown_progress() as advance:
-            # Before the data: a run that may not go on must not replace token shards.
-            look_ahead(settings, run_folder, GENERATORS, **how, advance=advance)
-            data = prepare(settings, GENERATORS, advance=advance)
-        if not resume and (aside := lock.set_aside()):
-            console().print(f"the old run is now {aside}", highlight=False)
-        summary = training.train(
-            settings,
-            run_folder,
-            data,
-            allow_changes=allow_changes,
-            device=place,
-            is_locked=True,
-            peak=lambda: peak_of(place, settings.training.precision),
-        )
-    typer.echo(str(summary.checkpoint))
+    launch = Launch.of_environment()
+    with first_speaks(launch):
+        place = own_device(resolve_device(device), launch)
+        settings = training.load_recipe(recipe, stages(), overrides or ())
+        run_folder = run or Path("runs") / settings.name
+        if not resume:
+            refuse_to_move_what_is_read(settings, run_folder)
+        start = _Start(settings, run_folder, resume, allow_changes)
+        if is_dry_run:
+            if not launch.rank:
+                start.show_plan()
+            return
+        settings.parallel.check_world(launch.world)
+    with joined_ranks(settings.parallel, place, launch) as ranks:
+        summary = start.train(place, ranks)
+        if ranks.is_first:
+            typer.echo(str(summary.checkpoint))
     if summary.signal is not None:
         # So that `train A && train B` stops here.
         raise typer.Exit(EXIT_SIGNAL + summary.signal)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Which run is begun or continued, and how."""
+
+    recipe: Recipe
+    run_folder: Path
+    is_resumed: bool
+    allow_changes: bool
+
+    def show_plan(self) -> None:
+        from rorqual.cli.progress import shown_progress
+        from rorqual.corpus_writer import GENERATORS
+        from rorqual.train.preflight import preview
+
+        with shown_progress() as advance:
+            plan = preview(
+                self.recipe,
+                self.run_folder,
+                GENERATORS,
+                resume=self.is_resumed,
+                allow_changes=self.allow_changes,
+                advance=advance,
+            )
+        _print_plan(plan)
+
+    def train(self, place: torch.device, ranks: Ranks) -> Summary:
+        from rorqual import train as training
+        from rorqual.cli.ranks import made_by_first
+        from rorqual.corpus_writer import GENERATORS
+        from rorqual.plan.peaks import peak_of
+        from rorqual.train.prepare import take_prepared
+
+        with ExitStack() as held:
+            data = made_by_first(
+                ranks, lambda: self._prepare(held), lambda: take_prepared(self.recipe, GENERATORS)
+            )
+            return training.train(
+                self.recipe,
+                self.run_folder,
+                data,
+                allow_changes=self.allow_changes,
+                device=place,
+                ranks=ranks,
+                peak=lambda: peak_of(place, self.recipe.training.precision),
+            )
+
+    def _prepare(self, held: ExitStack) -> TrainingData:
+        """The data, once the run folder is this run's, for as long as the stack is there."""
+        from rorqual import train as training
+        from rorqual.cli.progress import shown_progress
+        from rorqual.corpus_writer import GENERATORS
+        from rorqual.log import console
+        from rorqual.train.preflight import look_ahead
+        from rorqual.train.prepare import prepare
+
+        lock = held.enter_context(training.run_lock(self.run_folder))
+        with shown_progress() as advance:
+            # Before the data: a run that may not go on must not replace token shards.
+            look_ahead(
+                self.recipe,
+                self.run_folder,
+                GENERATORS,
+                resume=self.is_resumed,
+                allow_changes=self.allow_changes,
+                advance=advance,
+            )
+            data = prepare(self.recipe, GENERATORS, advance=advance)
+        if not self.is_resumed and (aside := lock.set_aside()):
+            console().print(f"the old run is now {aside}", highlight=False)
+        return data
 
 
 def _print_plan(plan: Preview) -> None:

@@ -6,7 +6,7 @@ dispatcher and touches nothing else.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Dispatched(NamedTuple):
     weights_N: Tensor
     order_N: Tensor
     tile_rows: int | None = None
+    route: Any = None
 
 
 class Dispatcher(Protocol):
@@ -56,4 +57,4 @@ class LocalDispatcher:
             0, dispatched.order_N, torch.arange(place_N.numel(), device=place_N.device)
         )
         place_N = place_N[: num_tokens * num_choices]
-        return out_ND[place_N].view(num_tokens, num_choices, -1).sum(dim=1)
+        return out_ND[place_N].view(num_tokens, num_choices, out_ND.shape[1]).sum(dim=1)

@@ -31,6 +31,7 @@ HARMLESS = (
     "training.compile",
     "training.activation_checkpointing",
     "tokenizer.folder",
+    "parallel.",
 )
 FIXED = ("optimizer.moments",)
 ON_REQUEST = (

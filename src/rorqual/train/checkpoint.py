@@ -32,6 +32,7 @@ from rorqual.runs import CONFIG, STATE, TRAINER, mend_of_checkpoint, step_folder
 from rorqual.train.batches import TrainingData
 from rorqual.train.changes import check_changes
 from rorqual.train.optimizer import AdamW
+from rorqual.train.put_together import Moments
 from rorqual.train.recipe import Recipe
 
 MOMENTS = "moments.safetensors"
@@ -120,23 +121,27 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def checkpoint_folder(run_folder: Path, progress: Progress) -> Path:
+    """Where a checkpoint of so many steps lies."""
+    return run_folder / "checkpoints" / f"step-{progress.step}"
+
+
 def save_checkpoint(
     run_folder: Path,
     recipe: Recipe,
     model: DeepseekV3,
-    optimizer: AdamW,
+    optimizer: AdamW | Moments,
     progress: Progress,
     *,
     data: TrainingData | None = None,
 ) -> Path:
     """Writes `checkpoints/step-N` whole, then removes all but the recipe's last N."""
-    folder = run_folder / "checkpoints" / f"step-{progress.step}"
+    folder = checkpoint_folder(run_folder, progress)
     tokenizer = data.tokenizer if data is not None else None
     state = {
         "progress": asdict(progress),
         "optimizer_steps": optimizer.num_steps,
         "recipe": recipe.table(),
-        "recipe_digest": recipe.digest,
         "data_digest": data.digest if data is not None else None,
         "data": asdict(data.inputs) if data is not None and data.inputs is not None else None,
         "random": random_states(),
@@ -144,7 +149,7 @@ def save_checkpoint(
     with atomic_directory(folder, replace=True) as temporary:
         weights.save(model, temporary, "float32", tokenizer=tokenizer)
         (temporary / TRAINER).mkdir()
-        save_file(optimizer.state_tensors(), temporary / TRAINER / MOMENTS)
+        save_file(dict(optimizer.state_tensors()), temporary / TRAINER / MOMENTS)
         write_json(temporary / TRAINER / STATE, state)
     _point_latest(folder)
     for old in checkpoints(run_folder)[: -recipe.checkpoint.keep_last]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -18,6 +19,7 @@ from rorqual.ops.device import num_processors
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 STDERR = 2
+ECHO_SECONDS = 5.0
 NOTE = b"\nfinishing this step, then saving (Ctrl-C again stops at once, without saving)\n"
 
 
@@ -25,10 +27,14 @@ class Interrupt:
     """A context in which these signals only set `is_set` and `number`, the first one's.
 
     A SIGINT after that raises KeyboardInterrupt: who presses Ctrl-C again will not wait. One that
-    is ignored stays so: `nohup` means that a closed terminal shall not stop the run.
+    is ignored stays so: `nohup` means that a closed terminal shall not stop the run. torchrun
+    passes on the Ctrl-C that the terminal has sent to its processes already: to one of many, one
+    that follows at once is the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_one_of_many: bool = False, is_quiet: bool = False) -> None:
+        self.is_one_of_many, self.is_quiet = is_one_of_many, is_quiet
+        self.came = 0.0
         self.number: int | None = None
         self.before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
 
@@ -59,13 +65,16 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.is_set:
-            self.number = number
+            self.number, self.came = number, time.monotonic()
             # A handler may interrupt a print, so the words go straight to the file descriptor; a
             # closed one must not end the run.
             with suppress(OSError):
-                os.write(STDERR, NOTE)
-        elif number == signal.SIGINT:
+                os.write(STDERR, b"" if self.is_quiet else NOTE)
+        elif number == signal.SIGINT and not self._is_echo():
             raise KeyboardInterrupt
+
+    def _is_echo(self) -> bool:
+        return self.is_one_of_many and time.monotonic() - self.came < ECHO_SECONDS
 
 
 @contextmanager

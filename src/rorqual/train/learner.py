@@ -23,6 +23,7 @@ from rorqual.train.batches import TrainingData
 from rorqual.train.checkpoint import Progress, Resumed
 from rorqual.train.meters import Laps, Meters
 from rorqual.train.optimizer import AdamW
+from rorqual.train.ranks import OneRank, Ranks
 from rorqual.train.recipe import Recipe
 from rorqual.train.recompute import recompute
 from rorqual.train.start import start_model
@@ -37,35 +38,53 @@ class StepMade:
     values: StepValues
     num_sequences: int
     tokens_per_second: float
+    bytes_sent: tuple[int, int] = (0, 0)
+    """By all ranks, for tokens on their way to experts: within nodes and between them."""
 
 
 class Learner:
     """A fresh one, or one that a checkpoint gave back."""
 
     def __init__(
-        self, recipe: Recipe, data: TrainingData, resumed: Resumed | None, device: torch.device
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        resumed: Resumed | None,
+        device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.ranks = recipe, device, ranks or OneRank()
         if resumed is not None:
-            self.model, self.optimizer = resumed.model, resumed.optimizer
-            self.progress = resumed.progress
+            self.model, self.progress = resumed.model, resumed.progress
         else:
             seed_all(recipe.seed)
-            self.model = start_model(recipe, data.tokenizer).to(device)
-            self.optimizer = AdamW(self.model, recipe.optimizer)
-            self.progress = Progress()
+            self.model, self.progress = start_model(recipe, data.tokenizer).to(device), Progress()
         self.model.train()
         recompute(self.model, recipe.training.activation_checkpointing)
         self.batches = recipe.batches(data, self.model)
         self.laps = laps = Laps(device)
-        root, use_compile = recipe.root(self.model), recipe.training.compile
+        root = recipe.root(self.model)
+        self.spread = self.ranks.spread(self.model, root)
+        if resumed is not None and self.ranks.world == 1:
+            self.optimizer = resumed.optimizer
+        else:
+            self.optimizer = AdamW(self.model, recipe.optimizer)
+            if resumed is not None:
+                self.optimizer.take(resumed.optimizer, self.spread.own)
         self.stepper = Stepper(
             self.model,
             self.optimizer,
-            InTurn(self.model, root, use_compile=use_compile, laps=laps),
+            InTurn(
+                self.model,
+                root,
+                use_compile=recipe.training.compile,
+                laps=laps,
+                spread=self.spread,
+            ),
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
             laps=laps,
+            ranks=self.ranks,
         )
 
     @property
@@ -76,7 +95,7 @@ class Learner:
         config, length = self.model.config, self.recipe.training.sequence_length
         flops = training_flops_per_token(config, length)
         sparse = tuple(filter(config.is_moe_layer, range(config.num_layers_with_mtp)))
-        return Meters(self.laps, self.device, flops, peak, sparse_layers=sparse)
+        return Meters(self.laps, self.device, flops, peak, self.ranks.world, sparse)
 
     def step(self, saved: Path | None) -> StepMade:
         """The next batch and what it moves; TrainingError, which names the checkpoint `saved`."""
@@ -84,7 +103,9 @@ class Learner:
         started = time.monotonic()
         total, micro = recipe.training.total_tokens, recipe.training.micro_batch_size
         num_sequences = recipe.batch_ramp.at(progress.tokens, total, micro)
-        batch = self.batches.batch(progress.samples, num_sequences, rank=0, world=1)
+        batch = self.batches.batch(
+            progress.samples, num_sequences, self.ranks.replica, self.ranks.num_replicas
+        )
         self._check_form(batch)
         self.laps.lap("data")
         tokens = progress.tokens + num_sequences * recipe.training.sequence_length
@@ -111,7 +132,15 @@ class Learner:
             samples=progress.samples + num_sequences,
             seconds=progress.seconds + seconds,
         )
-        return StepMade(result, values, num_sequences, (tokens - progress.tokens) / seconds)
+        speed = (tokens - progress.tokens) / seconds
+        return StepMade(result, values, num_sequences, speed, self._bytes_sent())
+
+    def _bytes_sent(self) -> tuple[int, int]:
+        if self.ranks.world == 1:
+            return 0, 0
+        own = torch.tensor(self.spread.bytes_sent(), device=self.device)
+        within, between = self.ranks.sum(own).tolist()
+        return within, between
 
     def _move(self, batch: Batch, values: StepValues) -> StepResult:
         documents_BS = batch.documents_BS

@@ -27,8 +27,10 @@ from rorqual.train.batches import Measurement, TrainingData
 from rorqual.train.interrupt import Interrupt, deterministic, threads, threads_note
 from rorqual.train.learner import Learner
 from rorqual.train.plots import plots_note
+from rorqual.train.put_together import whole_model, whole_moments
+from rorqual.train.ranks import OneRank, Ranks
 from rorqual.train.recipe import Recipe, toml_text
-from rorqual.train.recorder import Recorder
+from rorqual.train.recorder import NoRecorder, Recorder
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def train(
     allow_changes: bool = False,
     device: str | torch.device = "auto",
     is_quiet: bool = False,
-    is_locked: bool = False,
+    ranks: Ranks | None = None,
     peak: Callable[[], Peak | None] | None = None,
 ) -> Summary:
     """Trains until the recipe's total tokens, or until SIGINT, SIGTERM or SIGHUP; then saves.
@@ -62,20 +64,22 @@ def train(
     With `resume` the latest checkpoint in `run_folder` is continued, if there is one; without it,
     a folder that holds checkpoints is an error. `allow_changes` continues it with another schedule
     or optimiser, and says what that moves. torch's threads and modes are as before afterwards.
-    `is_locked` says that the caller holds `run_lock`; otherwise a second process in the folder is
-    refused here (UsageError). `device` as in `resolve_device`. `peak` is asked, with
+    A second process in the folder is refused (UsageError), unless `ranks` say who shares it: then
+    the caller's first rank holds `run_lock`. `device` as in `resolve_device`. `peak` is asked, with
     the run's threads, for what MFU is a share of; without it there is none.
     """
-    place = resolve_device(device)
+    on = resolve_device(device)
     with (
-        nullcontext() if is_locked else run_lock(Path(run_folder)),
+        run_lock(Path(run_folder)) if ranks is None else nullcontext(),
         threads(recipe.training.threads),
-        deterministic(place),
+        deterministic(on),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        most = None if peak is None else peak()
-        return _train(recipe, Path(run_folder), data, resume, allow_changes, place, is_quiet, most)
+        ranks = ranks or OneRank()
+        most = peak() if peak is not None and ranks.is_first else None
+        place = _Place(device=on, ranks=ranks, peak=most, is_quiet=is_quiet)
+        return _train(recipe, Path(run_folder), data, resume, allow_changes, place)
 
 
 def run_lock(run_folder: Path) -> FolderLock:
@@ -87,23 +91,33 @@ def run_lock(run_folder: Path) -> FolderLock:
     )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a run happens, and how it is seen there."""
+
+    device: torch.device
+    ranks: Ranks
+    peak: Peak | None
+    is_quiet: bool
+
+
 def _train(
     recipe: Recipe,
     run_folder: Path,
     data: TrainingData,
     resume: bool,
     allow_changes: bool,
-    device: torch.device,
-    is_quiet: bool,
-    peak: Peak | None,
+    place: _Place,
 ) -> Summary:
+    device, ranks = place.device, place.ranks
     found = checkpoint_files.latest_checkpoint(run_folder)
     if found is not None and not resume:
         raise UsageError(
             "already holds a training run", where=run_folder, fix="choose another run folder"
         )
-    checkpoint_files.remove_leftovers(run_folder)
-    with Interrupt() as interrupt:
+    if ranks.is_first:
+        checkpoint_files.remove_leftovers(run_folder)
+    with Interrupt(is_one_of_many=ranks.world > 1, is_quiet=not ranks.is_first) as interrupt:
         resumed: checkpoint_files.Resumed | None = None
         if found is not None:
             resumed = checkpoint_files.load_checkpoint(
@@ -113,10 +127,13 @@ def _train(
                 data=data,
                 allow_changes=allow_changes,
             )
-        learner = Learner(recipe, data, resumed, device)
-        with atomic_write(run_folder / "recipe.toml", "w") as file:
-            file.write(toml_text(recipe.table()))
-        recorder = Recorder(recipe, run_folder, learner.progress, learner.meters(peak), is_quiet)
+        learner = Learner(recipe, data, resumed, device, ranks)
+        recorder: Recorder | NoRecorder = NoRecorder()
+        if ranks.is_first:
+            with atomic_write(run_folder / "recipe.toml", "w") as file:
+                file.write(toml_text(recipe.table()))
+            meters = learner.meters(place.peak)
+            recorder = Recorder(recipe, run_folder, learner.progress, meters, place.is_quiet)
         with recorder:
             run = _Run(recipe, run_folder, data, learner, recorder, resumed)
             return run.until(interrupt)
@@ -131,7 +148,7 @@ class _Run:
         folder: Path,
         data: TrainingData,
         learner: Learner,
-        recorder: Recorder,
+        recorder: Recorder | NoRecorder,
         resumed: checkpoint_files.Resumed | None,
     ) -> None:
         self.recipe, self.folder, self.data = recipe, folder, data
@@ -143,10 +160,21 @@ class _Run:
     def until(self, interrupt: Interrupt) -> Summary:
         """Steps to the end or to an interrupt, with checkpoints and validations on the way."""
         learner = self.learner
+        with learner.ranks.waiting(lambda: f"step {learner.progress.step + 1}"):
+            validation = self._steps(interrupt)
+            # Once is enough: to write it again would put the only whole checkpoint at risk.
+            if self.saved_step != learner.progress.step:
+                self._save()
+            self._is_stopped(interrupt)  # so that all ranks end alike
+        return self._summary(interrupt, validation)
+
+    def _steps(self, interrupt: Interrupt) -> Measurement | None:
+        """The last validation, if there was one."""
+        learner = self.learner
         validation: Measurement | None = None
         last_save = time.monotonic()
         self._announce()
-        while not learner.is_finished and not interrupt.is_set:
+        while not learner.is_finished and not self._is_stopped(interrupt):
             before = learner.progress.tokens
             made = learner.step(self.saved)
             self.recorder.step(learner.progress, made)
@@ -156,34 +184,41 @@ class _Run:
             minutes = self.recipe.checkpoint.every_minutes
             is_time = minutes is not None and time.monotonic() - last_save >= minutes * 60
             is_due = self._is_due(self.recipe.checkpoint.every_tokens, before)
-            if is_last or is_due or is_time:
+            # Clocks differ: the ranks save together.
+            if is_last or is_due or learner.ranks.agree(is_time):
                 self._save()
                 last_save = time.monotonic()
-        # Once is enough: to write it again would put the only whole checkpoint at risk.
-        if self.saved_step != learner.progress.step:
-            self._save()
-        return self._summary(interrupt, validation)
+        return validation
 
     def _validate(self) -> Measurement | None:
         if self.data.held_out is None:
             return None
-        found = self.data.held_out.measure(self.learner.model)
+        with self.learner.spread.measuring():
+            found = self.data.held_out.measure(self.learner.model)
         self.recorder.validation(self.learner.progress, found)
         return found
 
     def _save(self) -> None:
         learner = self.learner
         self.recorder.load(learner.progress)
-        self.saved = checkpoint_files.save_checkpoint(
-            self.folder,
-            self.recipe,
-            learner.model,
-            learner.optimizer,
-            learner.progress,
-            data=self.data,
-        )
+        ranks, spread = learner.ranks, learner.spread
+        model = whole_model(learner.model, spread, is_first=ranks.is_first)
+        moments = whole_moments(learner.optimizer, spread, is_first=ranks.is_first)
+        if model is not None and moments is not None:
+            checkpoint_files.save_checkpoint(
+                self.folder, self.recipe, model, moments, learner.progress, data=self.data
+            )
+        ranks.agree(0, is_patient=True)  # none goes on before it is there
+        self.saved = checkpoint_files.checkpoint_folder(self.folder, learner.progress)
         self.saved_step = learner.progress.step
         self.recorder.plots(learner.is_finished)
+
+    def _is_stopped(self, interrupt: Interrupt) -> bool:
+        """Whether a signal came, to whichever rank."""
+        number = self.learner.ranks.agree(interrupt.number or 0)
+        if number and not interrupt.is_set:
+            interrupt.number = number
+        return number > 0
 
     def _is_due(self, every_tokens: int | None, before: int) -> bool:
         """Whether the last step crossed a multiple of `every_tokens`."""

@@ -92,20 +92,30 @@ class BatchRamp:
     """Sequences a step at the end of the ramp; at least `start`, and a multiple as well."""
     over: Amount = 469e9 / 14.8e12
     """Where the ramp ends."""
+    multiple_of: int | None = Field(default=None, gt=0)
+    """Each batch on the way is a multiple of it; left out: of `training.micro_batch_size`. Ranks
+    that take samples divide it."""
 
     @model_validator(mode="after")
     def _check(self) -> BatchRamp:
         check_amount("over", self.over)
         if self.end < self.start:
             raise ValueError(f"end {self.end} is less than start {self.start}: the batch grows")
+        for key in ("start", "end"):
+            if getattr(self, key) % (self.multiple_of or 1):
+                raise ValueError(
+                    f"{key} {getattr(self, key)} is not a multiple of multiple_of "
+                    f"{self.multiple_of}"
+                )
         return self
 
     def at(self, tokens: int, total_tokens: int, micro_batch_size: int) -> int:
-        """The batch after `tokens`, rounded down to a multiple of the micro-batch."""
+        """The batch after `tokens`, rounded down to a multiple."""
+        unit = self.multiple_of or micro_batch_size
         over = in_tokens(self.over, total_tokens)
         share = min(tokens / over, 1.0) if over else 1.0
         size = self.start + (self.end - self.start) * share
-        return max(int(size) // micro_batch_size, 1) * micro_batch_size
+        return max(int(size) // unit, 1) * unit
 
 
 @settings

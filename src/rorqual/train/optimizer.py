@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from rorqual.config import settings
+from rorqual.train.ranks import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -45,7 +46,8 @@ class OptimizerSettings:
 
 
 class AdamW(torch.optim.Optimizer):
-    """The moments of a model's parameters; `step()` moves these by their `.grad`.
+    """The moments of a model's parameters; `step()` moves these by their `.grad`. Of parameters
+    that ranks share, this rank's part.
 
     Choice: weight decay on matrices (embedding and experts included), not on norms' vectors.
     """
@@ -64,7 +66,7 @@ class AdamW(torch.optim.Optimizer):
         dtype = getattr(torch, options.moments)
         for parameter in self.named.values():
             self.state[parameter] = {
-                moment: torch.zeros_like(parameter, dtype=dtype) for moment in MOMENTS
+                moment: torch.zeros_like(local(parameter), dtype=dtype) for moment in MOMENTS
             }
 
     @torch.no_grad()
@@ -73,7 +75,7 @@ class AdamW(torch.optim.Optimizer):
 
         Where other ranks hold some, `norm_of_all` makes their common norm of this rank's own.
         """
-        gradients = {name: p.grad for name, p in self.named.items() if p.grad is not None}
+        gradients = {n: local(p.grad) for n, p in self.named.items() if p.grad is not None}
         counted = [grad for name, grad in gradients.items() if name not in self.copies]
         norm = norm_of_all(torch.nn.utils.get_total_norm(counted))
         limit = self.options.clip_norm
@@ -91,7 +93,8 @@ class AdamW(torch.optim.Optimizer):
         assert closure is None, "a step's loss is known before it"
         self.num_steps += 1
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            moved = (p for p in group["params"] if p.grad is not None)
+            parameters = [p for p in moved if local(p).numel()]  # of small ones a rank has none
             if parameters and self.options.moments == "float32":
                 self._fused(parameters, group["lr"], group["weight_decay"])
             elif parameters:
@@ -104,7 +107,7 @@ class AdamW(torch.optim.Optimizer):
         device = parameters[0].device
         steps = torch.full((len(parameters),), float(self.num_steps - 1), device=device)
         adamw(
-            parameters,
+            [local(parameter) for parameter in parameters],
             [_gradient(parameter) for parameter in parameters],
             [self.state[parameter]["exp_avg"] for parameter in parameters],
             [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
@@ -132,7 +135,8 @@ class AdamW(torch.optim.Optimizer):
         correction1 = 1 - options.beta1**self.num_steps
         correction2 = 1 - options.beta2**self.num_steps
         denominator = exp_avg_sq.div_(correction2).sqrt_().add_(options.eps)
-        parameter.mul_(1 - lr * decay).addcdiv_(exp_avg, denominator, value=-lr / correction1)
+        own = local(parameter).mul_(1 - lr * decay)
+        own.addcdiv_(exp_avg, denominator, value=-lr / correction1)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The moments by the name under which a checkpoint keeps them."""
@@ -141,6 +145,14 @@ class AdamW(torch.optim.Optimizer):
             for moment in MOMENTS
             for name, parameter in self.named.items()
         }
+
+    def take(self, whole: AdamW, own: Callable[[str, Tensor], Tensor]) -> None:
+        """Moments and counter from another, whose moments go; `own` cuts what is this rank's."""
+        moments = whole.state_tensors()
+        for key, place in self.state_tensors().items():
+            place.copy_(own(key.partition(".")[2], moments[key]))
+        self.num_steps = whole.num_steps
+        whole.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_steps": self.num_steps}
@@ -163,4 +175,4 @@ def _is_vector(parameter: Tensor) -> bool:
 
 def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "a parameter without a gradient reached the update"
-    return parameter.grad
+    return local(parameter.grad)

@@ -61,6 +61,7 @@ def look_ahead(
     _check_effect(recipe, config)
     if recipe.metrics.tensorboard:
         require_tensorboard()
+    recipe.parallel.check_model(config)
     if found is None and recipe.init_from is not None:
         check_shape(recipe, find_checkpoint(recipe.init_from))
     preparation = recipe.preparation(config, generators or {})
@@ -99,6 +100,7 @@ def preview(
         ("run folder", str(run_folder)),
         ("begins", _beginning(recipe, run_folder, outlook.standing, resume)),
         ("stage", recipe.stage),
+        *([("ranks", recipe.parallel.axes)] if recipe.parallel.world > 1 else []),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         ("MTP depth", str(config.num_nextn_predict_layers)),
         ("tokens", f"{total:,}"),

@@ -29,6 +29,21 @@ def prepare(
     return recipe.preparation(config_of(recipe), generators or {}).make(advance)
 
 
+def take_prepared(
+    recipe: Recipe, generators: Mapping[str, Generator] | None = None
+) -> TrainingData:
+    """What another process made; UsageError where it is not."""
+    data = recipe.preparation(config_of(recipe), generators or {}).find()
+    if data is None:
+        raise UsageError(
+            "the data that the first rank made is not here",
+            expected="folders that all ranks share",
+            fix="put the recipe's folders and the run folder on a file system that all machines "
+            "have",
+        )
+    return data
+
+
 def config_of(recipe: Recipe) -> ModelConfig:
     """The shape of the model that the recipe trains, read from `init_from` where there is one."""
     if recipe.init_from is None:

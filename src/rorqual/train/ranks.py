@@ -1,16 +1,60 @@
-"""What a step asks of the other ranks; on one rank, nothing."""
+"""What a run asks of its ranks; on one rank, nothing."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from rorqual.model import DeepseekV3
+
+
+class Spread(Protocol):
+    """What this rank holds of a model, and how the rest comes to it."""
+
+    def micro_batch(self, is_last: bool) -> None:
+        """Called before each pass of a step, of which one is the last."""
+        ...
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Within it the model can be called by parts, on all ranks at once."""
+        ...
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """Of a parameter, or of what is as large, the rows of this rank."""
+        ...
+
+    def whole(self, name: str, own: Tensor) -> Tensor | None:
+        """The rows of all ranks together, on the first one; all must ask. None on the others."""
+        ...
+
+    def bytes_sent(self) -> tuple[int, int]:
+        """What tokens' ways to experts cost this rank since the last call: bytes within nodes and
+        between them.
+        """
+        ...
 
 
 class Ranks(Protocol):
-    """`num_replicas`: how many ranks take samples of their own, equally many each."""
+    """`rank` of `world`. `num_replicas` ranks take samples of their own, equally many each; this
+    one is `replica` of these.
+    """
 
+    rank: int
+    world: int
+    replica: int
     num_replicas: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that prepares, writes and speaks."""
+        ...
+
+    def spread(self, model: DeepseekV3, root: nn.Module) -> Spread:
+        """Leaves of a whole model what is this rank's; `root` is what runs it."""
+        ...
 
     def sum(self, values: Tensor) -> Tensor:
         """Over the ranks that take other samples."""
@@ -20,12 +64,60 @@ class Ranks(Protocol):
         """The norm of all gradients, from that of those which this rank holds."""
         ...
 
+    def agree(self, number: int, *, is_patient: bool = False) -> int:
+        """The largest number that any rank has; all must ask. A patient one waits for hours, as
+        for data that the first rank makes.
+        """
+        ...
+
+    def waiting(self, what: Callable[[], str]) -> AbstractContextManager[None]:
+        """Within it a rank that does not answer is an error that says who waited, and at what."""
+        ...
+
+
+class Whole:
+    """A model that one rank holds alone."""
+
+    def micro_batch(self, is_last: bool) -> None:
+        pass
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        yield
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        return whole
+
+    def whole(self, name: str, own: Tensor) -> Tensor | None:
+        return own
+
+    def bytes_sent(self) -> tuple[int, int]:
+        return 0, 0
+
 
 class OneRank:
-    num_replicas = 1
+    rank, world, replica, num_replicas = 0, 1, 0, 1
+    is_first = True
+
+    def spread(self, model: DeepseekV3, root: nn.Module) -> Spread:
+        return Whole()
 
     def sum(self, values: Tensor) -> Tensor:
         return values
 
     def norm(self, own: Tensor) -> Tensor:
         return own
+
+    def agree(self, number: int, *, is_patient: bool = False) -> int:
+        return number
+
+    @contextmanager
+    def waiting(self, what: Callable[[], str]) -> Iterator[None]:
+        yield
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Of a tensor that ranks share, what this one holds."""
+    shared: Any = tensor
+    held: Tensor = shared.to_local() if hasattr(shared, "to_local") else tensor
+    return held

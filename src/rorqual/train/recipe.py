@@ -13,7 +13,6 @@ report's (§4.2), with its durations as shares of 14.8T tokens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from rorqual.config import apply_overrides, fill, has_key, read_toml, settings, 
 from rorqual.data import Generator, TokenizerSettings
 from rorqual.errors import ConfigError, listing
 from rorqual.model import DeepseekV3, ModelConfig, preset
+from rorqual.parallel.settings import ParallelSettings
 from rorqual.train.batches import Batches, Preparation, TrainingData
 from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
@@ -146,6 +146,8 @@ class Recipe:
     """When to save."""
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     """What is written of the run (docs/runs.md)."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How many ranks share the run, and along which axes (docs/parallel.md)."""
 
     def preparation(self, config: ModelConfig, generators: Mapping[str, Generator]) -> Preparation:
         """What is to be done before the first step; `generators` make text, by their names."""
@@ -193,13 +195,14 @@ class Recipe:
     def _check(self) -> Recipe:
         self._check_start()
         micro = self.training.micro_batch_size
-        for key in ("start", "end"):
+        for key in ("start", "end", "multiple_of"):
             size = getattr(self.batch_ramp, key)
-            if size % micro:
+            if size is not None and size % micro:
                 raise ValueError(
                     f"batch_ramp.{key} {size} is not a multiple of "
                     f"training.micro_batch_size {micro}"
                 )
+        self._check_ranks()
         total = self.training.total_tokens
         ends = self.lr_schedule.phase_ends(total)
         if list(ends) != sorted(ends):
@@ -214,6 +217,20 @@ class Recipe:
                 f"times training.sequence_length {length} is {start * length}"
             )
         return self
+
+    def _check_ranks(self) -> None:
+        """Every batch can be divided among the ranks that take samples."""
+        ramp, num_replicas = self.batch_ramp, self.parallel.num_replicas
+        key, unit = "start", ramp.start
+        if ramp.start != ramp.end:
+            key, unit = "multiple_of", ramp.multiple_of or self.training.micro_batch_size
+        if unit % num_replicas:
+            raise ValueError(
+                f"batch_ramp.{key} {unit} is not a multiple of the {num_replicas} ranks that take "
+                f"samples ([parallel] {self.parallel.axes})"
+            )
+        if self.training.compile and self.parallel.world > 1:
+            raise ValueError("training.compile is for one rank, and [parallel] asks for more")
 
     def _check_start(self) -> None:
         if self.init_from is None and "preset" not in self.model:
@@ -246,11 +263,6 @@ class Recipe:
         place = common.index("training")
         own = [name for name in table if name not in common]
         return {name: table[name] for name in (*common[:place], *own, *common[place:])}
-
-    @property
-    def digest(self) -> str:
-        """A hash of the whole recipe."""
-        return hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode()).hexdigest()
 
 
 Stages = Sequence[type[Recipe]]

@@ -24,6 +24,31 @@ from rorqual.train.tensorboard import FOLDER, TensorBoardLog
 SECONDS_BETWEEN_PLOTS = 30.0
 
 
+class NoRecorder:
+    """What a rank writes and says that is not the first: nothing."""
+
+    def __enter__(self) -> NoRecorder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def say(self, lines: Iterable[str]) -> None:
+        pass
+
+    def step(self, progress: Progress, made: StepMade) -> None:
+        pass
+
+    def validation(self, progress: Progress, found: Measurement) -> None:
+        pass
+
+    def load(self, progress: Progress) -> None:
+        pass
+
+    def plots(self, is_last: bool) -> None:
+        pass
+
+
 class Recorder:
     """One run's records; a context in which the progress bar is shown."""
 
@@ -83,6 +108,7 @@ class Recorder:
             max_vio_mean=float(max_vio_L.mean()) if has_layers else 0.0,
             max_vio_max=float(max_vio_L.max()) if has_layers else 0.0,
             **self.meters.record(made.tokens_per_second),
+            **_bytes(made),
             **({"metrics": result.metrics} if result.metrics else {}),
         )
         speed, mfu = made.tokens_per_second, self.meters.mfu(made.tokens_per_second)
@@ -114,3 +140,11 @@ class Recorder:
             write_plots(self.folder / METRICS, self.folder / "plots")
             self.last_plot = time.monotonic()
             self.meters.laps.lap("plots")
+
+
+def _bytes(made: StepMade) -> dict[str, int]:
+    """Where experts are on several ranks."""
+    if not any(made.bytes_sent):
+        return {}
+    within, between = made.bytes_sent
+    return {"bytes_within_nodes": within, "bytes_between_nodes": between}

@@ -31,7 +31,7 @@ from rorqual.train.loss import (
 from rorqual.train.meters import Laps
 from rorqual.train.optimizer import AdamW
 from rorqual.train.precision import compute_in
-from rorqual.train.ranks import OneRank, Ranks
+from rorqual.train.ranks import OneRank, Ranks, Spread, Whole
 
 
 class StepValues(NamedTuple):
@@ -93,7 +93,7 @@ class MicroBatch(NamedTuple):
 
 class InTurn:
     """One micro-batch after the other, forward and backward. `root` gives the loss,
-    `TrainingModel(model)` if left out.
+    `TrainingModel(model)` if left out; `spread` is what ranks share of both.
 
     `use_compile` turns the loss of one micro-batch (fixed shapes) into one graph; the grouped GEMM
     and the cross entropy are opaque operators in it.
@@ -106,8 +106,9 @@ class InTurn:
         *,
         use_compile: bool = False,
         laps: Laps | None = None,
+        spread: Spread | None = None,
     ) -> None:
-        self.model, self.laps = model, laps or Laps()
+        self.model, self.laps, self.spread = model, laps or Laps(), spread or Whole()
         root = root or TrainingModel(model)
         self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
         self.loss: Callable[..., LossParts]
@@ -116,7 +117,10 @@ class InTurn:
     def __call__(
         self, micro_batches: Sequence[Mapping[str, Tensor]], by: Coefficients
     ) -> Accumulated:
-        parts = [self._accumulate(given, by) for given in micro_batches]
+        parts = []
+        for number, given in enumerate(micro_batches, 1):
+            self.spread.micro_batch(is_last=number == len(micro_batches))
+            parts.append(self._accumulate(given, by))
         losses = [torch.stack([part.total for part in parts]).sum()[None]]
         losses.append(torch.stack([part.balance for part in parts]).sum()[None])
         losses.append(torch.stack([part.cross_entropy_C for part in parts]).sum(0))

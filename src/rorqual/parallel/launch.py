@@ -1,0 +1,32 @@
+"""What torchrun tells a process in its environment; nothing where it was not started by it."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from rorqual.errors import UsageError
+
+
+class Launch(NamedTuple):
+    """This process among all, and among those of its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def of_environment(cls) -> Launch:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        told = {name: os.environ.get(name, "") for name in names}
+        if told["WORLD_SIZE"] in ("", "1"):
+            return cls()
+        if not all(value.isdigit() for value in told.values()):
+            raise UsageError(
+                "the environment does not say which rank this is",
+                found=", ".join(f"{name}={value}" for name, value in told.items()),
+                expected="four numbers, as torchrun sets them",
+                fix="start with torchrun, or unset WORLD_SIZE",
+            )
+        return cls(*map(int, told.values()))
