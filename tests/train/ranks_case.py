@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -112,8 +112,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures by step, each expert's load by step, and by name the whole gradients of the first
-    step and the weights after the last one.
+    """Figures by step, each expert's load by step, and by name the gradients of the first step and
+    the weights after the last one.
     """
 
     steps: list[dict[str, float]]
@@ -122,27 +122,39 @@ class Outcome:
     weights: dict[str, Tensor]
 
 
+@torch.no_grad()
 def learn(case: Case, folder: Path, ranks: Ranks) -> Outcome:
-    """On a rank that is not the first: what it alone can say of the whole, if anything."""
+    """Of tensors what this rank holds, under the first row and the name: `12 model.norm.weight`."""
     recipe = case.recipe(folder)
     samples = Samples(recipe, case.mtp)
     learner = Learner(recipe, TrainingData(samples), None, torch.device("cpu"), ranks)
+    rows = getattr(learner.spread, "rows", None)
+    firsts = {name: rows(name).start if rows else 0 for name in learner.optimizer.named}
     steps, loads, gradients = [], [], {}
     while not learner.is_finished:
-        found = learner.step(None).result
+        with torch.enable_grad():
+            found = learner.step(None).result
         steps.append({name: getattr(found, name) for name in FIGURES} | {"mtp": sum(found.mtp)})
         loads.append(found.loads_LE.tolist())
-        if len(steps) == 1:
-            own = {name: local(p.grad) for name, p in learner.model.named_parameters()}
-            gradients = _whole(learner, own)
-    held = {name: local(p.detach()) for name, p in learner.model.named_parameters()}
-    return Outcome(steps, loads, gradients, _whole(learner, held))
+        for name, parameter in learner.optimizer.named.items():
+            assert parameter.grad is not None, name
+            if len(steps) == 1:
+                gradients[f"{firsts[name]} {name}"] = local(parameter.grad).clone()
+    held = {f"{firsts[name]} {name}": local(p) for name, p in learner.optimizer.named.items()}
+    return Outcome(steps, loads, gradients, held)
 
 
-def _whole(learner: Learner, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad():
-        found = {name: learner.spread.whole(name, value) for name, value in held.items()}
-    return {name: value.clone() for name, value in found.items() if value is not None}
+def put_together(held: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The whole tensors; ranks that hold the same rows hold the same bits."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for rank in held:
+        for key, value in rank.items():
+            first, name = key.split()
+            known = parts.setdefault(name, {}).setdefault(int(first), value)
+            if value.numel():  # of small tensors a rank has none
+                parts[name][int(first)] = value
+                assert not known.numel() or torch.equal(known, value), key
+    return {name: torch.cat([rows[i] for i in sorted(rows)]) for name, rows in parts.items()}
 
 
 def run(case: Case, folder: Path) -> Outcome:
@@ -156,18 +168,20 @@ def run(case: Case, folder: Path) -> Outcome:
 
 def _read(folder: Path, world: int) -> Outcome:
     """The first rank's figures, and the tensors of all."""
-    tensors: dict[str, dict[str, Tensor]] = {"gradients": {}, "weights": {}}
-    for rank in range(world):
-        for kind, found in tensors.items():
-            found |= load_file(folder / f"{kind}-{rank}.safetensors")
     told = json.loads((folder / "steps-0.json").read_text())
-    return Outcome(told["steps"], told["loads"], **tensors)
+    gradients, weights = (
+        put_together(load_file(folder / f"{kind}-{rank}.safetensors") for rank in range(world))
+        for kind in ("gradients", "weights")
+    )
+    return Outcome(told["steps"], told["loads"], gradients, weights)
 
 
 @cache
 def serial(case_text: str, folder: Path) -> Outcome:
     """On this process; the same again is not computed again."""
-    return learn(Case(**json.loads(case_text)), folder, OneRank())
+    found = learn(Case(**json.loads(case_text)), folder, OneRank())
+    gradients, held = put_together([found.gradients]), put_together([found.weights])
+    return replace(found, gradients=gradients, weights=held)
 
 
 def text_of(case: Case) -> str:

@@ -51,6 +51,10 @@ def test_two_ranks_that_share_weights_learn_what_one_learns(compare: Compare) ->
     compare(Case({"dp_shard": 2}, num_steps=5))
 
 
+def test_two_ranks_that_share_experts_learn_what_one_learns(compare: Compare) -> None:
+    compare(Case({"ep": 2, "zero": 3}, "sft", is_recomputed=True, num_steps=5))
+
+
 PLANS: dict[str, dict[str, Any]] = {
     "ep2": {"ep": 2},
     "ep4": {"ep": 4},
