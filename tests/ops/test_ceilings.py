@@ -4,6 +4,7 @@ counts by hand.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -170,7 +171,7 @@ def test_what_is_slower_limits() -> None:
 
 def test_the_peak_is_the_best_of_all_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, found = tmp_path / "cache/products.json", iter([2e11, 1e11, 3e11, 5e11])
-    monkeypatch.setattr(ceilings, "_product_flops", lambda operands: next(found))
+    monkeypatch.setattr(ceilings, "_product_flops", lambda *_: next(found))
     peak, days = partial(ceilings.product_peak, file=file), iter("AABBCCDD")
     monkeypatch.setattr(ceilings.time, "strftime", lambda form: next(days))
     assert [peak("bf16").flops for _ in "AABBCC"] == [2e11] * 4 + [3e11] * 2
@@ -182,7 +183,7 @@ def test_the_peak_is_the_best_of_all_days(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_broken_record_of_the_peak_is_measured_anew(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "_product_flops", lambda operands: 2e11)
+    monkeypatch.setattr(ceilings, "_product_flops", lambda *_: 2e11)
     file = tmp_path / "products.json"
     file.write_text(text.replace("KEY", f"bf16: {ceilings.describe_machine()}"))
     assert ceilings.product_peak("bf16", file).flops == 2e11
@@ -196,3 +197,14 @@ def test_measuring_the_peak_moves_no_random_numbers(monkeypatch: pytest.MonkeyPa
     torch.manual_seed(1)
     assert ceilings._product_flops("float32") > 1e6
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_others_take_of_the_processors_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: five rounds of 9 seconds, in which two threads computed 8, 6, 12, 20 and 8 seconds
+    together.
+    """
+    wall, busy = itertools.count(0, 9), iter([0, 8, 8, 14, 14, 26, 26, 46, 46, 54])
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(ceilings.time, "process_time", lambda: next(busy))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert ceilings._busy_seconds(lambda: None) == 3

@@ -99,6 +99,9 @@ def page_of(*folders: Path) -> tuple[str, Page]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
     lines = records(100)
+    for line in lines:
+        if line["kind"] == "step":  # as of several ranks
+            line |= {"bytes_within_nodes": 7_000_000, "bytes_between_nodes": 2_000_000}
     lines.insert(50, {"kind": "rollback", "step": 40, "to": 30, "why": EVIL})
     folder = tmp_path_factory.mktemp("report") / "whole"
     return page_of(write_run(folder, lines, timeline=TIMELINE))
@@ -107,7 +110,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 def test_it_shows_all_that_there_is(whole: tuple[str, Page]) -> None:
     _, page = whole
     wanted = ("Loss", "Held out", "Learning rate", "Gradient norm", "Speed", "Memory", "Batch")
-    wanted += ("Model FLOPs utilisation", "Time by phase", "Balance of the experts")
+    wanted += (
+        "Sent between ranks",
+        "between nodes",
+        "Model FLOPs utilisation",
+        "Time by phase",
+        "Balance of the experts",
+    )
     wanted += ("MaxVio by layer", "Experts over time, by layer", "Timeline of a step", "Events")
     for title in (*wanted, "Recipe", "1 rollback", "made", "stage pretrain", "forward", "rank 1"):
         assert title in page.text, title

@@ -83,6 +83,16 @@ def test_a_report_that_nobody_can_read_falls_silent(
     assert report.is_quiet
 
 
+def test_mfu_stands_beside_the_speed_where_a_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(Report, "line", lambda report, text: lines.append(text))
+    report = Report(1000, 0, is_quiet=True)
+    report.step(1, 1000, 2.0, 1234.0, mfu=0.306)
+    report.step(2, 1000, 2.0, 1234.0)
+    assert "1,234 tok/s  MFU 31%  left" in lines[0]
+    assert "1,234 tok/s  left" in lines[1]
+
+
 def test_the_last_batch_does_not_count_beyond_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(Report, "line", lambda report, text: lines.append(text))

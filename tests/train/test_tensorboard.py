@@ -12,8 +12,8 @@ import pytest
 from rorqual.errors import ConfigError
 from rorqual.train import Recipe, TrainingData, train
 from rorqual.train import tensorboard as tensorboard_module
-from rorqual.train.metrics import read_metrics
-from rorqual.train.tensorboard import FOLDER
+from rorqual.train.metrics import MetricsLog, read_metrics
+from rorqual.train.tensorboard import FOLDER, TensorBoardLog
 
 MISSING = "tensorboard is not installed: pip install 'rorqual[tensorboard]'"
 FLOAT32 = 1e-6  # event files hold float32
@@ -56,6 +56,18 @@ def test_its_reader_finds_every_number_of_the_metrics(
         assert [number for _, number in found[name]] == pytest.approx(values, rel=FLOAT32)
     assert "load/max_vio/1" in found
     assert not [name for name in found if name.startswith(("load/load", "load/layers"))]
+
+
+@needs_tensorboard
+def test_what_is_rewound_is_hidden(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, TensorBoardLog(tmp_path / FOLDER, 0))
+    for step in range(1, 6):
+        log.write("step", step, loss=float(step))
+    log.rewind(2)
+    log.write("step", 3, loss=30.0)
+    log.close()
+    assert scalars(tmp_path / FOLDER) == {"step/loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
+    assert [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 30.0]
 
 
 def test_without_tensorboard_it_is_refused_before_anything_is_made(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,8 @@ def trained(folder: Path) -> Path:
     done = run("words.toml", folder=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "runs/words/checkpoints/step-16"
+    assert "MFU is a share of" in done.stderr
+    assert re.search(r"tok/s  MFU \d+%", done.stderr)
     return folder / "runs" / "words"
 
 
@@ -79,6 +82,10 @@ def test_it_learns_and_validates(trained: Path) -> None:
     assert [check["step"] for check in checks] == [8, 16]
     assert checks[1]["bits_per_byte"] < checks[0]["bits_per_byte"]
     assert steps[0]["main"] > 5.5 > steps[-1]["main"]
+    assert all(0 < step["mfu"] < 1.5 for step in steps)
+    phases = {"data", "forward", "backward", "clip", "optimizer"}
+    assert all(step["seconds"].keys() >= phases for step in steps)
+    assert [step["step"] for step in steps if "validation" in step["seconds"]] == [9]
 
 
 def test_a_validation_has_the_samples_of_its_tokens_and_one_at_least(
