@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.cli.chat_commands import COMMANDS, Commands
-from rorqual.cli.chat_files import HEADINGS, read_chat, write_chat
+from rorqual.cli.chat_files import HEADINGS, read_chat, title_of, write_chat
 from rorqual.cli.chat_settings import CAN_BE_NONE, FIELDS, changed, listed
 from rorqual.engine import Conversation, SamplingParams
 from rorqual.errors import UsageError
@@ -146,6 +146,34 @@ def test_files_are_written_once_and_ones_own_again(tmp_path: Path) -> None:
         other.type(f"/save {path}")
     with pytest.raises(UsageError, match=r"my chat\.json/below\.json"):
         other.type(f"/save {path}/below.json")
+
+
+def test_a_tilde_is_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    chat, other = Chat(), Chat()
+    chat.type("a")
+    chat.type("/save ~/a.json")
+    assert chat.said == [f"Saved in {tmp_path}/a.json."]
+    other.type("/load ~/a.json")
+    assert other.talk.turns == [("a", "1")]
+
+
+@pytest.mark.parametrize(
+    ("question", "title"),
+    [
+        ("x" * 60, "x" * 60),
+        ("x" * 61, "x" * 59 + "…"),
+        ("x" * 58 + " yy", "x" * 58 + "…"),
+        (" a\n b ", "a b"),
+        (" ", "New chat"),
+    ],
+)
+def test_a_title_has_60_characters(question: str, title: str) -> None:
+    system = {"role": "system", "content": "sys"}
+    asked = [{"role": "user", "content": text} for text in (question, "later")]
+    assert title_of([system, *asked]) == title
+    assert title_of([system]) == "New chat"
 
 
 def test_a_last_message_without_an_answer(tmp_path: Path) -> None:

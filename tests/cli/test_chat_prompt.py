@@ -99,11 +99,14 @@ def test_a_history_of_others_is_made_ones_own(tmp_path: Path) -> None:
 def test_a_long_history_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_module, "MAX_ENTRIES", 3)
     path = tmp_path / "chat_history"
+    left_over = tmp_path / "chat_history.new"  # by a program that was killed
+    left_over.write_text('"old"\n' * 9)
     history = FileHistory(path)
     for number in range(7):
         history.store_string(str(number))
     assert list(history.load_history_strings()) == ["6", "5", "4"]
     assert path.read_text() == '"4"\n"5"\n"6"\n'
+    assert not left_over.exists()
 
 
 def test_a_history_that_cannot_be_kept_is_none(

@@ -88,6 +88,22 @@ def test_the_oldest_turns_are_dropped(engine: Engine) -> None:
     assert first_left == num_dropped
 
 
+def test_a_prompt_that_just_fits_keeps_its_turns(engine: Engine) -> None:
+    """The context less what an answer may take is the prompt's, to the last token."""
+    turns = [(f"{number} " + "sea " * 120, "deep") for number in range(5)]
+    talk = Conversation(engine, PARAMS)
+    for num_dropped in (0, 1, 2):
+        talk.turns = turns[num_dropped:]
+        messages = [*talk.messages, {"role": "user", "content": "and?"}]
+        num_free = engine.max_positions - len(engine.tokenizer.encode_chat(messages))
+        assert 0 < num_free < engine.max_positions // 2
+        for max_tokens, more in ((num_free, 0), (num_free + 1, 1)):
+            talk.turns = list(turns)
+            talk.params = replace(PARAMS, max_tokens=max_tokens)
+            talk.ask("and?")
+            assert talk.num_dropped_turns == num_dropped + more
+
+
 def test_a_message_that_never_fits_changes_nothing(engine: Engine) -> None:
     talk = Conversation(engine, PARAMS)
     "".join(talk.ask("one"))

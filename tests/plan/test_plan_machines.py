@@ -199,6 +199,20 @@ def test_a_machine_of_ones_own(tmp_path: Path) -> None:
     assert (found.num_devices, found.node_devices, found.is_cpu) == (4, 4, False)
     assert found.flops == {"bf16": 100e12, "fp8": 200e12, "float32": 50e12}
     assert (found.bandwidth, found.link_rate, found.network_rate) == (1e12, 32e9, 3e9)
+    found = find_hardware(str(written(tmp_path, more + "devices_per_machine = 2\n")))
+    assert (found.num_devices, found.node_devices, found.num_nodes) == (4, 2, 2)
+
+
+def test_a_file_whose_name_begins_with_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two readings the file that is there."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, WHOLE)
+    assert find_hardware("2xbox.toml").num_devices == 2
+    (tmp_path / "2xbox.toml").write_text(WHOLE.replace("box", "pair"))
+    assert find_hardware("2xbox.toml").label == "pair"
+    assert find_hardware("3x2xbox.toml").label == "3xpair"
 
 
 @pytest.mark.parametrize(

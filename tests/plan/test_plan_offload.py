@@ -102,6 +102,17 @@ def test_the_exchange_of_the_paper_on_hardware() -> None:
     assert found.seconds == pytest.approx(120.96e-6 * 8 / 9 * 7168 / 7000, rel=1e-4)
 
 
+def test_one_machine_needs_no_network() -> None:
+    """Eight L40S send over PCIe alone; sixteen would need a network, of which none is known."""
+    found = sent(V3, HARDWARE["L40S"].times(8), 1000)
+    assert found is not None
+    each = 3 * 7168 * 1000 / 8 * 4 * (1 - 0.75**8) * 7 / 8
+    assert (found.to_devices, found.to_machines) == (pytest.approx(each), 0)
+    assert found.seconds == pytest.approx(each / 32e9)
+    assert sent(V3, HARDWARE["L40S"].times(16), 1000) is None
+    assert sent(V3, replace(HARDWARE["L40S"].times(8), link_rate=None), 1000) is None
+
+
 def test_transfers_limit_what_they_do() -> None:
     """40 machines of 8 H800, 64 tokens a device, 4 sparse layers: to another machine a token goes
     once, and 20 of 40 are open to it.

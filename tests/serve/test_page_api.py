@@ -71,10 +71,35 @@ def test_the_routes(live: Live) -> None:
     long = web.post(f"{address}/fit", json={"messages": turns(300)}).json()
     assert 0 < long["skipped"] < 599
     assert long["prompt_tokens"] <= CONTEXT // 2
+    middle = {"messages": turns(60)}  # more than half of the context
+    count = web.post(f"{live.url}/tokenize", json=middle).json()["count"]
+    assert CONTEXT // 2 < count <= CONTEXT - 10
+    assert web.post(f"{address}/fit", json=middle).json()["skipped"] > 0
+    for name in ("max_tokens", "max_completion_tokens"):
+        fit = web.post(f"{address}/fit", json=middle | {name: CONTEXT - count}).json()
+        assert (fit["skipped"], fit["prompt_tokens"]) == (0, count)
+        fit = web.post(f"{address}/fit", json=middle | {name: CONTEXT - count + 1}).json()
+        assert fit["skipped"] == 2
     assert web.post(f"{address}/fit", json={"messages": []}).status_code == 422
     model = web.get(f"{address}/model").json()
     assert (model["id"], model["context"]) == ("sei", CONTEXT)
     assert ["Name", "sei, minke"] in model["facts"]
+
+
+DEFAULTS = {
+    "temperature": "0.25",
+    "top_p": "off",
+    "top_k": "off",
+    "min_p": "off",
+    "repetition_penalty": "1.0",
+    "frequency_penalty": "0.0",
+    "presence_penalty": "0.0",
+    "max_tokens": str(CONTEXT),
+    "min_tokens": "0",
+    "thinking_token_budget": "off",
+    "seed": "random",
+    "stop": "none",
+}
 
 
 @pytest.mark.parametrize("name", SAMPLING)
@@ -82,8 +107,7 @@ def test_bounds_and_defaults_are_the_routes(live: Live, name: str) -> None:
     """What the page's field takes the chat route takes, and refuses what it refuses."""
     fields = web.get(f"{live.url}/page/api/model").json()["sampling"]
     field = next(each for each in fields if each["name"] == name)
-    said = {"temperature": "0.25", "seed": "random", "stop": "none", "max_tokens": str(CONTEXT)}
-    assert field["default"] == said.get(name, field["default"])
+    assert field["default"] == DEFAULTS[name]
     messages = [{"role": "user", "content": "hello"}]
 
     def status(value: object) -> int:

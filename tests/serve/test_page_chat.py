@@ -123,6 +123,17 @@ def test_what_no_longer_fits_is_left_out_and_said(two: Chat, stage: Stage) -> No
     assert 0 < float(two.page.locator("#gauge-meter").get_attribute("value") or 0) < 1000
 
 
+def test_the_system_text_is_never_left_out(chat: Chat, stage: Stage) -> None:
+    chat.page.locator("#open-settings").click()
+    chat.page.locator("#system-prompt").fill("Be brief.")
+    chat.page.locator("#close-settings").click()
+    chat.ask("one")
+    stage.stub.skipped = 2
+    chat.ask("two")
+    sent = [message["content"] for message in stage.stub.requests[-1]["messages"]]
+    assert sent == ["Be brief.", "two"]
+
+
 def test_the_gauge_and_the_speed_move_while_it_writes(chat: Chat) -> None:
     chat.send("go on for ever")
     chat.until("() => / \\d+ tokens\\/s/.test(document.querySelector('#gauge').innerText)")

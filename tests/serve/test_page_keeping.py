@@ -102,6 +102,19 @@ def test_back_and_forth_through_chats(chat: Chat) -> None:
     assert chat.see("#empty").is_visible()
 
 
+def test_the_chat_used_last_is_the_first(chat: Chat) -> None:
+    for text in ("one", "two", "three"):
+        chat.page.keyboard.press("Control+k")
+        chat.ask(text)
+    assert chat.titles() == ["three", "two", "one"]
+    chat.page.locator(".chat-open", has_text="two").click()
+    chat.ask("again")
+    assert chat.titles() == ["two", "three", "one"]
+    chat.reload()
+    chat.see(".message")
+    assert chat.titles() == ["two", "three", "one"]
+
+
 def test_rename_delete_and_undo(chat: Chat) -> None:
     chat.ask("one")
     chat.menu("one", "rename")
@@ -266,6 +279,19 @@ def test_a_full_storage_is_told_and_survived(chat: Chat) -> None:
     chat.page.reload()
     chat.see(".message")
     assert len(messages(chat)) == 8
+
+
+def test_an_old_chat_stays_where_it_is_while_there_is_no_room(chat: Chat) -> None:
+    message = {"id": "m", "parent": None, "role": "user", "content": "old", "createdAt": 1}
+    entry = {"version": 1, "id": "old", "createdAt": 1, "messages": {"m": message}}
+    key, value = f"{PREFIX}old", json.dumps(entry)
+    chat.page.evaluate("([k, v]) => localStorage.setItem(k, v)", [key, value])
+    chat.page.add_init_script(f"({FULL})()")
+    chat.page.reload()
+    assert chat.see(".chat-name").inner_text() == "old"
+    assert "storage for this page is full" in chat.see(".notice").inner_text()
+    assert stored(chat) == []
+    assert chat.page.evaluate("(key) => localStorage[key]", key) == value
 
 
 def test_a_closed_storage_is_told_and_survived(stage: Stage) -> None:

@@ -127,6 +127,9 @@ MATHS = {
     r"$\alpha_i$": "<msub><mi>α</mi><mi>i</mi></msub>",
     r"\(a < b\)": "<mi>a</mi><mo>&lt;</mo><mi>b</mi>",
     r"\(\R\)": "<mi>ℝ</mi>",
+    r"\(a \Rightarrow b\)": "<mi>a</mi><mo>⇒</mo><mi>b</mi>",
+    r"\[\begin{equation}x\end{equation}\]": "<mi>x</mi>",
+    r"\[\begin{gathered}x\end{gathered}\]": "<mtable><mtr><mtd><mi>x</mi></mtd></mtr></mtable>",
 }
 
 
@@ -172,6 +175,20 @@ def test_unknown_tex_stays_as_it_is(text: str) -> None:
 )  # fmt: skip
 def test_money_stays_money(text: str) -> None:
     assert page_html(text) == f"<p>{text}</p>\n"
+
+
+@pytest.mark.parametrize("language", ["", "py", "html", "unknown"])
+@pytest.mark.parametrize("code", ["x", "\n\n  x", "x\n", "x\n\n", "\nx\n\ny\n", "  x  ", "\n", ""])
+def test_code_keeps_its_blank_lines(language: str, code: str) -> None:
+    """Also where it is coloured: the button copies what is shown."""
+    shown = re.search("<code>(.*)</code>", page_html(f"```{language}\n{code}\n```"), re.DOTALL)
+    assert shown is not None
+    assert re.sub("<[^>]*>", "", shown[1]) == code
+
+
+def test_headings_end_at_the_sixth() -> None:
+    html = '<h6 data-level="5">a</h6>\n<h6 data-level="6">b</h6>\n'
+    assert page_html("##### a\n###### b") == html
 
 
 def test_code_keeps_its_tex() -> None:

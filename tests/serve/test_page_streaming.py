@@ -196,6 +196,29 @@ def longest_task(stage: Stage, chat: Chat) -> Iterator[list[float]]:
     found.append(max(tasks))
 
 
+READ = """async (text) => {
+  const { readEvents } = await import("/page/stream.js");
+  const body = new ReadableStream({
+    start(controller) {
+      for (const byte of new TextEncoder().encode(text)) controller.enqueue(Uint8Array.of(byte));
+      controller.close();
+    },
+  });
+  const events = [];
+  for await (const event of readEvents(body)) events.push(event);
+  return events;
+}"""
+
+
+def test_a_letter_survives_cuts_between_its_bytes(chat: Chat) -> None:
+    """Two, three and four bytes in UTF-8, which come one at a time."""
+    assert chat.page.evaluate(READ, "data: \u00f1\n\n: \u9be8\n\ndata: \U0001f40b\n\n") == [
+        {"data": "\u00f1"},
+        {"comment": "\u9be8"},
+        {"data": "\U0001f40b"},
+    ]
+
+
 DECODE = """async ([text, cuts]) => {
   const { EventDecoder } = await import("/page/stream.js");
   const decoder = new EventDecoder();

@@ -19,6 +19,8 @@ def test_every_file_of_the_page_is_served_with_the_policy(live: Live) -> None:
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
+        for directive in ("frame-ancestors", "base-uri", "form-action"):  # which have no default
+            assert f"{directive} 'none'" in policy
         assert response.headers["x-content-type-options"] == "nosniff"
     assert web.get(live.url + "/").content == files["index.html"].content
 
@@ -27,6 +29,10 @@ def test_an_unchanged_file_is_not_sent_again(live: Live) -> None:
     first = web.get(live.url + "/")
     again = web.get(live.url + "/", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    # A browser asks each time, so that a page of another version is never half of it.
+    for response in (first, again, web.get(live.url + "/page/main.js")):
+        assert response.headers["cache-control"] == "no-cache"
+    assert again.headers["etag"] == first.headers["etag"]
     assert web.head(live.url + "/").status_code == 200
 
 

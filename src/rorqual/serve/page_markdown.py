@@ -186,7 +186,8 @@ def _coloured(code: str, language: str, env: Mapping[str, Any]) -> str:
         return escapeHtml(code)
     lexer.add_filter(_Clock(env))
     coloured: str = highlight(code, lexer, HtmlFormatter(nowrap=True))
-    return coloured.removesuffix("\n")
+    # Pygments ends the last line where the code does not.
+    return coloured if code.endswith("\n") else coloured.removesuffix("\n")
 
 
 def _item(tokens: list[Token], at: int, *_: object) -> str:
