@@ -46,7 +46,7 @@ def _console(*, is_error: bool = False) -> Console:
     from rich.console import Console, ConsoleDimensions
 
     class PlainConsole(Console):
-        @property
+        @property  # type: ignore[misc]  # nobody sets it
         def size(self) -> ConsoleDimensions:
             """Of a file or a pipe: as wide as what is printed."""
             width, height = super().size

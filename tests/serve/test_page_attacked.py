@@ -147,6 +147,22 @@ def test_lines_that_are_none_are_counted(chat: Chat, tmp_path: Path) -> None:
     assert len(stored(chat)) == 2
 
 
+def test_of_a_message_without_end_the_beginning_is_shown(chat: Chat, tmp_path: Path) -> None:
+    """A browser needs a minute to lay out 50 MB. What is kept is whole."""
+    text = 20_000 * ("word " * 10 + "\n\n")
+    tree = {
+        "a": message("a", content=text, files=[{"name": "f", "text": text}]),
+        "b": message("b", "a", role="assistant", content=text, finish="stop"),
+    }
+    take(chat, tmp_path, exported(tree, leaf={"value": "b", "at": 1}))
+    shown = chat.page.locator(".bubble, .assistant > .markdown, .message-files pre")
+    for part in shown.evaluate_all("(nodes) => nodes.map((node) => node.textContent)"):
+        assert part.rstrip().endswith("[40,000 more characters are not shown]")
+        assert len(part) < 1_000_100
+    (record,) = stored(chat)
+    assert [len(each["content"]) for each in record["messages"].values()] == [1_040_000] * 2
+
+
 def test_a_chat_that_another_tab_deletes_does_not_come_back(chat: Chat, other: Chat) -> None:
     """Though this one writes it, and the word of it comes late or never."""
     chat.send(LONG)

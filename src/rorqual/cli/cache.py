@@ -69,8 +69,8 @@ def clear_command(model: Model = None) -> None:
         else:
             num, freed = num + 1, freed + kept.num_bytes
     typer.echo(f"{num} removed, {freed / 1e9:,.2f} GB freed")
-    for problem in refused:
-        typer.echo(f"not removed: {problem}", err=True)
+    for refusal in refused:
+        typer.echo(f"not removed: {refusal}", err=True)
     if refused:
         raise typer.Exit(EXIT_BAD_INPUT)
 

@@ -76,7 +76,7 @@ def not_finite() -> CheckpointError:
     return CheckpointError(
         "the model's output is not finite numbers",
         found="NaN or infinite logits",
-        fix="check the weights with `rorqual inspect`, or load them as float32",
+        fix="check the weights with `rorqual inspect MODEL --deep`, or load them as float32",
     )
 
 

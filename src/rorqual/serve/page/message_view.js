@@ -13,6 +13,7 @@ import { figures } from "./stats.js";
  *   show(id: string): void}} Actions
  */
 
+const MOST_SHOWN = 1_000_000;
 const ENDINGS = {
   stopped: "Stopped.",
   length: "Cut off: the longest answer, or the context, was reached.",
@@ -68,11 +69,12 @@ export class MessageView {
 
   #updateQuestion() {
     const { content, files } = this.message;
-    this.shownText = this.body.textContent = content;
+    this.shownText = content;
+    this.body.textContent = beginningOf(content);
     this.body.hidden = !content;
     this.files.replaceChildren(
       ...files.map(({ name, text }) =>
-        h("details", {}, h("summary", {}, `${name} · ${sizeOf(text)}`), h("pre", { tabindex: "0" }, text)),
+        h("details", {}, h("summary", {}, `${name} · ${sizeOf(text)}`), h("pre", { tabindex: "0" }, beginningOf(text))),
       ),
     );
   }
@@ -103,11 +105,12 @@ export class MessageView {
   #updateAnswer() {
     const { message, state } = this;
     const isThinking = state.isLive && !message.content;
+    const shown = (text) => (state.isLive ? text : beginningOf(text));
     this.node.setAttribute("aria-busy", String(state.isLive));
     this.node.classList.toggle("live", state.isLive);
     this.reasoning.hidden = !message.reasoning;
     if (message.reasoning) {
-      this.reasoningMarkdown.update(message.reasoning, !isThinking);
+      this.reasoningMarkdown.update(shown(message.reasoning), !isThinking);
       // Open while there is nothing else to read, unless the reader chose otherwise.
       if (!this.isFoldChosen) this.reasoning.open = isThinking;
       this.reasoning.classList.toggle("live", isThinking);
@@ -118,7 +121,7 @@ export class MessageView {
           ? `Thought for ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`
           : "Thoughts";
     }
-    if (!this.isEditing) this.markdown.update(message.content, !state.isLive);
+    if (!this.isEditing) this.markdown.update(shown(message.content), !state.isLive);
     this.skipped.hidden = !(message.skipped && state.isLast);
     this.skipped.textContent =
       `The ${message.skipped} oldest messages were left out: the model's context has no room for them.`;
@@ -258,6 +261,13 @@ export class MessageView {
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
+}
+
+/** A browser stands still for a minute where it lays out tens of millions of characters. */
+function beginningOf(text) {
+  const numLeft = text.length - MOST_SHOWN;
+  const told = `\n\n[${numLeft.toLocaleString("en-GB")} more characters are not shown]`;
+  return numLeft > 0 ? text.slice(0, MOST_SHOWN) + told : text;
 }
 
 const sizeOf = (text) =>
