@@ -72,7 +72,7 @@ class Case:
         table["balance"] = {"sequence_alpha": 0.01}
         table["parallel"] = self.plan
         if self.stage == "sft":
-            place = folder / "begun"
+            place = folder / f"begun-{self.mtp}"
             if not place.exists():
                 config = recipe_of({**RECIPE, "model": {**MODEL, **shape}}, STAGES).model_config()
                 weights.save(build(config, seed=7), place, "float32")

@@ -60,14 +60,14 @@ class ParallelSettings:
         """UsageError where torchrun started another number of processes."""
         if found == self.world:
             return
-        one = "leave [parallel] out, or start `rorqual train` without torchrun"
         start = f"torchrun --nproc-per-node {self.world} -m rorqual train RECIPE"
+        if self.world == 1:
+            start = "start `rorqual train` without torchrun"
         raise UsageError(
             "the recipe wants another number of ranks than were started",
             found=f"{found} process{'es' if found > 1 else ''} (WORLD_SIZE)",
             expected=f"{self.world}: [parallel] {self.axes}",
-            fix=(start if self.world > 1 else one)
-            + f"; or change [parallel], as in --set parallel.dp_shard={found}",
+            fix=f"{start}; or change [parallel], as in --set parallel.dp_shard={found}",
         )
 
     def check_model(self, config: ModelConfig) -> None:

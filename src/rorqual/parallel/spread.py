@@ -82,7 +82,8 @@ class Spread:
         options |= {"mesh": self.groups.sharding(WEIGHTS), "ignored_params": alone}
         for block in model.model.layers.values():
             fully_shard(block, **options)
-        fully_shard(self.root, **options)
+        # Head and embedding are wanted again as soon as the backward pass begins.
+        fully_shard(self.root, **options | {"reshard_after_forward": False})
         for module in self._sharded():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
