@@ -15,6 +15,7 @@ import pytest
 from made_run import RECIPE, TIMELINE, load_record, records, step_record, write_run
 
 from rorqual.errors import UsageError
+from rorqual.parallel import PIPELINE_ORDERS, Durations, simulate_pipeline
 from rorqual.report import open_run, write_page
 from rorqual.report.run import figures
 from rorqual.report.timeline_file import MOST_INTERVALS, read_timeline
@@ -266,6 +267,14 @@ def test_a_timeline_begins_at_its_first_action(tmp_path: Path) -> None:
     assert spans[0] == [("0F0", 0.0, 1.0), ("0B0", 3.0, 5.0)]
     assert spans[1][1] == ("(1F1;1B0)OVERLAP_F_B", 2.0, 3.0)
     assert read_timeline(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("order", PIPELINE_ORDERS)
+def test_every_order_is_read_as_it_is_written(tmp_path: Path, order: str) -> None:
+    """As `rorqual pipeline --json` and a real run write it."""
+    timed = simulate_pipeline(order, 4, 8, Durations(send=0.25))
+    (tmp_path / "timeline.json").write_text(json.dumps(timed.with_intervals()))
+    assert read_timeline(tmp_path / "timeline.json") == timed.timeline
 
 
 def test_a_long_timeline_is_cut(tmp_path: Path) -> None:

@@ -72,6 +72,24 @@ def test_spikes_between_them_are_kept(tmp_path: Path) -> None:
     assert not set(spikes) & {record["step"] for record in run.even_steps}
 
 
+def test_phases_of_few_steps_are_the_mean_of_those_that_a_kept_one_stands_for(
+    tmp_path: Path,
+) -> None:
+    """By hand: 6,400 steps of which every hundredth waited 3 seconds for a save."""
+
+    def seconds(step: int) -> dict[str, float]:
+        return {"forward": 1.0, "checkpoint": 3.0} if step % 100 == 0 else {"forward": 1.0}
+
+    steps = (line(step, seconds=seconds(step)) for step in range(1, 6401))
+    run = read_history(write(tmp_path / "metrics.jsonl", *steps), MOST)
+    gap = run.even_steps[1]["step"] - run.even_steps[0]["step"]
+    waited = [step["seconds"].get("checkpoint", 0.0) * gap for step in run.even_steps]
+    assert sum(waited) == pytest.approx(64 * 3.0)
+    assert all(step["seconds"]["forward"] == 1.0 for step in run.even_steps)
+    short = read_history(write(tmp_path / "short.jsonl", line(1, seconds=seconds(100))), MOST)
+    assert short.steps[0]["seconds"] == seconds(100)
+
+
 def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     lines = [line(1), "???\n", '{"kind": "step", "step": 2}\n', line(3), '{"kind": 3}\n', "\n"]

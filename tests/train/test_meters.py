@@ -50,8 +50,8 @@ class Mark:
         self.place = len(Mark.made)
         Mark.made.append(self)
 
-    def record(self) -> None:
-        pass
+    def record(self, stream: object) -> None:
+        assert stream == "the stream of cuda:1"
 
     def query(self) -> bool:
         return self.place < Mark.num_done
@@ -64,7 +64,8 @@ class Mark:
 def test_marks_of_a_gpu_are_read_when_they_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     Mark.made, Mark.num_done = [], 1
     monkeypatch.setattr(torch.cuda, "Event", Mark)
-    laps = Laps(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    laps = Laps(torch.device("cuda", 1))
     for phase in ("data", "forward", "backward", "optimizer"):
         laps.lap(phase)
     assert laps.read() == {}

@@ -21,14 +21,18 @@ MOST_STEPS, MOST_VALIDATIONS, MOST_LOADS, MOST_EVENTS = 1000, 1000, 60, 200
 MOST_COUNTED = 1 << 60
 STEP = b'{"kind": "step", '
 PEAKS = (b'"loss": ', b'"grad_norm": ')
+# In `seconds`: phases that few steps have.
+MEASURED, SAVED, DRAWN = b'"validation"', b'"checkpoint"', b'"plots"'
+NOW_AND_THEN = ("validation", "checkpoint", "plots")
 Record = dict[str, Any]
 
 
 @dataclass
 class History:
     """What was kept, in the file's order. `is_even` tells of each step whether it is one of the
-    evenly spread ones. `events` are the lines of all other kinds: the last ones, and how many there
-    were of each.
+    evenly spread ones: those have in `seconds` of validations and the like, which few steps have,
+    the mean of all steps that they stand for. `events` are the lines of all other kinds: the last
+    ones, and how many there were of each.
     """
 
     steps: list[Record] = field(default_factory=list)
@@ -71,14 +75,20 @@ def read_history(path: Path, most_steps: int = MOST_STEPS) -> History:
             history.num_events[record["kind"]] += 1
             events = [*events[-MOST_EVENTS + 1 :], record]
     history.events, history.num_steps = events, steps.num_lines
-    for is_even, line in steps.kept():
-        if (record := _parsed(line)) is None:
-            history.num_damaged += 1
-        else:
+    for bucket in steps.buckets:
+        for is_even, line in bucket.kept():
+            if (record := _parsed(line)) is None:
+                history.num_damaged += 1
+                continue
+            if is_even and bucket.now_and_then and isinstance(record.get("seconds"), dict):
+                means = {
+                    name: sum_ / bucket.num_lines for name, sum_ in bucket.now_and_then.items()
+                }
+                record["seconds"] = {**record["seconds"], **means}
             history.steps.append(record)
             history.is_even.append(is_even)
     for kept, into in ((validations, history.validations), (loads, history.loads)):
-        records = [_parsed(line) for _, line in kept.kept()]
+        records = [_parsed(bucket.last[1]) for bucket in kept.buckets]
         into += [record for record in records if record is not None]
         history.num_damaged += records.count(None)
     return history
@@ -115,19 +125,33 @@ def _is_count(value: object) -> bool:
 class _Bucket:
     """Consecutive lines: the last one, and the highest by each of some fields."""
 
-    __slots__ = ("heights", "highest", "last")
+    __slots__ = ("heights", "highest", "last", "now_and_then", "num_lines")
 
     def __init__(self, num_fields: int) -> None:
-        self.last = (-1, b"")
+        self.last, self.num_lines = (-1, b""), 0
+        self.now_and_then: dict[str, float] = {}  # seconds, summed
         self.heights = [-math.inf] * num_fields
         self.highest = [(-1, b"")] * num_fields
 
     def join(self, later: _Bucket) -> _Bucket:
         self.last = later.last
+        self.num_lines += later.num_lines
+        self.count(later.now_and_then)
         for place, height in enumerate(later.heights):
             if height > self.heights[place]:
                 self.heights[place], self.highest[place] = height, later.highest[place]
         return self
+
+    def count(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.now_and_then[name] = self.now_and_then.get(name, 0.0) + value
+
+    def kept(self) -> Iterator[tuple[bool, bytes]]:
+        """(whether it is one of the evenly spread, line), in order."""
+        lines = dict([*self.highest, self.last])
+        lines.pop(-1, None)
+        for place in sorted(lines):
+            yield place == self.last[0], lines[place]
 
 
 class _Spread:
@@ -138,30 +162,35 @@ class _Spread:
     def __init__(self, most: int, fields: tuple[bytes, ...] = ()) -> None:
         self.most, self.fields = most, fields
         self.stride, self.num_lines = 1, 0
-        self._buckets: list[_Bucket] = []
+        self.buckets: list[_Bucket] = []
 
     def add(self, line: bytes) -> None:
         if self.num_lines % self.stride == 0:
-            if len(self._buckets) == 2 * self.most:
-                pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
-                self._buckets = [one.join(other) for one, other in pairs]
+            if len(self.buckets) == 2 * self.most:
+                pairs = zip(self.buckets[::2], self.buckets[1::2], strict=True)
+                self.buckets = [one.join(other) for one, other in pairs]
                 self.stride *= 2
-            self._buckets.append(_Bucket(len(self.fields)))
-        bucket = self._buckets[-1]
+            self.buckets.append(_Bucket(len(self.fields)))
+        bucket = self.buckets[-1]
         bucket.last = kept = (self.num_lines, line)
+        bucket.num_lines += 1
         self.num_lines += 1
+        if self.fields and (SAVED in line or MEASURED in line or DRAWN in line):
+            bucket.count(_now_and_then(line))
         for place, name in enumerate(self.fields):
             height = _height(line, name)
             if height > bucket.heights[place]:
                 bucket.heights[place], bucket.highest[place] = height, kept
 
-    def kept(self) -> Iterator[tuple[bool, bytes]]:
-        """(whether it is one of the evenly spread, line), in order."""
-        for bucket in self._buckets:
-            lines = dict([*bucket.highest, bucket.last])
-            lines.pop(-1, None)
-            for place in sorted(lines):
-                yield place == bucket.last[0], lines[place]
+
+def _now_and_then(line: bytes) -> dict[str, float]:
+    """The seconds of phases that few steps have."""
+    record = _parsed(line) or {}
+    seconds = record.get("seconds")
+    if not isinstance(seconds, dict):
+        return {}
+    found = ((name, seconds.get(name)) for name in NOW_AND_THEN)
+    return {name: value for name, value in found if is_number(value) and abs(value) < MOST_COUNTED}
 
 
 def _height(line: bytes, name: bytes) -> float:

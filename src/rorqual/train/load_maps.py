@@ -66,11 +66,18 @@ def draw_load(axes: Axes, load: LoadMap, title: str | None = None) -> Any:
     """A row a sparse layer, a column an expert; what a colour bar may explain."""
     image = axes.imshow(load.load_LE, **OVER_MEAN, **EXACT)
     axes.set_xlabel("expert")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _count_whole(axes.xaxis)
     axes.set_ylabel("sparse layer")
     _name_rows(axes, load.layers)
     axes.set_title(title or f"load over the layer's mean, up to step {load.step}", fontsize=10)
     return image
+
+
+def _count_whole(axis: Any) -> None:
+    """There is no half expert."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -92,7 +99,7 @@ def draw_experts_over_time(axes: Axes, loads: Sequence[LoadMap], layer: int) -> 
     """Of one sparse layer, given by its row: a row an expert, a column a line of kind `load`."""
     rows = list(map(list, zip(*(load.load_LE[layer] for load in loads), strict=True)))
     image = axes.imshow(rows, **OVER_MEAN, **EXACT)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _count_whole(axes.yaxis)
     axes.set_title(f"layer {loads[-1].layers[layer]}", fontsize=10, parse_math=False)
     _name_times(axes, loads)
     return image

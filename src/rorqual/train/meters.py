@@ -28,14 +28,14 @@ class Laps:
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self._is_gpu = device is not None and device.type == "cuda"
+        self._gpu = device if device is not None and device.type == "cuda" else None
         self._seconds: dict[str, float] = {}
         self._marks: deque[tuple[str, Any]] = deque()
-        self._last: Any = self._event() if self._is_gpu else time.perf_counter()
+        self._last: Any = self._event() if self._gpu else time.perf_counter()
 
     def lap(self, phase: str) -> None:
         """Ends a phase."""
-        if self._is_gpu:
+        if self._gpu:
             self._marks.append((phase, self._event()))
             self._take_done()
             return
@@ -56,10 +56,9 @@ class Laps:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
             self._last = mark
 
-    @staticmethod
-    def _event() -> Any:
+    def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._gpu))
         return event
 
 
