@@ -141,21 +141,26 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.mkdir()
-    file_mode = temporary.stat().st_mode & 0o666
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():  # some libraries make theirs private
-                file.chmod(file_mode)
-            fsync_path(file)
-        if path.is_dir():
-            _swap(temporary, path)
-        else:
-            os.replace(temporary, path)
-        fsync_path(path.parent)
+        replace_directory(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Flushes all of a whole directory to the disk, then gives it the name of another beside it."""
+    file_mode = new.stat().st_mode & 0o666
+    for file in new.rglob("*"):
+        if file.is_file() and not file.is_symlink():  # some libraries make theirs private
+            file.chmod(file_mode)
+        fsync_path(file)
+    if path.is_dir():
+        _swap(new, path)
+    else:
+        os.replace(new, path)
+    fsync_path(path.parent)
 
 
 def _swap(new: Path, path: Path) -> None:

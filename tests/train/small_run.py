@@ -68,7 +68,9 @@ class SyntheticBatches:
         self.is_isolated = is_isolated
 
     def batch(self, counter: int, num_samples: int, rank: int = 0, world: int = 1) -> Batch:
-        rows = [self.sample(index) for index in range(counter, counter + num_samples)]
+        share = num_samples // world
+        first = counter + rank * share
+        rows = [self.sample(index) for index in range(first, first + share)]
         tokens_BS = torch.stack(rows)
         documents_BS = torch.ones_like(tokens_BS) if self.is_isolated else None
         return Batch(tokens_BS, torch.ones_like(tokens_BS, dtype=torch.bool), documents_BS)
@@ -86,10 +88,10 @@ def small_model(**changes: Any) -> DeepseekV3:
 
 
 def _kill_at(where: str, step: int) -> None:
-    from rorqual.train import checkpoint, router_bias
+    from rorqual.train import router_bias, saver
 
     calls = 0
-    target: Any = router_bias if where == "update" else checkpoint
+    target: Any = router_bias if where == "update" else saver
     name = "update_bias" if where == "update" else "save_file"
     original = getattr(target, name)
 

@@ -22,6 +22,8 @@ HARMLESS = [
     "parallel.pp=2", "parallel.ep=2", "parallel.dp_shard=2", "parallel.dp_replicate=2",
     "parallel.zero=3", "parallel.ranks_per_node=2", "parallel.timeout_seconds=9.0",
     "tokenizer.folder='moved'", "data.folder='moved'", "data.corpora='moved'",
+    "ema.decay=0.5", "spikes.rollbacks=0", "spikes.window=9", "spikes.skip=2",
+    "spikes.loss_deviations=9.0", "spikes.norm_deviations=9.0",
 ]  # fmt: skip
 ON_REQUEST = [
     "training.total_tokens=2048", "training.micro_batch_size=2", "training.precision='bfloat16'",
@@ -33,6 +35,7 @@ ON_REQUEST = [
     "lr_schedule.warmup=0.1", "lr_schedule.constant_until=0.5", "lr_schedule.cosine_until=0.9",
     "lr_schedule.low_until=0.98", "balance.bias_update_speed=0.0", "balance.bias_until=0.5",
     "balance.sequence_alpha=0.0", "mtp.weight=0.2", "mtp.weight_until=0.5", "mtp.weight_after=0.2",
+    "training.deterministic=false",
 ]  # fmt: skip
 REFUSED = [
     "seed=9", "init_from='x'", "stage='sft'", "model.q_lora_rank=4", "model.rope_theta=5000.0",

@@ -22,10 +22,12 @@ from patience import HANG_SECONDS
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, UsageError
 from rorqual.model import DeepseekV3
-from rorqual.train import Recipe, TrainingData, checkpoint, train
+from rorqual.train import Recipe, TrainingData, train
 from rorqual.train.checkpoint import checkpoints
+from rorqual.train.checksums import write_checksums
 from rorqual.train.interrupt import Interrupt
 from rorqual.train.metrics import MetricsLog, read_metrics
+from rorqual.train.saver import Saver
 from rorqual.train.validation import evaluating
 
 pytestmark = pytest.mark.concurrency
@@ -69,6 +71,14 @@ def assert_same_metrics(one: Path, other: Path) -> None:
         ]
 
     assert steps(one) == steps(other)
+
+
+def change_state(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a checkpoint's state as if the run had saved it so."""
+    state = json.loads(file.read_text())
+    change(state)
+    file.write_text(json.dumps(state))
+    write_checksums(file.parent.parent)
 
 
 @pytest.fixture
@@ -186,9 +196,7 @@ def test_the_time_of_all_parts_of_a_run_is_summed(
     old_run: Path, make_recipe: Callable[..., Recipe]
 ) -> None:
     file = checkpoints(old_run)[-1] / "trainer" / "state.json"
-    state = json.loads(file.read_text())
-    state["progress"]["seconds"] = 1000.0
-    file.write_text(json.dumps(state))
+    change_state(file, lambda state: state["progress"].update(seconds=1000.0))
     longer = make_recipe(f"training.total_tokens={9 * 8 * LENGTH}")
     data = TrainingData(train=SyntheticBatches())
     made = train(longer, old_run, data, allow_changes=True, is_quiet=True).checkpoint
@@ -311,21 +319,21 @@ def test_what_was_saved_is_not_written_again(
 ) -> None:
     """A kill while the only checkpoint is swapped for its own copy would lose it. Oracle: a count
     of the saves, one a step: the signal comes in a step after which a checkpoint is due."""
-    saved = []
-    save = checkpoint.save_checkpoint
+    saved: list[int] = []
+    save = Saver.save
 
-    def counted(*args: Any, **kwargs: Any) -> Path:
-        saved.append(save(*args, **kwargs))
-        return saved[-1]
+    def counted(self: Saver, learner: Any) -> None:
+        saved.append(learner.progress.step)
+        save(self, learner)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", counted)
+    monkeypatch.setattr(Saver, "save", counted)
     recipe = make_recipe(f"checkpoint.every_tokens={8 * LENGTH}")
     data = TrainingData(train=SignalledBatches(signal.SIGTERM))
     for step in (1, 2):
         summary = train(recipe, tmp_path / "run", data, is_quiet=True)
         assert summary.step == step
         assert not summary.is_finished
-        assert [path.name for path in saved] == [f"step-{n}" for n in range(1, step + 1)]
+        assert saved == list(range(1, step + 1))
 
 
 @pytest.mark.parametrize(
@@ -353,10 +361,12 @@ def test_a_broken_random_state_is_named(
     value: Any,
 ) -> None:
     file = checkpoints(old_run)[-1] / "trainer" / "state.json"
-    state = json.loads(file.read_text())
-    place = state["random"] if key in state["random"] else state
-    place[key] = value
-    file.write_text(json.dumps(state))
+
+    def change(state: dict[str, Any]) -> None:
+        place = state["random"] if key in state["random"] else state
+        place[key] = value
+
+    change_state(file, change)
     with pytest.raises(TrainingError, match="random state is none") as caught:
         train(make_recipe(), old_run, data, is_quiet=True)
     assert str(file) in str(caught.value)

@@ -18,13 +18,10 @@ from small_run import LENGTH, STAGES, SyntheticBatches
 from rorqual import weights
 from rorqual.errors import TrainingError
 from rorqual.train import Recipe, TrainingData, load_recipe, train
-from rorqual.train.checkpoint import (
-    checkpoints,
-    find_checkpoint,
-    random_states,
-    set_random_states,
-)
+from rorqual.train.checkpoint import checkpoints, find_checkpoint
+from rorqual.train.checksums import CHECKSUMS
 from rorqual.train.metrics import MetricsLog, read_metrics
+from rorqual.train.random_states import random_states, set_random_states
 
 LOAD_ROUNDING = 6e-4  # loads are written with three digits after the point
 
@@ -113,6 +110,10 @@ def test_a_broken_checkpoint_names_the_file(
     recipe = make_recipe("training.total_tokens=128")
     folder = train(recipe, tmp_path, data, is_quiet=True).checkpoint
     (folder / file).write_text(text)
+    with pytest.raises(TrainingError, match="this checkpoint is damaged") as problem:
+        train(recipe, tmp_path, data, is_quiet=True)
+    assert f"{file} has {len(text)} bytes instead of" in str(problem.value)
+    (folder / "trainer" / CHECKSUMS).unlink()  # as earlier versions wrote none
     with pytest.raises(TrainingError, match=message) as problem:
         train(recipe, tmp_path, data, is_quiet=True)
     assert Path(file).name in str(problem.value)

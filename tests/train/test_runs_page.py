@@ -20,6 +20,9 @@ from rorqual.train.validation import Validation
 PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
 
 
+ROLLBACK = {"tokens", "from_step", "first_sample", "num_samples", "why"}  # see test_spikes.py
+
+
 def part(title: str) -> str:
     return PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
@@ -37,6 +40,8 @@ def test_every_field_of_the_metrics_is_explained(finished_run: Path) -> None:
     written["step"].add("mfu")  # where a peak is given: test_train_command.py
     written["step"] |= {"bytes_within_nodes", "bytes_between_nodes"}  # of several ranks
     written["validation"] = {"tokens", *Validation(1.0, 1, 1).record()}
+    written["resume"] = {"tokens"}
+    written["rollback"] = ROLLBACK
     assert found == written
 
 

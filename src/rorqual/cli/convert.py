@@ -68,6 +68,10 @@ def convert(
         Path | None,
         typer.Option(help="For gguf: llama.cpp's importance of columns, GGUF or imatrix.dat."),
     ] = None,
+    is_ema: Annotated[
+        bool,
+        typer.Option("--ema", help="Of a training run: the average of its parameters (ema.decay)."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
     """Convert a checkpoint: FP8, BF16, float32, the demo's rank shards, GGUF.
@@ -89,6 +93,8 @@ def convert(
       rorqual convert V3-mp16 V3-again --to hf
 
       rorqual convert DeepSeek-V3 V3-Q4.gguf --to gguf:Q4_K_M --max-file-gb 50
+
+      rorqual convert runs/mine mine-averaged --to float32 --ema
     """
     from rorqual.log import console
     from rorqual.weights.convert.files import default_workers
@@ -103,6 +109,7 @@ def convert(
         scale_format.value if scale_format is not None else None,
         None if max_file_gb is None else max_file_gb * 1e9,
         imatrix,
+        is_ema,
     )
     try:
         done = run(source, destination, options, workers=workers, progress=byte_progress)
@@ -117,6 +124,7 @@ def convert(
             workers=workers or default_workers(),
             progress=byte_progress,
             has_importance=imatrix is not None,
+            is_ema=is_ema,
         )
     if as_json:
         typer.echo(json.dumps(_record(done, to, rows if verify else None), indent=2))

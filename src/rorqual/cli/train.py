@@ -105,6 +105,8 @@ def train(
         place = own_device(resolve_device(device), launch)
         settings = training.load_recipe(recipe, stages(), overrides or ())
         run_folder = run or Path("runs") / settings.name
+        if launch.restart:  # --fresh was done at the first start
+            resume = True
         if not resume:
             refuse_to_move_what_is_read(settings, run_folder)
         start = _Start(settings, run_folder, resume, allow_changes)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -121,31 +120,11 @@ class Spread:
         place = Place.of(self.groups.rank if rank is None else rank, self.options)
         return rows_of(self.totals[name], place, self.options, name in self.of_experts)
 
-    def own(self, name: str, whole: Tensor) -> Tensor:
-        """Of a parameter, or of what is as large, the rows of this rank."""
+    def place(self, name: str, own: Tensor) -> tuple[int, int]:
+        """The first of this rank's rows of a parameter, and how many the whole has."""
         rows = self.rows(name)
-        return whole[rows.start : rows.stop]
-
-    def whole(self, name: str, own: Tensor) -> Tensor | None:
-        """The rows of all ranks together, on the first one; all must ask. None on the others."""
-        rank, num_shards = self.groups.rank, self.options.num_shards
-        if rank >= num_shards:
-            return None
-        if rank:
-            if own.numel():
-                dist.send(own.contiguous(), 0)
-            return None
-        if num_shards == 1:
-            return own
-        whole = own.new_empty(self.totals[name], *own.shape[1:])
-        for other in range(num_shards):
-            rows = self.rows(name, other)
-            part = whole[rows.start : rows.stop]
-            if other == rank:
-                part.copy_(own)
-            elif part.numel():
-                dist.recv(part, other)
-        return whole
+        assert rows.stop - rows.start == len(own), "FSDP divides as `rows_of` says"
+        return rows.start, rows.total
 
 
 class _OtherDispatcher:

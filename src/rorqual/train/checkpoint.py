@@ -1,42 +1,34 @@
-"""Checkpoints: a Hugging Face folder in float32, and `trainer/` with the rest of the state.
+"""The checkpoints of a run: which there are, which is good, how far each of them came.
 
-`checkpoints/step-N/` takes its name only when it is whole, so a killed save leaves nothing but a
-hidden temporary that no scan looks at and the next save's start removes. Nothing is pickled: the
-moments are safetensors, all else is JSON.
+One rank writes a Hugging Face folder in float32, and `trainer/` with the rest of the state; several
+ranks write all of it as shards in `trainer/` (`shards.py`). `checkpoints/step-N/` takes its name
+only when it is whole, so a killed save leaves nothing but a hidden temporary that no scan looks at
+and the next run's start removes. `saver.py` writes them, `restore.py` reads them back.
 """
 
 from __future__ import annotations
 
-import base64
 import os
-import random
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from rorqual import weights
 from rorqual.bundled import checkpoint_path
 from rorqual.config import fill, settings
 from rorqual.data import Inputs
 from rorqual.errors import TrainingError, listing
-from rorqual.files import atomic_directory, read_json, write_json
-from rorqual.model import DeepseekV3
+from rorqual.files import read_json
 from rorqual.runs import CONFIG, STATE, TRAINER, mend_of_checkpoint, step_folders
-from rorqual.train.batches import TrainingData
 from rorqual.train.changes import check_changes
-from rorqual.train.optimizer import AdamW
-from rorqual.train.put_together import Moments
+from rorqual.train.checksums import damage
 from rorqual.train.recipe import Recipe
 
 MOMENTS = "moments.safetensors"
 LATEST = "latest"
+DAMAGED = "damaged-"
+Damage = Callable[[Path], list[str]]
 
 
 @settings
@@ -61,27 +53,15 @@ class Standing:
     state: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """What a checkpoint gives back; `changes` as in `Standing`."""
-
-    folder: Path
-    model: DeepseekV3
-    optimizer: AdamW
-    progress: Progress
-    changes: list[str]
-
-
 def checkpoints(run_folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first; temporaries of a killed save are not."""
     return [folder for folder in step_folders(run_folder) if _has_state(folder)]
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from; None where there is none.
+    """The newest checkpoint; None where there is none.
 
-    TrainingError if the latest lacks the trainer's state: a run that passed it over would replace
-    it.
+    TrainingError if it lacks the trainer's state: a run that passed it over would replace it.
     """
     found = step_folders(run_folder)
     if not found or _has_state(found[-1]):
@@ -95,6 +75,49 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         fix=f"put {TRAINER}/ back; {earlier}or begin another run (--run) from its weights, with "
         f'init_from = "{found[-1]}"; or start over with --fresh, which keeps it aside',
     )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest good checkpoint, and the newer ones that are damaged, with what is wrong."""
+
+    folder: Path | None
+    damaged: dict[Path, list[str]]
+
+
+def good_checkpoint(run_folder: Path, look: Damage = damage) -> Found:
+    """The newest checkpoint whose files are what was written; None if the run has none at all.
+
+    TrainingError where there are checkpoints, and none is good. `look` tells what is wrong with a
+    folder.
+    """
+    damaged: dict[Path, list[str]] = {}
+    latest = latest_checkpoint(run_folder)
+    for folder in reversed(checkpoints(run_folder) if latest is not None else []):
+        if not (faults := look(folder)):
+            return Found(folder, damaged)
+        damaged[folder] = faults
+    if damaged:
+        (folder, faults), *_ = damaged.items()
+        earlier = " and no earlier one is whole" if len(damaged) > 1 else ""
+        raise TrainingError(
+            f"this checkpoint is damaged{earlier}",
+            where=folder,
+            found=listing(faults),
+            expected="the files that were written",
+            fix="put a copy of them back; or start over with --fresh, which keeps the run aside",
+        )
+    return Found(None, {})
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint so that no run takes it for one."""
+    number, aside = 1, folder.with_name(f"{DAMAGED}{folder.name}")
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{DAMAGED}{folder.name}.{number}")
+    folder.rename(aside)
+    return aside
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -119,42 +142,6 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             fix=mend_of_checkpoint(path, otherwise),
         )
     return path
-
-
-def checkpoint_folder(run_folder: Path, progress: Progress) -> Path:
-    """Where a checkpoint of so many steps lies."""
-    return run_folder / "checkpoints" / f"step-{progress.step}"
-
-
-def save_checkpoint(
-    run_folder: Path,
-    recipe: Recipe,
-    model: DeepseekV3,
-    optimizer: AdamW | Moments,
-    progress: Progress,
-    *,
-    data: TrainingData | None = None,
-) -> Path:
-    """Writes `checkpoints/step-N` whole, then removes all but the recipe's last N."""
-    folder = checkpoint_folder(run_folder, progress)
-    tokenizer = data.tokenizer if data is not None else None
-    state = {
-        "progress": asdict(progress),
-        "optimizer_steps": optimizer.num_steps,
-        "recipe": recipe.table(),
-        "data_digest": data.digest if data is not None else None,
-        "data": asdict(data.inputs) if data is not None and data.inputs is not None else None,
-        "random": random_states(),
-    }
-    with atomic_directory(folder, replace=True) as temporary:
-        weights.save(model, temporary, "float32", tokenizer=tokenizer)
-        (temporary / TRAINER).mkdir()
-        save_file(dict(optimizer.state_tensors()), temporary / TRAINER / MOMENTS)
-        write_json(temporary / TRAINER / STATE, state)
-    _point_latest(folder)
-    for old in checkpoints(run_folder)[: -recipe.checkpoint.keep_last]:
-        _remove(old)
-    return folder
 
 
 def standing(
@@ -183,34 +170,6 @@ def standing(
     return Standing(folder, progress, changes, state)
 
 
-def load_checkpoint(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    device: str | torch.device = "cpu",
-    data: TrainingData | None = None,
-    allow_changes: bool = False,
-) -> Resumed:
-    """Weights, moments, counters; sets the random states. Errors as in `standing`."""
-    where = folder / TRAINER / STATE
-    inputs, digest = (data.inputs, data.digest) if data is not None else (None, None)
-    found = standing(folder, recipe, inputs=inputs, digest=digest, allow_changes=allow_changes)
-    state = found.state
-    model = weights.load(folder, "float32", device)
-    optimizer = AdamW(model, recipe.optimizer)
-    _load_moments(optimizer, folder / TRAINER / MOMENTS)
-    try:
-        optimizer.num_steps = int(state["optimizer_steps"])
-        set_random_states(state["random"])
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
-        raise TrainingError(
-            f"the counter of steps or a random state is none: {problem}",
-            where=where,
-            fix="remove this checkpoint and resume",
-        ) from None
-    return Resumed(folder, model, optimizer, found.progress, found.changes)
-
-
 def remove_leftovers(run_folder: Path) -> None:
     """Deletes the hidden temporaries that a killed save left among the checkpoints."""
     for leftover in (run_folder / "checkpoints").glob(".step-*"):
@@ -218,30 +177,6 @@ def remove_leftovers(run_folder: Path) -> None:
             leftover.unlink()
         else:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def random_states() -> dict[str, Any]:
-    """The states of torch's (and each GPU's), Python's and NumPy's generators as JSON."""
-    name, keys, *rest = np.random.get_state()
-    # A run on the CPU beside a GPU leaves that alone.
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {
-        "torch": _text(torch.get_rng_state()),
-        "cuda": [_text(state) for state in gpus],
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Puts the generators where `random_states` found them."""
-    torch.set_rng_state(_tensor(states["torch"]))
-    if torch.cuda.is_initialized() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_tensor(state) for state in states["cuda"]])
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, numbers, *rest = states["numpy"]
-    np.random.set_state((name, np.array(numbers, dtype=np.uint32), *rest))
 
 
 def _has_state(folder: Path) -> bool:
@@ -268,50 +203,3 @@ def _check_data(
             fix="restore that to continue; or start a new run on what is there now, with another "
             "--run (or --fresh)",
         )
-
-
-def _load_moments(optimizer: AdamW, file: Path) -> None:
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as problem:
-        raise TrainingError(
-            f"cannot be read: {problem}", where=file, fix="remove this checkpoint and resume"
-        ) from None
-    places = optimizer.state_tensors()
-    faults = [
-        name
-        for name in sorted(places.keys() | stored.keys())
-        if name not in places
-        or name not in stored
-        or places[name].shape != stored[name].shape
-        or places[name].dtype != stored[name].dtype
-    ]
-    if faults:
-        raise TrainingError(
-            f"moments are missing, unexpected or of another form: {listing(faults)}", where=file
-        )
-    for name, place in places.items():
-        place.copy_(stored[name])
-
-
-def _point_latest(folder: Path) -> None:
-    """Makes `checkpoints/latest` a link to the newest, so that other commands can name it."""
-    temporary = folder.with_name(f".step-{LATEST}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name, target_is_directory=True)
-    os.replace(temporary, folder.with_name(LATEST))
-
-
-def _remove(folder: Path) -> None:
-    # Renamed first: a removal cut short must not leave a checkpoint that looks whole.
-    hidden = folder.with_name(f".{folder.name}.old")
-    folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _text(state: Tensor) -> str:
-    return base64.b64encode(state.cpu().numpy().tobytes()).decode()
-
-
-def _tensor(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -96,18 +96,22 @@ def threads_note(count: int | None) -> Iterator[str]:
 
 
 @contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """On the CPU, kernels that give the same bits each time at any number of threads.
+def deterministic(device: torch.device, is_asked: bool | None = None) -> Iterator[None]:
+    """Kernels that give the same bits each time, at any number of threads, where it is asked for;
+    None: on the CPU.
 
     Without it the gradients of an index are added up by atomics as soon as there are two threads.
-    Choice: GPUs are left alone, where this costs speed and needs an environment variable.
+    Choice: GPUs are left alone unless asked, since this costs speed there.
     """
     was_on = torch.are_deterministic_algorithms_enabled()
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+    is_on = device.type == "cpu" if is_asked is None else is_asked
+    torch.use_deterministic_algorithms(is_on)
+    if is_on:
         memory.fill_uninitialized_memory = False  # it would cost a pass over each new tensor
+        if device.type == "cuda":  # read as cuBLAS begins
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         yield
     finally:

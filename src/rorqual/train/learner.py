@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rorqual import weights
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, listing
 from rorqual.model.flops import training_flops_per_token
 from rorqual.ops.ceilings import Peak
 from rorqual.ops.device import to_device
 from rorqual.train.batches import TrainingData
-from rorqual.train.checkpoint import Progress, Resumed
+from rorqual.train.checkpoint import Progress, Standing
+from rorqual.train.ema import Ema
 from rorqual.train.meters import Laps, Meters
 from rorqual.train.optimizer import AdamW
-from rorqual.train.ranks import OneRank, Ranks
+from rorqual.train.pieces import Piece, piece_of_whole
+from rorqual.train.ranks import Ranks, local
 from rorqual.train.recipe import Recipe
 from rorqual.train.recompute import recompute
+from rorqual.train.restore import has_average, restore_counters, restore_tensors
+from rorqual.train.spikes import Skipped, Usual
 from rorqual.train.start import start_model
 from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
+from rorqual.weights.parameters_source import EMA
 
 
 @dataclass(frozen=True)
@@ -43,34 +51,43 @@ class StepMade:
 
 
 class Learner:
-    """A fresh one, or one that a checkpoint gave back."""
+    """A fresh one, or one as a checkpoint has it.
+
+    `taken` are the samples, as (first, stop), of the last steps. `notes` are lines to read before
+    the next one.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         data: TrainingData,
-        resumed: Resumed | None,
         device: torch.device,
-        ranks: Ranks | None = None,
+        found: Standing | None,
+        skipped: Skipped,
+        ranks: Ranks,
     ) -> None:
-        self.recipe, self.device, self.ranks = recipe, device, ranks or OneRank()
-        if resumed is not None:
-            self.model, self.progress = resumed.model, resumed.progress
+        self.recipe, self.device, self.skipped, self.ranks = recipe, device, skipped, ranks
+        self.progress = found.progress if found is not None else Progress()
+        if found is not None:
+            self.model = weights.load(found.folder, "float32", device)
         else:
             seed_all(recipe.seed)
-            self.model, self.progress = start_model(recipe, data.tokenizer).to(device), Progress()
+            self.model = start_model(recipe, data.tokenizer).to(device)
         self.model.train()
         recompute(self.model, recipe.training.activation_checkpointing)
         self.batches = recipe.batches(data, self.model)
         self.laps = laps = Laps(device)
         root = recipe.root(self.model)
-        self.spread = self.ranks.spread(self.model, root)
-        if resumed is not None and self.ranks.world == 1:
-            self.optimizer = resumed.optimizer
-        else:
-            self.optimizer = AdamW(self.model, recipe.optimizer)
-            if resumed is not None:
-                self.optimizer.take(resumed.optimizer, self.spread.own)
+        self.spread = ranks.spread(self.model, root)
+        self.optimizer = AdamW(self.model, recipe.optimizer)
+        self.notes: list[str] = []
+        self.ema: Ema | None = None
+        if recipe.ema.decay is not None:
+            self.ema = Ema(self.optimizer, recipe.ema.decay)
+        self.usual = Usual(recipe.spikes, found.state.get("usual") if found else None)
+        self.taken = deque[tuple[int, int]](maxlen=recipe.spikes.skip)
+        if found is not None:
+            self._restore(found)
         self.stepper = Stepper(
             self.model,
             self.optimizer,
@@ -84,8 +101,19 @@ class Learner:
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
             laps=laps,
-            ranks=self.ranks,
+            ranks=ranks,
         )
+
+    def _restore(self, found: Standing) -> None:
+        """All but the weights."""
+        pieces = dict(self._moments())
+        if self.ema is not None:
+            if has_average(found.folder):
+                pieces |= self._average()
+            else:
+                self.notes.append("the average of the parameters (ema.decay) begins here")
+        restore_tensors(found.folder, pieces)
+        self.optimizer.num_steps = restore_counters(found)
 
     @property
     def is_finished(self) -> bool:
@@ -97,14 +125,43 @@ class Learner:
         sparse = tuple(filter(config.is_moe_layer, range(config.num_layers_with_mtp)))
         return Meters(self.laps, self.device, flops, peak, self.ranks.world, sparse)
 
-    def step(self, saved: Path | None) -> StepMade:
-        """The next batch and what it moves; TrainingError, which names the checkpoint `saved`."""
+    def pieces(self) -> dict[str, Piece]:
+        """All tensors of its state by name, as they lie on this rank."""
+        stored = self.model.state_dict().keys()
+        buffers = ((name, b) for name, b in self.model.named_buffers() if name in stored)
+        pieces = {name: self._piece(name, value) for name, value in self.optimizer.named.items()}
+        pieces |= {name: piece_of_whole(buffer) for name, buffer in buffers}
+        pieces |= self._moments()
+        if self.ema is not None:
+            self.ema.wait()
+            pieces |= self._average()
+        return pieces
+
+    def _piece(self, name: str, value: Tensor) -> Piece:
+        """Of a parameter, or of what is as large."""
+        own = local(value).detach()
+        start, total = self.spread.place(name, own)
+        return Piece(own, (total, *own.shape[1:]), (start, *[0] * (own.dim() - 1)))
+
+    def _moments(self) -> Iterator[tuple[str, Piece]]:
+        for key, value in self.optimizer.state_tensors().items():
+            yield key, self._piece(key.partition(".")[2], value)
+
+    def _average(self) -> Iterator[tuple[str, Piece]]:
+        assert self.ema is not None, "only where one is kept"
+        for name, value in self.ema.values.items():
+            yield f"{EMA}{name}", self._piece(name, value)
+
+    def step(self) -> StepMade:
+        """The next batch and what it moves; TrainingError where it moved nothing."""
         recipe, progress = self.recipe, self.progress
         started = time.monotonic()
         total, micro = recipe.training.total_tokens, recipe.training.micro_batch_size
         num_sequences = recipe.batch_ramp.at(progress.tokens, total, micro)
+        first = self.skipped.after(progress.samples, num_sequences)
+        self.taken.append((first, first + num_sequences))
         batch = self.batches.batch(
-            progress.samples, num_sequences, self.ranks.replica, self.ranks.num_replicas
+            first, num_sequences, self.ranks.replica, self.ranks.num_replicas
         )
         self._check_form(batch)
         self.laps.lap("data")
@@ -115,21 +172,14 @@ class Learner:
             balance_alpha=recipe.balance.sequence_alpha,
             bias_update_speed=recipe.balance.speed_at(progress.tokens, total),
         )
-        try:
-            result = self._move(batch, values)
-        except TrainingError as problem:
-            mend = "change the recipe and begin anew: there is no checkpoint yet"
-            if saved is not None:
-                mend = f"the last checkpoint is {saved}; change the recipe, continue from it"
-            raise TrainingError(
-                f"step {progress.step + 1} failed after {progress.tokens} tokens: {problem}",
-                fix=mend,
-            ) from None
+        result = self._move(batch, values)
+        if self.ema is not None:
+            self.ema.follow()
         seconds = time.monotonic() - started
         self.progress = Progress(
             step=progress.step + 1,
             tokens=tokens,
-            samples=progress.samples + num_sequences,
+            samples=first + num_sequences,
             seconds=progress.seconds + seconds,
         )
         speed = (tokens - progress.tokens) / seconds

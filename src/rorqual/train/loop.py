@@ -3,7 +3,8 @@
 The whole state is the checkpoint's: weights, moments, router bias, random states and three
 counters. Which batch comes next is a function of the sample counter alone, and learning rate, batch
 size and loss weights are functions of the tokens seen, so a run continued from a checkpoint equals
-one that was never interrupted, bit for bit (CPU, same number of threads).
+one that was never interrupted, bit for bit (CPU, same number of threads and ranks). What a jump of
+the loss makes it leave out is written down beside the checkpoints (`spikes.py`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from rorqual.errors import UsageError
+from rorqual.errors import TrainingError, UsageError
 from rorqual.files import atomic_write
 from rorqual.locks import FolderLock
 from rorqual.ops.ceilings import Peak
 from rorqual.ops.device import resolve_device
-from rorqual.train import checkpoint as checkpoint_files
 from rorqual.train.batches import Measurement, TrainingData
+from rorqual.train.begin import Begun, begin
+from rorqual.train.checkpoint import latest_checkpoint, remove_leftovers
 from rorqual.train.interrupt import Interrupt, deterministic, threads, threads_note
-from rorqual.train.learner import Learner
 from rorqual.train.plots import plots_note
-from rorqual.train.put_together import whole_model, whole_moments
 from rorqual.train.ranks import OneRank, Ranks
 from rorqual.train.recipe import Recipe, toml_text
 from rorqual.train.recorder import NoRecorder, Recorder
+from rorqual.train.saver import Saver
+from rorqual.train.spikes import Skip, Skipped
+from rorqual.train.step import NotFinite
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def train(
     with (
         run_lock(Path(run_folder)) if ranks is None else nullcontext(),
         threads(recipe.training.threads),
-        deterministic(on),
+        deterministic(on, recipe.training.deterministic),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -109,86 +113,155 @@ def _train(
     allow_changes: bool,
     place: _Place,
 ) -> Summary:
-    device, ranks = place.device, place.ranks
-    found = checkpoint_files.latest_checkpoint(run_folder)
-    if found is not None and not resume:
+    ranks = place.ranks
+    if not resume and latest_checkpoint(run_folder) is not None:
         raise UsageError(
             "already holds a training run", where=run_folder, fix="choose another run folder"
         )
     if ranks.is_first:
-        checkpoint_files.remove_leftovers(run_folder)
+        remove_leftovers(run_folder)
     with Interrupt(is_one_of_many=ranks.world > 1, is_quiet=not ranks.is_first) as interrupt:
-        resumed: checkpoint_files.Resumed | None = None
-        if found is not None:
-            resumed = checkpoint_files.load_checkpoint(
-                found,
-                recipe,
-                device=device,
-                data=data,
-                allow_changes=allow_changes,
-            )
-        learner = Learner(recipe, data, resumed, device, ranks)
+        run = _Run(recipe, run_folder, data, place, allow_changes)
         recorder: Recorder | NoRecorder = NoRecorder()
         if ranks.is_first:
             with atomic_write(run_folder / "recipe.toml", "w") as file:
                 file.write(toml_text(recipe.table()))
-            meters = learner.meters(place.peak)
-            recorder = Recorder(recipe, run_folder, learner.progress, meters, place.is_quiet)
-        with recorder:
-            run = _Run(recipe, run_folder, data, learner, recorder, resumed)
-            return run.until(interrupt)
+            meters = run.learner.meters(place.peak)
+            progress = run.learner.progress
+            recorder = Recorder(recipe, run_folder, progress, meters, place.is_quiet)
+        with recorder, run.saver:
+            return run.until(interrupt, recorder)
+
+
+class Jump(NamedTuple):
+    """A step that is not to be kept, and why."""
+
+    step: int
+    problem: TrainingError
+
+    def __str__(self) -> str:
+        what, found = self.problem.what, self.problem.found
+        return what if found is None else f"{what}: {found}"
 
 
 class _Run:
-    """One run between its steps: when to validate, to save and to end."""
+    """One run between its steps: when to validate, to save, to go back and to end."""
+
+    recorder: Recorder | NoRecorder
 
     def __init__(
         self,
         recipe: Recipe,
         folder: Path,
         data: TrainingData,
-        learner: Learner,
-        recorder: Recorder | NoRecorder,
-        resumed: checkpoint_files.Resumed | None,
+        place: _Place,
+        allow_changes: bool,
     ) -> None:
         self.recipe, self.folder, self.data = recipe, folder, data
-        self.learner, self.recorder = learner, recorder
-        self.saved = resumed.folder if resumed else None
-        self.saved_step = resumed.progress.step if resumed else None
-        self.changes = resumed.changes if resumed else []
+        self.place, self.ranks = place, place.ranks
+        self.skipped = Skipped(folder, is_writer=self.ranks.is_first)
+        begun = self._begin(allow_changes)
+        self.learner, self.lines = begun.learner, begun.lines
+        self.saver = Saver(recipe, folder, data, self.ranks, begun)
+        self.number = begun.learner.progress.step + 1  # of the step in work
 
-    def until(self, interrupt: Interrupt) -> Summary:
+    def _begin(self, allow_changes: bool = False) -> Begun:
+        return begin(
+            self.recipe,
+            self.folder,
+            self.data,
+            self.place.device,
+            self.skipped,
+            self.ranks,
+            allow_changes=allow_changes,
+        )
+
+    def until(self, interrupt: Interrupt, recorder: Recorder | NoRecorder) -> Summary:
         """Steps to the end or to an interrupt, with checkpoints and validations on the way."""
-        learner = self.learner
-        with learner.ranks.waiting(lambda: f"step {learner.progress.step + 1}"):
+        self.recorder = recorder
+        with self.ranks.waiting(lambda: f"step {self.number}"):
             validation = self._steps(interrupt)
             # Once is enough: to write it again would put the only whole checkpoint at risk.
-            if self.saved_step != learner.progress.step:
+            if self.saver.folder is None or self.saver.progress != self.learner.progress:
                 self._save()
+            self.saver.wait()
             self._is_stopped(interrupt)  # so that all ranks end alike
         return self._summary(interrupt, validation)
 
     def _steps(self, interrupt: Interrupt) -> Measurement | None:
         """The last validation, if there was one."""
-        learner = self.learner
         validation: Measurement | None = None
         last_save = time.monotonic()
         self._announce()
-        while not learner.is_finished and not self._is_stopped(interrupt):
-            before = learner.progress.tokens
-            made = learner.step(self.saved)
-            self.recorder.step(learner.progress, made)
-            is_last = learner.is_finished
+        while not self.learner.is_finished and not self._is_stopped(interrupt):
+            before = self.learner.progress.tokens
+            if (jump := self._step()) is not None:
+                self._go_back(jump)
+                continue
+            is_last = self.learner.is_finished
             if self._is_due(self.recipe.validation.every_tokens, before) or is_last:
                 validation = self._validate()
             minutes = self.recipe.checkpoint.every_minutes
             is_time = minutes is not None and time.monotonic() - last_save >= minutes * 60
             is_due = self._is_due(self.recipe.checkpoint.every_tokens, before)
             # Clocks differ: the ranks save together.
-            if is_last or is_due or learner.ranks.agree(is_time):
+            if is_last or is_due or self.ranks.agree(is_time):
                 self._save()
                 last_save = time.monotonic()
         return validation
+
+    def _step(self) -> Jump | None:
+        """A jump, where the step that was made is not to be kept."""
+        self.number = self.learner.progress.step + 1
+        try:
+            made = self.learner.step()
+        except NotFinite as problem:
+            # Without its frames, which would keep the whole model in memory.
+            return Jump(self.number, problem.with_traceback(None))
+        if (why := self.learner.usual.look(made.result)) is not None:
+            return Jump(self.number, TrainingError(why))
+        self.recorder.step(self.learner.progress, made)
+        return None
+
+    def _go_back(self, jump: Jump) -> None:
+        """To the last checkpoint, and leaves out the samples of the last batches from now on."""
+        self.saver.wait()
+        limit, step_kept = self.recipe.spikes.rollbacks, self.saver.progress.step
+        if not limit:
+            raise self._failed(jump)
+        if self.skipped.num_rollbacks_to(step_kept) >= limit:
+            raise self._failed(jump, f" once more, after {limit} rollbacks to step {step_kept}")
+        taken = list(self.learner.taken)
+        del self.learner  # before another takes its memory
+        begun = self._begin()
+        self.learner, kept = begun.learner, begun.learner.progress
+        self.saver.folder, self.saver.progress = begun.folder, kept
+        skip = Skip(
+            first=max(taken[0][0], kept.samples),
+            stop=taken[-1][1],
+            rolled_back_to=kept.step,
+            step=jump.step,
+            why=str(jump),
+        )
+        self.skipped.add(skip)
+        self.recorder.rollback(kept, skip, self.learner.meters(self.place.peak))
+        self.recorder.say(
+            [
+                f"step {jump.step}: {skip.why}; going back to step {kept.step} and leaving out "
+                f"samples {skip.first:,} to {skip.stop - 1:,}",
+                *begun.lines,
+            ]
+        )
+
+    def _failed(self, jump: Jump, how: str = "") -> TrainingError:
+        progress, saved = self.learner.progress, self.saver.folder
+        mend = "change the recipe and begin anew: there is no checkpoint yet"
+        if saved is not None:
+            mend = f"the last checkpoint is {saved}; change the recipe, continue from it"
+        return TrainingError(
+            f"step {jump.step} failed{how} after {progress.tokens} tokens: {jump.problem}",
+            fix=mend,
+        )
 
     def _validate(self) -> Measurement | None:
         if self.data.held_out is None:
@@ -199,23 +272,13 @@ class _Run:
         return found
 
     def _save(self) -> None:
-        learner = self.learner
-        self.recorder.load(learner.progress)
-        ranks, spread = learner.ranks, learner.spread
-        model = whole_model(learner.model, spread, is_first=ranks.is_first)
-        moments = whole_moments(learner.optimizer, spread, is_first=ranks.is_first)
-        if model is not None and moments is not None:
-            checkpoint_files.save_checkpoint(
-                self.folder, self.recipe, model, moments, learner.progress, data=self.data
-            )
-        ranks.agree(0, is_patient=True)  # none goes on before it is there
-        self.saved = checkpoint_files.checkpoint_folder(self.folder, learner.progress)
-        self.saved_step = learner.progress.step
-        self.recorder.plots(learner.is_finished)
+        self.recorder.load(self.learner.progress)
+        self.saver.save(self.learner)
+        self.recorder.plots(self.learner.is_finished)
 
     def _is_stopped(self, interrupt: Interrupt) -> bool:
         """Whether a signal came, to whichever rank."""
-        number = self.learner.ranks.agree(interrupt.number or 0)
+        number = self.ranks.agree(interrupt.number or 0)
         if number and not interrupt.is_set:
             interrupt.number = number
         return number > 0
@@ -227,13 +290,12 @@ class _Run:
         )
 
     def _announce(self) -> None:
-        lines = [f"training on {self.learner.device}"]
-        tokens, total = self.learner.progress.tokens, self.recipe.training.total_tokens
-        if self.saved is not None:
-            lines.append(f"continuing {self.saved} at {tokens:,} tokens")
-        lines += self.changes
+        progress, total = self.learner.progress, self.recipe.training.total_tokens
+        lines = [f"training on {self.place.device}", *self.lines]
         if self.learner.is_finished:
             lines.append(f"nothing to train: training.total_tokens is {total:,}")
+        elif self.saver.folder is not None:
+            self.recorder.resume(progress)
         lines += [*self.data.notes, *threads_note(self.recipe.training.threads), *plots_note()]
         if self.data.learnt is not None:
             lines.append(self.data.learnt)
@@ -242,17 +304,17 @@ class _Run:
         self.recorder.say(lines)
 
     def _summary(self, interrupt: Interrupt, validation: Measurement | None) -> Summary:
-        assert self.saved is not None, "a run ends with a checkpoint"
+        saved = self.saver.folder
+        assert saved is not None, "a run ends with a checkpoint"
         progress, is_finished = self.learner.progress, self.learner.is_finished
         if is_finished:
-            self.recorder.say([f"finished: {self.saved}"])
+            self.recorder.say([f"finished: {saved}"])
         else:
             self.recorder.say(
                 [
-                    f"stopped by {interrupt.name}: saved {self.saved}\n"
+                    f"stopped by {interrupt.name}: saved {saved}\n"
                     "run the same command again to continue from there"
                 ]
             )
-        return Summary(
-            self.saved, progress.step, progress.tokens, is_finished, validation, interrupt.number
-        )
+        step, tokens = progress.step, progress.tokens
+        return Summary(saved, step, tokens, is_finished, validation, interrupt.number)

@@ -146,14 +146,6 @@ class AdamW(torch.optim.Optimizer):
             for name, parameter in self.named.items()
         }
 
-    def take(self, whole: AdamW, own: Callable[[str, Tensor], Tensor]) -> None:
-        """Moments and counter from another, whose moments go; `own` cuts what is this rank's."""
-        moments = whole.state_tensors()
-        for key, place in self.state_tensors().items():
-            place.copy_(own(key.partition(".")[2], moments[key]))
-        self.num_steps = whole.num_steps
-        whole.state.clear()
-
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_steps": self.num_steps}
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rorqual.data import Advance, Generator, silent
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, empty
 from rorqual.train.batches import Preparation, TrainingData
-from rorqual.train.checkpoint import Standing, find_checkpoint, latest_checkpoint, standing
+from rorqual.train.checkpoint import Standing, find_checkpoint, good_checkpoint, standing
+from rorqual.train.checksums import damage
 from rorqual.train.interrupt import threads_note
 from rorqual.train.lr_schedule import BalanceSettings, MtpSettings, in_tokens
 from rorqual.train.prepare import config_of
@@ -54,7 +56,8 @@ def look_ahead(
     ConfigError, DataError, TrainingError as the run itself would raise them, or would when much
     was done already.
     """
-    latest = latest_checkpoint(run_folder) if resume else None
+    shallow = partial(damage, is_deep=False)  # the run itself looks at every byte
+    latest = good_checkpoint(run_folder, shallow).folder if resume else None
     # First without the data: what is amiss there may come from the recipe's change.
     found = standing(latest, recipe, allow_changes=allow_changes) if latest is not None else None
     config = config_of(recipe)

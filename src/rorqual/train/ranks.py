@@ -22,12 +22,10 @@ class Spread(Protocol):
         """Within it the model can be called by parts, on all ranks at once."""
         ...
 
-    def own(self, name: str, whole: Tensor) -> Tensor:
-        """Of a parameter, or of what is as large, the rows of this rank."""
-        ...
-
-    def whole(self, name: str, own: Tensor) -> Tensor | None:
-        """The rows of all ranks together, on the first one; all must ask. None on the others."""
+    def place(self, name: str, own: Tensor) -> tuple[int, int]:
+        """Of a parameter, or of what is as large, the first of this rank's rows, and how many the
+        whole has.
+        """
         ...
 
     def bytes_sent(self) -> tuple[int, int]:
@@ -85,11 +83,8 @@ class Whole:
     def measuring(self) -> Iterator[None]:
         yield
 
-    def own(self, name: str, whole: Tensor) -> Tensor:
-        return whole
-
-    def whole(self, name: str, own: Tensor) -> Tensor | None:
-        return own
+    def place(self, name: str, own: Tensor) -> tuple[int, int]:
+        return 0, len(own)
 
     def bytes_sent(self) -> tuple[int, int]:
         return 0, 0

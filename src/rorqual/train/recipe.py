@@ -30,11 +30,13 @@ from rorqual.errors import ConfigError, listing
 from rorqual.model import DeepseekV3, ModelConfig, preset
 from rorqual.parallel.settings import ParallelSettings
 from rorqual.train.batches import Batches, Preparation, TrainingData
+from rorqual.train.ema import EmaSettings
 from rorqual.train.loss import TrainingModel
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
 from rorqual.train.metrics import MetricsSettings
 from rorqual.train.optimizer import OptimizerSettings
 from rorqual.train.recompute import Recompute
+from rorqual.train.spikes import SpikeSettings
 
 ALL_KEYS = "`rorqual train --keys`"
 
@@ -60,6 +62,9 @@ class TrainingSettings:
     more forward pass. `true` and `false` stand for `layers` and `none`."""
     threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
     """torch's threads; left out: torch's choice."""
+    deterministic: bool | None = None
+    """The same bits in each run of this recipe on the same machine, threads and ranks; left out: on
+    a CPU yes, where it costs nothing, on a GPU no."""
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
@@ -140,6 +145,11 @@ class Recipe:
     mtp: MtpSettings = field(default_factory=MtpSettings)
     """Multi-token prediction's loss (§2.2); its depth is `model.num_nextn_predict_layers`, and with
     depth 0 a section [mtp] is an error."""
+    ema: EmaSettings = field(default_factory=EmaSettings)
+    """An average of the parameters over the last steps, in CPU memory (§3.2.3)."""
+    spikes: SpikeSettings = field(default_factory=SpikeSettings)
+    """Jumps of the loss or of the gradient's norm, and steps that are not finite: the run goes back
+    to its last checkpoint and leaves the batch out ([runs.md](runs.md#jumps))."""
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     """Measurements on held-out text: bits a byte."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -19,6 +19,7 @@ from rorqual.train.plots import write_plots
 from rorqual.train.recipe import Recipe
 from rorqual.train.report import Report
 from rorqual.train.router_bias import max_violation
+from rorqual.train.spikes import Skip
 from rorqual.train.tensorboard import FOLDER, TensorBoardLog
 
 SECONDS_BETWEEN_PLOTS = 30.0
@@ -48,6 +49,12 @@ class NoRecorder:
     def plots(self, is_last: bool) -> None:
         pass
 
+    def resume(self, progress: Progress) -> None:
+        pass
+
+    def rollback(self, kept: Progress, skip: Skip, meters: Meters) -> None:
+        pass
+
 
 class Recorder:
     """One run's records; a context in which the progress bar is shown."""
@@ -61,10 +68,8 @@ class Recorder:
         is_quiet: bool,
     ) -> None:
         self.folder, self.meters = folder, meters
-        also = None
-        if recipe.metrics.tensorboard:
-            also = TensorBoardLog(folder / FOLDER, begun.step)
-        self.metrics = MetricsLog(folder / METRICS, begun.step, also)
+        self.has_tensorboard = recipe.metrics.tensorboard
+        self.metrics = self._log(begun)
         self.load_every = recipe.metrics.load_every(recipe.training.total_tokens)
         self.load_tokens = begun.tokens
         self.report = Report(recipe.training.total_tokens, begun.tokens, is_quiet)
@@ -120,6 +125,28 @@ class Recorder:
         self.meters.laps.lap("validation")
         self.metrics.write("validation", progress.step, tokens=progress.tokens, **found.record())
         self.report.line(f"step {progress.step}: {found}")
+
+    def resume(self, progress: Progress) -> None:
+        self.metrics.write("resume", progress.step, tokens=progress.tokens)
+
+    def rollback(self, kept: Progress, skip: Skip, meters: Meters) -> None:
+        """The run goes back: later lines go, and one of its own says why."""
+        self.metrics.close()
+        self.metrics, self.meters = self._log(kept), meters
+        self.loads_LE, self.load_tokens = None, kept.tokens
+        self.metrics.write(
+            "rollback",
+            kept.step,
+            tokens=kept.tokens,
+            from_step=skip.step,
+            first_sample=skip.first,
+            num_samples=skip.stop - skip.first,
+            why=skip.why,
+        )
+
+    def _log(self, begun: Progress) -> MetricsLog:
+        also = TensorBoardLog(self.folder / FOLDER, begun.step) if self.has_tensorboard else None
+        return MetricsLog(self.folder / METRICS, begun.step, also)
 
     def load(self, progress: Progress) -> None:
         """Each expert's load since the last line of this kind."""

@@ -234,9 +234,13 @@ def _read(
     )
 
 
+class NotFinite(TrainingError):  # noqa: N818  it says what is, as EngineFailed does
+    """A step whose loss or gradient is not finite; it has moved nothing."""
+
+
 def _check_finite(result: StepResult) -> None:
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-        raise TrainingError(
+        raise NotFinite(
             "the loss or the gradient is not finite; the weights were not moved",
             found=f"loss {result.loss}, gradient norm {result.grad_norm}",
             expected="finite numbers",

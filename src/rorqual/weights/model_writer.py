@@ -114,7 +114,7 @@ def save(
     files = plan_files(source, tensors, model.config, options)
     with atomic_directory(folder, replace=replace) as temporary:
         _write_weights(source, files, temporary, options)
-        _write_settings(model, temporary, dtype, tokenizer, generation or {})
+        write_settings(model, temporary, dtype, tokenizer, generation or {})
 
 
 def _write_weights(
@@ -129,13 +129,14 @@ def _write_weights(
         write_json(folder / INDEX, index_of(files))
 
 
-def _write_settings(
+def write_settings(
     model: DeepseekV3,
     folder: Path,
     dtype: Format,
     tokenizer: Tokenizer | None,
     generation: dict[str, Any],
 ) -> None:
+    """All beside the weights: tokenizer, generation defaults, chat card and config.json."""
     special: dict[str, Any] = {}
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab_size:

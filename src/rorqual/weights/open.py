@@ -12,6 +12,7 @@ from rorqual.model import ModelConfig
 from rorqual.weights.folder import CONFIG, open_folder, read_config
 from rorqual.weights.gguf.format import MAGIC
 from rorqual.weights.gguf.reader import open_gguf
+from rorqual.weights.parameters_source import is_cut, open_cut, open_ema
 from rorqual.weights.safetensors_file import looks_like_safetensors, read_places
 from rorqual.weights.shards.names import is_shard_name
 from rorqual.weights.shards.reader import open_shards
@@ -61,12 +62,17 @@ def _kind_of(path: Path) -> SourceKind:
     return "gguf" if any(_is_gguf(file) for file in files) else "huggingface"
 
 
-def open_source(path: str | os.PathLike[str]) -> TensorSource:
-    """The checkpoint at `path`: Hugging Face folder, rank shards or GGUF.
+def open_source(path: str | os.PathLike[str], *, is_ema: bool = False) -> TensorSource:
+    """The checkpoint at `path`: Hugging Face folder, rank shards or GGUF, or what several ranks of
+    a training run saved; `is_ema`: the average of the parameters that a run keeps.
 
     CheckpointError or ConfigError for what cannot be opened at all; other faults are collected.
     """
     path = Path(path)
+    if is_ema:
+        return open_ema(path)
+    if is_cut(path):
+        return open_cut(path)
     kind = kind_of(path)
     if kind == "shards":
         return open_shards(path)

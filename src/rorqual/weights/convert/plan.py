@@ -80,6 +80,7 @@ class Options:
     scale_format: ScaleFormat | None = None  # None: as the source has them, else float32
     max_shard_bytes: float | None = None  # None: 5 GB, and GGUF in one file
     imatrix: Path | None = None  # importance of columns for GGUF, see gguf/importance.py
+    is_ema: bool = False  # the average of the parameters that a training run keeps
 
     def __post_init__(self) -> None:
         if self.imatrix is not None and self.target.kind != "gguf":

@@ -84,7 +84,7 @@ def convert(
     check_places(source, destination)
     progress = progress or _silent
     workers = workers or default_workers()
-    with open_source(source) as opened, one_thread_each():
+    with open_source(source, is_ema=options.is_ema) as opened, one_thread_each():
         report = audit(opened)
         report.raise_faults(opened.path)
         if options.target.kind == "gguf":
@@ -112,6 +112,7 @@ def _to_safetensors(
         keep_mtp=options.is_mtp_kept,
         scale_format=scales,
         max_shard_bytes=options.shard_bytes,
+        **({"is_ema": True} if options.is_ema else {}),
     )
     sizes = {file.name: file.layout().num_bytes for file in files}
     notes = _notes(report.config, options)

@@ -113,12 +113,14 @@ def verify(
     workers: int,
     progress: Callable[[str, int], Any],
     has_importance: bool = False,
+    is_ema: bool = False,
 ) -> list[Comparison]:
     """Compares every tensor that both hold. CheckpointError if the result cannot be read back.
 
-    `has_importance`: an importance matrix decided which values are stored well.
+    `has_importance`: an importance matrix decided which values are stored well. `is_ema`: what was
+    converted is the average that a run keeps.
     """
-    opened = open_source(checkpoint_path(source))
+    opened = open_source(checkpoint_path(source), is_ema=is_ema)
     with opened as ours, open_source(destination) as theirs, one_thread_each():
         report = audit(theirs)
         report.raise_faults(destination)
