@@ -37,13 +37,17 @@ PROGRAMS = {
     "cat",
     "cd",
     "cp",
+    "docker",
     "echo",
     "head",
+    "kubectl",
     "lm-eval",
     "ls",
     "mkdir",
     "nohup",
+    "sbatch",
     "tail",
+    "torchrun",
     "git",
 }
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
@@ -68,7 +72,8 @@ def test_its_commands_have_the_options_that_it_names(block: Block) -> None:
 
 
 def check_command(words: Sequence[str], block: Block) -> None:
-    program, *rest = words
+    is_setting = [re.fullmatch(r"[A-Z_]+=.*", word) is not None for word in words]
+    program, *rest = words[is_setting.index(False) :]
     place = f"{block.name}: {' '.join(words)}"
     if program == "rorqual":
         parse(rest, place)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rorqual.cli.train_plan import plan_train, refuse_flags, table_of
 from rorqual.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ STORED = {"F8_E4M3": "fp8", "F32": "float32"}
 
 def plan(
     target: Annotated[
-        str, typer.Argument(metavar="PRESET|DIR|FILE|tiny", help="A preset, or a checkpoint.")
+        str,
+        typer.Argument(
+            metavar="PRESET|DIR|FILE|tiny",
+            help="A preset, or a checkpoint; with --train also a recipe.",
+        ),
     ],
     on: Annotated[
         str, typer.Option("--on", help="Hardware, such as 8xH200, a FILE.toml of yours, or here.")
@@ -61,9 +66,21 @@ def plan(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="With --on here: measure this machine again.")
     ] = False,
+    is_training: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Plan a training run: of a RECIPE.toml, or of the model with --set; --on names "
+            "the device of each rank.",
+        ),
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --train: change one value, as in --set parallel.ep=8."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")] = False,
 ) -> None:
-    """Plan: does a model fit, how fast can it be, how large are its files.
+    """Plan: does a model fit, how fast can it be, how large are its files; or a training run.
 
     Tokens a second are upper limits from bandwidth, FLOPs and links. Figures of data sheets, of a
     file of yours (docs/plan.md), or of this machine, which is measured once.
@@ -77,11 +94,30 @@ def plan(
       rorqual plan DIR --dtype stored --kv q8 --speculate 1
 
       rorqual plan 671b --on RTX4090 --engine any --weights Q2_K_L --disk-rate 12
+
+      rorqual plan recipes/671b.toml --train --on H800
     """
     from dataclasses import replace
 
     from rorqual.plan import find_hardware, plan_inference
 
+    if is_training:
+        flags = {
+            "--weights": (weights, None),
+            "--kv": (kv, "auto"),
+            "--context": (context, None),
+            "--batch": (batch, 1),
+            "--engine": (engine, None),
+            "--dtype": (dtype, "auto"),
+            "--speculate": (speculate, 0),
+            "--disk-rate": (disk_rate, None),
+        }
+        refuse_flags(flags)
+        hardware = find_hardware(on, remeasure=remeasure)
+        plan_train(target, hardware, overrides or [], as_json=as_json)
+        return
+    if overrides:
+        raise UsageError("--set is for --train", found=f"--set {overrides[0]}")
     config, found = _describe(target)
     hardware = find_hardware(on, remeasure=remeasure)
     if disk_rate is not None:
@@ -145,7 +181,7 @@ def _print(target: str, planned: InferencePlan) -> None:
     console.print(_engine(planned), highlight=False, soft_wrap=True)
     if planned.remark:
         console.print(f"note: {planned.remark}", highlight=False, soft_wrap=True)
-    memory = _table("Memory", "bytes", "GB")
+    memory = table_of("Memory", "bytes", "GB")
     for name, value in planned.memory.as_dict().items():
         memory.add_row(name, f"{value:,.0f}", f"{value / 1e9:,.3f}")
     usable = planned.hardware.usable_bytes
@@ -194,7 +230,7 @@ def _print_speed(planned: InferencePlan, console: Any) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    limits = _table(
+    limits = table_of(
         "At most" if planned.speed else "At most, from the disk", "tokens/s", "limited by"
     )
     rate = f"{speed.prefill_tokens_per_second:,.1f}"
@@ -224,7 +260,7 @@ def _print_speed(planned: InferencePlan, console: Any) -> None:
 def _disk(planned: InferencePlan) -> Any:
     has_mtp = planned.wish.config.num_nextn_predict_layers > 0
     columns = ["bytes", "GB", "GiB", *(["GiB without MTP"] if has_mtp else [])]
-    disk = _table("On disk, with the MTP layer" if has_mtp else "On disk", *columns)
+    disk = table_of("On disk, with the MTP layer" if has_mtp else "On disk", *columns)
     rows = planned.as_dict()["disk"]
     digits = 1 if max(row["bytes"] for row in rows) >= 1e10 else 3
     for row in rows:
@@ -250,12 +286,3 @@ def _engine(planned: InferencePlan) -> str:
         runs = f"as --dtype {wish.runs_as.form} makes them of {wish.runs_as.format}"
     kept = "; up to 2 GB more that oneDNN keeps" if wish.itemsize == 2 and is_cpu else ""
     return f"for rorqual: weights run {runs}{part}; one device{kept}"
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", title="", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table

@@ -112,7 +112,7 @@ def train(
         start = _Start(settings, run_folder, resume, allow_changes)
         if is_dry_run:
             if not launch.rank:
-                start.show_plan()
+                start.show_plan(device)
             return
         settings.parallel.check_world(launch.world)
     with joined_ranks(settings.parallel, place, launch) as ranks:
@@ -133,7 +133,7 @@ class _Start:
     is_resumed: bool
     allow_changes: bool
 
-    def show_plan(self) -> None:
+    def show_plan(self, device: str) -> None:
         from rorqual.cli.progress import shown_progress
         from rorqual.corpus_writer import GENERATORS
         from rorqual.train.preflight import preview
@@ -148,6 +148,7 @@ class _Start:
                 advance=advance,
             )
         _print_plan(plan)
+        _print_outline(self.recipe, device)
 
     def train(self, place: torch.device, ranks: Ranks) -> Summary:
         from rorqual import train as training
@@ -207,3 +208,19 @@ def _print_plan(plan: Preview) -> None:
     console().print(table)
     for line in plan.lines:
         console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_outline(recipe: Recipe, device: str) -> None:
+    """Who would hold what, memory of each rank, first steps: none of the ranks need be here, and
+    of several each is taken to have a GPU unless the command says `--device cpu`.
+    """
+    from rorqual.cli.train_plan import print_outline
+    from rorqual.log import console
+    from rorqual.ops.device import resolve_device
+    from rorqual.plan.training import outline_of
+    from rorqual.train.prepare import config_of
+
+    is_alone = recipe.parallel.world == 1
+    name = device if is_alone or device != "auto" else "cuda"
+    is_cpu = name == "cpu" or (name == "auto" and resolve_device(name).type == "cpu")
+    print_outline(outline_of(recipe, config_of(recipe), is_cpu=is_cpu), console())

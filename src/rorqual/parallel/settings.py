@@ -26,6 +26,8 @@ class ParallelSettings:
     """Ranks that take samples of their own and share weights, gradients and moments."""
     dp_replicate: int = Field(default=1, gt=0)
     """Copies of all that, which take samples of their own."""
+    order: Literal["1f1b", "interleaved", "zb1p", "zbv", "dualpipev"] = "1f1b"
+    """In which order a rank of the pipeline runs its micro-batches (`rorqual pipeline`)."""
     zero: Literal[1, 3] = 1
     """1: shared weights are gathered once a step; 3: for each pass through a layer, and let go of
     behind it."""
