@@ -19,6 +19,7 @@ import pytest
 from command import ENVIRONMENT, heed_interrupts, run, start
 
 from patience import HANG_SECONDS
+from rorqual.cli.terminal import shown
 from rorqual.engine import Conversation, Engine, SamplingParams
 from rorqual.log import printable
 from rorqual.weights import ModelFolder
@@ -91,6 +92,20 @@ def test_a_message_beyond_the_context_is_told(model_folder: Path) -> None:
 
 def test_control_characters_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\tc\nd\x9be🐳") == "a\\x1b[2Jb\tc\nd\\x9be🐳"
+
+
+def test_an_answer_is_as_it_is_but_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "a\x1b[2Jb\u202ec"
+    for is_terminal, expected in ((False, answer), (True, "a\\x1b[2Jb\\u202ec")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda found=is_terminal: found)
+        assert shown(answer) == expected
+
+
+def test_a_message_about_a_name_steers_nothing() -> None:
+    done = run("inspect", "no\x1b[2Jmodel\u202e")
+    assert done.code == 2
+    assert "no\\x1b[2Jmodel\\u202e" in done.err
+    assert "\x1b" not in done.err
 
 
 PROMPT = ">[ \x08]"  # of which a terminal is told to skip the space

@@ -260,3 +260,18 @@ def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
     assert not kernels_module._machine.__wrapped__("cpu").has_bfloat16
+
+
+@pytest.mark.parametrize(("asked", "is_known"), [("", True), ("avx2", True), ("none", False)])
+def test_a_level_that_is_none_is_told(
+    asked: str, is_known: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else who mistypes it measures what was not meant."""
+    if native.library() is None:
+        pytest.skip("no C++ compiler built the kernels")
+    monkeypatch.setenv("RORQUAL_CPU", asked)
+    assert native.library.__wrapped__() is not None
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ([] if is_known else [
+        "RORQUAL_CPU=none is unknown, so it is not heeded: avx512, avx2, portable"
+    ])  # fmt: skip
