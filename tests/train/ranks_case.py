@@ -33,6 +33,7 @@ from rorqual.train import Recipe, TrainingData
 from rorqual.train.learner import Learner
 from rorqual.train.ranks import OneRank, Ranks, local
 from rorqual.train.recipe import recipe_of
+from rorqual.train.spikes import Skipped
 
 NUM_SAMPLES, MICRO_BATCH = 8, 2
 NUM_STEPS = 20
@@ -127,13 +128,14 @@ def learn(case: Case, folder: Path, ranks: Ranks) -> Outcome:
     """Of tensors what this rank holds, under the first row and the name: `12 model.norm.weight`."""
     recipe = case.recipe(folder)
     samples = Samples(recipe, case.mtp)
-    learner = Learner(recipe, TrainingData(samples), None, torch.device("cpu"), ranks)
+    data, cpu = TrainingData(samples), torch.device("cpu")
+    learner = Learner(recipe, data, cpu, None, Skipped(folder), ranks)
     rows = getattr(learner.spread, "rows", None)
     firsts = {name: rows(name).start if rows else 0 for name in learner.optimizer.named}
     steps, loads, gradients = [], [], {}
     while not learner.is_finished:
         with torch.enable_grad():
-            found = learner.step(None).result
+            found = learner.step().result
         steps.append({name: getattr(found, name) for name in FIGURES} | {"mtp": sum(found.mtp)})
         loads.append(found.loads_LE.tolist())
         for name, parameter in learner.optimizer.named.items():
