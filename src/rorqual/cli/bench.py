@@ -99,6 +99,7 @@ def bench(
         require_matplotlib()
     names = _peer_names(against, has_model=model is not None)
     places = Places(gguf=gguf, llama_cpp=llama_cpp, ik_llama_cpp=ik_llama_cpp, vllm=vllm)
+    _check_places(places, names)
     config = _config(model)
     load = _load(config, prefill, streams, depth, decode_tokens, flags.threads)
     options = _options(flags, model, config, load)
@@ -168,6 +169,25 @@ def _peer_names(text: str, *, has_model: bool) -> list[str]:
             fix="name a checkpoint, or preset:mid for random weights",
         )
     return names
+
+
+def _check_places(places: Places, names: list[str]) -> None:
+    """UsageError for a place that none of these peers has a use for, or without a GGUF model."""
+    from rorqual.weights import ModelFolder
+
+    uses = {
+        "gguf": ("llama.cpp", "ik_llama.cpp"),
+        "llama_cpp": ("llama.cpp",),
+        "ik_llama_cpp": ("ik_llama.cpp",),
+        "vllm": ("vllm",),
+    }
+    for name, peers in uses.items():
+        if getattr(places, name) is not None and not set(peers) & set(names):
+            flag = f"--{name.replace('_', '-')}"
+            fix = f"give --against {peers[0]} too, or leave {flag} out"
+            raise UsageError(f"{flag} is for a peer that is not measured", fix=fix)
+    if places.gguf is not None:
+        ModelFolder.find(str(places.gguf))
 
 
 def _config(model: str | None) -> ModelConfig:
