@@ -30,7 +30,11 @@ PEER_ROWS = [
     "transformers float32 eager-attention grouped_mm",
     "transformers float32 sdpa grouped_mm",
     "transformers bfloat16 eager-attention grouped_mm",
+    "transformers bfloat16 sdpa grouped_mm",
     "transformers float32 eager-attention grouped_mm compiled",
+    "transformers float32 sdpa grouped_mm compiled",
+    "transformers bfloat16 eager-attention grouped_mm compiled",
+    "transformers bfloat16 sdpa grouped_mm compiled",
 ]
 OUR_ROWS = [
     "rorqual float32 eager",
@@ -39,6 +43,8 @@ OUR_ROWS = [
     "rorqual bfloat16 compiled",
     "rorqual float32 eager mtp",
     "rorqual float32 compiled mtp",
+    "rorqual bfloat16 eager mtp",
+    "rorqual bfloat16 compiled mtp",
 ]
 
 

@@ -38,7 +38,7 @@ def gradients(model: DeepseekV3, *, documents: bool = False, passes: int = 1) ->
     """Of the training loss, accumulated over as many micro-batches, with what the layers saw."""
     depths = model.config.num_nextn_predict_layers
     model.train()
-    root = TrainingModel(model)
+    root = TrainingModel(model, is_fused=False)
     for seed in range(passes):
         tokens_BS = random_tokens(model.config, 2, LENGTH + 1 + depths, seed=seed)
         mask_BS = torch.ones_like(tokens_BS, dtype=torch.bool)

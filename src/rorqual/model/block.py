@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from rorqual.model.config import ModelConfig
@@ -11,6 +12,7 @@ from rorqual.model.layers import FeedForward, RMSNorm
 from rorqual.model.mla import MLA
 from rorqual.model.moe import MoE
 from rorqual.model.step import Step
+from rorqual.ops.kernels import TrainingKernels
 
 
 class Block(nn.Module):
@@ -28,8 +30,28 @@ class Block(nn.Module):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        if step.training is not None:
+            return self._trained(x_BTD, step, step.training)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), step)
         normed = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
             return x_BTD + self.mlp(normed, step)
         return x_BTD + self.mlp(normed)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What its products are of in a training step."""
+        return self.self_attn.o_proj.compute_dtype or torch.float32
+
+    def _trained(self, x_BTD: Tensor, step: Step, kernels: TrainingKernels) -> Tensor:
+        normed = self.input_layernorm.trained(x_BTD, kernels, self.compute_dtype)
+        more_TD = self.self_attn(normed, step).flatten(0, 1)
+        norm = self.post_attention_layernorm
+        x_TD, wide_TD, narrow_TD = kernels.add_norm(
+            x_BTD.flatten(0, 1), more_TD, norm.weight, norm.eps, self.compute_dtype
+        )
+        if isinstance(self.mlp, MoE):
+            out_TD = self.mlp.trained(wide_TD, narrow_TD, step, kernels)
+        else:
+            out_TD = self.mlp.trained(narrow_TD, kernels)
+        return x_TD.view_as(x_BTD) + out_TD.view_as(x_BTD)

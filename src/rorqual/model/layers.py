@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.served import Served
-from rorqual.ops.kernels import storage_of
+from rorqual.ops.kernels import TrainingKernels, storage_of
 from rorqual.ops.swiglu import swiglu
 
 
@@ -24,6 +24,12 @@ class RMSNorm(Served):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def trained(
+        self, x: Tensor, kernels: TrainingKernels, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """`forward` in a training step, rounded to `dtype`."""
+        return kernels.norm(x, self.weight, self.eps, dtype)
 
     def storage(self) -> tuple[str, torch.device]:
         return storage_of(self.weight), self.weight.device
@@ -61,8 +67,7 @@ class Head(Linear):
         assert (targets_N is None) == (is_target_N is None), "targets come with their mask"
         if targets_N is None or is_target_N is None:
             return self.kernels.logits(self._cast(h), self._cast(self.weight))
-        loss = self.kernels.linear_cross_entropy
-        return loss(self._cast(h), self._cast(self.weight), targets_N, is_target_N)
+        return self.kernels.linear_cross_entropy(self._cast(h), self.weight, targets_N, is_target_N)
 
     def token_losses(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Each row's cross entropy, (N,) float32, without gradients."""
@@ -80,3 +85,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def trained(self, x_TD: Tensor, kernels: TrainingKernels) -> Tensor:
+        """`forward` in a training step; the products are of x's dtype."""
+        return kernels.feed_forward(
+            x_TD, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        )

@@ -22,6 +22,8 @@ from rorqual.model.layers import Linear, RMSNorm
 from rorqual.model.rope import rotate
 from rorqual.model.served import Served
 from rorqual.model.step import Part, Step
+from rorqual.ops.kernels import TrainingKernels
+from rorqual.ops.training.attention import Widths
 
 # Choice: as in DeepSeek's published modelling code and transformers, the norms of the latents keep
 # this epsilon whatever `rms_norm_eps` says (V3 has 1e-6 in both places).
@@ -43,6 +45,10 @@ class LatentUp(Linear):
         kv = super().forward(c_kv).unflatten(-1, (self.num_heads, -1))
         keys, values = kv.split(self.widths, dim=-1)
         return keys, values
+
+    def trained(self, c_kv: Tensor) -> Tensor:
+        """Keys and values side by side for each head, (..., H * (N + V))."""
+        return super().forward(c_kv)
 
     def absorb(self, q_nope_MHN: Tensor) -> Tensor:
         """Queries in the latent space, (M, H, C)."""
@@ -80,12 +86,34 @@ class MLA(Served):
         self.o_proj = Linear(self.num_heads * config.v_head_dim, config.hidden_size)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        if step.training is not None:
+            return self._trained(x_BTD, step, step.training)
         q_nope_BTHN, q_rope_BTHR = self._queries(x_BTD, step)
         latent_BTL = self._latent(x_BTD, step)
         parts = step.cache.append(self.layer_id, latent_BTL)
         out_MHV = self._by_parts(q_nope_BTHN.flatten(0, 1), q_rope_BTHR.flatten(0, 1), parts)
         out_BTHV = out_MHV.unflatten(0, x_BTD.shape[:2])
         return self.o_proj(out_BTHV.flatten(2))
+
+    def _trained(self, x_BTD: Tensor, step: Step, kernels: TrainingKernels) -> Tensor:
+        config, x_MD = self.config, x_BTD.flatten(0, 1)
+        if config.q_lora_rank is None:
+            q = self.q_proj(x_MD)
+        else:
+            c_q = self.q_a_proj(x_MD)
+            q = self.q_b_proj(self.q_a_layernorm.trained(c_q, kernels, c_q.dtype))
+        c_kv, rope = self.kv_a_proj_with_mqa(x_MD).split(
+            [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+        )
+        kv = self.kv_b_proj.trained(self.kv_a_layernorm.trained(c_kv, kernels, c_kv.dtype))
+        widths = Widths(
+            *x_BTD.shape[:2], self.num_heads,
+            config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim,
+        )  # fmt: skip
+        out = kernels.latent_attention(
+            q, kv, rope, step.cos, step.sin, step.documents_BT, widths, config.softmax_scale
+        )
+        return self.o_proj(out).view(*x_BTD.shape[:2], -1)
 
     def storage(self) -> tuple[str, torch.device]:
         return self.kv_a_layernorm.storage()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from rorqual.model.balance import Balance
 from rorqual.model.config import ModelConfig
-from rorqual.model.dispatch import Dispatched
+from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.layers import FeedForward
 from rorqual.model.router import Router
 from rorqual.model.served import Served
 from rorqual.model.step import Step
-from rorqual.ops.kernels import storage_of
+from rorqual.ops.kernels import TrainingKernels, storage_of
 from rorqual.ops.swiglu import swiglu
 
 
@@ -82,3 +82,27 @@ class MoE(nn.Module):
         if step.balance is not None:
             out_BTD = self.balance(out_BTD, routing, step.balance)
         return out_BTD
+
+    def trained(
+        self, x_TD: Tensor, narrow_TD: Tensor, step: Step, kernels: TrainingKernels
+    ) -> Tensor:
+        """`forward` in a training step: (T, D) as the router takes it, and as it is multiplied."""
+        routing = self.gate(x_TD, kernels)
+        base_TD = None
+        if self.shared_experts is not None:
+            base_TD = self.shared_experts.trained(narrow_TD, kernels)
+        if isinstance(step.dispatcher, LocalDispatcher):
+            experts = self.experts
+            out_TD = kernels.routed(
+                narrow_TD, base_TD, routing.weights_TK, routing.experts_TK,
+                experts.gate_up_proj, experts.down_proj,
+            )  # fmt: skip
+        else:
+            dispatched = step.dispatcher.dispatch(narrow_TD, routing, self.num_experts)
+            out_ND = self.experts(dispatched)
+            out_TD = step.dispatcher.combine(out_ND, routing, dispatched)
+            out_TD = out_TD if base_TD is None else out_TD + base_TD
+        if step.balance is None:
+            return out_TD
+        out_BTD = out_TD.unflatten(0, (-1, step.num_tokens))
+        return self.balance(out_BTD, routing, step.balance).flatten(0, 1)

@@ -48,6 +48,14 @@ class MtpModule(Block):
         self.shared_head = SharedHead(config)
 
     def forward(self, h_BTD: Tensor, embedding_BTD: Tensor, step: Step) -> Tensor:  # type: ignore[override]
+        if step.training is not None:
+            dtype = self.compute_dtype
+            halves = (
+                self.enorm.trained(embedding_BTD, step.training, dtype),
+                self.hnorm.trained(h_BTD, step.training, dtype),
+            )
+            x_BTD = self.eh_proj(torch.cat(halves, dim=-1)).float()
+            return self.shared_head.norm.trained(super().forward(x_BTD, step), step.training)
         joined = torch.cat([self.enorm(embedding_BTD), self.hnorm(h_BTD)], dim=-1)
         return self.shared_head.norm(super().forward(self.eh_proj(joined), step))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rorqual.model.config import ModelConfig
 from rorqual.model.kept import KeepsBuffers
 from rorqual.model.served import Served
-from rorqual.ops.kernels import storage_of
+from rorqual.ops.kernels import TrainingKernels, storage_of
 
 
 class Routing(NamedTuple):
@@ -50,9 +50,14 @@ class Router(Served, KeepsBuffers):
             bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
             self.register_buffer("e_score_correction_bias", bias)
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        config = self.config
+    def forward(self, x_TD: Tensor, training: TrainingKernels | None = None) -> Routing:
         logits_TE = self.kernels.linear_float32(x_TD, self.weight)
+        if training is not None:
+            return self._trained(logits_TE, training)
+        return self.choice(logits_TE)
+
+    def choice(self, logits_TE: Tensor) -> Routing:
+        config = self.config
         if config.scoring_func == "sigmoid":
             scores_TE = logits_TE.sigmoid()
             chosen_TE = scores_TE.detach() + self.e_score_correction_bias
@@ -67,15 +72,33 @@ class Router(Served, KeepsBuffers):
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         return Routing(weights_TK * config.routed_scaling_factor, experts_TK, scores_TE)
 
+    def _trained(self, logits_TE: Tensor, training: TrainingKernels) -> Routing:
+        config = self.config
+        groups = []
+        if config.topk_method != "greedy" and config.topk_group < config.n_group:
+            groups = [config.n_group, config.topk_group, self._num_best()]
+        bias = self.e_score_correction_bias if config.scoring_func == "sigmoid" else None
+        return Routing(
+            *training.route(
+                logits_TE, bias, config.num_experts_per_tok, groups,
+                config.scoring_func != "sigmoid", config.norm_topk_prob,
+                config.routed_scaling_factor,
+            )
+        )  # fmt: skip
+
     def storage(self) -> tuple[str, torch.device]:
         return storage_of(self.weight), self.weight.device
 
     def _keep_best_groups(self, chosen_TE: Tensor) -> Tensor:
         config = self.config
         grouped_TGM = chosen_TE.unflatten(-1, (config.n_group, -1))
-        # §2.1.2: the sum of the two highest affinities in a group; V2 takes the highest alone.
-        num_best = min(2, grouped_TGM.shape[-1]) if config.topk_method == "noaux_tc" else 1
-        group_scores_TG = grouped_TGM.topk(num_best, dim=-1).values.sum(-1)
+        group_scores_TG = grouped_TGM.topk(self._num_best(), dim=-1).values.sum(-1)
         kept = group_scores_TG.topk(config.topk_group, dim=-1).indices
         dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, kept, False)
         return grouped_TGM.masked_fill(dropped_TG[..., None], float("-inf")).flatten(-2)
+
+    def _num_best(self) -> int:
+        """§2.1.2: the two highest affinities in a group are summed; V2 takes the highest alone."""
+        config = self.config
+        size = config.n_routed_experts // config.n_group
+        return min(2, size) if config.topk_method == "noaux_tc" else 1

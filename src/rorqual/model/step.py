@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rorqual.model.balance import BalanceTerm
 from rorqual.model.dispatch import Dispatcher, LocalDispatcher
+from rorqual.ops.kernels import TrainingKernels
 
 
 class Part(NamedTuple):
@@ -50,7 +51,8 @@ class WholeView(NamedTuple):
 
 class Step(NamedTuple):
     """cos and sin (B, T, R/2) are the angles of its tokens. `cache` takes their latents and says
-    what they see. `balance` is there in training alone.
+    what they see. `balance` is there in training alone. With `training` kernels layers compute by
+    these, tokens see each other within `documents_BT` (None: all are one), and the cache is unused.
     """
 
     cos: Tensor
@@ -58,6 +60,13 @@ class Step(NamedTuple):
     cache: CacheView = WholeView()
     dispatcher: Dispatcher = LocalDispatcher()
     balance: BalanceTerm | None = None
+    training: TrainingKernels | None = None
+    documents_BT: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of a sequence."""
+        return self.cos.shape[1]
 
 
 def isolated(documents_BT: Tensor) -> tuple[Tensor, Tensor]:

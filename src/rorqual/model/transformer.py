@@ -27,6 +27,7 @@ from rorqual.model.router import Router
 from rorqual.model.served import Fusable
 from rorqual.model.step import CacheView, Step, WholeView, isolated
 from rorqual.model.stored import StoredStack
+from rorqual.ops.kernels import TrainingKernels
 
 
 class Body(nn.Module):
@@ -35,8 +36,11 @@ class Body(nn.Module):
 
     Layers live under their ids, so that a stage of a pipeline may hold some of them. Given hidden
     states in place of tokens it goes on from these; without the norm it returns hidden states for
-    the next stage.
+    the next stage. Where `is_fusable` is false, training kernels are not used: something outside
+    counts on what layers are made of.
     """
+
+    is_fusable = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -62,7 +66,9 @@ class Body(nn.Module):
         for layer_id, layer in self.layers.items():
             if int(layer_id) < self.num_main_layers:
                 x = layer(x, step)
-        return x if self.norm is None else self.norm(x)
+        if self.norm is None:
+            return x
+        return self.norm(x) if step.training is None else self.norm.trained(x, step.training)
 
     def step(
         self,
@@ -71,12 +77,13 @@ class Body(nn.Module):
         *,
         use_absorbed: bool = False,
         balance: Tensor | None = None,
+        training: TrainingKernels | None = None,
     ) -> Step:
         """The step of tokens without a cache, from position 0 on.
 
         `documents_BT` numbers packed documents (0: no document): a token sees only its own, and
         positions count from its beginning. `balance` is the coefficient of the balance loss, in
-        training.
+        training; `training` kernels compute that where they serve these parameters.
         """
         visible: Tensor | None = None
         exists_BT: Tensor | None = None
@@ -85,9 +92,16 @@ class Body(nn.Module):
         else:
             positions_BT, visible = isolated(documents_BT)
             exists_BT = documents_BT > 0
-        term = None if balance is None else BalanceTerm(balance, exists_BT)
         cos, sin = self.rotary(positions_BT)
-        return Step(cos, sin, WholeView(visible, use_absorbed), balance=term)
+        if balance is None:
+            return Step(cos, sin, WholeView(visible, use_absorbed))
+        term = BalanceTerm(balance, exists_BT)
+        is_served = tokens_BT.is_cpu and next(self.parameters()).dtype is torch.float32
+        if training is None or not (is_served and self.is_fusable):
+            return Step(cos, sin, WholeView(visible), balance=term)
+        if documents_BT is not None:
+            documents_BT = documents_BT.contiguous()
+        return Step(cos, sin, balance=term, training=training, documents_BT=documents_BT)
 
     def cached_step(
         self, positions_BT: Tensor, cache: CacheView, dispatcher: Dispatcher | None = None

@@ -17,9 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops.native import library
+from rorqual.ops.native.training import CrossEntropy, rows, run
+
 # Choice: a block of logits of 4 MB, so that it stays in a CPU's last-level cache.
 BLOCK_ELEMENTS = 1 << 20
 BLOCK_ELEMENTS_CUDA = 1 << 28
+SERVED = (torch.float32, torch.bfloat16)
+"""By the C++ library, which needs no more memory than the logits."""
 
 
 def losses_of_logits(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -36,7 +41,8 @@ def linear_cross_entropy_plain(
     h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, is_target_N: Tensor
 ) -> Tensor:
     """The twin: from all logits at once."""
-    return loss_of_logits(F.linear(h_ND, weight_VD).float(), targets_N, is_target_N)
+    logits_NV = F.linear(h_ND, weight_VD.to(h_ND.dtype)).float()
+    return loss_of_logits(logits_NV, targets_N, is_target_N)
 
 
 def linear_cross_entropy(
@@ -45,7 +51,7 @@ def linear_cross_entropy(
     """Sum of the marked rows' cross entropy, a float32 scalar; differentiable in h and weight.
 
     Args: h (N, D), weight (V, D), targets (N,) int64, is_target (N,) bool. Unmarked rows cost
-    nothing. The products are of their dtype; softmax and sum are float32 always.
+    nothing. The products are of h's dtype; softmax and sum are float32 always.
     """
     total, _, _ = _loss_and_gradients(h_ND, weight_VD, targets_N, is_target_N)
     return total
@@ -89,21 +95,20 @@ def _all_rows(
     """`_loss_and_gradients` of every row. With `is_target_N` unmarked rows are computed too and
     count zero: on a GPU that is cheaper than to wait for their number.
     """
-    h_chosen = h_ND.contiguous()
+    h_chosen, narrow_VD = h_ND.contiguous(), weight_VD.to(h_ND.dtype)
     grad_h = torch.empty_like(h_chosen)
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
     total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
     start = 0
     marks_N = targets_N if is_target_N is None else is_target_N
     for h_CD, targets_C, marks_C in _blocks(weight_VD, h_chosen, targets_N, marks_N):
-        logits_CV = torch.mm(h_CD, weight_VD.t())
-        losses_C, grad_CV = _softmax_gradient(logits_CV.float(), targets_C)
+        logits_CV = torch.mm(h_CD, narrow_VD.t())
+        losses_C, grad_CV = _softmax_gradient(logits_CV, targets_C)
         if is_target_N is not None:
             losses_C = losses_C.masked_fill(~marks_C, 0.0)
             grad_CV.masked_fill_(~marks_C[:, None], 0.0)
         total += losses_C.sum()
-        grad_CV = grad_CV.to(h_CD.dtype)
-        torch.mm(grad_CV, weight_VD, out=grad_h[start : start + len(targets_C)])
+        torch.mm(grad_CV, narrow_VD, out=grad_h[start : start + len(targets_C)])
         if grad_CV.dtype == torch.float32:
             grad_weight_VD.addmm_(grad_CV.t(), h_CD)
         else:
@@ -142,7 +147,21 @@ _loss_and_gradients.register_autograd(_backward, setup_context=_keep_gradients)
 
 
 def _softmax_gradient(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """(losses_C, softmax - one-hot): one exponential an element.
+    """(losses_C float32, softmax - one-hot in the logits' dtype); it may take their place."""
+    if logits_CV.is_cpu and logits_CV.dtype in SERVED and library() is not None:
+        losses_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
+        targets_C = targets_C.contiguous()
+        arguments = CrossEntropy(
+            rows(logits_CV), targets_C.data_ptr(), None, losses_C.data_ptr(), logits_CV.shape[1]
+        )
+        run("cross_entropy", arguments, len(losses_C))
+        return losses_C, logits_CV
+    losses_C, grad_CV = softmax_gradient_plain(logits_CV.float(), targets_C)
+    return losses_C, grad_CV.to(logits_CV.dtype)
+
+
+def softmax_gradient_plain(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The twin: one exponential an element.
 
     log sum exp = max(logits) - log(max(softmax)), which cannot underflow: the maximum of a softmax
     is at least 1/V.

@@ -31,6 +31,8 @@ from rorqual.ops import (
 )
 from rorqual.ops.native import KINDS, library
 from rorqual.ops.quant_types import READABLE
+from rorqual.ops.training import attention as training_attention
+from rorqual.ops.training import feed_forward, norm, route
 
 AUTO = "auto"
 FP8 = "F8_E4M3"
@@ -119,6 +121,39 @@ DECODED: Kernels[decoded.Stack] = Kernels(
     decoded.linear_cross_entropy,
     decoded.token_losses,
 )
+
+
+@dataclass(frozen=True)
+class TrainingKernels:
+    """One implementation for each operator of a training step; the plain functions in
+    `ops/training/` say their shapes. Parameters are float32, products of their input's dtype.
+    """
+
+    name: str
+    norm: Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
+    add_norm: Callable[[Tensor, Tensor, Tensor, float, torch.dtype], tuple[Tensor, Tensor, Tensor]]
+    feed_forward: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    routed: Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
+    route: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    latent_attention: Callable[..., Tensor]
+
+
+NATIVE_TRAINING = TrainingKernels(
+    "native",
+    norm.norm,
+    norm.add_norm,
+    feed_forward.feed_forward,
+    feed_forward.routed,
+    route.route,
+    training_attention.latent_attention,
+)
+
+
+def for_training() -> TrainingKernels | None:
+    """What computes a training step on this machine's CPU in float32 parameters; None: the layers
+    as they are, by their own kernels.
+    """
+    return None if library() is None else NATIVE_TRAINING
 
 
 # Those of the C++ library, for what `model.served` packs for them.

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from rorqual.errors import TrainingError
 from rorqual.model import DeepseekV3
 from rorqual.parallel import TimedPipeline, make_orders
+from rorqual.parallel.actions import Kind
 from rorqual.parallel.pass_times import PassTimes
 from rorqual.parallel.runtime import ForwardRun, PipelineRun, Shapes
 from rorqual.parallel.stages import (
@@ -180,6 +181,12 @@ class InPipeline:
         if self._run is None or self._run[0] != form:
             place = self.placement
             orders = make_orders(place.order, place.num_ranks, form[0], place.num_chunks)
+            # Torch's second part of a backward pass takes an operator to have one output, and a
+            # fused one would do the work of both parts in each.
+            parts = (part for order in orders for action in order for part in action.parts)
+            in_parts = {part.stage for part in parts if part.kind is Kind.WEIGHT}
+            for index, stage in self.stages.items():
+                stage.model.is_fusable = index not in self.split & in_parts
             run = PipelineRun(
                 orders,
                 self.roots,

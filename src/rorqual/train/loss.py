@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rorqual.model import DeepseekV3
 from rorqual.model.mtp import documents_at
+from rorqual.ops.kernels import for_training
 
 
 class Coefficients(NamedTuple):
@@ -94,14 +95,15 @@ class TrainingModel(nn.Module):
 
     This is what FSDP wraps and what a pipeline cuts: every stage is given all of these by name, and
     by position `x_BTD` alone, the hidden states of the stage before. A stage whose model has no
-    head returns its own.
+    head returns its own. Without `is_fused` layers compute by the operators of an answer.
     """
 
     metric_names: tuple[str, ...] = ()
 
-    def __init__(self, model: DeepseekV3) -> None:
+    def __init__(self, model: DeepseekV3, *, is_fused: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.kernels = for_training() if is_fused else None
 
     def forward(
         self,
@@ -120,7 +122,11 @@ class TrainingModel(nn.Module):
             if documents_BS is not None:
                 documents_BT = documents_at(depth, documents_BS, num_inputs)
             inputs_BT = tokens_BS[:, depth : num_inputs + depth]
-            steps.append(self.model.model.step(inputs_BT, documents_BT, balance=by.balance))
+            steps.append(
+                self.model.model.step(
+                    inputs_BT, documents_BT, balance=by.balance, training=self.kernels
+                )
+            )
         x = tokens_BS[:, :num_inputs] if x_BTD is None else x_BTD
         h_BTD = self.model.hidden(x, steps[0])
         if self.model.lm_head is None:

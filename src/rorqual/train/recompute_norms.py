@@ -13,7 +13,8 @@ is kept anyway. Attention, experts and down-projections run once. A segment is
 
 A segment runs again once, for all that asks for what it made, and calls the very code of the model,
 so that it knows nothing of its operators. torch.compile has a choice of its own of what it computes
-again, and does not see this one: the recipe refuses both together.
+again, and does not see this one: the recipe refuses both together. The fused operators of a CPU
+(`ops/training/`), which keep no more than inputs anyway, have no such segments: they are not used.
 """
 
 from __future__ import annotations
@@ -309,6 +310,7 @@ def recompute_norms(model: DeepseekV3) -> None:
         Linear: ThriftyLinear,
         MLA: ThriftyMLA,
     }
+    model.model.is_fusable = False
     for layer in model.model.layers.values():
         for module in layer.modules():
             module.__class__ = kinds.get(type(module), type(module))

@@ -58,6 +58,7 @@ struct KindKernels {
 
 struct RowKernels;  // vector.h
 struct Encoding;    // encode.h
+using Train = void (*)(const void *arguments, int64_t first, int64_t last);  // train.h
 
 // All that is written once for each instruction set; table.inl fills it in.
 struct Kernels {
@@ -66,6 +67,7 @@ struct Kernels {
     Quantise quantise;
     const RowKernels *rows;
     bool (*encode)(const Encoding &);  // false for a scale that float16 does not hold
+    const Train *train;                // by train.h's Operation
 };
 
 #define RQ_LEVEL(name) \
@@ -73,6 +75,7 @@ struct Kernels {
     extern const Kernels table; \
     extern const RowKernels rows; \
     bool encode(const Encoding &); \
+    extern const Train train[]; \
     }
 RQ_LEVEL(portable)
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -19,7 +19,7 @@ import torch
 from rorqual.log import logger
 from rorqual.ops.native.structs import LAYER_SIGNATURES
 
-ABI = 7
+ABI = 8
 KINDS = {"BF16": 0, "Q8_0": 1, "Q4_K": 2, "Q6_K": 3, "F32": 4}
 """The stacks that the kernels serve, by GGUF's type."""
 LEVELS = ("avx512", "avx2", "portable")
@@ -42,6 +42,7 @@ _SIGNATURES = {
         c_int,
         [c_int, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, POINTER(c_int64), c_int],
     ),
+    "rq_train": (c_int, [c_int, c_void_p, c_int64]),
     "rq_encode": (c_int, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
 }
 

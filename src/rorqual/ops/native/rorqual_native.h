@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-enum { RQ_ABI = 7 };
+enum { RQ_ABI = 8 };
 enum rq_kind { RQ_BF16 = 0, RQ_Q8_0 = 1, RQ_Q4_K = 2, RQ_Q6_K = 3, RQ_F32 = 4 };
 enum rq_dtype { RQ_FLOAT32 = 0, RQ_BFLOAT16 = 1 };
 enum rq_status { RQ_OK = 0, RQ_BAD_KIND = 1, RQ_BAD_SHAPE = 2, RQ_NO_MEMORY = 3, RQ_BAD_VALUE = 4 };
@@ -75,6 +75,9 @@ RQ_API int rq_grouped(int kind, const uint8_t *packed, int64_t num_matrices, int
  * nothing. */
 RQ_API int rq_encode(int type, const float *x, uint8_t *blocks, int64_t num_rows,
                      int64_t num_columns, const float *importance);
+
+/* An operation of a training step (train.h), shared by the threads. */
+RQ_API int rq_train(int operation, const void *arguments, int64_t num_items);
 
 #ifdef __cplusplus
 }

@@ -10,4 +10,5 @@ const Kernels table = {
     quantise_row,
     &rows,
     encode,
+    train,
 };
