@@ -50,8 +50,8 @@ class Case:
     mtp: int = 1
     is_recomputed: bool = False
     num_steps: int = NUM_STEPS
-    changes: dict[str, Any] = field(default_factory=dict)
-    """Of [training]."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the recipe, by section."""
 
     @property
     def serial(self) -> Case:
@@ -67,11 +67,12 @@ class Case:
             "total_tokens": self.num_steps * NUM_SAMPLES * LENGTH,
             "micro_batch_size": MICRO_BATCH,
             "activation_checkpointing": self.is_recomputed,
-            **self.changes,
         }
         table["batch_ramp"] = {"start": NUM_SAMPLES, "end": NUM_SAMPLES}
         table["balance"] = {"sequence_alpha": 0.01}
         table["parallel"] = self.plan
+        for section, part in self.changes.items():
+            table[section] = table.get(section, {}) | part
         if self.stage == "sft":
             place = folder / f"begun-{self.mtp}"
             if not place.exists():

@@ -112,7 +112,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 Start = Callable[..., tuple[list[Rank], Path]]
-SHARED = ("--set", "parallel.dp_shard=2")
+SHARED = ("--set", "parallel.ep=2")  # besides experts, which are divided, all is sharded
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,7 @@ def test_two_ranks_write_what_one_writes(trained: Path, folder: Path) -> None:
         assert one.keys() <= other.keys()
         for name in ("kind", "step", "tokens", "targets", "batch"):
             assert one.get(name) == other.get(name), name
+        assert (other.get("bytes_within_nodes", 0) > 0) == (one["kind"] == "step")
         for name in ("loss", "bits_per_byte"):
             assert one.get(name, 0) == pytest.approx(other.get(name, 0), abs=LOSS), name
     expected, found = weights_of(alone), weights_of(shared)
