@@ -84,9 +84,11 @@ class PackingCounts:
             were = "was" if self.num_split == 1 else "were"
             text += f"; {self.num_split:,} too long for a sample {were} split"
         if lost:
-            have = "has" if self.num_cut == 1 else "have"
+            lack = "have a turn that does not fit and lost its end"
+            if self.num_cut == 1:
+                lack = "has a turn that does not fit and lost its end"
             text += (
-                f"; {self.num_cut:,} {have} a turn that does not fit and lost its end, "
+                f"; {self.num_cut:,} {lack}, "
                 f"{_counted(lost, 'target')} (raise training.sequence_length to keep them)"
             )
         return text
