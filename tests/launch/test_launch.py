@@ -28,12 +28,15 @@ SCRIPTS = ("torchrun.sh", "slurm.sbatch")
 MANIFESTS = {"jobset": "JobSet", "pytorchjob": "PyTorchJob"}
 
 
+TORCHRUN = 'printf "%s\\n" torchrun "$@"; echo "seconds $TORCH_ELASTIC_SHUTDOWN_TIMEOUT" >&2'
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     """A folder of programs; each prints how it was called, and what of the environment."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    write(folder / "torchrun", 'printf "%s\\n" torchrun "$@"')
+    write(folder / "torchrun", TORCHRUN)
     write(folder / "nvidia-smi", "exit 1")
     write(folder / "scontrol", 'test "$*" = "show hostnames n[1-8]" && printf "n1\\nn2\\n"')
     write(folder / "srun", 'echo "srun $1"; shift; exec "$@"')
@@ -71,10 +74,11 @@ def test_one_machine(programs: Path) -> None:
     expected = "torchrun --nnodes 1 --nproc-per-node 1 --max-restarts 3 --standalone"
     assert done.stdout.split() == [
         *expected.split(),
-        *"-m rorqual train r.toml --set seed=2".split(),
+        *"-m -- rorqual train r.toml --set seed=2".split(),
     ]
     write(programs / "nvidia-smi", 'test "$1" = --list-gpus && printf "GPU 0\\nGPU 1\\n"')
     assert "--nproc-per-node 2 " in joined(run("torchrun.sh", "r.toml", programs=programs))
+    assert done.stderr == "seconds 280\n"
     asked = run("torchrun.sh", "r.toml", programs=programs, NPROC_PER_NODE="4", MAX_RESTARTS="0")
     assert "--nproc-per-node 4 --max-restarts 0 " in joined(asked)
 
@@ -102,8 +106,8 @@ def test_torchrun_knows_these_flags() -> None:
     from torch.distributed.run import get_args_parser
 
     words = "--nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d --rdzv-id 7".split()
-    words += ["--rdzv-endpoint", "first:29500", "-m", "rorqual", "train", "r.toml", "--dry-run"]
-    found = get_args_parser().parse_args(words)
+    words += ["--rdzv-endpoint", "first:29500", "-m", "--", "rorqual", "train", "r.toml"]
+    found = get_args_parser().parse_args([*words, "--run", "runs/x"])  # --run-path is torchrun's
     assert (found.nnodes, found.nproc_per_node, found.max_restarts) == ("2", "8", 3)
     assert (found.training_script, found.training_script_args[:2]) == (
         "rorqual",
@@ -126,7 +130,7 @@ def test_slurm_starts_one_torchrun_a_node(programs: Path) -> None:
     found = joined(done)
     assert found.startswith("srun --kill-on-bad-exit=1 torchrun --nnodes 256 --nproc-per-node 8")
     assert "--rdzv-endpoint n1:29500 --rdzv-id 42 " in found
-    assert found.rstrip().endswith("-m rorqual train recipes/671b.toml")
+    assert found.rstrip().endswith("-m -- rorqual train recipes/671b.toml")
 
 
 # Of `man sbatch` 23.11, as far as they are used here.
