@@ -228,9 +228,13 @@ class _Run:
         self.saver.wait()
         limit, step_kept = self.recipe.spikes.rollbacks, self.saver.progress.step
         if not limit:
-            raise self._failed(jump)
+            tokens = self.learner.progress.tokens
+            raise self._failed(f"step {jump.step} failed after {tokens} tokens: {jump.problem}")
         if self.skipped.num_rollbacks_to(step_kept) >= limit:
-            raise self._failed(jump, f" once more, after {limit} rollbacks to step {step_kept}")
+            raise self._failed(
+                f"step {jump.step} failed once more, after {limit} rollbacks to step {step_kept}: "
+                f"{jump.problem}"
+            )
         taken = list(self.learner.taken)
         del self.learner  # before another takes its memory
         begun = self._begin()
@@ -253,15 +257,13 @@ class _Run:
             ]
         )
 
-    def _failed(self, jump: Jump, how: str = "") -> TrainingError:
-        progress, saved = self.learner.progress, self.saver.folder
+    def _failed(self, what: str) -> TrainingError:
         mend = "change the recipe and begin anew: there is no checkpoint yet"
-        if saved is not None:
-            mend = f"the last checkpoint is {saved}; change the recipe, continue from it"
-        return TrainingError(
-            f"step {jump.step} failed{how} after {progress.tokens} tokens: {jump.problem}",
-            fix=mend,
-        )
+        if self.saver.folder is not None:
+            mend = (
+                f"the last checkpoint is {self.saver.folder}; change the recipe, continue from it"
+            )
+        return TrainingError(what, fix=mend)
 
     def _validate(self) -> Measurement | None:
         if self.data.held_out is None:
