@@ -64,7 +64,8 @@ class Spread:
             for name, parameter in list(layer.experts.named_parameters()):
                 own = parameter.detach().chunk(self.options.ep)[self.groups.place.ep].clone()
                 setattr(layer.experts, name, nn.Parameter(own, parameter.requires_grad))
-            layer.register_forward_pre_hook(_OtherDispatcher(dispatcher))
+        for block in model.model.layers.values():
+            block.register_forward_pre_hook(_OtherDispatcher(dispatcher))
 
     def _shard(self, model: DeepseekV3) -> None:
         """`fully_shard` on experts, layers and root, where there is anybody to share with.
@@ -128,14 +129,14 @@ class Spread:
 
 
 class _OtherDispatcher:
-    """Gives the step of a sparse layer another dispatcher."""
+    """Gives the step of a block another dispatcher; it is the last of what a block takes."""
 
     def __init__(self, dispatcher: ExpertDispatcher) -> None:
         self.dispatcher = dispatcher
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x_BTD, step = inputs
-        return x_BTD, step._replace(dispatcher=self.dispatcher)
+    def __call__(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        *states, step = inputs
+        return *states, step._replace(dispatcher=self.dispatcher)
 
 
 def rows_of(total: int, place: Place, options: ParallelSettings, is_of_experts: bool) -> Rows:
