@@ -61,7 +61,7 @@ def test_v3_on_the_reports_machines() -> None:
     assert ranks[-1] == [1920, 2047]
     for stage in found["stages"]:
         memory = stage["memory_bytes"]
-        parts = [memory[name] for name in memory if name not in ("total", "ema")]
+        parts = [memory[name] for name in memory if name not in ("total", "host")]
         assert memory["total"] == sum(parts)
         assert len(stage["stages"]) == 2, "two stages a rank, in a V"
     assert "embedding" in found["stages"][0]["stages"][0]

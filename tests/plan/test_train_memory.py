@@ -138,7 +138,18 @@ def test_weights_gradients_and_moments_by_hand() -> None:
     assert (found.weights, found.moments, found.whole) == (4 * number, 4 * number, 0)
     assert found.gradients == 4 * number
     assert planned(recipe()).moments == 8 * number
-    assert found.ema == 0
+    assert found.ema == found.host == 0
+
+
+def test_the_average_of_weights_lies_in_the_hosts_memory() -> None:
+    asked = recipe(ema__decay=0.999)
+    number = sum(p.numel() for p in build(asked.model_config()).parameters())
+    here = planned(asked)
+    (beside,) = memory_by_stage_rank(asked, asked.model_config(), 2, is_cpu=False)
+    assert (here.ema, here.host) == (4 * number, 0)
+    assert (beside.ema, beside.host) == (0, 4 * number)
+    assert here.total == planned(recipe()).total + 4 * number
+    assert beside.total == sum(vars(beside).values()) - beside.host
 
 
 def test_each_choice_of_what_is_computed_again_keeps_less() -> None:

@@ -26,6 +26,7 @@ PARTS = {
     "activations": "activations",
     "buffers": "buffers",
     "allocator": "heap",
+    "ema": "EMA",
 }
 DEFAULT_TOKENS = 1_000_000_000_000
 MICRO_BATCHES_A_STAGE = 4
@@ -123,14 +124,15 @@ def print_outline(outline: Outline, console: Console) -> None:
         console.print(
             f"{_range(stage.ranks)}: {'; '.join(stage.layers)}", highlight=False, soft_wrap=True
         )
-    table = table_of("GB, rank", *PARTS.values(), "in all")
+    memories = [stage.memory for stage in outline.stages]
+    used = [name for name in PARTS if any(getattr(memory, name) for memory in memories)]
+    table = table_of("GB, rank", *(PARTS[name] for name in used), "in all")
     for stage in outline.stages:
-        parts = [getattr(stage.memory, name) for name in PARTS]
+        parts = [getattr(stage.memory, name) for name in used]
         row = (f"{size / GB:,.3f}" for size in (*parts, stage.memory.total))
         table.add_row(_range(stage.ranks).removeprefix("ranks ").removeprefix("rank "), *row)
     console.print(table)
-    if outline.stages[0].memory.ema:
-        most = max(stage.memory.ema for stage in outline.stages)
+    if most := max(memory.host for memory in memories):
         console.print(
             f"and at most {most / GB:,.3f} GB of the host for the average of the weights",
             highlight=False,

@@ -44,8 +44,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes. `whole` are a stage's weights gathered beside the shards. `ema` is in the memory of
-    the host.
+    """Bytes. `whole` are a stage's weights gathered beside the shards; `host` is what lies in the
+    host's memory beside a GPU: the average of the weights, which on a CPU is in `ema`.
     """
 
     weights: int
@@ -56,11 +56,12 @@ class RankMemory:
     buffers: int
     allocator: int
     ema: int
+    host: int
 
     @property
     def total(self) -> int:
         """On the device."""
-        return sum(value for name, value in vars(self).items() if name != "ema")
+        return sum(value for name, value in vars(self).items() if name != "host")
 
     def as_dict(self) -> dict[str, int]:
         return {**vars(self), "total": self.total}
@@ -169,8 +170,7 @@ def _rank_memory(
     units = {share.index: _units(config, parts, share) for share in shares}
     at_peak = _peak(units, order, FLOAT32 * gradients)
     moment = 2 if recipe.optimizer.moments == "bfloat16" else 4
-    ema = getattr(recipe, "ema", None)
-    has_ema = ema is not None and ema.decay is not None
+    ema = 0 if recipe.ema.decay is None else FLOAT32 * sharded
     update = _update_buffers(recipe, sizes)
     if update + FLOAT32 * gradients > at_peak.total:
         at_peak = _Moment(0, FLOAT32 * gradients, update)
@@ -182,7 +182,8 @@ def _rank_memory(
         activations=at_peak.activations,
         buffers=at_peak.buffers,
         allocator=round(HEAP_WASTE * at_peak.activations) if is_cpu else 0,
-        ema=FLOAT32 * sharded if has_ema else 0,
+        ema=ema if is_cpu else 0,
+        host=0 if is_cpu else ema,
     )
 
 
