@@ -59,13 +59,14 @@ def test_its_reader_finds_every_number_of_the_metrics(
 
 
 @needs_tensorboard
-def test_what_is_rewound_is_hidden(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0, TensorBoardLog(tmp_path / FOLDER, 0))
-    for step in range(1, 6):
-        log.write("step", step, loss=float(step))
-    log.rewind(2)
-    log.write("step", 3, loss=30.0)
-    log.close()
+def test_steps_after_the_one_that_a_run_goes_back_to_are_hidden(tmp_path: Path) -> None:
+    for begun, losses in ((0, [1.0, 2.0, 3.0, 4.0, 5.0]), (2, [30.0])):
+        log = MetricsLog(
+            tmp_path / "metrics.jsonl", begun, TensorBoardLog(tmp_path / FOLDER, begun)
+        )
+        for step, loss in enumerate(losses, begun + 1):
+            log.write("step", step, loss=loss)
+        log.close()
     assert scalars(tmp_path / FOLDER) == {"step/loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
     assert [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 30.0]
 

@@ -187,10 +187,9 @@ def _now_and_then(line: bytes) -> dict[str, float]:
     """The seconds of phases that few steps have."""
     record = _parsed(line) or {}
     seconds = record.get("seconds")
-    if not isinstance(seconds, dict):
-        return {}
-    found = ((name, seconds.get(name)) for name in NOW_AND_THEN)
-    return {name: value for name, value in found if is_number(value) and abs(value) < MOST_COUNTED}
+    found = seconds.items() if isinstance(seconds, dict) else ()
+    numbers = ((name, value) for name, value in found if name in NOW_AND_THEN and is_number(value))
+    return {name: value for name, value in numbers if abs(value) < MOST_COUNTED}
 
 
 def _height(line: bytes, name: bytes) -> float:

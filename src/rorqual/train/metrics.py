@@ -50,19 +50,9 @@ class MetricsLog:
     ) -> None:
         self.path, self.tensorboard = Path(path), tensorboard
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open(last_step)
-
-    def _open(self, last_step: int) -> None:
         if self.path.exists():
             _truncate(self.path, last_step)
         self.file = self.path.open("a", encoding="utf-8")
-
-    def rewind(self, last_step: int) -> None:
-        """Cuts off the lines of later steps, as opening does: the run goes on from this step."""
-        self.file.close()
-        self._open(last_step)
-        if self.tensorboard is not None:
-            self.tensorboard.rewind(last_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds a line and hands it to the operating system."""

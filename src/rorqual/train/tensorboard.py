@@ -31,17 +31,9 @@ class TensorBoardLog:
 
     def __init__(self, folder: Path, last_step: int) -> None:
         require_tensorboard()
-        self.folder = folder
-        self._writer = self._open(last_step)
-
-    def _open(self, last_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder), purge_step=last_step + 1)
-
-    def rewind(self, last_step: int) -> None:
-        self._writer.close()
-        self._writer = self._open(last_step)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         for name, number in _numbers(kind, values):
