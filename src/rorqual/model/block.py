@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What its products are of in a training step."""
+        """Of its products in a training step."""
         return self.self_attn.o_proj.compute_dtype or torch.float32
 
     def _trained(self, x_BTD: Tensor, step: Step, kernels: TrainingKernels) -> Tensor:
@@ -51,7 +51,7 @@ class Block(nn.Module):
             x_BTD.flatten(0, 1), more_TD, norm.weight, norm.eps, self.compute_dtype
         )
         if isinstance(self.mlp, MoE):
-            out_TD = self.mlp.trained(wide_TD, narrow_TD, step, kernels)
+            out = self.mlp(wide_TD.view_as(x_BTD), step, narrow_TD=narrow_TD)
         else:
-            out_TD = self.mlp.trained(narrow_TD, kernels)
-        return x_TD.view_as(x_BTD) + out_TD.view_as(x_BTD)
+            out = self.mlp.trained(narrow_TD, kernels)
+        return x_TD.view_as(x_BTD) + out.view_as(x_BTD)

@@ -16,7 +16,7 @@ from rorqual.model.balance import Balance
 from rorqual.model.config import ModelConfig
 from rorqual.model.dispatch import Dispatched, LocalDispatcher
 from rorqual.model.layers import FeedForward
-from rorqual.model.router import Router
+from rorqual.model.router import Router, Routing
 from rorqual.model.served import Served
 from rorqual.model.step import Step
 from rorqual.ops.kernels import TrainingKernels, storage_of
@@ -55,6 +55,8 @@ class Experts(Served):
 class MoE(nn.Module):
     """forward(x_BTD, step) -> (B, T, D).
 
+    With a step's training kernels `narrow_TD` is x in the dtype of products.
+
     In training, where the step has a balance term, the backward pass adds the gradient of this
     layer's balance loss and counts it in `balance`.
     """
@@ -71,38 +73,39 @@ class MoE(nn.Module):
         )
         self.balance = Balance(config.n_routed_experts)
 
-    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+    def forward(self, x_BTD: Tensor, step: Step, *, narrow_TD: Tensor | None = None) -> Tensor:
         x_TD = x_BTD.flatten(0, 1)
-        routing = self.gate(x_TD)
-        dispatched = step.dispatcher.dispatch(x_TD, routing, self.num_experts)
-        out_ND = self.experts(dispatched)
-        out_BTD = step.dispatcher.combine(out_ND, routing, dispatched).view_as(x_BTD)
-        if self.shared_experts is not None:
-            out_BTD = out_BTD + self.shared_experts(x_BTD)
+        if step.training is not None:
+            assert narrow_TD is not None, "in a training step it is given what is multiplied, too"
+            out_TD, routing = self._trained(x_TD, narrow_TD, step, step.training)
+            out_BTD = out_TD.view_as(x_BTD)
+        else:
+            routing = self.gate(x_TD)
+            dispatched = step.dispatcher.dispatch(x_TD, routing, self.num_experts)
+            out_ND = self.experts(dispatched)
+            out_BTD = step.dispatcher.combine(out_ND, routing, dispatched).view_as(x_BTD)
+            if self.shared_experts is not None:
+                out_BTD = out_BTD + self.shared_experts(x_BTD)
         if step.balance is not None:
             out_BTD = self.balance(out_BTD, routing, step.balance)
         return out_BTD
 
-    def trained(
+    def _trained(
         self, x_TD: Tensor, narrow_TD: Tensor, step: Step, kernels: TrainingKernels
-    ) -> Tensor:
-        """`forward` in a training step: (T, D) as the router takes it, and as it is multiplied."""
+    ) -> tuple[Tensor, Routing]:
+        """(T, D) as the router takes it, and as it is multiplied."""
         routing = self.gate(x_TD, kernels)
         base_TD = None
         if self.shared_experts is not None:
             base_TD = self.shared_experts.trained(narrow_TD, kernels)
         if isinstance(step.dispatcher, LocalDispatcher):
             experts = self.experts
+            assert len(experts.gate_up_proj) == self.num_experts, "all of them live here"
             out_TD = kernels.routed(
                 narrow_TD, base_TD, routing.weights_TK, routing.experts_TK,
                 experts.gate_up_proj, experts.down_proj,
             )  # fmt: skip
-        else:
-            dispatched = step.dispatcher.dispatch(narrow_TD, routing, self.num_experts)
-            out_ND = self.experts(dispatched)
-            out_TD = step.dispatcher.combine(out_ND, routing, dispatched)
-            out_TD = out_TD if base_TD is None else out_TD + base_TD
-        if step.balance is None:
-            return out_TD
-        out_BTD = out_TD.unflatten(0, (-1, step.num_tokens))
-        return self.balance(out_BTD, routing, step.balance).flatten(0, 1)
+            return out_TD, routing
+        dispatched = step.dispatcher.dispatch(narrow_TD, routing, self.num_experts)
+        out_TD = step.dispatcher.combine(self.experts(dispatched), routing, dispatched)
+        return (out_TD if base_TD is None else out_TD + base_TD), routing

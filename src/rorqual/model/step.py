@@ -63,11 +63,6 @@ class Step(NamedTuple):
     training: TrainingKernels | None = None
     documents_BT: Tensor | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """Of a sequence."""
-        return self.cos.shape[1]
-
 
 def isolated(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(positions_BT from each document's start, visible (B, 1, T, T): earlier and of the same)."""
