@@ -48,7 +48,7 @@ def measure(rank: int, world: int, store: str, result: Path, steps: int, zero: i
     with group as ranks:
         model = build(config(0)).train()
         root = TrainingModel(model)
-        spread = ranks.spread(model, root)
+        spread = ranks.spread(model, [root])
         optimizer = AdamW(model, OptimizerSettings())
         stepper = Stepper(
             model,

@@ -13,6 +13,7 @@ from rorqual.log import logger
 
 CHECKPOINTS, RECIPE, CONFIG = "checkpoints", "recipe.toml", "config.json"
 TRAINER, STATE = "trainer", "state.json"
+TIMELINE = "timeline.json"  # of a step in a pipeline
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 

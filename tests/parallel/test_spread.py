@@ -55,7 +55,7 @@ def test_rows_are_those_that_fsdp_holds(plan: dict[str, int]) -> None:
     for rank in range(options.world):
         with pretended(rank, options) as groups:
             model = build(CONFIG)
-            spread = Spread(model, TrainingModel(model), groups)
+            spread = Spread(model, [TrainingModel(model)], groups)
             for name, value in model.named_parameters():
                 rows = spread.rows(name)
                 assert rows.total == len(whole[name])
@@ -83,7 +83,7 @@ def test_weights_are_gathered_and_gradients_summed_as_zero_says(
     with pretended(0, options) as groups:
         model = build(CONFIG).train()
         root = TrainingModel(model)
-        run(model, Spread(model, root, groups), root, 3)
+        run(model, Spread(model, [root], groups), root, 3)
     # Behind the layers' the root's, which is gathered once for both passes.
     assert calls[DefaultAllGather] == NUM_LAYERS * gathers + times
     assert calls[DefaultReduceScatter] == (NUM_LAYERS + 1) * times

@@ -24,10 +24,11 @@ from rorqual.config import fill
 from rorqual.model import DeepseekV3
 from rorqual.model.transformer import materialise
 from rorqual.parallel import make_orders
-from rorqual.parallel.stages import Placement, rank_model
+from rorqual.parallel.stages import Placement, RankStages, rank_model
 from rorqual.train.batches import TokenLosses
 from rorqual.train.in_pipeline import InPipeline, LossesInPipeline
 from rorqual.train.optimizer import AdamW, OptimizerSettings
+from rorqual.train.ranks import OneRank
 from rorqual.train.recompute import recompute_layers
 from rorqual.train.step import Stepper, StepResult, StepValues
 from rorqual.train.validation import LossesInTurn, Validation, validate
@@ -68,13 +69,8 @@ def samples(case: Case, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
     return tokens_BS, mask_BS & (documents_BS > 0), documents_BS
 
 
-class OverStages:
+class OverStages(OneRank):
     """Ranks of one pipeline, which share all samples."""
-
-    num_replicas = 1
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
 
     def norm(self, own: Tensor) -> Tensor:
         squares = own.double().square()
@@ -120,7 +116,8 @@ def gaps(case: Case) -> dict[str, Any]:
             recompute_layers(model)
     group = dist.group.WORLD
     assert group is not None
-    pipeline = InPipeline(held, shares, placement, group, is_recomputed=case.is_recomputed)
+    stages = RankStages(placement, shares, group)
+    pipeline = InPipeline(held, stages, is_recomputed=case.is_recomputed)
     expected, found = train(case, whole, None), train(case, held, pipeline)
     differences: dict[str, Any] = {"same_start": same_start, "layers": list(held.model.layers)}
     for name in ("loss", "main", "balance", "grad_norm"):

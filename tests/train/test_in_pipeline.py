@@ -5,15 +5,12 @@ have. Oracle: the same steps on one process, from the same weights and samples.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import forked
-from patience import HANG_SECONDS
+from rank_programs import run_ranks
 
 WORKER = Path(__file__).with_name("pipeline_ranks.py")
 # Sums of float32 in the same order, but for the embedding's gradient and the norm.
@@ -22,27 +19,12 @@ GRADIENT = 1e-5
 ORDERS = ("1f1b", "interleaved", "zb1p", "zbv", "dualpipev")
 
 
-class Ranks(forked.Popen):
-    modules = ("rorqual.train.stages", "torch.distributed.fsdp", "torch.distributed.pipelining")
-
-
 def run(folder: Path, num_ranks: int, cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """What each rank found of each case."""
     (folder / "cases.json").write_text(json.dumps(cases))
     results = [folder / f"{rank}.json" for rank in range(num_ranks)]
-    commands = [
-        [sys.executable, str(WORKER), str(rank), str(num_ranks), str(folder / "store"),
-         str(folder / "cases.json"), str(result)]
-        for rank, result in enumerate(results)
-    ]  # fmt: skip
-    processes = [Ranks(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=HANG_SECONDS)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    shared = num_ranks, folder / "store", folder / "cases.json"
+    run_ranks(WORKER, [(rank, *shared, result) for rank, result in enumerate(results)])
     return [json.loads(result.read_text()) for result in results]
 
 

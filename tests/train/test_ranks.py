@@ -64,6 +64,12 @@ PLANS: dict[str, dict[str, Any]] = {
     "dp2, replicated": {"dp_replicate": 2},
     "dp2 x ep2": {"dp_shard": 2, "ep": 2},
     "dp2 x ep2, replicated": {"dp_replicate": 2, "ep": 2},
+    "pp2": {"pp": 2},
+    "pp4": {"pp": 4, "order": "zbv"},
+    "pp2 x ep2": {"pp": 2, "ep": 2},
+    "pp2 x dp2": {"pp": 2, "dp_shard": 2},
+    "pp2 x dp2 in a V": {"pp": 2, "dp_shard": 2, "order": "zbv"},
+    "ep2, overlapped": {"ep": 2, "order": "dualpipev"},
 }
 
 
@@ -109,3 +115,9 @@ def test_products_in_bfloat16_differ_by_their_rounding(alone: Path, tmp_path: Pa
 def test_norms_and_projections_are_computed_again_on_each_rank(compare: Compare) -> None:
     again = {"training": {"activation_checkpointing": "norms"}}
     compare(Case({"dp_shard": 2, "ep": 2, "zero": 3}, changes=again))
+
+
+@pytest.mark.slow
+def test_overlapped_passes_in_a_pipeline_learn_what_one_rank_learns(compare: Compare) -> None:
+    plan = {"pp": 2, "ep": 2, "order": "dualpipev"}
+    compare(Case(plan, is_recomputed=True, changes={"training": {"micro_batch_size": 1}}))

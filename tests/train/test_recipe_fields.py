@@ -85,5 +85,6 @@ def test_each_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if (cls, field.name) not in read
     }
     of_others = {"Pretrain.name"}  # the run folder, cli/train.py
-    of_others |= {"ParallelSettings.zero", "ParallelSettings.timeout_seconds"}  # of many ranks
+    names = ("zero", "timeout_seconds", "chunks", "timeline_step")  # of many ranks
+    of_others |= {f"ParallelSettings.{name}" for name in names}
     assert unread == of_others, "fields that nothing reads"

@@ -23,6 +23,7 @@ import forked
 import in_process
 from patience import HANG_SECONDS, wait_until
 from rorqual import weights
+from rorqual.report.timeline_file import read_timeline
 from rorqual.train.metrics import read_metrics
 from rorqual.train.recipe import toml_text
 
@@ -247,3 +248,48 @@ def test_a_rank_that_hangs_is_told_with_the_step(stepping: Start) -> None:
     assert code == 2, err
     assert "rank 0 of 2 lost another rank in" in err
     assert "parallel.timeout_seconds" in err
+
+
+@pytest.mark.slow
+def test_a_pipeline_writes_what_one_rank_writes_and_goes_on(folder: Path) -> None:
+    """Oracle: the same recipe on one process, which also goes on from the pipeline's checkpoint."""
+    done = in_process.run("train", "words.toml", "--run", "runs/whole", folder=folder)
+    assert not done.code, done.err
+    plan = ("--set", "parallel.pp=2", "--set", "parallel.timeline_step=3")
+    with ranks(folder, "words.toml", "--run", "runs/stages", *plan) as programs:
+        (code, _, err), (other_code, _, other_err) = ended(programs)
+    assert (code, other_code) == (0, 0), err + other_err
+    alone, stages = folder / "runs" / "whole", folder / "runs" / "stages"
+    pairs = zip(
+        read_metrics(alone / "metrics.jsonl"), read_metrics(stages / "metrics.jsonl"), strict=True
+    )
+    for one, other in pairs:
+        for name in ("loss", "balance", "bits_per_byte"):
+            assert one.get(name, 0) == pytest.approx(other.get(name, 0), abs=LOSS), name
+        assert one.get("load") == other.get("load")
+    expected, found = weights_of(alone), weights_of(stages)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float((found[name] - value).abs().max()) <= LOSS, name
+    timeline = read_timeline(stages / "timeline.json")
+    assert timeline is not None
+    assert [len(own) for own in timeline.ranks] == [2 * BATCH // 2] * 2  # forwards and backwards
+    longer = f"training.total_tokens={(NUM_STEPS + 2) * BATCH * LENGTH}"
+    more = ("words.toml", "--run", "runs/stages", "--set", longer, "--allow-changes")
+    with ranks(folder, *more, *plan) as programs:
+        (code, out, err), (other_code, _, other_err) = ended(programs)
+    assert (code, other_code) == (0, 0), err + other_err
+    assert out.strip().endswith(f"step-{NUM_STEPS + 2}")
+
+
+def test_pipelines_that_cannot_be_are_refused_before_the_run(folder: Path) -> None:
+    """As `--dry-run` sees them: more stages than layers, too few micro-batches, chunks of 1F1B."""
+    for settings, words in (
+        (("pp=2", "order=zbv"), "more stages than the model has layers"),
+        (("pp=8",), "too few micro-batches"),
+        (("pp=2", "chunks=2"), "chunks are for the order interleaved"),
+    ):
+        sets = [word for setting in settings for word in ("--set", f"parallel.{setting}")]
+        done = in_process.run("train", "words.toml", "--dry-run", *sets, folder=folder)
+        assert done.code == 2
+        assert words in done.err, done.err

@@ -14,7 +14,8 @@ that leaves a call out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch.distributed import ProcessGroup
 
 from rorqual.model.dispatch import Dispatched
 from rorqual.model.router import Routing
+from rorqual.parallel.aside import group_of_thread
 
 NOWHERE = -1  # in place of an expert that is not where its row goes
 
@@ -36,6 +38,14 @@ class Traffic:
 
     within_nodes: int = 0
     between_nodes: int = 0
+    lock: Lock = field(default_factory=Lock)  # two passes may send at the same time
+
+    def add(self, num_bytes: int, *, is_between_nodes: bool) -> None:
+        with self.lock:
+            if is_between_nodes:
+                self.between_nodes += num_bytes
+            else:
+                self.within_nodes += num_bytes
 
     def take(self) -> tuple[int, int]:
         """Within nodes and between them; counts anew."""
@@ -46,13 +56,18 @@ class Traffic:
 
 class Hop(NamedTuple):
     """Ranks that exchange rows. Each `span` experts that follow each other are those of the next
-    rank, and after the last one again of the first.
+    rank, and after the last one again of the first. `aside` are the same ranks, for passes aside.
     """
 
     group: ProcessGroup
+    aside: ProcessGroup | None
     span: int
     is_between_nodes: bool
     traffic: Traffic
+
+    @property
+    def now(self) -> ProcessGroup:
+        return group_of_thread(self.group, self.aside)
 
     def owners(self, experts_TK: Tensor) -> Tensor:
         """Which rank of the hop has each expert; NOWHERE stays so."""
@@ -62,13 +77,10 @@ class Hop(NamedTuple):
     def exchange(self, values: Tensor, to_P: list[int], from_P: list[int]) -> Tensor:
         """Rows for each rank in turn -> rows from each rank in turn; without gradients."""
         arrived = values.new_empty(sum(from_P), *values.shape[1:])
-        dist.all_to_all_single(arrived, values.contiguous(), from_P, to_P, group=self.group)
+        dist.all_to_all_single(arrived, values.contiguous(), from_P, to_P, group=self.now)
         num_sent = sum(to_P) - to_P[self.group.rank()]
         num_bytes = num_sent * values[:1].numel() * values.element_size() if num_sent else 0
-        if self.is_between_nodes:
-            self.traffic.between_nodes += num_bytes
-        else:
-            self.traffic.within_nodes += num_bytes
+        self.traffic.add(num_bytes, is_between_nodes=self.is_between_nodes)
         return arrived
 
 
@@ -96,18 +108,25 @@ class ExpertDispatcher:
     """`model.dispatch.Dispatcher` over the ranks that share the experts, of which the r-th has the
     experts [r E, (r + 1) E).
 
-    `within` are the ranks of this node, `between` those of this number on all nodes.
+    `within` are the ranks of this node, `between` those of this number on all nodes; `aside` are
+    both again, in this order, where two passes run at the same time.
     """
 
     def __init__(
-        self, within: ProcessGroup, between: ProcessGroup, num_experts: int, traffic: Traffic
+        self,
+        within: ProcessGroup,
+        between: ProcessGroup,
+        num_experts: int,
+        traffic: Traffic,
+        aside: tuple[ProcessGroup, ProcessGroup] | None = None,
     ) -> None:
+        within_aside, between_aside = aside or (None, None)
         self.num_own = num_experts // (within.size() * between.size())
         rank = between.rank() * within.size() + within.rank()
         self.first = rank * self.num_own
         hops = [
-            Hop(between, self.num_own * within.size(), True, traffic),
-            Hop(within, self.num_own, False, traffic),
+            Hop(between, between_aside, self.num_own * within.size(), True, traffic),
+            Hop(within, within_aside, self.num_own, False, traffic),
         ]
         self.hops = [hop for hop in hops if hop.group.size() > 1]
 
@@ -146,7 +165,7 @@ def _set_out(hop: Hop, experts_TK: Tensor) -> tuple[Leg, Tensor]:
     to_rank_H, sent_H = goes_PT.nonzero(as_tuple=True)
     num_to_P = goes_PT.sum(1)
     num_from_P = torch.empty_like(num_to_P)
-    dist.all_to_all_single(num_from_P, num_to_P, group=hop.group)
+    dist.all_to_all_single(num_from_P, num_to_P, group=hop.now)
     leg = Leg(hop, len(experts_TK), sent_H, num_to_P.tolist(), num_from_P.tolist())
     is_there_HK = owners_TK[sent_H] == to_rank_H[:, None]
     experts_HK = experts_TK[sent_H].where(is_there_HK, NOWHERE)

@@ -52,6 +52,7 @@ class Groups:
         # Choice: where nodes do not hold whole groups, what divides both is the node.
         per_node = math.gcd(options.ep, options.ranks_per_node or ranks_per_node)
         self.meshes: dict[str, DeviceMesh] = {}
+        self.aside: dict[str, ProcessGroup] = {}
         self._mesh(
             {
                 PP: options.pp,
@@ -64,12 +65,23 @@ class Groups:
         self._mesh({PP: options.pp, DATA: options.num_replicas})
         num_groups = self.world // options.ep
         self._mesh({"others": num_groups, BETWEEN: options.ep // per_node, WITHIN: per_node})
+        if options.is_overlapped:
+            self.aside = {axis: self._again(axis) for axis in (WITHIN, BETWEEN)}
 
     def _mesh(self, sizes: dict[str, int]) -> None:
         names = tuple(sizes)
         made = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=names)
         self.meshes |= {name: made for name in names if name not in self.meshes}
         self.meshes[names[-1]] = made
+
+    def _again(self, axis: str) -> ProcessGroup:
+        """Another group of the same ranks, since two passes send at the same time."""
+        mesh = self.meshes[axis]
+        place = (mesh.mesh_dim_names or ()).index(axis)
+        ranks = mesh.mesh.movedim(place, -1).flatten(0, -2).tolist()
+        group, _ = dist.new_subgroups_by_enumeration(ranks)
+        assert group is not None, "every rank is in one of them"
+        return group
 
     def of(self, axis: str) -> ProcessGroup:
         """The ranks that differ from this one on that axis alone."""

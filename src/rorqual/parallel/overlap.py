@@ -2,8 +2,8 @@
 hook of torch's runtime.
 
 The forward runs in a thread of its own. While one pass waits for what the dispatcher sends, the
-other computes: neither waiting nor a tensor's arithmetic holds Python's lock. The two send over
-groups of their own (`Hop`), since ranks need not come to their sends in the same order.
+other computes: neither waiting nor a tensor's arithmetic holds Python's lock. The forward is the
+pass aside (`aside.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from rorqual.parallel.actions import Action, Kind, Overlapped
+from rorqual.parallel.aside import step_aside
 from rorqual.parallel.pass_times import PassTimes
 
 
@@ -27,7 +28,7 @@ class OverlappedPasses:
 
     def __init__(self, times: PassTimes) -> None:
         self.times = times
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self.thread = ThreadPoolExecutor(1, "forward", step_aside)
 
     def __call__(self, action: _Action, context: _PipelineContext) -> None:
         assert action.sub_actions is not None, "a pair has two passes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from rorqual.errors import TrainingError
-from rorqual.model import DeepseekV3
+from rorqual.model import DeepseekV3, ModelConfig
 from rorqual.parallel.groups import DATA, PP, WEIGHTS, Groups
 from rorqual.parallel.launch import Launch
 from rorqual.parallel.settings import ParallelSettings
 from rorqual.parallel.spread import Spread
+from rorqual.parallel.stages import RankStages
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 PATIENCE = timedelta(hours=12)
@@ -38,8 +39,14 @@ class ManyRanks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def spread(self, model: DeepseekV3, root: nn.Module) -> Spread:
-        return Spread(model, root, self.groups)
+    def stages(self, config: ModelConfig, num_inputs: int) -> RankStages | None:
+        if (placement := self.options.placement) is None:
+            return None
+        shares = placement.shares(config, num_inputs, self.groups.place.pp)
+        return RankStages(placement, shares, self.groups.of(PP), self.options.is_overlapped)
+
+    def spread(self, model: DeepseekV3, roots: Sequence[nn.Module]) -> Spread:
+        return Spread(model, roots, self.groups)
 
     def sum(self, values: Tensor) -> Tensor:
         return _summed(values, self.groups.of(DATA))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rorqual.config import settings
 from rorqual.errors import ConfigError, UsageError
 from rorqual.model import ModelConfig
+from rorqual.parallel.pipeline import PIPELINE_ORDERS
+from rorqual.parallel.stages import Placement, cut
 
 
 @settings
@@ -19,23 +21,33 @@ class ParallelSettings:
     """
 
     pp: int = Field(default=1, gt=0)
-    """Stages of the pipeline: each rank holds some of the layers."""
+    """Ranks of the pipeline: each holds some of the layers."""
     ep: int = Field(default=1, gt=0)
     """Ranks that share the routed experts; each takes samples of its own."""
     dp_shard: int = Field(default=1, gt=0)
     """Ranks that take samples of their own and share weights, gradients and moments."""
     dp_replicate: int = Field(default=1, gt=0)
     """Copies of all that, which take samples of their own."""
-    order: Literal["1f1b", "interleaved", "zb1p", "zbv", "dualpipev"] = "1f1b"
-    """In which order a rank of the pipeline runs its micro-batches (`rorqual pipeline`)."""
     zero: Literal[1, 3] = 1
     """1: shared weights are gathered once a step; 3: for each pass through a layer, and let go of
     behind it."""
+    order: Literal["1f1b", "interleaved", "zb1p", "zbv", "dualpipev"] = "1f1b"
+    """In which order a rank of the pipeline runs its micro-batches (`rorqual pipeline`)."""
+    chunks: int | None = Field(default=None, gt=1)
+    """Stages a rank of a pipeline has, in the order `interleaved` alone; left out: 2."""
+    timeline_step: int | None = Field(default=None, gt=0)
+    """The step of which a pipeline writes `timeline.json`: what each rank ran when."""
     ranks_per_node: int | None = Field(default=None, gt=0)
     """Ranks whose transfers count as within a node, and to which a token is sent once; left out:
     torchrun's processes of a machine."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """How long a rank waits for another within a step, before it ends with an error."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelSettings:
+        if self.chunks is not None and self.order != "interleaved":
+            raise ValueError(f"chunks are for the order interleaved, and not for {self.order}")
+        return self
 
     @property
     def world(self) -> int:
@@ -58,6 +70,25 @@ class ParallelSettings:
         sizes = ((name, getattr(self, name)) for name in ("pp", "dp_replicate", "dp_shard", "ep"))
         return " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one rank"
 
+    @property
+    def placement(self) -> Placement | None:
+        """Which ranks of a pipeline have which stages. Of one rank there is one in `dualpipev`
+        alone, for its pairs of passes.
+        """
+        if self.pp == 1 and self.order != "dualpipev":
+            return None
+        return Placement(self.order, self.pp, self.chunks)
+
+    @property
+    def is_overlapped(self) -> bool:
+        """Do two passes run at the same time, each of which hides what the other sends?"""
+        return self.order == "dualpipev" and self.ep > 1
+
+    def check_batch(self, num_micro_batches: int) -> None:
+        """UsageError where a pipeline cannot run so many."""
+        if (place := self.placement) is not None:
+            PIPELINE_ORDERS[place.order](0, place.num_ranks, num_micro_batches)
+
     def check_world(self, found: int) -> None:
         """UsageError where torchrun started another number of processes."""
         if found == self.world:
@@ -78,6 +109,13 @@ class ParallelSettings:
             raise problem
 
     def _problems(self, config: ModelConfig) -> Iterator[ConfigError]:
+        if self.placement is not None:
+            try:
+                cut(config, self.placement.num_stages, num_inputs=1)
+            except UsageError as problem:
+                yield ConfigError(
+                    problem.what, found=problem.found, expected=problem.expected, fix=problem.fix
+                )
         has_experts = any(map(config.is_moe_layer, range(config.num_layers_with_mtp)))
         if self.ep > 1 and not has_experts:
             yield ConfigError(

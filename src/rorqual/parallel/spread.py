@@ -5,14 +5,13 @@ The model knows nothing of it. Afterwards its parameters are this rank's rows of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3
 from rorqual.model.moe import Experts
 from rorqual.parallel.dispatch import ExpertDispatcher, Traffic
@@ -29,15 +28,16 @@ class Rows(NamedTuple):
 
 
 class Spread:
-    """What this rank holds of a model, and how the rest comes to it while `root` runs.
+    """What this rank holds of a model, and how the rest comes to it while `roots` run: one, or the
+    stages of a pipeline.
 
     Gradients are summed over ranks: the loss has the coefficients of the whole batch.
     `train.ranks.Spread` says what is asked of it.
     """
 
-    def __init__(self, model: DeepseekV3, root: nn.Module, groups: Groups) -> None:
+    def __init__(self, model: DeepseekV3, roots: Sequence[nn.Module], groups: Groups) -> None:
         self.options, self.groups = groups.options, groups
-        self.root = root
+        self.roots = roots
         self.traffic = Traffic()
         self.totals = {name: len(value) for name, value in model.named_parameters()}
         self.of_experts = {
@@ -46,19 +46,21 @@ class Spread:
             if isinstance(module, Experts)
             for name, _ in module.named_parameters()
         }
-        if self.options.pp > 1:
-            raise UsageError("pipelines cannot be trained yet", fix="set parallel.pp to 1")
         if self.options.ep > 1:
             self._share_experts(model)
         if self.options.num_replicas > 1:
             self._shard(model)
 
     def _share_experts(self, model: DeepseekV3) -> None:
+        aside = None
+        if self.options.is_overlapped:
+            aside = self.groups.aside[WITHIN], self.groups.aside[BETWEEN]
         dispatcher = ExpertDispatcher(
             self.groups.of(WITHIN),
             self.groups.of(BETWEEN),
             model.config.n_routed_experts,
             self.traffic,
+            aside,
         )
         for layer in model.sparse_layers():
             for name, parameter in list(layer.experts.named_parameters()):
@@ -83,13 +85,18 @@ class Spread:
         for block in model.model.layers.values():
             fully_shard(block, **options)
         # Head and embedding are wanted again as soon as the backward pass begins.
-        fully_shard(self.root, **options | {"reshard_after_forward": False})
+        options["reshard_after_forward"] = False
+        for root in self.roots:
+            fully_shard(root, **options)
+            # The embedding of a pipeline's first stage may be that of its last: one gathers it.
+            options["ignored_params"] = options["ignored_params"] | set(root.parameters())
         for module in self._sharded():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
     def _sharded(self) -> Iterator[FSDPModule]:
-        return (module for module in self.root.modules() if isinstance(module, FSDPModule))
+        modules = (module for root in self.roots for module in root.modules())
+        return (module for module in modules if isinstance(module, FSDPModule))
 
     def micro_batch(self, is_last: bool) -> None:
         """Before each pass: the step's last one ends with the sums over ranks. ZeRO-1 keeps weights
@@ -105,8 +112,9 @@ class Spread:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """The model can be called by parts, without its root, on all ranks at once."""
-        if isinstance(self.root, FSDPModule):
-            self.root.unshard()
+        for root in self.roots:
+            if isinstance(root, FSDPModule):
+                root.unshard()
         try:
             yield
         finally:

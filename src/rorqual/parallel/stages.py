@@ -15,10 +15,12 @@ from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from rorqual.errors import UsageError
 from rorqual.model import DeepseekV3, ModelConfig, empty
 from rorqual.model.flops import head_flops_per_token, layer_flops_per_token
+from rorqual.model.transformer import materialise
 from rorqual.parallel.actions import Action, Kind, Order
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -81,6 +83,23 @@ class Placement:
         """A rank's stages, as `cut` makes them."""
         all_shares = cut(config, self.num_stages, num_inputs)
         return [all_shares[stage] for stage in self.stages(rank)]
+
+
+@dataclass(frozen=True)
+class RankStages:
+    """The stages of one rank of the pipeline that `group` is."""
+
+    placement: Placement
+    shares: list[StageShare]
+    group: ProcessGroup
+    is_overlapped: bool = False
+    """Whether the two passes of a pair run at the same time, where the order has pairs."""
+
+    def part(self, config: ModelConfig) -> DeepseekV3:
+        """What the rank holds of a model, on the CPU and without values."""
+        model = rank_model(config, self.shares)
+        materialise(model, "cpu")
+        return model
 
 
 @dataclass(frozen=True)
@@ -176,8 +195,8 @@ def _best(
 
 
 def rank_model(config: ModelConfig, shares: Sequence[StageShare]) -> DeepseekV3:
-    """What a rank with these stages holds, on the device meta (`model.materialise` gives it memory,
-    `reset_parameters` or `weights.fill` values).
+    """What a rank with these stages holds, on the device meta (`materialise` gives it memory,
+    `reset_parameters` or `fill` values).
     """
     model = empty(config, device="meta")
     has_last = any(share.is_last for share in shares)

@@ -18,7 +18,7 @@ from rorqual.model import ModelConfig, empty
 from rorqual.parallel.actions import Kind, Order
 from rorqual.parallel.pipeline import make_orders
 from rorqual.parallel.settings import ParallelSettings
-from rorqual.parallel.stages import Placement, StageShare
+from rorqual.parallel.stages import StageShare
 from rorqual.plan.activations import Load, Part, Parts, count_parts
 from rorqual.train.recipe import Recipe
 
@@ -94,14 +94,16 @@ def shares_of(
     options: ParallelSettings, config: ModelConfig, rank: int, num_inputs: int
 ) -> list[StageShare]:
     """The stages of a rank of the pipeline."""
-    if options.pp == 1:
+    if (placement := options.placement) is None:
         return [StageShare(0, 1, range(config.num_hidden_layers))]
-    return Placement(options.order, options.pp).shares(config, num_inputs, rank)
+    return placement.shares(config, num_inputs, rank)
 
 
 def orders_of(options: ParallelSettings, num_micro_batches: int) -> list[Order]:
-    name = options.order if options.pp > 1 else "1f1b"
-    return make_orders(name, options.pp, num_micro_batches)
+    if (placement := options.placement) is None:
+        return make_orders("1f1b", options.pp, num_micro_batches)
+    chunks = placement.num_chunks
+    return make_orders(placement.order, placement.num_ranks, num_micro_batches, chunks)
 
 
 def stage_sizes(config: ModelConfig, shares: Sequence[StageShare]) -> Sizes:

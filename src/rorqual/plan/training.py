@@ -252,15 +252,17 @@ def _waiting(recipe: Recipe, num_sequences: int) -> Waiting:
     if options.pp == 1:
         return Waiting(num_micro_batches, 0.0)
     try:
-        found = simulate(options.order, options.pp, num_micro_batches)
+        found = simulate(options.order, options.pp, num_micro_batches, options.chunks)
     except UsageError as problem:
         return Waiting(num_micro_batches, None, f"{problem.what}: {problem.expected}")
     return Waiting(num_micro_batches, found.bubble_share)
 
 
 @lru_cache(maxsize=16)
-def simulate(order: str, num_ranks: int, num_micro_batches: int) -> TimedPipeline:
-    return simulate_pipeline(order, num_ranks, num_micro_batches, DURATIONS)
+def simulate(
+    order: str, num_ranks: int, num_micro_batches: int, num_chunks: int | None = None
+) -> TimedPipeline:
+    return simulate_pipeline(order, num_ranks, num_micro_batches, DURATIONS, num_chunks)
 
 
 def _stage_names(recipe: Recipe, config: ModelConfig, rank: int) -> list[str]:

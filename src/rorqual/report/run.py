@@ -16,8 +16,8 @@ from rorqual.errors import RorqualError, UsageError, listing
 from rorqual.files import read_text
 from rorqual.log import short_count
 from rorqual.parallel import Timeline
-from rorqual.report.timeline_file import TIMELINE, read_timeline
-from rorqual.runs import RECIPE, STEP_FOLDER
+from rorqual.report.timeline_file import read_timeline
+from rorqual.runs import RECIPE, STEP_FOLDER, TIMELINE
 from rorqual.train.curves import SMOOTH_STEPS, column
 from rorqual.train.history import History, Record, read_history
 from rorqual.train.metrics import METRICS

@@ -12,7 +12,6 @@ from rorqual.errors import RorqualError
 from rorqual.files import read_json
 from rorqual.parallel import Action, Interval, Kind, Overlapped, Timeline
 
-TIMELINE = "timeline.json"
 MOST_INTERVALS = 3000
 """More cannot be told apart in a picture: later ones are left out."""
 _ACTION = re.compile(r"(\d{1,6})([FBIW])(\d{1,9})")

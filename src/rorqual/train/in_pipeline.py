@@ -25,8 +25,7 @@ from rorqual.parallel.pass_times import PassTimes
 from rorqual.parallel.runtime import ForwardRun, PipelineRun, Shapes
 from rorqual.parallel.stages import (
     EMBEDDING,
-    Placement,
-    StageShare,
+    RankStages,
     forward_orders,
     stage_model,
     uses_twice,
@@ -43,6 +42,7 @@ class StageRoot(nn.Module):
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.root = root
+        self.tied_head: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor | None = None, **given: Any) -> Tensor | tuple[Tensor, ...]:
         found = self.root(x_BTD, **given)
@@ -75,41 +75,41 @@ class HeldOutRoot(nn.Module):
 
 
 class InPipeline:
-    """An `Accumulation` over the ranks of `group`, one a place of the pipeline.
+    """An `Accumulation` over the ranks of a pipeline, of which this one holds `held` in `stages`.
 
-    `held` is this rank's part of the model, made of `shares` (`parallel.stages.rank_model`).
-    `roots` are the modules that run, by stage: what shards a model
-    takes hold of them. `copies` names the parameters that the first rank has too.
+    `roots` are the modules that run, by stage: what shards a model takes hold of them.
     """
 
     def __init__(
         self,
         held: DeepseekV3,
-        shares: Sequence[StageShare],
-        placement: Placement,
-        group: dist.ProcessGroup,
+        stages: RankStages,
         *,
         make_root: Callable[[DeepseekV3], nn.Module] = TrainingModel,
         is_recomputed: bool = False,
         laps: Laps | None = None,
     ) -> None:
         self.laps = laps or Laps()
-        self.held, self.group, self.placement = held, group, placement
+        self.held, self.group, self.placement = held, stages.group, stages.placement
+        self.is_overlapped = stages.is_overlapped
         # Choice: layers that are computed again have whole backward passes. In two parts each part,
         # and in torch's second one each weight, would compute them again.
         self.split = {
             share.index
-            for share in shares
+            for share in stages.shares
             if not (is_recomputed or (share.is_last and uses_twice(held.config)))
         }
-        self.stages = {share.index: stage_model(held, share) for share in shares}
+        self.stages = {share.index: stage_model(held, share) for share in stages.shares}
         roots = {index: make_root(stage) for index, stage in self.stages.items()}
         self.metric_names: Sequence[str] = getattr(next(iter(roots.values())), "metric_names", ())
         self.roots = {index: StageRoot(root) for index, root in roots.items()}
+        if len(roots) > 1 and held.config.tie_word_embeddings and 0 in roots:
+            # What shards the first stage, whose embedding this is, then knows of both places.
+            self.roots[0].tied_head = held.lm_head
         self.times = PassTimes()
         self._run: tuple[tuple[int, ...], PipelineRun] | None = None
-        ends = (0, placement.last_rank) if placement.has_copy(held.config) else ()
-        rank = dist.get_rank(group)
+        ends = (0, self.placement.last_rank) if self.placement.has_copy(held.config) else ()
+        rank = dist.get_rank(self.group)
         self._copy_peer = ends[rank == 0] if rank in ends else None
         self.copies = frozenset([EMBEDDING] if ends and rank == ends[1] else ())
 
@@ -137,9 +137,15 @@ class InPipeline:
         for row, own_E in zip(self.held.sparse_rows(), own_LE, strict=True):
             loads_LE[row] = own_E
         both = torch.cat([(losses[:1] + balance), balance[None], losses[1:], loads_LE.flatten()])
-        dist.all_reduce(both, group=self.group)
+        both = self.over_stages(both)
         found, loads = both[: 1 + len(losses)], both[1 + len(losses) :]
         return Accumulated(found.float(), loads.view(num_layers, num_experts).long())
+
+    def over_stages(self, own: Tensor) -> Tensor:
+        """The sum over the ranks of the pipeline."""
+        values = own.clone()
+        dist.all_reduce(values, group=self.group)
+        return values
 
     def begin_timeline(self) -> None:
         """From now on all ranks keep the times of what they run."""
@@ -193,6 +199,7 @@ class InPipeline:
                 _shapes(self.held, form, by, len(self.metric_names)),
                 group=self.group,
                 split=self.split,
+                is_overlapped=self.is_overlapped,
                 times=self.times,
             )
             self._run = form, run

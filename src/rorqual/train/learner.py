@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rorqual import weights
 from rorqual.data import Batch
 from rorqual.errors import TrainingError, listing
 from rorqual.model.flops import training_flops_per_token
 from rorqual.ops.ceilings import Peak
 from rorqual.ops.device import to_device
-from rorqual.train.batches import TrainingData
+from rorqual.parallel import TimedPipeline
+from rorqual.train.accumulation import accumulation
+from rorqual.train.batches import HeldOut, Measurement, TrainingData
 from rorqual.train.checkpoint import Progress, Standing
 from rorqual.train.ema import Ema
+from rorqual.train.in_pipeline import InPipeline, LossesInPipeline
 from rorqual.train.meters import Laps, Meters
 from rorqual.train.optimizer import AdamW
 from rorqual.train.pieces import Piece, piece_of_whole
@@ -33,8 +35,8 @@ from rorqual.train.recipe import Recipe
 from rorqual.train.recompute import recompute
 from rorqual.train.restore import has_average, restore_counters, restore_tensors
 from rorqual.train.spikes import Skipped, Usual
-from rorqual.train.start import start_model
-from rorqual.train.step import InTurn, Stepper, StepResult, StepValues
+from rorqual.train.start import saved_model, start_model
+from rorqual.train.step import Stepper, StepResult, StepValues
 from rorqual.weights.parameters_source import EMA
 
 
@@ -48,6 +50,8 @@ class StepMade:
     tokens_per_second: float
     bytes_sent: tuple[int, int] = (0, 0)
     """By all ranks, for tokens on their way to experts: within nodes and between them."""
+    timeline: TimedPipeline | None = None
+    """Of the one step that the recipe wants it of."""
 
 
 class Learner:
@@ -69,17 +73,17 @@ class Learner:
         self.recipe, self.device, self.skipped, self.ranks = recipe, device, skipped, ranks
         self.progress = found.progress if found is not None else Progress()
         if found is not None:
-            self.model = weights.load(found.folder, "float32", device)
+            self.model = saved_model(recipe, found.folder, ranks).to(device)
         else:
             seed_all(recipe.seed)
-            self.model = start_model(recipe, data.tokenizer).to(device)
+            self.model = start_model(recipe, data.tokenizer, ranks).to(device)
         self.model.train()
         recompute(self.model, recipe.training.activation_checkpointing)
         self.batches = recipe.batches(data, self.model)
         self.laps = laps = Laps(device)
-        root = recipe.root(self.model)
-        self.spread = ranks.spread(self.model, root)
+        self.accumulate, self.spread = accumulation(recipe, self.model, ranks, laps)
         self.optimizer = AdamW(self.model, recipe.optimizer)
+        self.optimizer.copies = self.accumulate.copies
         self.notes: list[str] = []
         self.ema: Ema | None = None
         if recipe.ema.decay is not None:
@@ -91,13 +95,7 @@ class Learner:
         self.stepper = Stepper(
             self.model,
             self.optimizer,
-            InTurn(
-                self.model,
-                root,
-                use_compile=recipe.training.compile,
-                laps=laps,
-                spread=self.spread,
-            ),
+            self.accumulate,
             micro_batch_size=recipe.training.micro_batch_size,
             precision=recipe.training.precision,
             laps=laps,
@@ -152,6 +150,13 @@ class Learner:
         for name, value in self.ema.values.items():
             yield f"{EMA}{name}", self._piece(name, value)
 
+    def measure(self, held_out: HeldOut) -> Measurement:
+        """All ranks at once."""
+        with self.spread.measuring():
+            if isinstance(self.accumulate, InPipeline):
+                return held_out.measure(self.model, LossesInPipeline(self.accumulate))
+            return held_out.measure(self.model)
+
     def step(self) -> StepMade:
         """The next batch and what it moves; TrainingError where it moved nothing."""
         recipe, progress = self.recipe, self.progress
@@ -172,6 +177,7 @@ class Learner:
             balance_alpha=recipe.balance.sequence_alpha,
             bias_update_speed=recipe.balance.speed_at(progress.tokens, total),
         )
+        self._begin_timeline()
         result = self._move(batch, values)
         if self.ema is not None:
             self.ema.follow()
@@ -183,12 +189,27 @@ class Learner:
             seconds=progress.seconds + seconds,
         )
         speed = (tokens - progress.tokens) / seconds
-        return StepMade(result, values, num_sequences, speed, self._bytes_sent())
+        return StepMade(
+            result, values, num_sequences, speed, self._bytes_sent(), self._end_timeline()
+        )
+
+    def _begin_timeline(self) -> None:
+        if isinstance(self.accumulate, InPipeline):
+            wanted = self.recipe.parallel.timeline_step
+            if self.progress.step + 1 == wanted:
+                self.accumulate.begin_timeline()
+
+    def _end_timeline(self) -> TimedPipeline | None:
+        if isinstance(self.accumulate, InPipeline) and self.accumulate.times.is_on:
+            return self.accumulate.timeline()
+        return None
 
     def _bytes_sent(self) -> tuple[int, int]:
         if self.ranks.world == 1:
             return 0, 0
         own = torch.tensor(self.spread.bytes_sent(), device=self.device)
+        if isinstance(self.accumulate, InPipeline):
+            own = self.accumulate.over_stages(own)
         within, between = self.ranks.sum(own).tolist()
         return within, between
 

@@ -268,8 +268,7 @@ class _Run:
     def _validate(self) -> Measurement | None:
         if self.data.held_out is None:
             return None
-        with self.learner.spread.measuring():
-            found = self.data.held_out.measure(self.learner.model)
+        found = self.learner.measure(self.data.held_out)
         self.recorder.validation(self.learner.progress, found)
         return found
 

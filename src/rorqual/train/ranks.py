@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rorqual.model import DeepseekV3
+from rorqual.model import DeepseekV3, ModelConfig
+from rorqual.parallel.stages import RankStages
 
 
 class Spread(Protocol):
@@ -50,8 +51,14 @@ class Ranks(Protocol):
         """Whether it is the one that prepares, writes and speaks."""
         ...
 
-    def spread(self, model: DeepseekV3, root: nn.Module) -> Spread:
-        """Leaves of a whole model what is this rank's; `root` is what runs it."""
+    def stages(self, config: ModelConfig, num_inputs: int) -> RankStages | None:
+        """Those of this rank, of a model that samples of so many inputs go through; None where
+        there is no pipeline.
+        """
+        ...
+
+    def spread(self, model: DeepseekV3, roots: Sequence[nn.Module]) -> Spread:
+        """Leaves of what stages left of a model what is this rank's; `roots` run it."""
         ...
 
     def sum(self, values: Tensor) -> Tensor:
@@ -94,7 +101,10 @@ class OneRank:
     rank, world, replica, num_replicas = 0, 1, 0, 1
     is_first = True
 
-    def spread(self, model: DeepseekV3, root: nn.Module) -> Spread:
+    def stages(self, config: ModelConfig, num_inputs: int) -> RankStages | None:
+        return None
+
+    def spread(self, model: DeepseekV3, roots: Sequence[nn.Module]) -> Spread:
         return Whole()
 
     def sum(self, values: Tensor) -> Tensor:

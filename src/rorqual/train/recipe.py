@@ -26,7 +26,7 @@ from torch import nn
 from rorqual.bundled import checkpoint_path
 from rorqual.config import apply_overrides, fill, has_key, read_toml, settings, with_set
 from rorqual.data import Generator, TokenizerSettings
-from rorqual.errors import ConfigError, listing
+from rorqual.errors import ConfigError, UsageError, listing
 from rorqual.model import DeepseekV3, ModelConfig, preset
 from rorqual.parallel.settings import ParallelSettings
 from rorqual.train.batches import Batches, Preparation, TrainingData
@@ -239,6 +239,14 @@ class Recipe:
                 f"batch_ramp.{key} {unit} is not a multiple of the {num_replicas} ranks that take "
                 f"samples ([parallel] {self.parallel.axes})"
             )
+        for size in (ramp.start, ramp.end):
+            try:
+                self.parallel.check_batch(size // num_replicas // self.training.micro_batch_size)
+            except UsageError as problem:
+                raise ValueError(
+                    f"[parallel] order = {self.parallel.order!r}: {problem.what}: {problem.found}, "
+                    f"where it takes {problem.expected} (batches of {size} sequences)"
+                ) from None
         if self.training.compile and self.parallel.world > 1:
             raise ValueError("training.compile is for one rank, and [parallel] asks for more")
 

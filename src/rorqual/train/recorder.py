@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rorqual.files import write_json
+from rorqual.runs import TIMELINE
 from rorqual.train.batches import Measurement
 from rorqual.train.checkpoint import Progress
 from rorqual.train.learner import StepMade
@@ -116,6 +118,8 @@ class Recorder:
             **_bytes(made),
             **({"metrics": result.metrics} if result.metrics else {}),
         )
+        if made.timeline is not None:
+            write_json(self.folder / TIMELINE, made.timeline.with_intervals())
         speed, mfu = made.tokens_per_second, self.meters.mfu(made.tokens_per_second)
         self.report.step(progress.step, progress.tokens, result.main, speed, result.metrics, mfu)
         if progress.tokens // self.load_every > self.load_tokens // self.load_every:

@@ -5,23 +5,36 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from rorqual import weights
 from rorqual.errors import TrainingError, listing
 from rorqual.model import DeepseekV3, ModelConfig, build, empty
+from rorqual.model.served import use_kernels
 from rorqual.tokenizer import Tokenizer
 from rorqual.train.checkpoint import find_checkpoint
+from rorqual.train.ranks import OneRank, Ranks
 from rorqual.train.recipe import Recipe
 
 
-def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
-    """A fresh model of the recipe's shape, or the weights of `init_from` under its changes."""
-    if recipe.init_from is None:
+def start_model(
+    recipe: Recipe, tokenizer: Tokenizer | None, ranks: Ranks | None = None
+) -> DeepseekV3:
+    """A fresh model of the recipe's shape, or the weights of `init_from` under its changes; of a
+    pipeline's rank, its stages of that model.
+    """
+    config = _config(recipe)
+    stages = (ranks or OneRank()).stages(config, recipe.training.sequence_length)
+    if stages is not None:
+        model = stages.part(config)
+        if recipe.init_from is None:
+            model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
+        else:
+            _fill(model, find_checkpoint(recipe.init_from))
+    elif recipe.init_from is None:
         model = build(recipe.model_config(), seed=recipe.seed)
     else:
-        folder = find_checkpoint(recipe.init_from)
-        check_shape(recipe, folder)
-        model = weights.load(folder, "float32")
-        config = recipe.model_config(model.config)
+        model = weights.load(find_checkpoint(recipe.init_from), "float32")
         if config != model.config:  # of rope scaling or the router, say: the weights are the same
             changed = empty(config)
             changed.load_state_dict(model.state_dict())
@@ -30,6 +43,30 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer | None) -> DeepseekV3:
     if tokenizer is not None:
         check_rows(model.config, tokenizer)
     return model
+
+
+def _config(recipe: Recipe) -> ModelConfig:
+    if recipe.init_from is None:
+        return recipe.model_config()
+    folder = find_checkpoint(recipe.init_from)
+    check_shape(recipe, folder)
+    return recipe.model_config(weights.load_config(folder))
+
+
+def saved_model(recipe: Recipe, folder: Path, ranks: Ranks) -> DeepseekV3:
+    """The weights of a checkpoint of the recipe; of a pipeline's rank, those of its stages."""
+    config = weights.load_config(folder)
+    stages = ranks.stages(config, recipe.training.sequence_length)
+    if stages is None:
+        return weights.load(folder, "float32")
+    model = stages.part(config)
+    _fill(model, folder)
+    return model
+
+
+def _fill(model: DeepseekV3, folder: Path) -> None:
+    weights.fill(model, folder)
+    use_kernels(model)
 
 
 def check_rows(config: ModelConfig, tokenizer: Tokenizer) -> None:

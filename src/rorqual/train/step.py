@@ -71,10 +71,12 @@ class Accumulated(NamedTuple):
 
 class Accumulation(Protocol):
     """Runs the micro-batches of a batch, each by the names of the root's arguments, and leaves the
-    sum of their gradients in the parameters. It tells the run's `Laps` of its phases.
+    sum of their gradients in the parameters. `copies` names those that another rank has too, with
+    the same gradient, and counts in the norm. It tells the run's `Laps` of its phases.
     """
 
     metric_names: Sequence[str]
+    copies: frozenset[str]
 
     def __call__(
         self, micro_batches: Sequence[Mapping[str, Tensor]], by: Coefficients
@@ -111,6 +113,7 @@ class InTurn:
         self.model, self.laps, self.spread = model, laps or Laps(), spread or Whole()
         root = root or TrainingModel(model)
         self.metric_names: Sequence[str] = getattr(root, "metric_names", ())
+        self.copies: frozenset[str] = frozenset()
         self.loss: Callable[..., LossParts]
         self.loss = torch.compile(root) if use_compile else root
 
