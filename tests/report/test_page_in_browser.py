@@ -27,10 +27,10 @@ SMALLEST_TEXT = 6.5  # CSS pixels, of a picture on a phone
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("browser")
-    lines = records(200)
-    lines.insert(90, {"kind": "resume", "step": 60, "from": "checkpoints/step-60"})
+    lines = records(60)
+    lines.insert(30, {"kind": "resume", "step": 60, "from": "checkpoints/step-60"})
     one = write_run(folder / "one", lines, timeline=TIMELINE)
-    other = write_run(folder / "other", records(100))
+    other = write_run(folder / "other", records(40))
     files = [folder / "one.html", folder / "both.html"]
     write_page([open_run(one)], files[0])
     write_page([open_run(one), open_run(other)], files[1])
@@ -50,7 +50,7 @@ def test_axe_finds_nothing_and_nothing_is_asked_for(
     chromium: Any, pages: list[Path], device: dict[str, Any], scheme: str
 ) -> None:
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-    for file in pages:
+    for file in pages if scheme == "light" else pages[:1]:
         context = chromium.new_context(color_scheme=scheme, **device)
         page = context.new_page()
         asked: list[str] = []
