@@ -46,7 +46,7 @@ MODEL: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 CONVERSIONS = ("bf16", "fp8", "shards:2:bf16", "gguf:Q4_K_M", "gguf:Q8_0")
-UNSTABLE = {"metrics.jsonl", "train.log", "environment.json"}
+UNSTABLE = {"metrics.jsonl", "train.log", "environment.json", "checksums.json"}
 """Files that hold times or versions."""
 
 
