@@ -36,7 +36,7 @@ STEPS = 8
 KILLS = [[1, "write", 2], [0, "finish", 2], [1, "update", 2]]
 TWO = ["parallel.dp_shard=2", f"checkpoint.every_tokens={2 * 8 * LENGTH}", "ema.decay=0.9"]
 LOSS = 1e-6
-NUM_KILLS, LONG = 20, 200
+NUM_KILLS, LONG = 20, 140
 
 
 class Rank(forked.Popen):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.rendezvous import rendezvous
 
 from rorqual.errors import TrainingError
 from rorqual.model import DeepseekV3, ModelConfig
@@ -92,6 +93,10 @@ def joined(
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if store is None:
+        store, _, _ = next(rendezvous("env://", launch.rank, launch.world, timeout=_limit(options)))
+        # torchrun keeps its store from start to start: what the ranks before wrote is out of date.
+        store = dist.PrefixStore(f"start {launch.restart}", store)
     dist.init_process_group(
         BACKENDS[device.type],
         timeout=_limit(options),
