@@ -227,12 +227,15 @@ def test_flags_of_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         return {name: value for name, value in options.items() if name != "target"}, workers
 
     plain, workers = given()
+    assert plain.pop("is_ema") is False
     assert set(plain.values()) == {None}
+    plain["is_ema"] = False
     assert workers is None
     for flags, name, value in (
         (["--keep-mtp"], "keep_mtp", True),
         (["--drop-mtp"], "keep_mtp", False),
         (["--scale-format", "ue8m0"], "scale_format", "ue8m0"),
+        (["--ema"], "is_ema", True),
         (["--max-file-gb", "0.5"], "max_shard_bytes", 500_000_000),  # decimal, as files are listed
     ):
         assert given(*flags) == (plain | {name: value}, None), flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,7 @@ def _print_hours(planned: TrainingPlan, console: Console) -> None:
     )
 
 
-def refuse_flags(values: dict[str, tuple[object, object]]) -> None:
+def refuse_flags(values: Mapping[str, tuple[object, object]]) -> None:
     """UsageError for flags of other plans; `values` are name -> (value, default)."""
     given = [name for name, (value, default) in values.items() if value != default]
     if given:

@@ -107,7 +107,7 @@ class MLA(Served):
         )
         kv = self.kv_b_proj.trained(self.kv_a_layernorm.trained(c_kv, kernels, c_kv.dtype))
         widths = Widths(
-            *x_BTD.shape[:2], self.num_heads,
+            x_BTD.shape[0], x_BTD.shape[1], self.num_heads,
             config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim,
         )  # fmt: skip
         out = kernels.latent_attention(

@@ -245,9 +245,10 @@ class DeepseekV3(Fusable):
         whole = held if self.is_whole else empty(self.config, device="meta").named_parameters()
         with torch.no_grad():
             for name, like in dict(whole).items():
-                parameter = held.get(name)
-                if parameter is None:
-                    parameter = torch.empty_like(like, device=self.device)
+                found = held.get(name)
+                parameter: Tensor = (
+                    torch.empty_like(like, device=self.device) if found is None else found
+                )
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, self.config.initializer_range, generator=generator)
                 else:

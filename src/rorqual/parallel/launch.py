@@ -34,4 +34,5 @@ class Launch(NamedTuple):
                 expected="four numbers, as torchrun sets them",
                 fix="start with torchrun, or unset WORLD_SIZE",
             )
-        return cls(*map(int, told.values()), restart=restart)
+        rank, world, local_rank, local_world = (int(value) for value in told.values())
+        return cls(rank, world, local_rank, local_world, restart)

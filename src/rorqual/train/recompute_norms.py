@@ -95,11 +95,11 @@ class Saved(NamedTuple):
     """Stands for a tensor that is not kept: by its number, or a view of an output."""
 
     segment: Segment
-    index: int
+    place: int
     view: tuple[Sequence[int], Sequence[int], int] | None = None
 
     def tensor(self) -> Tensor:
-        made = self.segment.take(self.index)
+        made = self.segment.take(self.place)
         return made if self.view is None else made.as_strided(*self.view)
 
 
@@ -130,7 +130,7 @@ class Recorder:
             return tensor.detach()
         segment, index, _ = found
         segment.num_wanted += 1
-        return Saved(segment, index, (tensor.size(), tensor.stride(), tensor.storage_offset()))
+        return Saved(segment, index, (tensor.size(), tensor.stride(), int(tensor.storage_offset())))
 
     def begin(self, run: Callable[[], Sequence[Tensor]]) -> Segment:
         assert self.segment is None, "one segment at a time"

@@ -26,7 +26,9 @@ class Rows(ctypes.Structure):
     _fields_ = [("p", c_void_p), ("stride", c_int64), ("is_half", c_int64)]
 
 
-def _fields(rows: str = "", pointers: str = "", numbers: str = "", reals: str = "") -> list:  # type: ignore[type-arg]
+def _fields(
+    rows: str = "", pointers: str = "", numbers: str = "", reals: str = ""
+) -> list[tuple[str, type]]:
     return [
         *((name, Rows) for name in rows.split()),
         *((name, c_void_p) for name in pointers.split()),

@@ -69,8 +69,9 @@ def latent_attention_plain(
     if documents_BT is not None:
         is_same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
         visible = is_same & torch.ones_like(is_same[0, 0]).tril()
-    heads = (x.transpose(1, 2) for x in (q_BTHC, k_BTHC, v_BTHV))
-    return attention_plain(*heads, visible, scale).transpose(1, 2).reshape(len(q), -1)
+    q_BHTC, k_BHTC, v_BHTV = (x.transpose(1, 2) for x in (q_BTHC, k_BTHC, v_BTHV))
+    out_BHTV = attention_plain(q_BHTC, k_BHTC, v_BHTV, visible, scale)
+    return out_BHTV.transpose(1, 2).reshape(len(q), -1)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
