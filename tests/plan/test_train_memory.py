@@ -128,7 +128,7 @@ MORE_CHANGES: dict[str, dict[str, Any]] = {
 def test_the_plan_is_near_what_torch_allocates(changes: dict[str, Any]) -> None:
     asked = recipe(**changes)
     found = planned(asked)
-    assert found.total - found.allocator == pytest.approx(allocated(asked), rel=WITHIN)
+    assert found.total == pytest.approx(allocated(asked), rel=WITHIN)
 
 
 def test_weights_gradients_and_moments_by_hand() -> None:
@@ -153,11 +153,13 @@ def test_the_average_of_weights_lies_in_the_hosts_memory() -> None:
 
 
 def test_each_choice_of_what_is_computed_again_keeps_less() -> None:
-    kept = [
-        planned(recipe(training__activation_checkpointing=choice)).activations
-        for choice in ("none", "norms", "layers")
-    ]
+    kept = []
+    for choice in ("none", "norms", "layers"):
+        asked = recipe(training__activation_checkpointing=choice)
+        (found,) = memory_by_stage_rank(asked, asked.model_config(), 2, is_cpu=False)
+        kept.append(found.activations)
     assert kept[0] > kept[1] > kept[2] > 0
+    assert planned(recipe()).activations < kept[0], "the fused operators of a CPU"
 
 
 def test_layers_keep_the_stream_alone() -> None:
@@ -182,7 +184,7 @@ def test_a_rank_of_experts_keeps_the_rows_of_all() -> None:
     ]
     assert both[0] is not None
     assert both[1] is not None
-    assert both[0].kept == both[1].kept
+    assert both[0].kept == pytest.approx(both[1].kept, rel=0.01)
     expert = 3 * SMALL.hidden_size * SMALL.moe_intermediate_size * 4
     missing = SMALL.n_routed_experts - SMALL.n_routed_experts // 4
     assert both[0].gradients - both[1].gradients == missing * expert

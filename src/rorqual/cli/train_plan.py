@@ -26,7 +26,6 @@ PARTS = {
     "moments": "moments",
     "activations": "activations",
     "buffers": "buffers",
-    "allocator": "heap",
     "ema": "EMA",
 }
 DEFAULT_TOKENS = 1_000_000_000_000

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rorqual.model import DeepseekV3, ModelConfig, empty
 from rorqual.model.mla import MLA
 from rorqual.ops.cross_entropy import BLOCK_ELEMENTS, BLOCK_ELEMENTS_CUDA
+from rorqual.ops.kernels import for_training
 from rorqual.plan.live import Live
 from rorqual.train.precision import compute_in
 from rorqual.train.recompute import Recompute, recompute
@@ -104,7 +105,10 @@ class _Counter:
         self.model, self.load = model, load
         shape = load.num_sequences, load.num_inputs
         self.tokens_BT = torch.zeros(shape, dtype=torch.int64)
-        self.step = model.model.step(self.tokens_BT, balance=torch.zeros(()))
+        # The layers' operators as `train.loss.TrainingModel` has them.
+        self.step = model.model.step(
+            self.tokens_BT, balance=torch.zeros(()), training=for_training()
+        )
 
     def parts(self, has_dense: bool, has_sparse: bool) -> Parts:
         body, config = self.model.model, self.model.config
@@ -127,7 +131,8 @@ class _Counter:
     def _end(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """The loss, and the hidden states that the MTP modules go on from."""
         assert self.model.model.norm is not None, "the whole model is counted"
-        h_BTD = self.model.model.norm(x_BTD)
+        norm, training = self.model.model.norm, self.step.training
+        h_BTD = norm(x_BTD) if training is None else norm.trained(x_BTD, training)
         loss = self._loss(h_BTD)
         return (loss, h_BTD) if self.model.config.num_nextn_predict_layers else (loss,)
 

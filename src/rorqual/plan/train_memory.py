@@ -3,8 +3,8 @@
 What the trainer does (`train/`, `parallel/`): float32 weights, AdamW's moments, gradients that add
 up over a step's micro-batches; with several ranks FSDP's shards of all that, and beside them
 (ZeRO-1) the stage's weights and gradients whole. Activations are those of the micro-batches that
-the pipeline's order has under way. Counted are tensors, and on a CPU what the heap wastes: not the
-interpreter and its libraries.
+the pipeline's order has under way. Counted are tensors: not the interpreter, its libraries and what
+an allocator wastes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from rorqual.plan.activations import Load, Part, Parts, count_parts
 from rorqual.train.recipe import Recipe
 
 FLOAT32 = 4
-# Measured with glibc (docs/plan.md), from 0.3 to 15 GB: tensors that are freed between kept ones
-# leave holes in the heap, which stay the process's.
-HEAP_WASTE = 0.18  # of activations, on a CPU
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,6 @@ class RankMemory:
     moments: int
     activations: int
     buffers: int
-    allocator: int
     ema: int
     host: int
 
@@ -183,7 +179,6 @@ def _rank_memory(
         moments=2 * moment * sharded,
         activations=at_peak.activations,
         buffers=at_peak.buffers,
-        allocator=round(HEAP_WASTE * at_peak.activations) if is_cpu else 0,
         ema=ema if is_cpu else 0,
         host=0 if is_cpu else ema,
     )

@@ -59,7 +59,8 @@ class TrainingSettings:
     activation_checkpointing: Recompute = "none"
     """What is computed again in the backward pass instead of kept: `norms`, the report's choice
     (§3.2.3), RMSNorm and MLA's up-projections; `layers`, all within a layer: the least memory, one
-    more forward pass. `true` and `false` stand for `layers` and `none`."""
+    more forward pass. `true` and `false` stand for `layers` and `none`. On a CPU the operators of
+    `none` keep less than those of `norms`."""
     threads: int | None = Field(default=None, gt=0, le=1024)  # torch crashes on far too many
     """torch's threads; left out: torch's choice."""
     deterministic: bool | None = None
