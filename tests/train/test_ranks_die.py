@@ -166,6 +166,8 @@ def test_one_rank_goes_on_from_two(whole: Path, tmp_path: Path) -> None:
         (["parallel.dp_shard=4"], ["parallel.ep=2"]),
         (["parallel.dp_shard=2", "parallel.ep=2"], ["parallel.dp_replicate=2"]),
         (["parallel.ep=4"], []),
+        (["parallel.pp=2"], []),
+        (["parallel.dp_shard=2"], ["parallel.pp=2"]),
         ([], ["parallel.dp_shard=2", "parallel.ep=2"]),
     ],
 )
