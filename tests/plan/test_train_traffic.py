@@ -125,3 +125,11 @@ def test_a_pipeline_sends_streams_there_and_back() -> None:
     assert sent(config, pp=3, order="1f1b").pipeline == 2 * stream
     # In a V of two ranks each has one neighbour, twice; the turn is within the last one.
     assert sent(config, pp=2, order="zbv").pipeline == 2 * stream
+
+
+def test_chunks_of_an_interleaved_pipeline() -> None:
+    """Two ranks with three stages each: five boundaries, all between the two."""
+    config = SMALL.with_changes(num_hidden_layers=6)
+    stream = 2 * 64 * config.hidden_size * 4
+    found = sent(config, pp=2, order="interleaved", chunks=3)
+    assert found.pipeline == 5 * stream
