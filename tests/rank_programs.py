@@ -12,7 +12,14 @@ from patience import HANG_SECONDS
 
 
 class Rank(forked.Popen):
-    modules = ("rorqual.train.stages", "rorqual.parallel.ranks", "torch.distributed.pipelining")
+    """Of one process, which has imported what ranks need besides."""
+
+    modules = (
+        *forked.PRELOADED,
+        "rorqual.parallel.ranks",
+        "rorqual.train.shards",
+        "torch.distributed.pipelining",
+    )
 
 
 def run_ranks(program: Path, arguments: Sequence[Sequence[object]]) -> None:

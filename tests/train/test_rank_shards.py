@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from shards_ranks import make_model, named, state_of, values_of, whole_of
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-import forked
 import in_process
 from patience import HANG_SECONDS
+from rank_programs import Rank
 from rorqual import weights
 from rorqual.errors import CheckpointError, TrainingError
 from rorqual.train.checksums import damage
@@ -32,20 +32,12 @@ WORKER = Path(__file__).with_name("shards_ranks.py")
 RANKS = 4
 
 
-class Ranks(forked.Popen):
-    modules = (
-        "rorqual.train.stages",
-        "rorqual.train.shards",
-        "torch.distributed.fsdp",
-    )
-
-
 def on_ranks(world: int, folder: Path, place: Path, what: str) -> list[dict[str, Any]]:
     """What each rank tells."""
     place.mkdir()
     results = [place / f"{rank}.json" for rank in range(world)]
     processes = [
-        Ranks(
+        Rank(
             [
                 sys.executable,
                 str(WORKER),

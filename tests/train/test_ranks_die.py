@@ -21,8 +21,8 @@ import torch
 from small_run import LENGTH, RECIPE, STAGES, SyntheticBatches
 from test_train_on_ranks import free_port
 
-import forked
 from patience import HANG_SECONDS, wait_until
+from rank_programs import Rank
 from rorqual import weights
 from rorqual.config import apply_overrides
 from rorqual.train import TrainingData, train
@@ -37,10 +37,6 @@ KILLS = [[1, "write", 2], [0, "finish", 2], [1, "update", 2]]
 TWO = ["parallel.dp_shard=2", f"checkpoint.every_tokens={2 * 8 * LENGTH}", "ema.decay=0.9"]
 LOSS = 1e-6
 NUM_KILLS, LONG = 20, 140
-
-
-class Rank(forked.Popen):
-    modules = ("rorqual.train.stages", "rorqual.train.shards", "rorqual.parallel.ranks")
 
 
 def start(world: int, number: int, *words: str) -> list[Rank]:

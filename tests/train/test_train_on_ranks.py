@@ -19,9 +19,9 @@ import pytest
 import torch
 from small_run import MODEL
 
-import forked
 import in_process
 from patience import HANG_SECONDS, wait_until
+from rank_programs import Rank
 from rorqual import weights
 from rorqual.report.timeline_file import read_timeline
 from rorqual.train.metrics import read_metrics
@@ -31,10 +31,6 @@ LENGTH, BATCH = 32, 8
 NUM_STEPS = 6
 WORDS = "the whale swims under cold water and sings low songs to a far shore".split()
 LOSS = 1e-4  # after some steps, in other orders of float32 sums
-
-
-class Rank(forked.Popen):
-    modules = (*forked.PRELOADED, "rorqual.parallel.ranks")
 
 
 @pytest.fixture(scope="module")
