@@ -52,7 +52,7 @@ def test_another_number_of_processes_is_named_with_its_mend() -> None:
     text = str(caught.value)
     assert "3 processes (WORLD_SIZE)" in text
     assert "4: [parallel] dp_shard 2 x ep 2" in text
-    assert "torchrun --nproc-per-node 4 -m rorqual train RECIPE" in text
+    assert "torchrun --nproc-per-node 4 -m -- rorqual train RECIPE" in text
     with pytest.raises(UsageError, match="start `rorqual train` without torchrun"):
         ParallelSettings().check_world(2)
     ParallelSettings(ep=2).check_world(2)

@@ -196,7 +196,7 @@ def test_another_number_of_processes_is_refused_before_any_work(folder: Path) ->
         "train", "words.toml", "--run", "runs/wrong", "--set", "parallel.ep=4", folder=folder
     )
     assert done.code == 2
-    assert "torchrun --nproc-per-node 4 -m rorqual train" in done.err
+    assert "torchrun --nproc-per-node 4 -m -- rorqual train" in done.err
     assert not (folder / "runs" / "wrong").exists()
 
 

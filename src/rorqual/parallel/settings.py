@@ -93,7 +93,7 @@ class ParallelSettings:
         """UsageError where torchrun started another number of processes."""
         if found == self.world:
             return
-        start = f"torchrun --nproc-per-node {self.world} -m rorqual train RECIPE"
+        start = f"torchrun --nproc-per-node {self.world} -m -- rorqual train RECIPE"
         if self.world == 1:
             start = "start `rorqual train` without torchrun"
         raise UsageError(
