@@ -10,7 +10,7 @@ of all stages counted, is summed, so that each rank has the record of the whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ from rorqual.model import DeepseekV3
 from rorqual.parallel import TimedPipeline, make_orders
 from rorqual.parallel.actions import Kind
 from rorqual.parallel.pass_times import PassTimes
-from rorqual.parallel.runtime import ForwardRun, PipelineRun, Shapes
 from rorqual.parallel.stages import (
     EMBEDDING,
     RankStages,
@@ -34,6 +33,11 @@ from rorqual.train.batches import HeldOutPart
 from rorqual.train.loss import Coefficients, TrainingModel, balance_seen
 from rorqual.train.meters import Laps
 from rorqual.train.step import Accumulated
+
+# torch's pipelining takes a second to import, and with it an interrupt before the first step would
+# end with another exit code: it is imported where a pipeline begins.
+if TYPE_CHECKING:
+    from rorqual.parallel.runtime import PipelineRun, Shapes
 
 
 class StageRoot(nn.Module):
@@ -193,6 +197,8 @@ class InPipeline:
             in_parts = {part.stage for part in parts if part.kind is Kind.WEIGHT}
             for index, stage in self.stages.items():
                 stage.model.is_fusable = index not in self.split & in_parts
+            from rorqual.parallel.runtime import PipelineRun
+
             run = PipelineRun(
                 orders,
                 self.roots,
@@ -215,6 +221,8 @@ def _shapes(held: DeepseekV3, form: tuple[int, ...], by: Coefficients, num_metri
         results = [torch.empty((), requires_grad=True), torch.empty(num_depths)]
         if num_metrics:
             results.append(torch.empty(num_metrics))
+    from rorqual.parallel.runtime import Shapes
+
     return Shapes(hidden_BTD.requires_grad_(), tuple(results))
 
 
@@ -235,6 +243,8 @@ class LossesInPipeline:
             device="meta",
         )
         losses_PN = torch.zeros(len(parts), parts[0].inputs_BT.numel(), device=device)
+        from rorqual.parallel.runtime import ForwardRun, Shapes
+
         run = ForwardRun(
             forward_orders(pipeline.placement, len(parts)),
             {index: HeldOutRoot(stage) for index, stage in pipeline.stages.items()},
