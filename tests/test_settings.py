@@ -20,24 +20,28 @@ from rorqual.data.settings import BuildSettings
 from rorqual.errors import ConfigError
 from rorqual.model import ModelConfig, preset
 from rorqual.model.config import YarnScaling
+from rorqual.parallel.settings import ParallelSettings
 from rorqual.parallel.simulator import Durations
 from rorqual.plan.machine_file import MachineFile
 from rorqual.serve.settings import ServerSettings
 from rorqual.train import Recipe
 from rorqual.train.checkpoint import Progress
+from rorqual.train.ema import EmaSettings
 from rorqual.train.lr_schedule import BalanceSettings, BatchRamp, LrSchedule, MtpSettings
+from rorqual.train.metrics import MetricsSettings
 from rorqual.train.optimizer import OptimizerSettings
 from rorqual.train.recipe import CheckpointSettings, TrainingSettings, ValidationSettings
+from rorqual.train.spikes import Skip, SpikeSettings
 from rorqual.train.stages import Pretrain, Sft
 from rorqual.train.stages.corpora import CorporaStage, CorporaTraining
 from rorqual.weights.advice import ChatCard, SamplingDefaults
 
 CLASSES = (
     BalanceSettings, BatchRamp, BuildSettings, ChatCard, CheckpointSettings, CorporaStage,
-    CorporaTraining, DataSettings, Durations, SetOptions, Inputs, LrSchedule, MachineFile,
-    ModelConfig, MtpSettings,
-    OptimizerSettings, Pretrain, Progress, Recipe, SamplingDefaults, ServerSettings, Sft,
-    SourceSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
+    CorporaTraining, DataSettings, Durations, EmaSettings, SetOptions, Inputs, LrSchedule,
+    MachineFile, MetricsSettings, ModelConfig, MtpSettings, OptimizerSettings, ParallelSettings,
+    Pretrain, Progress, Recipe, SamplingDefaults, ServerSettings, Sft,
+    Skip, SourceSettings, SpikeSettings, TokenizerSettings, TrainingSettings, ValidationSettings,
 )  # fmt: skip
 WRONG: dict[type, tuple[Any, ...]] = {
     int: ("100", True, 2.5, [1]),

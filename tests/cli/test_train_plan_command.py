@@ -87,10 +87,10 @@ def test_an_order_that_cannot_run_is_told() -> None:
     """DualPipeV wants two micro-batches for each rank, and the ramp begins with 24 for 16."""
     words = ("plan", RECIPES / "671b.toml", "--train", "--on", "H800")
     done = run(*words, "--set", "parallel.order=dualpipev")
-    assert done.code == 0, done.err
-    text = " ".join(done.out.split())
-    assert "24 micro-batches of a replica: dualpipev cannot run (too few micro-batches" in text
-    assert "120 micro-batches of a replica, dualpipev" in text
+    assert done.code == 2
+    text = " ".join(done.err.split())
+    assert "too few micro-batches for this pipeline order: 24, where it takes at least 32" in text
+    assert "batches of 3072 sequences" in text
 
 
 def test_what_does_not_fit_says_what_would() -> None:

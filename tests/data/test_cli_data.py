@@ -88,7 +88,7 @@ def test_build_never_fetches(recipe: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "t" / "mine").exists()
 
 
-def test_the_table_of_a_build_is_whole_at_80_columns(
+def test_the_table_of_a_build_is_whole_in_a_file(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No name and no number is cut, and a small corpus is counted in tokens, not in millions."""
@@ -98,7 +98,6 @@ def test_the_table_of_a_build_is_whole_at_80_columns(
     rows = json.loads(CliRunner().invoke(app, ["build", str(recipe), "--json"]).stdout)
     done = CliRunner().invoke(app, ["build", str(recipe)], catch_exceptions=False)
     assert "…" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
     for word in ("documents", "tokens", "bytes", "repeated", "licence", "train"):
         assert word in done.stdout
     left = [line[: line.index("  ")].strip() for line in done.stdout.splitlines()[1:]]

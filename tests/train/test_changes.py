@@ -87,6 +87,7 @@ def test_every_key_of_a_recipe_is_in_one_of_the_lists(make_recipe: MakeRecipe) -
     # Of the same kind as one that is listed.
     named |= {"tokenizer.merge_digits", "tokenizer.train_bytes", "data.dedupe"}
     named |= {"data.split_punctuation_rate"}
+    named |= {"parallel.order", "parallel.chunks", "parallel.timeline_step"}
     table = make_recipe().table()
     keys = {
         f"{section}.{key}" for section, part in table.items() if isinstance(part, dict)

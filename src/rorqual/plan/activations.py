@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model import DeepseekV3, ModelConfig, empty
+from rorqual.model.dispatch import LocalDispatcher
 from rorqual.model.mla import MLA
 from rorqual.ops.cross_entropy import BLOCK_ELEMENTS, BLOCK_ELEMENTS_CUDA
 from rorqual.ops.kernels import for_training
@@ -109,6 +110,8 @@ class _Counter:
         self.step = model.model.step(
             self.tokens_BT, balance=torch.zeros(()), training=for_training()
         )
+        if load.num_experts < model.config.n_routed_experts:
+            self.step = self.step._replace(dispatcher=_Shared())
 
     def parts(self, has_dense: bool, has_sparse: bool) -> Parts:
         body, config = self.model.model, self.model.config
@@ -185,6 +188,16 @@ def _cut_experts(model: DeepseekV3, num_experts: int) -> None:
         for name, parameter in list(layer.experts.named_parameters()):
             own = parameter.detach()[:num_experts].clone()
             setattr(layer.experts, name, nn.Parameter(own))
+
+
+class _Shared:
+    """Brings as many rows as stay away: what ranks that share experts compute by, whose layers do
+    not take all operators of one rank.
+    """
+
+    def __init__(self) -> None:
+        here = LocalDispatcher()
+        self.dispatch, self.combine = here.dispatch, here.combine
 
 
 class _Scoreless(torch.autograd.Function):

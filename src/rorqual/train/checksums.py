@@ -1,7 +1,8 @@
 """Checksums of a checkpoint's files: a damaged one is seen before it is trained on.
 
-`trainer/checksums.json` gives size and SHA-256 of every other file in the folder. A checkpoint
-without it, of an earlier version, is taken as it is.
+`trainer/checksums.json` gives size and SHA-256 of the files that a run goes on from. What a user
+may change, the advice beside the weights (`chat.json`, `generation_config.json`), is not among
+them. A checkpoint without the list, of an earlier version, is taken as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from rorqual.errors import TrainingError
 from rorqual.files import read_json, write_json
 from rorqual.runs import TRAINER
+from rorqual.weights.advice import CHAT_CARD, GENERATION
 
 CHECKSUMS = "checksums.json"
 SMALL_BYTES = 1 << 20
@@ -27,9 +29,12 @@ def checksum(file: Path) -> dict[str, Any]:
 
 
 def write_checksums(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
-    """Of all files in `folder`; those of `known`, by their path in it, are not read again."""
+    """Of the files in `folder` but the advice; those of `known`, by their path in it, are not read
+    again.
+    """
     known, own = known or {}, folder / TRAINER / CHECKSUMS
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
+    apart = {own, folder / GENERATION, folder / CHAT_CARD}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     names = [path.relative_to(folder).as_posix() for path in files]
     table = {name: known.get(name) or checksum(folder / name) for name in names}
     write_json(own, {"files": table})
