@@ -370,3 +370,26 @@ MERGE = """async () => {
 def test_merging_has_no_order(chat: Chat) -> None:
     shapes = chat.page.evaluate(MERGE)
     assert [json.loads(shape) for shape in shapes] == [[["a0", "a1", "a2", "q"], "t2"]] * 3
+
+
+SLOW_STORE = """
+const open = IDBFactory.prototype.open;
+IDBFactory.prototype.open = function (...given) {
+  const request = open.apply(this, given);
+  Object.defineProperty(request, "onsuccess", {
+    set: (then) => request.addEventListener("success", () => { window.letOpen = then; }),
+  });
+  return request;
+};
+"""
+
+
+def test_a_message_sent_before_the_chats_are_there_waits_for_them(stage: Stage) -> None:
+    with stage.chat() as chat:
+        chat.page.add_init_script(SLOW_STORE)
+        chat.open()
+        chat.until("() => window.letOpen !== undefined")
+        chat.send("hello")
+        chat.page.evaluate("() => window.letOpen()")
+        assert chat.page.locator(".message.user").inner_text() == "You\nhello"
+        assert chat.answer()

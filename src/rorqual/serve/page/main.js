@@ -38,6 +38,7 @@ class Page {
 
   constructor() {
     this.settings = new Settings();
+    this.ready = new Promise((resolve) => { this.begin = resolve; });
     this.store = new Store({
       onChange: (id, isRemoved) => this.onOtherTab(id, isRemoved),
       onProblem: (text) => {
@@ -94,7 +95,9 @@ class Page {
       refresh: () => this.renderSidebar(),
     });
     this.composer = new Composer({
-      send: (text, files) => this.ask(text, this.current.leaf.value, files),
+      // Before the chats are there a message would go to none of them.
+      send: (text, files) =>
+        this.ready.then(() => this.ask(text, this.current.leaf.value, files)),
       stop: () => this.answering.stop(this.current.id),
     });
     this.panel = new SettingsPanel(this.settings, {
@@ -112,6 +115,7 @@ class Page {
     await this.store.open();
     this.listen();
     this.openFromAddress();
+    this.begin();
     this.saveSettings();
     this.loadModels();
     const { numUnreadable } = this.store;
