@@ -28,6 +28,7 @@ def test_a_map_of_the_bundled_model(tmp_path: Path) -> None:
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_server_says_what_the_engine_says() -> None:
     flags = ("--lengths", "100,200", "--depths", 2, "--trials", 2, "--json", "--seed", 3)
     ours = run(*NIAH, *flags, "--dtype", "float32", "--batch-invariant")
