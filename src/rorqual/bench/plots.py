@@ -6,24 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rorqual.bench.report import Report, Row, rates_of
-from rorqual.errors import UsageError
 from rorqual.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("decode", "prefill")
-
-
-def require_matplotlib() -> None:
-    """UsageError where it is not installed: said before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "matplotlib is not installed, so there can be no picture",
-            fix="pip install 'rorqual[train]', or leave --plot out",
-        ) from None
 
 
 def write_plot(report: Report, file: Path) -> None:

@@ -91,12 +91,13 @@ def bench(
       rorqual bench FILE.gguf --against llama.cpp,ik_llama.cpp --ik-llama-cpp DIR
     """
     from rorqual.bench import Bench, Places, Report, find_peers
-    from rorqual.bench.plots import require_matplotlib, write_plot
+    from rorqual.bench.plots import write_plot
+    from rorqual.cli.options import require_matplotlib
     from rorqual.cli.progress import shown_progress
     from rorqual.files import write_json
 
     if plot is not None:
-        require_matplotlib()
+        require_matplotlib("--plot")
     names = _peer_names(against, has_model=model is not None)
     places = Places(gguf=gguf, llama_cpp=llama_cpp, ik_llama_cpp=ik_llama_cpp, vllm=vllm)
     _check_places(places, names)

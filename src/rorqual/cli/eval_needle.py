@@ -71,8 +71,8 @@ def measure_needles(
 ) -> None:
     """Runs them, prints their map and draws it."""
     from rorqual.cli.engine_flags import EngineFlags
+    from rorqual.cli.options import require_matplotlib
     from rorqual.eval.needle import cells
-    from rorqual.parallel.timeline import require_matplotlib
     from rorqual.weights import ModelFolder
 
     if wish.plot is not None:

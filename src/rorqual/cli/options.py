@@ -98,3 +98,14 @@ def loading(name: str, *, is_logged: bool = False) -> Iterator[None]:
         if is_logged:
             console().print(f"Loading {name} ...", highlight=False)
         yield
+
+
+def require_matplotlib(option: str) -> None:
+    """UsageError where it is not installed: said before anything is measured or drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "matplotlib is not installed, so there can be no picture",
+            fix=f"pip install 'rorqual[train]', or leave {option} out",
+        ) from None

@@ -88,12 +88,13 @@ def _show(
     as_json: bool,
 ) -> None:
     """One order: figures by rank, and its timeline in the forms that were asked for."""
+    from rorqual.cli.options import require_matplotlib
     from rorqual.log import output_console
-    from rorqual.parallel.timeline import LEGEND, as_text, require_matplotlib, write_png
+    from rorqual.parallel.timeline import LEGEND, as_text, write_png
 
     num_ranks = len(one.timeline.ranks)
     if file is not None:
-        require_matplotlib()
+        require_matplotlib("--timeline")
         write_png(
             one.timeline, file, f"{one.name}, {num_ranks} ranks, {micro_batches} micro-batches"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rorqual.errors import UsageError
 from rorqual.files import atomic_write
 from rorqual.parallel.actions import Kind
 from rorqual.parallel.simulator import Interval, Timeline
@@ -71,17 +70,6 @@ def _column(own: tuple[Interval, ...], starts: list[float]) -> list[str]:
 def _moment(time: float) -> float:
     """Sums of the same durations in another order are the same moment."""
     return round(time, 9)
-
-
-def require_matplotlib(option: str = "--timeline") -> None:
-    """UsageError where it is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "matplotlib is not installed, so there can be no picture",
-            fix=f"pip install 'rorqual[train]', or leave {option} out",
-        ) from None
 
 
 def draw_timeline(timeline: Timeline, title: str) -> Figure:
